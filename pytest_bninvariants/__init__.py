@@ -1,0 +1,33 @@
+"""Prove, around your own train step, that what must not change did not change."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_bninvariants.errors import FrozenStateChanged as FrozenStateChanged
+    from pytest_bninvariants.errors import GateError as GateError
+    from pytest_bninvariants.invariants.guards import frozen as frozen
+    from pytest_bninvariants.invariants.guards import frozen_bn as frozen_bn
+    from pytest_bninvariants.invariants.verdict import Verdict as Verdict
+
+_HOMES = {
+    "FrozenStateChanged": "pytest_bninvariants.errors",
+    "GateError": "pytest_bninvariants.errors",
+    "Verdict": "pytest_bninvariants.invariants.verdict",
+    "frozen": "pytest_bninvariants.invariants.guards",
+    "frozen_bn": "pytest_bninvariants.invariants.guards",
+}
+__all__ = ["FrozenStateChanged", "GateError", "Verdict", "frozen", "frozen_bn"]
+
+
+def __getattr__(name: str) -> Any:
+    # PEP 562: this package is imported in every pytest run of its environment, torch must not be.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

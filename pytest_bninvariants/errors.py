@@ -1,0 +1,43 @@
+"""What users may catch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_bninvariants.invariants.verdict import Verdict
+
+
+class FrozenStateChanged(AssertionError):
+    """Say that a step broke an invariant.
+
+    Args:
+        message: the failure's text; its first line is the headline.
+        verdicts: the broken guards' verdicts, at least one.
+    """
+
+    def __init__(self, message: str, verdicts: tuple[Verdict, ...]) -> None:
+        super().__init__(message)
+        self.verdicts = verdicts
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return the first verdict; a test with several markers may have more in `verdicts`."""
+        return self.verdicts[0]
+
+    def __reduce__(self) -> tuple[type[FrozenStateChanged], tuple[str, tuple[Verdict, ...]]]:
+        return type(self), (str(self), self.verdicts)
+
+
+class GateError(Exception):
+    """Say that a guard could not judge: it was given nothing to watch, or watched nothing.
+
+    It is no AssertionError, so that `xfail(raises=AssertionError)` does not expect it, and the
+    plugin reports it as failed even under a bare `xfail`.
+    """
+
+
+def shown(value: object) -> str:
+    """Return a value as an error message shows it: its repr, cut, and its type."""
+    text = repr(value).splitlines()[0]
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

@@ -1,0 +1,1 @@
+"""The engine: what must hold around a step, without pytest."""

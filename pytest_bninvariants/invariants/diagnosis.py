@@ -1,0 +1,228 @@
+"""From changes and what was seen to causes, each with its fix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from pytest_bninvariants.invariants.verdict import Cause, Change, Place
+from pytest_bninvariants.invariants.witness import Seen
+
+_IDENTITY = ("gone", "new", "dtype", "shape")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """All that is known of one layer that changed.
+
+    Args:
+        name: its qualified name.
+        changes: its changes.
+        seen: what the witness saw of the module that holds the name now.
+        is_bn: whether it is a BN layer that the guard watches.
+        began_in_training: its mode when the step began.
+        stores: whether it has running statistics.
+        before: the class name of the module that held the name before.
+        after: the class name of the module that holds it now; None if it is gone.
+        same_object: whether these are one module.
+        in_training: its mode now.
+    """
+
+    name: str
+    changes: tuple[Change, ...]
+    seen: Seen
+    is_bn: bool
+    began_in_training: bool
+    stores: bool
+    before: str | None
+    after: str | None
+    same_object: bool
+    in_training: bool
+
+    @property
+    def statistics_changed(self) -> bool:
+        """Tell whether it has a change that normalising with batch statistics explains."""
+        return any(
+            change.kind == "batch-statistics"
+            or change.name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+            for change in self.changes
+        )
+
+    @property
+    def normalised(self) -> bool:
+        """Tell whether it is known to have normalised with batch statistics."""
+        return self.is_bn and self.seen.used_batch_statistics and self.statistics_changed
+
+
+def _lacks_statistics(layer: Layer) -> bool:
+    return layer.normalised and not layer.stores
+
+
+def _is_replaced(layer: Layer) -> bool:
+    """Tell whether another object holds a name, unless running in training mode explains it better."""
+    swapped = not layer.same_object
+    rebound = any(not c.same_object for c in layer.changes) and not layer.normalised
+    return swapped or rebound or any(change.kind in _IDENTITY for change in layer.changes)
+
+
+def _is_flipped(layer: Layer) -> bool:
+    return layer.normalised and layer.seen.flipped and not layer.began_in_training
+
+
+def _is_in_training(layer: Layer) -> bool:
+    return layer.normalised and layer.began_in_training
+
+
+def _explain_lacking(layers: list[Layer]) -> tuple[str, str]:
+    names = name_list(layers)
+    return (
+        f"{names} {_has(layers)} no running statistics, so {_it(layers)} normalised "
+        f"{_batches(layers)} with batch statistics, whatever {_its(layers)} mode",
+        f"build {names} with track_running_stats=True and load statistics, "
+        "or accept it with allow_batch_stats=True",
+    )
+
+
+def _explain_replaced(layers: list[Layer]) -> tuple[str, str]:
+    swapped = [layer for layer in layers if not layer.same_object]
+    told = [
+        f"{_named(layer)} was {layer.before} and is "
+        + ("gone" if layer.after is None else f"another module now: {layer.after}"
+           + (" in training mode" if layer.in_training and not layer.began_in_training else ""))
+        for layer in swapped
+        if layer.before is not None
+    ]
+    told += [
+        f"{change.name} {_REPLACED.get(change.kind, 'is held by another tensor now')}"
+        for layer in layers
+        if layer.same_object or layer.before is None
+        for change in layer.changes
+        if change.kind in _IDENTITY or not change.same_object
+    ]
+    return (
+        few(told),
+        "replace, convert or cast before the guarded step, and build the optimizer after that",
+    )
+
+
+_REPLACED = {
+    "gone": "is gone",
+    "new": "is new",
+    "dtype": "was cast",
+    "shape": "has another shape",
+}
+
+
+def _explain_flip(layers: list[Layer]) -> tuple[str, str]:
+    names = name_list(layers)
+    return (
+        f"{names} {_was(layers)} in eval, then put in training mode, and normalised "
+        f"{_batches(layers)} with batch statistics",
+        f"call .eval() on {names} after every model.train(), or override train() on the model",
+    )
+
+
+def _explain_training(layers: list[Layer]) -> tuple[str, str]:
+    names = name_list(layers)
+    return (
+        f"{names} {_each(layers)}normalised {_batches(layers)} with batch statistics; "
+        "requires_grad=False does not stop running statistics",
+        f"call .eval() on {names} after every model.train(), or override train() on the model",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A cause, when it applies to a layer, and what it says of all layers that it applies to."""
+
+    cause: str
+    applies: Callable[[Layer], bool]
+    explain: Callable[[list[Layer]], tuple[str, str]]
+
+
+RULES = (
+    Rule("no-stored-statistics", _lacks_statistics, _explain_lacking),
+    Rule("replaced", _is_replaced, _explain_replaced),
+    Rule("mode-flip", _is_flipped, _explain_flip),
+    Rule("training-mode", _is_in_training, _explain_training),
+)
+
+
+def diagnose(layers: Iterable[Layer]) -> tuple[Cause, ...]:
+    """Explain each layer by the first rule that applies, and group those that one place explains.
+
+    Args:
+        layers: the layers that changed.
+
+    Returns:
+        The causes, most specific first; a layer that no rule explains is in none of them.
+    """
+    grouped: dict[tuple[int, Place | None], list[Layer]] = {}
+    for layer in layers:
+        for number, rule in enumerate(RULES):
+            if rule.applies(layer):
+                grouped.setdefault((number, layer.seen.put_in_training), []).append(layer)
+                break
+    return tuple(
+        _cause(RULES[number], place, grouped[number, place])
+        for number, place in sorted(grouped, key=lambda group: group[0])
+    )
+
+
+def _cause(rule: Rule, place: Place | None, layers: list[Layer]) -> Cause:
+    why, fix = rule.explain(layers)
+    return Cause(
+        name=rule.cause,  # type: ignore[arg-type]
+        layers=tuple(layer.name for layer in layers),
+        why=why,
+        fix=fix,
+        place=place,
+    )
+
+
+def few(texts: list[str], most: int = 3) -> str:
+    """Join texts with semicolons, the first few of many."""
+    more = len(texts) - most
+    return "; ".join([*texts[:most], *([f"and {more} more"] if more > 0 else [])])
+
+
+def _named(layer: Layer) -> str:
+    return layer.name or "the model"
+
+
+def name_list(layers: list[Layer]) -> str:
+    """Return layers' names as a sentence has them, the first two of many."""
+    names = [_named(layer) for layer in layers]
+    if len(names) <= 2:
+        return " and ".join(names)
+    return f"{names[0]}, {names[1]} and {len(names) - 2} more"
+
+
+def _batches(layers: list[Layer]) -> str:
+    counts = sorted({layer.seen.batches for layer in layers})
+    if counts[0] == 0:
+        return "batches in compiled code" if counts == [0] else "batches"
+    span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{span} batch" if counts == [1] else f"{span} batches"
+
+
+def _was(layers: list[Layer]) -> str:
+    return "was" if len(layers) == 1 else "were"
+
+
+def _has(layers: list[Layer]) -> str:
+    return "has" if len(layers) == 1 else "have"
+
+
+def _it(layers: list[Layer]) -> str:
+    return "it" if len(layers) == 1 else "they"
+
+
+def _its(layers: list[Layer]) -> str:
+    return "its" if len(layers) == 1 else "their"
+
+
+def _each(layers: list[Layer]) -> str:
+    return "" if len(layers) == 1 else "each "
+
+

@@ -1,0 +1,31 @@
+"""What a BN layer normalises with: stored statistics, or the batch's own."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from pytest_bninvariants.invariants.selection import STATISTICS
+
+_TORCH_FORWARDS = {_BatchNorm.forward, SyncBatchNorm.forward, _InstanceNorm.forward}
+
+
+def has_known_forward(layer: nn.Module) -> bool:
+    """Tell whether a layer's forward is torch's own, so that its flags say what it will do."""
+    return type(layer).forward in _TORCH_FORWARDS and "forward" not in vars(layer)
+
+
+def has_stored_statistics(layer: nn.Module) -> bool:
+    """Tell whether a layer has running statistics to normalise with."""
+    return all(getattr(layer, name, None) is not None for name in STATISTICS)
+
+
+def uses_batch_statistics(layer: nn.Module) -> bool:
+    """Tell what a layer with a known forward normalises with, as its flags are now.
+
+    Source: the forwards in `torch/nn/modules/batchnorm.py` and `instancenorm.py`.
+    """
+    if isinstance(layer, _InstanceNorm):
+        return layer.training or not layer.track_running_stats
+    return layer.training or not has_stored_statistics(layer)

@@ -1,0 +1,65 @@
+"""Find the line of the user's own code that made a call."""
+
+from __future__ import annotations
+
+import sysconfig
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+
+from torch import nn
+
+from pytest_bninvariants.invariants.verdict import Place
+
+_OURS = str(Path(__file__).parents[1])
+_LIBRARIES = tuple(
+    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
+_PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
+
+
+@lru_cache(maxsize=4096)
+def is_users(filename: str) -> bool:
+    """Tell whether a file is the user's own: no library, no generated code, not this package."""
+    if filename.startswith(("<", _OURS)):
+        return False
+    return not (
+        filename.startswith(_LIBRARIES) or _PACKAGE_FOLDERS.intersection(Path(filename).parts)
+    )
+
+
+def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: bool) -> Place | None:
+    """Find who set a module's mode.
+
+    Args:
+        frame: the frame that assigns `module.training`.
+        module: the module.
+        training: the value that is assigned.
+
+    Returns:
+        The first line of the user's own code outside of `train` and `eval` methods, the outermost of
+        those as the call, and the library function in between, if one acted.
+    """
+    call = f"{type(module).__name__}.training = {training}"
+    while frame is not None and frame.f_code.co_name in ("train", "eval"):
+        owner = frame.f_locals.get("self")
+        if not isinstance(owner, nn.Module):
+            break
+        call = f"{type(owner).__name__}.{frame.f_code.co_name}({training})"
+        frame = frame.f_back
+    tool = None
+    nearest = frame
+    while frame is not None and not is_users(frame.f_code.co_filename):
+        if tool is None and not frame.f_code.co_filename.startswith(_OURS):
+            tool = f"{frame.f_globals.get('__name__', '?')}.{frame.f_code.co_name}"
+        frame = frame.f_back
+    frame = frame or nearest
+    if frame is None:
+        return None
+    return Place(
+        file=frame.f_code.co_filename,
+        line=frame.f_lineno,
+        function=frame.f_code.co_name,
+        call=call,
+        tool=tool,
+    )

@@ -1,0 +1,303 @@
+"""Which modules and which tensor names a guard watches."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.invariants import registry
+
+Kind = Literal["parameter", "buffer"]
+STATISTICS = ("running_mean", "running_var")
+_WRAPPER_CHILDREN = frozenset(
+    {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+)
+_LISTED = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What a guard is asked to watch.
+
+    Args:
+        modules: qualified names of modules or tensors; a name covers its subtree, `*` and `?` work
+            as in a shell (and cross dots). Empty: the whole model.
+        exclude: names, of the same sort, that are left out.
+        parameters: watch parameters.
+        buffers: watch buffers, and how BN layers normalise.
+        allow_batch_stats: let BN layers normalise with batch statistics.
+        bn_only: watch only BN layers.
+
+    Raises:
+        GateError: a value is of the wrong type, or nothing is left to watch.
+    """
+
+    modules: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    parameters: bool = True
+    buffers: bool = True
+    allow_batch_stats: bool = False
+    bn_only: bool = False
+
+    def __post_init__(self) -> None:
+        for pattern in self.modules:
+            if not isinstance(pattern, str):
+                raise GateError(
+                    f"modules are given by qualified name, such as 'backbone.bn1'; got {shown(pattern)}"
+                )
+        for pattern in self.exclude:
+            if not isinstance(pattern, str):
+                raise GateError(f"exclude= takes a name or several names; got {shown(pattern)}")
+        for option in ("parameters", "buffers", "allow_batch_stats"):
+            value = getattr(self, option)
+            if not isinstance(value, bool):
+                raise GateError(f"{option}= takes True or False; got {shown(value)}")
+        if not (self.parameters or self.buffers):
+            raise GateError("parameters=False and buffers=False together leave nothing to watch")
+
+    @property
+    def judges_normalisation(self) -> bool:
+        """Tell whether normalising with batch statistics is a violation here."""
+        return self.buffers and not self.allow_batch_stats
+
+
+def names_of(value: object) -> tuple[str, ...]:
+    """Return `exclude=`'s value as a tuple: a name, or an iterable of names."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, Iterable):
+        return tuple(value)
+    raise GateError(f"exclude= takes a name or several names; got {shown(value)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """One watched tensor, under one of its names.
+
+    Args:
+        name: qualified name in the model.
+        layer: qualified name of the module that owns it.
+        kind: whether it is registered as a parameter or as a buffer.
+        tensor: the tensor itself.
+    """
+
+    name: str
+    layer: str
+    kind: Kind
+    tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The watched part of a model; every mapping is keyed by the name without wrapper prefixes.
+
+    Args:
+        tensors: the watched tensors.
+        bn_layers: the watched BN layers, which must keep `eps` and use stored statistics.
+        modules: every module in the watched subtrees; one of them must run.
+    """
+
+    tensors: Mapping[str, Watched]
+    bn_layers: Mapping[str, nn.Module]
+    modules: Mapping[str, nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """A model's modules by name, with and without the prefixes that wrappers put into names."""
+
+    modules: dict[str, nn.Module]
+    bare: dict[str, str]
+
+    @property
+    def full(self) -> dict[str, str]:
+        """Map bare names back, to the innermost module where wrappers share one."""
+        return {bare: name for name, bare in self.bare.items()}
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Names:
+        """Read the names off a model."""
+        modules = dict(model.named_modules(remove_duplicate=False))
+        bare = {"": ""}
+        for name in modules:
+            if name:
+                parent, _, child = name.rpartition(".")
+                wrapper = child in _WRAPPER_CHILDREN and len(modules[parent]._modules) == 1
+                bare[name] = bare[parent] if wrapper else _join(bare[parent], child)
+        return cls(modules, bare)
+
+    def spelled(self, pattern: str) -> str:
+        """Return a pattern as these names spell it: without wrapper prefixes where those match nothing."""
+        if any(covers(pattern, bare, name) for name, bare in self.bare.items()):
+            return pattern
+        if any(covers(pattern, key, watched.name) for key, watched in self.tensors()):
+            return pattern
+        return ".".join(part for part in pattern.split(".") if part not in _WRAPPER_CHILDREN)
+
+    def tensors(self) -> Iterator[tuple[str, Watched]]:
+        """Yield every tensor of the model, tied ones under each name, with its bare name first."""
+        seen: set[str] = set()
+        for layer, module in self.modules.items():
+            for kind, name, tensor in own_tensors(module):
+                full = _join(layer, name)
+                bare = _join(self.bare[layer], name)
+                key = full if bare in seen else bare  # a wrapper's own buffer may share a bare name
+                seen.add(key)
+                yield key, Watched(name=full, layer=layer, kind=kind, tensor=tensor)
+
+
+def own_tensors(module: nn.Module) -> Iterator[tuple[Kind, str, Tensor]]:
+    """Yield a module's own parameters and buffers, non-persistent ones too."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield "parameter", name, parameter
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            yield "buffer", name, buffer
+
+
+def _join(parent: str, child: str) -> str:
+    return f"{parent}.{child}" if parent else child
+
+
+def is_bn_layer(module: nn.Module) -> bool:
+    """Tell whether a module is a BN layer: by family, by its buffers, or by `bn_layer_types`."""
+    if isinstance(module, _InstanceNorm):
+        return module.track_running_stats
+    if isinstance(module, _NormBase):
+        return True
+    if all(name in module._buffers for name in STATISTICS):
+        return True
+    return _is_named_type(module)
+
+
+def _is_named_type(module: nn.Module) -> bool:
+    """Tell whether the ini key bn_layer_types names the module's type, or a base of it."""
+    if not registry.bn_layer_types:
+        return False
+    return any(
+        name in registry.bn_layer_types
+        for base in type(module).__mro__
+        for name in (
+            base.__qualname__,
+            f"{base.__module__}.{base.__qualname__}",
+            f"{base.__module__}:{base.__qualname__}",
+        )
+    )
+
+
+def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selection:
+    """Find what a scope covers in a model.
+
+    Args:
+        model: the model.
+        scope: what is to be watched.
+        complain: raise where a pattern finds nothing; after the step names may be gone.
+
+    Raises:
+        GateError: a pattern matches nothing that can be watched, or everything is excluded.
+    """
+    names = Names.of(model)
+    modules = {names.bare[name]: module for name, module in names.modules.items()}
+    state_of_bn = _bn_state_owners(names) if scope.bn_only else names.modules.keys()
+    candidates = {
+        key: watched
+        for key, watched in names.tensors()
+        if (scope.parameters if watched.kind == "parameter" else scope.buffers)
+        and watched.layer in state_of_bn
+    }
+    bn_layers = {key: module for key, module in modules.items() if is_bn_layer(module)}
+
+    def matches(pattern: str) -> tuple[set[str], set[str]]:
+        spelled = names.spelled(pattern)
+        tensors = {key for key, w in candidates.items() if covers(spelled, key, w.name)}
+        return tensors, {names.bare[n] for n in names.modules if covers(spelled, names.bare[n], n)}
+
+    def watches(tensors: set[str], below: set[str]) -> bool:
+        return bool(tensors or (scope.judges_normalisation and below & bn_layers.keys()))
+
+    tensors: set[str] = set()
+    below: set[str] = set()
+    for pattern in scope.modules or ("",):
+        found = matches(pattern)
+        if complain and not watches(*found):
+            raise GateError(_nothing_to_watch(pattern, scope, names, candidates))
+        tensors |= found[0]
+        below |= found[1]
+    for pattern in scope.exclude:
+        left_out = matches(pattern)
+        if complain and not (left_out[0] & tensors or left_out[1] & below):
+            raise GateError(f"exclude={pattern!r} matches nothing that is watched")
+        tensors -= left_out[0]
+        below -= left_out[1]
+    if complain and not watches(tensors, below):
+        raise GateError(f"exclude={list(scope.exclude)} leaves nothing to watch")
+    owners = {names.bare[candidates[key].layer] for key in tensors}
+    return Selection(
+        tensors={key: watched for key, watched in candidates.items() if key in tensors},
+        bn_layers={key: module for key, module in bn_layers.items() if key in below},
+        modules={
+            key: module
+            for key, module in modules.items()
+            if key in owners or (key in below and (key in bn_layers or not scope.bn_only))
+        },
+    )
+
+
+def _bn_state_owners(names: Names) -> set[str]:
+    """Return the names of all modules whose own tensors are a BN layer's state.
+
+    A layer of a type that bn_layer_types names keeps its state where only its author knows, so its
+    whole subtree counts; elsewhere only `torch.nn.utils.parametrize` moves state into a child.
+    """
+    owners: set[str] = set()
+    for name, module in names.modules.items():
+        if is_bn_layer(module):
+            below = name if _is_named_type(module) else _join(name, "parametrizations")
+            owners |= {name, *(other for other in names.modules if covers(below, other))}
+    return owners
+
+
+def covers(pattern: str, *names: str) -> bool:
+    """Tell whether a pattern is one of these names, or the name of one of their parents."""
+    return pattern == "" or any(
+        fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for name in names
+    )
+
+
+def _nothing_to_watch(
+    pattern: str, scope: Scope, names: Names, candidates: Mapping[str, Watched]
+) -> str:
+    what = "BN layer" if scope.bn_only else "tensor"
+    if not scope.parameters:
+        what = f"buffer of a {what}" if scope.bn_only else "buffer"
+    if not scope.buffers:
+        what = f"parameter of a {what}" if scope.bn_only else "parameter"
+    if not candidates:
+        return f"the model has no {what}: there is nothing to watch"
+    if any(covers(names.spelled(pattern), names.bare[n], n) for n in names.modules):
+        problem = f"{pattern!r} holds no {what}"
+    else:
+        problem = f"{pattern!r} matches nothing in the model"
+    owners = list(dict.fromkeys(w.layer or w.name for w in candidates.values()))
+    there = owners if scope.bn_only else [name for name in names.modules if name] or owners
+    near = [name for name in there if name.endswith(f".{pattern}")]
+    near += difflib.get_close_matches(pattern, there, n=3)
+    listed = dict.fromkeys([*near, *sorted(there, key=lambda name: name.count("."))])
+    kinds = "BN layers" if scope.bn_only else "modules"
+    return f"{problem}; its {kinds} are {listing(list(listed))}"
+
+
+def listing(names: list[str]) -> str:
+    """Return names as a sentence has them, the first few of many."""
+    shown_names = ", ".join(repr(name) for name in names[:_LISTED])
+    more = len(names) - _LISTED
+    return f"{shown_names} and {more} more" if more > 0 else shown_names

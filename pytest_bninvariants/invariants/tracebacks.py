@@ -1,0 +1,41 @@
+"""Keep this package's frames out of tracebacks: a user's failure is about a user's code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+_PACKAGE = Path(__file__).parents[1]
+_CONFORMANCE = str(_PACKAGE / "conformance")
+
+
+def is_ours(traceback: TracebackType) -> bool:
+    """Tell whether a traceback's frame runs this package's machinery."""
+    filename = traceback.tb_frame.f_code.co_filename
+    return filename.startswith(str(_PACKAGE)) and not filename.startswith(_CONFORMANCE)
+
+
+def drop_our_frames(error: BaseException) -> None:
+    """Unlink this package's frames from an exception's traceback, and from its causes'."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        current.__traceback__ = _unlinked(current.__traceback__)
+        pending += [current.__cause__, current.__context__]
+        if isinstance(current, BaseExceptionGroup):
+            pending += current.exceptions
+
+
+def _unlinked(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback is not None and is_ours(traceback):
+        traceback = traceback.tb_next
+    kept = traceback
+    while kept is not None:
+        while kept.tb_next is not None and is_ours(kept.tb_next):
+            kept.tb_next = kept.tb_next.tb_next
+        kept = kept.tb_next
+    return traceback

@@ -1,0 +1,117 @@
+"""What a guard found, as plain data: no tensors, no pytest, picklable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ChangeKind = Literal["values", "dtype", "shape", "kept", "gone", "new", "eps", "batch-statistics"]
+CauseName = Literal["training-mode", "mode-flip", "no-stored-statistics", "replaced"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a user's code did something.
+
+    Args:
+        file: path as Python knows it.
+        line: line number, from 1.
+        function: name of the function.
+        call: what was called there, e.g. `Net.train(True)`.
+        tool: the library function in between, e.g. `lightning.pytorch.loops.fit_loop.advance`.
+    """
+
+    file: str
+    line: int
+    function: str
+    call: str
+    tool: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One way in which a watched name, or a watched layer, broke the invariant.
+
+    Args:
+        name: the tensor's qualified name; for `eps` and `batch-statistics` the layer's.
+        layer: qualified name of the module that holds it; empty for the model itself.
+        kind: what sort of change it is.
+        text: the change in words, e.g. `0 -> 1`.
+        same_object: whether the very tensor that held the name before still holds it.
+    """
+
+    name: str
+    layer: str
+    kind: ChangeKind
+    text: str
+    same_object: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """Why some layers changed, and what to do.
+
+    Args:
+        name: the word that DESIGN and docs use for it.
+        layers: qualified names of the layers that it explains.
+        why: what was seen, in a sentence or more.
+        fix: what to do, in the imperative.
+        place: where it was done, if that was seen.
+    """
+
+    name: CauseName
+    layers: tuple[str, ...]
+    why: str
+    fix: str
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hazard:
+    """Something worth saying about a name that is no violation by itself."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What one guard found around one step.
+
+    Args:
+        guard: the guard as its user wrote it, e.g. `frozen_bn('backbone')`.
+        noun: what its layers are called, `frozen BN layer` or `frozen layer`.
+        model: class name of the model.
+        source: where the model was found, e.g. `fixture 'model'`; empty where it was passed.
+        layers: how many layers were watched.
+        tensors: how many tensor names were watched.
+        changes: what broke the invariant; empty when it held.
+        causes: why, most specific first.
+        hazards: what else is worth saying.
+    """
+
+    guard: str
+    noun: str
+    model: str
+    source: str
+    layers: int
+    tensors: int
+    changes: tuple[Change, ...] = ()
+    causes: tuple[Cause, ...] = ()
+    hazards: tuple[Hazard, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Tell whether the invariant held."""
+        return not self.changes
+
+    @property
+    def changed_layers(self) -> tuple[str, ...]:
+        """Return the layers with a change, in the model's order."""
+        return tuple(dict.fromkeys(change.layer for change in self.changes))
+
+    @property
+    def changed_tensors(self) -> tuple[str, ...]:
+        """Return the names of the tensors that changed, in the model's order."""
+        of_layers = ("eps", "batch-statistics")
+        return tuple(dict.fromkeys(c.name for c in self.changes if c.kind not in of_layers))

@@ -1,0 +1,141 @@
+"""A verdict as text: the headline first, useful at 80 columns and without colour."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pytest_bninvariants.invariants.verdict import Cause, Change, Hazard, Place, Verdict
+
+WIDTH = 76  # pytest puts "E   " before each line
+_UNFOLDED_ROWS = 20
+_NAMED_LAYERS = 2
+_COLUMN = 36
+_WAYS = ((False, "changed"), (True, "normalised with batch statistics"))
+
+
+def headline(verdict: Verdict) -> str:
+    """Return the first line, which carries the news.
+
+    Args:
+        verdict: a verdict that does not hold.
+    """
+    layers = verdict.changed_layers
+    named = ", ".join(name or "the model" for name in layers[:_NAMED_LAYERS])
+    more = f" and {len(layers) - _NAMED_LAYERS} more" if len(layers) > _NAMED_LAYERS else ""
+    causes = ", ".join(dict.fromkeys(cause.name for cause in verdict.causes))
+    return f"{_count(verdict)}: {named}{more}" + (f" ({causes})" if causes else "")
+
+
+def _count(verdict: Verdict) -> str:
+    plural = "" if verdict.layers == 1 else "s"
+    normalised = {change.kind == "batch-statistics" for change in verdict.changes}
+    ways = [way for happened, way in _WAYS if happened in normalised]
+    changed = len(verdict.changed_layers)
+    total = max(verdict.layers, changed)
+    return f"{changed} of {total} {verdict.noun}{plural} {' or '.join(ways)}"
+
+
+def render(verdicts: Sequence[Verdict], *, verbose: bool = False) -> str:
+    """Return broken verdicts as one text.
+
+    Args:
+        verdicts: verdicts that do not hold, at least one.
+        verbose: give every tensor a row, however many there are.
+    """
+    heads = [headline(verdict) for verdict in verdicts]
+    bodies = [_body(verdict, verbose=verbose) for verdict in verdicts]
+    if len(verdicts) == 1:
+        return f"{heads[0]}\n\n{bodies[0]}"
+    told = [f"{verdict.guard}: {head}" for verdict, head in zip(verdicts, heads, strict=True)]
+    first = f"{told[0]} (and {len(told) - 1} more)"
+    return "\n\n".join([first, *bodies])
+
+
+def _body(verdict: Verdict, *, verbose: bool) -> str:
+    source = f" ({verdict.source})" if verdict.source else ""
+    tensors = len(verdict.changed_tensors)
+    plural = "" if verdict.tensors == 1 else "s"
+    total = max(tensors, verdict.tensors)
+    subject = f"{verdict.guard} on {verdict.model}{source}: "
+    lines = [
+        *_wrapped(f"{subject}{tensors} of {total} watched tensor{plural} changed", first="", rest="  "),
+        "",
+        *_table(verdict.changes, verbose=verbose),
+        "",
+    ]
+    for cause in verdict.causes:
+        lines += _cause(cause)
+    lines += _hazards(verdict.hazards)
+    return "\n".join(lines).rstrip()
+
+
+def _table(changes: Sequence[Change], *, verbose: bool) -> list[str]:
+    rows = [(change.name or "the model", change.text) for change in changes]
+    if not verbose and len(rows) > _UNFOLDED_ROWS:
+        foldings = (_folded(changes, depth) for depth in (2, 1, 0))
+        rows = next((fold for fold in foldings if len(fold) <= _UNFOLDED_ROWS), _folded(changes, 0))
+    column = min(max(len(name) for name, _ in [("tensor", ""), *rows]), _COLUMN)
+    lines = [f"  {'tensor':{column}}  change"]
+    for name, text in rows:
+        if len(name) <= column:
+            lines += _wrapped(text, first=f"  {name:{column}}  ", rest=" " * (column + 4))
+        else:
+            lines += [f"  {name}", *_wrapped(text, first=" " * 8, rest=" " * 8)]
+    return lines
+
+
+def _folded(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
+    """Return a row for each kind of tensor in each module of a depth, under its first one's whole name."""
+    groups: dict[tuple[str, str, str], list[Change]] = {}
+    for change in changes:
+        tensor = change.name.removeprefix(change.layer).lstrip(".")
+        module = ".".join(change.layer.split(".")[:-1][:depth])
+        groups.setdefault((module, tensor, change.kind), []).append(change)
+    rows = []
+    for (module, _, _), group in groups.items():
+        like = f" and {len(group) - 1} like it" + (f" in {module}" if module else "")
+        rows.append((group[0].name + (like if len(group) > 1 else ""), group[0].text))
+    return rows
+
+
+def _wrapped(text: str, *, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _cause(cause: Cause) -> list[str]:
+    lines = _wrapped(f"{cause.name}: {cause.why}", first="why  ", rest="     ")
+    if cause.place is not None:
+        lines += _wrapped(_place(cause.place), first="     ", rest="     ")
+    return [*lines, *_wrapped(cause.fix, first="fix  ", rest="     ")]
+
+
+def _place(place: Place) -> str:
+    tool = f", by {place.tool}" if place.tool else ""
+    return f"put in training mode by {place.call} at {_relative(place.file)}:{place.line} in {place.function}{tool}"
+
+
+def _relative(file: str) -> str:
+    path = Path(file)
+    here = Path(os.getcwd())
+    return str(path.relative_to(here)) if path.is_relative_to(here) else file
+
+
+def _hazards(hazards: Iterable[Hazard]) -> list[str]:
+    grouped: dict[str, list[str]] = {}
+    for hazard in hazards:
+        grouped.setdefault(hazard.text, []).append(hazard.name)
+    lines = []
+    for text, names in grouped.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines += _wrapped(f"{names[0]}{more}: {text}", first="also ", rest="     ")
+    return lines
