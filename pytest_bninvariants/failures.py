@@ -1,0 +1,158 @@
+"""Raise a guard's failure at the test it belongs to, and clean what pytest reports of it."""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import CodeType, TracebackType
+from typing import Any, NoReturn
+
+import pytest
+
+from pytest_bninvariants.errors import FrozenStateChanged, GateError
+from pytest_bninvariants.invariants.tracebacks import drop_our_frames
+from pytest_bninvariants.reporting.text import render
+
+GATE_ERROR = pytest.StashKey[GateError]()
+_PACKAGE = str(Path(__file__).parent)
+_RAISED_AT = "_raised_at"
+_FAILURE = "__failure__"
+
+
+def raise_at(function: Callable[..., Any], failure: BaseException, values: Mapping[str, Any]) -> NoReturn:
+    """Raise a failure from a frame that looks like a test's own `def` line.
+
+    So pytest shows the test and nothing of ours, and `--pdb` stops there with the test's values.
+
+    Args:
+        function: the test.
+        failure: what to raise.
+        values: what that frame's local variables are.
+    """
+    code = _code_at(inspect.unwrap(getattr(function, "__func__", function)))
+    failure.__dict__[_RAISED_AT] = code
+    failure.__traceback__ = failure.__context__ = None
+    exec(code, {_FAILURE: failure, "__builtins__": {}}, dict(values))
+    raise AssertionError("the code above raises")
+
+
+def _code_at(function: Callable[..., Any]) -> CodeType:
+    test = getattr(function, "__code__", None)
+    if test is None:  # a callable object
+        return compile(f"raise {_FAILURE}", "<test>", "exec")
+    first = test.co_firstlineno
+    down = _lines_to_def(test.co_filename, first)
+    # replacing the first line number moves all others with it, so count from there
+    code = compile("\n" * down + f"raise {_FAILURE}", test.co_filename, "exec")
+    return code.replace(co_name=test.co_name, co_qualname=test.co_qualname, co_firstlineno=first)
+
+
+def _lines_to_def(filename: str, first: int) -> int:
+    """Count the lines of decorators between a function's first line and its `def`."""
+    for number, line in enumerate(linecache.getlines(filename)[first - 1 :]):
+        if line.lstrip().startswith(("def ", "async def ")):
+            return number
+    return 0
+
+
+def clean(item: pytest.Item, call: pytest.CallInfo[None], *, verbose: bool) -> None:
+    """Make what a call raised presentable, before pytest turns it into a report."""
+    if call.excinfo is not None:
+        call.excinfo = _cleaned(call.excinfo, verbose=verbose)
+    of_unittest = getattr(item, "_excinfo", None)  # pytest reports these in place of call.excinfo
+    if of_unittest:
+        of_unittest[:] = [_cleaned(excinfo, verbose=verbose) for excinfo in of_unittest]
+
+
+def _cleaned(
+    excinfo: pytest.ExceptionInfo[BaseException], *, verbose: bool
+) -> pytest.ExceptionInfo[BaseException]:
+    failures = [e for e in _with_parts(excinfo.value) if isinstance(e, FrozenStateChanged | GateError)]
+    if not failures:
+        return excinfo
+    drop_our_frames(excinfo.value)
+    for failure in failures:
+        if isinstance(failure, FrozenStateChanged) and verbose:
+            failure.args = (render(failure.verdicts, verbose=True),)
+        _drop_notes_about_us(failure)
+        code = getattr(failure, _RAISED_AT, None)
+        if code is not None:
+            failure.__traceback__ = _from_frame(failure.__traceback__, code)
+    _drop_notes_about_us(excinfo.value)
+    return pytest.ExceptionInfo.from_exception(excinfo.value)
+
+
+def _from_frame(traceback: TracebackType | None, code: CodeType) -> TracebackType | None:
+    current = traceback
+    while current is not None and current.tb_frame.f_code is not code:
+        current = current.tb_next
+    return current or traceback
+
+
+def _with_parts(error: BaseException) -> Iterator[BaseException]:
+    yield error
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _with_parts(part)
+
+
+def _drop_notes_about_us(error: BaseException) -> None:
+    """Drop from hypothesis's explanation the lines of ours that only failing examples run."""
+    notes = getattr(error, "__notes__", None)
+    if not notes:
+        return
+    kept = []
+    for note in notes:
+        if _PACKAGE in note:
+            lines = [line for line in note.splitlines() if _PACKAGE not in line]
+            if not any(".py:" in line for line in lines):
+                continue
+            note = "\n".join(lines)
+        kept.append(note)
+    error.__notes__ = kept
+
+
+def gate_error_of(item: pytest.Item, call: pytest.CallInfo[None]) -> GateError | None:
+    """Return the gate error that a call ended with, also where unittest expects any failure."""
+    if call.excinfo is not None:
+        for error in _with_parts(call.excinfo.value):
+            if isinstance(error, GateError):
+                return error
+    return item.stash.get(GATE_ERROR, None) if call.when == "call" else None
+
+
+def insist(item: pytest.Item, report: pytest.TestReport, error: GateError) -> None:
+    """Report a gate error as failed, whatever xfail or expectedFailure made of it."""
+    if report.failed and not hasattr(report, "wasxfail"):
+        return
+    report.outcome = "failed"
+    if hasattr(report, "wasxfail"):
+        del report.wasxfail
+    excinfo = pytest.ExceptionInfo.from_exception(error)
+    report.longrepr = item.repr_failure(excinfo)  # type: ignore[assignment]
+
+
+def strip_prefix(report: pytest.TestReport) -> None:
+    """Begin the headline with the news, and not with the exception's name."""
+    longrepr: Any = report.longrepr
+    crash = getattr(longrepr, "reprcrash", None)
+    if crash is None:
+        return
+    prefixes = [f"{c.__module__}.{c.__qualname__}: " for c in (FrozenStateChanged, GateError)]
+    for prefix in prefixes:
+        crash.message = crash.message.removeprefix(prefix)
+        for _, entry in _entries(longrepr):
+            entry.lines = [_without(line, prefix) for line in entry.lines]
+
+
+def _entries(longrepr: Any) -> Iterator[tuple[int, Any]]:
+    yield from enumerate(longrepr.reprtraceback.reprentries)
+
+
+def _without(line: str, prefix: str) -> str:
+    mark, _, rest = line.partition(prefix)
+    return f"{mark}{rest}" if rest and mark.strip() == "E" else line
+
+

@@ -1,0 +1,121 @@
+"""What a marker may say -> a guard."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_bninvariants.errors import GateError, shown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pytest_bninvariants.invariants.guards import Guard
+
+_FREEZING = ("parameters", "buffers", "allow_batch_stats", "exclude")
+_SIGNATURE = (
+    "(*modules, parameters=True, buffers=True, allow_batch_stats=False, exclude=(), model=None)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marker:
+    """One marker that puts a guard around a test's call.
+
+    Args:
+        signature: its arguments, as `pytest --markers` shows them.
+        help: what it holds, as `pytest --markers` says it.
+        options: the keywords that it passes on to the guard.
+    """
+
+    signature: str
+    help: str
+    options: tuple[str, ...]
+
+
+MARKERS = {
+    "frozen_bn": Marker(
+        signature=_SIGNATURE,
+        help="fail the test if its call changes a BN layer in these modules (default: in the whole "
+        "model), or lets one normalise with batch statistics.",
+        options=_FREEZING,
+    ),
+    "frozen": Marker(
+        signature=_SIGNATURE,
+        help="fail the test if its call changes any parameter or buffer in these modules (default: "
+        "the whole model).",
+        options=_FREEZING,
+    ),
+}
+
+
+def lines() -> Iterator[str]:
+    """Yield the lines of `pytest --markers`."""
+    for name, marker in MARKERS.items():
+        yield f"{name}{marker.signature}: {marker.help}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A guard that a marker asks for.
+
+    Args:
+        name: the invariant.
+        modules: the marker's positional arguments.
+        options: its keywords but `model`.
+        model: where to find the model; None to look for the only one.
+    """
+
+    name: str
+    modules: tuple[Any, ...]
+    options: dict[str, Any]
+    model: str | None
+
+    @classmethod
+    def of(cls, mark: pytest.Mark) -> Request:
+        """Read a marker.
+
+        Raises:
+            GateError: it has an unknown option, or `model` is no name.
+        """
+        accepted = (*MARKERS[mark.name].options, "model")
+        for option in mark.kwargs:
+            if option not in accepted:
+                near = difflib.get_close_matches(option, accepted, n=1)
+                hint = f"; did you mean {near[0]}=?" if near else ""
+                raise GateError(
+                    f"@pytest.mark.{mark.name} has no option {option}={hint} "
+                    f"(accepted are {', '.join(accepted)})"
+                )
+        options = dict(mark.kwargs)
+        model = options.pop("model", None)
+        if not (model is None or isinstance(model, str)):
+            raise GateError(
+                f"@pytest.mark.{mark.name}(model=...) takes the name of a fixture or a dotted path "
+                f"such as 'trainer.model'; got {shown(model)}"
+            )
+        return cls(name=mark.name, modules=mark.args, options=options, model=model)
+
+    def guard(self, model: nn.Module, source: str) -> Guard:
+        """Make the guard."""
+        from pytest_bninvariants.invariants import guards
+
+        guard: Guard = getattr(guards, self.name)(
+            model, *self.modules, **self.options, _source=source
+        )
+        return guard
+
+
+def marks_of(item: pytest.Item) -> list[pytest.Mark]:
+    """Return a test's markers that ask for a guard, those of its module and class first, each once."""
+    found: list[pytest.Mark] = []
+    for mark in item.iter_markers():
+        if mark.name in MARKERS and not any(
+            (m.name, m.args, m.kwargs) == (mark.name, mark.args, mark.kwargs) for m in found
+        ):
+            found.append(mark)
+    return found[::-1]

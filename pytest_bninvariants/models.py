@@ -1,0 +1,130 @@
+"""Find the model that a marker means among a test's values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pytest_bninvariants.errors import GateError, shown
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Something that a test has at hand.
+
+    Args:
+        source: where it comes from, e.g. `fixture 'model'`.
+        value: the thing itself.
+    """
+
+    source: str
+    value: Any
+
+
+def find(values: Mapping[str, Value], path: str | None) -> tuple[nn.Module, str]:
+    """Return the model and where it was found.
+
+    Args:
+        values: the test's values by the name that a path begins with.
+        path: a name, or a dotted path from one; None for the only model there is.
+
+    Raises:
+        GateError: there is none, or several, or the path leads nowhere.
+    """
+    if path is not None:
+        return _follow(values, path)
+    candidates = _outermost(
+        {name: v for name, v in values.items() if isinstance(v.value, nn.Module) and _has_state(v.value)}
+    )
+    if len(candidates) == 1:
+        ((_, only),) = candidates.items()
+        return only.value, only.source
+    if candidates:
+        listed = ", ".join(f"{n!r} ({type(v.value).__name__})" for n, v in candidates.items())
+        first = next(iter(candidates))
+        raise GateError(
+            f"the test has {len(candidates)} models: {listed}; say which one with model={first!r}"
+        )
+    raise GateError(_none_found(values))
+
+
+def _has_state(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+
+
+def _outermost(candidates: Mapping[str, Value]) -> dict[str, Value]:
+    """Leave out modules that are part of another candidate, and second names of one module."""
+    below = {id(part) for v in candidates.values() for part in list(v.value.modules())[1:]}
+    found: dict[int, tuple[str, Value]] = {}
+    for name, value in candidates.items():
+        if id(value.value) not in below:
+            found.setdefault(id(value.value), (name, value))
+    return dict(found.values())
+
+
+def _follow(values: Mapping[str, Value], path: str) -> tuple[nn.Module, str]:
+    first, *rest = path.removeprefix("self.").split(".")
+    if first not in values:
+        there = ", ".join(repr(name) for name in values) or "none"
+        raise GateError(f"model={path!r}: the test has no fixture {first!r}; its values are {there}")
+    value = values[first].value
+    for number, part in enumerate(rest):
+        try:
+            value = _step(value, part)
+        except (AttributeError, LookupError, ValueError):
+            so_far = ".".join([first, *rest[:number]])
+            hint = _hint({first: values[first]})
+            raise GateError(
+                f"model={path!r}: {so_far!r} is a {type(value).__name__} and has no {part!r}{hint}"
+            ) from None
+    if not isinstance(value, nn.Module):
+        hint = _hint({first: values[first]})
+        raise GateError(f"model={path!r} is no torch.nn.Module but {shown(value)}{hint}")
+    source = values[first].source if not rest else f"{path!r}"
+    return value, source
+
+
+def _step(value: Any, part: str) -> Any:
+    if isinstance(value, Mapping):
+        return value[part]
+    if isinstance(value, Sequence) and part.isdigit():
+        return value[int(part)]
+    return getattr(value, part)
+
+
+def _none_found(values: Mapping[str, Value]) -> str:
+    hint = _hint(values)
+    if hint:
+        return f"no fixture of the test is a model{hint}"
+    listed = ", ".join(f"{name} ({type(v.value).__name__})" for name, v in values.items())
+    return (
+        f"the test has no model: its fixtures are {listed or 'none'}; let it take the model as a "
+        "fixture, or use the fixture `frozen_bn` or `frozen` around the train step: "
+        "with frozen_bn(model): ..."
+    )
+
+
+def _hint(values: Mapping[str, Value]) -> str:
+    """Say where modules are that a path could lead to."""
+    paths = [f"{name}.{part}" for name, v in values.items() for part in _modules_in(v.value)]
+    if not paths:
+        return ""
+    return f"; say model={paths[0]!r}" + "".join(f" or model={path!r}" for path in paths[1:4])
+
+
+def _modules_in(value: object) -> Iterator[str]:
+    if isinstance(value, nn.Module):
+        parts: Any = ()
+    elif isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, (list, tuple)):
+        fields = getattr(value, "_fields", range(len(value)))
+        parts = zip(fields, value, strict=True)
+    else:
+        parts = getattr(value, "__dict__", {}).items()
+    for name, part in parts:
+        if isinstance(part, nn.Module) and _has_state(part):
+            yield str(name)

@@ -1,0 +1,91 @@
+"""pytest's hooks, and nothing else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from pytest_bninvariants import markers
+from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.fixtures import bn_device, frozen, frozen_bn
+from pytest_bninvariants.invariants import registry
+from pytest_bninvariants.options import SETTINGS, Settings, add_options
+
+__all__ = ["bn_device", "frozen", "frozen_bn"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in markers.lines():
+        config.addinivalue_line("markers", line)
+    settings = config.stash[SETTINGS] = Settings.from_config(config)
+    config.add_cleanup(registry.use(settings.bn_layer_types))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "bn_device" in metafunc.fixturenames and _is_free("bn_device", metafunc):
+        devices = metafunc.config.stash[SETTINGS].devices
+        metafunc.parametrize("bn_device", devices, indirect=True, scope="session")
+
+
+def _is_free(fixture: str, metafunc: pytest.Metafunc) -> bool:
+    """Tell whether a fixture is ours, and not overridden or parametrized by the test."""
+    definitions = metafunc._arg2fixturedefs.get(fixture, ())
+    if not definitions or definitions[-1].func.__module__ != bn_device.__module__:
+        return False
+    given = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize") if mark.args)
+    names = (n.split(",") if isinstance(n, str) else n for n in given)
+    return not any(fixture in [name.strip() for name in listed] for listed in names)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    try:
+        return (yield)
+    finally:
+        if markers.marks_of(item):
+            from pytest_bninvariants.steps import forget
+
+            forget(item)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    __tracebackhide__ = True
+    marks = markers.marks_of(item)
+    if marks:
+        from pytest_bninvariants.steps import around_call
+
+        result = yield from around_call(item, marks)
+    else:
+        result = yield
+    guards = sys.modules.get("pytest_bninvariants.invariants.guards")
+    if guards is not None and guards.abandoned:
+        from pytest_bninvariants.failures import raise_at
+
+        unused = ", ".join(guards.abandoned)
+        guards.abandoned.clear()
+        error = GateError(f"{unused} was made and never entered, so it watched nothing: use `with`")
+        raise_at(getattr(item, "obj", item.runtest), error, {})
+    return result
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    from pytest_bninvariants import failures
+
+    failures.clean(item, call, verbose=item.config.get_verbosity() > 0)
+    report = yield
+    gate_error = failures.gate_error_of(item, call)
+    if gate_error is not None:
+        failures.insist(item, report, gate_error)
+    failures.strip_prefix(report)
+    return report
