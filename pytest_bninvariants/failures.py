@@ -21,7 +21,9 @@ _RAISED_AT = "_raised_at"
 _FAILURE = "__failure__"
 
 
-def raise_at(function: Callable[..., Any], failure: BaseException, values: Mapping[str, Any]) -> NoReturn:
+def raise_at(
+    function: Callable[..., Any], failure: BaseException, values: Mapping[str, Any]
+) -> NoReturn:
     """Raise a failure from a frame that looks like a test's own `def` line.
 
     So pytest shows the test and nothing of ours, and `--pdb` stops there with the test's values.
@@ -69,7 +71,9 @@ def clean(item: pytest.Item, call: pytest.CallInfo[None], *, verbose: bool) -> N
 def _cleaned(
     excinfo: pytest.ExceptionInfo[BaseException], *, verbose: bool
 ) -> pytest.ExceptionInfo[BaseException]:
-    failures = [e for e in _with_parts(excinfo.value) if isinstance(e, FrozenStateChanged | GateError)]
+    failures = [
+        e for e in _with_parts(excinfo.value) if isinstance(e, FrozenStateChanged | GateError)
+    ]
     if not failures:
         return excinfo
     drop_our_frames(excinfo.value)
@@ -135,24 +139,20 @@ def insist(item: pytest.Item, report: pytest.TestReport, error: GateError) -> No
 
 
 def strip_prefix(report: pytest.TestReport) -> None:
-    """Begin the headline with the news, and not with the exception's name."""
+    """Begin with the news, not with the exception's name; the summary has the headline alone.
+
+    On CI pytest prints a summary's message whole, which would give the verdict a second time.
+    """
     longrepr: Any = report.longrepr
     crash = getattr(longrepr, "reprcrash", None)
-    if crash is None:
-        return
-    prefixes = [f"{c.__module__}.{c.__qualname__}: " for c in (FrozenStateChanged, GateError)]
-    for prefix in prefixes:
-        crash.message = crash.message.removeprefix(prefix)
-        for _, entry in _entries(longrepr):
-            entry.lines = [_without(line, prefix) for line in entry.lines]
-
-
-def _entries(longrepr: Any) -> Iterator[tuple[int, Any]]:
-    yield from enumerate(longrepr.reprtraceback.reprentries)
+    for kind in (FrozenStateChanged, GateError):
+        prefix = f"{kind.__module__}.{kind.__qualname__}: "
+        if crash is not None and crash.message.startswith(prefix):
+            crash.message = crash.message.removeprefix(prefix).partition("\n")[0]
+            for entry in longrepr.reprtraceback.reprentries:
+                entry.lines = [_without(line, prefix) for line in entry.lines]
 
 
 def _without(line: str, prefix: str) -> str:
     mark, _, rest = line.partition(prefix)
     return f"{mark}{rest}" if rest and mark.strip() == "E" else line
-
-

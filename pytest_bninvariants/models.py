@@ -37,7 +37,11 @@ def find(values: Mapping[str, Value], path: str | None) -> tuple[nn.Module, str]
     if path is not None:
         return _follow(values, path)
     candidates = _outermost(
-        {name: v for name, v in values.items() if isinstance(v.value, nn.Module) and _has_state(v.value)}
+        {
+            name: v
+            for name, v in values.items()
+            if isinstance(v.value, nn.Module) and _has_state(v.value)
+        }
     )
     if len(candidates) == 1:
         ((_, only),) = candidates.items()
@@ -69,7 +73,9 @@ def _follow(values: Mapping[str, Value], path: str) -> tuple[nn.Module, str]:
     first, *rest = path.removeprefix("self.").split(".")
     if first not in values:
         there = ", ".join(repr(name) for name in values) or "none"
-        raise GateError(f"model={path!r}: the test has no fixture {first!r}; its values are {there}")
+        raise GateError(
+            f"model={path!r}: the test has no fixture {first!r}; its values are {there}"
+        )
     value = values[first].value
     for number, part in enumerate(rest):
         try:

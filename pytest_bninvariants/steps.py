@@ -61,7 +61,10 @@ class Step:
             self._fail(error)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         __tracebackhide__ = True
         try:
@@ -98,7 +101,9 @@ class Step:
         __tracebackhide__ = True
         if isinstance(failure, GateError):
             self._item.stash[GATE_ERROR] = failure
-        raise_at(self._function, failure, {**getattr(self._item, "funcargs", {}), **self._arguments})
+        raise_at(
+            self._function, failure, {**getattr(self._item, "funcargs", {}), **self._arguments}
+        )
 
 
 def values_of(item: pytest.Item, arguments: Mapping[str, Any]) -> dict[str, Value]:
@@ -147,7 +152,11 @@ def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, 
 
 
 def _stepping(
-    item: pytest.Item, marks: list[pytest.Mark], function: Callable[..., Any], *, put_back: bool = False
+    item: pytest.Item,
+    marks: list[pytest.Mark],
+    function: Callable[..., Any],
+    *,
+    put_back: bool = False,
 ) -> Callable[..., Any]:
     """Return a function that runs another, as a step of its own each time."""
 

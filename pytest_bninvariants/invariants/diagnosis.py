@@ -87,8 +87,12 @@ def _explain_replaced(layers: list[Layer]) -> tuple[str, str]:
     swapped = [layer for layer in layers if not layer.same_object]
     told = [
         f"{_named(layer)} was {layer.before} and is "
-        + ("gone" if layer.after is None else f"another module now: {layer.after}"
-           + (" in training mode" if layer.in_training and not layer.began_in_training else ""))
+        + (
+            "gone"
+            if layer.after is None
+            else f"another module now: {layer.after}"
+            + (" in training mode" if layer.in_training and not layer.began_in_training else "")
+        )
         for layer in swapped
         if layer.before is not None
     ]
@@ -224,5 +228,3 @@ def _its(layers: list[Layer]) -> str:
 
 def _each(layers: list[Layer]) -> str:
     return "" if len(layers) == 1 else "each "
-
-

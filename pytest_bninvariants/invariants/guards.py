@@ -28,7 +28,7 @@ from pytest_bninvariants.invariants.selection import (
 from pytest_bninvariants.invariants.tracebacks import drop_our_frames
 from pytest_bninvariants.invariants.verdict import Change, Hazard, Verdict
 from pytest_bninvariants.invariants.witness import Seen, Witness
-from pytest_bninvariants.reporting.text import headline, render
+from pytest_bninvariants.reporting.text import render
 
 _SETTINGS = ("momentum", "track_running_stats")
 _NOT_FAILURES = (KeyboardInterrupt, SystemExit, GeneratorExit)
@@ -90,7 +90,10 @@ class Guard:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         __tracebackhide__ = True
         conclude([self], error)
@@ -98,7 +101,9 @@ class Guard:
     def __del__(self) -> None:
         if not getattr(self, "_used", True):
             abandoned.append(self.spelled)
-            message = f"{self.spelled} was made and never entered, so it watched nothing: use `with`"
+            message = (
+                f"{self.spelled} was made and never entered, so it watched nothing: use `with`"
+            )
             warnings.warn(message, GuardNeverEntered, stacklevel=2)
 
     def start(self, before: Before | None = None) -> None:
@@ -150,7 +155,10 @@ class Guard:
         new = [key for key in after.selection.tensors if key not in before.keys]
         changes = snapshot.changes(before.kept, after.tensors, new)
         changes += _layer_changes(before, after, witness, self._scope, changes)
-        order = {name: number for number, name in enumerate([*before.names.modules, *after.names.modules])}
+        order = {
+            name: number
+            for number, name in enumerate([*before.names.modules, *after.names.modules])
+        }
         changes.sort(key=lambda change: order[change.layer])
         layers = {kept.watched.layer for kept in before.kept.values()}
         layers |= {before.names.full[key] for key in before.selection.bn_layers}
@@ -163,7 +171,7 @@ class Guard:
             tensors=len(before.kept),
             changes=tuple(changes),
             causes=diagnose(_known_of(changes, before, after, witness)),
-            hazards=tuple(_hazards(before, after, {change.name for change in changes})),
+            hazards=tuple(_hazards(before, after, changes)),
         )
 
 
@@ -212,7 +220,9 @@ def _note(guards: Sequence[Guard], error: BaseException) -> None:
         except GateError:
             continue
         if not verdict.holds:
-            error.add_note(f"\nwhen this was raised, {headline(verdict)}\n{render([verdict])}")
+            error.add_note(
+                f"\nwhen this was raised, frozen state had changed:\n{render([verdict])}"
+            )
 
 
 @contextmanager
@@ -317,8 +327,10 @@ def _known_of(
         )
 
 
-def _hazards(before: Before, after: _After, violated: set[str]) -> Iterator[Hazard]:
-    """Yield what is worth saying of names that hold what they held."""
+def _hazards(before: Before, after: _After, changes: Iterable[Change]) -> Iterator[Hazard]:
+    """Yield what is worth saying of names and layers besides their changes."""
+    violated = {change.name for change in changes}
+    swapped = {change.layer for change in changes if not change.same_object}
     for key, kept in before.kept.items():
         watched, now = kept.watched, after.tensors.get(key)
         if now is None or watched.name in violated:
@@ -336,20 +348,24 @@ def _hazards(before: Before, after: _After, violated: set[str]) -> Iterator[Haza
         if now is not None and now.tensor.requires_grad and not kept.requires_grad:
             yield Hazard(name=kept.watched.name, text="had requires_grad switched on")
     for key, settings in before.settings.items():
-        name, old, new = before.names.full[key], before.selection.bn_layers[key], after.modules.get(key)
+        name, old, new = (
+            before.names.full[key],
+            before.selection.bn_layers[key],
+            after.modules.get(key),
+        )
         if new is None:
             continue
-        if type(old) is not type(new):
-            yield Hazard(name=name, text=f"was {type(old).__name__} and is {type(new).__name__} now")
+        if type(old) is not type(new) and name not in swapped:
+            yield Hazard(
+                name=name, text=f"was {type(old).__name__} and is {type(new).__name__} now"
+            )
         for setting in _SETTINGS:
             value = getattr(new, setting, settings.get(setting))
             if setting in settings and value != settings[setting]:
                 yield Hazard(name=name, text=f"{setting} {settings[setting]} -> {value}")
 
 
-def _guard(
-    invariant: str, noun: str, model: object, scope: Scope, source: str
-) -> Guard:
+def _guard(invariant: str, noun: str, model: object, scope: Scope, source: str) -> Guard:
     if not isinstance(model, nn.Module):
         raise GateError(
             f"{invariant}(model, *modules) takes the model, a torch.nn.Module, first; got {shown(model)}"
@@ -416,5 +432,3 @@ def frozen(
         allow_batch_stats=allow_batch_stats,
     )
     return _guard("frozen", "frozen layer", model, scope, _source)
-
-

@@ -24,7 +24,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
 from pytest_bninvariants.invariants.selection import is_bn_layer
 
-_USES_BATCH = 5  # position of `training` and `use_input_stats` in torch.batch_norm, torch.instance_norm
+_USES_BATCH = (
+    5  # position of `training` and `use_input_stats` in torch.batch_norm, torch.instance_norm
+)
 
 
 class Observer(Protocol):

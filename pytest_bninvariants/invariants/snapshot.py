@@ -227,7 +227,9 @@ def _values(before: Kept, tensor: Tensor, now: list[Tensor]) -> str:
         return f"{int(differs.sum())} of {differs.numel()} values"
     if before.shape == ():
         return arrow(old[0].item(), new[0].item())
-    distance = (new - old).abs().double() if new.is_complex() else (new.double() - old.double()).abs()
+    distance = (
+        (new - old).abs().double() if new.is_complex() else (new.double() - old.double()).abs()
+    )
     distance = torch.where(differs, distance, -1.0).nan_to_num(nan=math.inf)
     worst = int(distance.argmax())
     at = [int(i) for i in torch.unravel_index(torch.tensor(worst), before.shape or (1,))]

@@ -16,6 +16,7 @@ from pytest_bninvariants.invariants.places import place_of_mode_call
 from pytest_bninvariants.invariants.selection import Selection, is_bn_layer, own_tensors
 from pytest_bninvariants.invariants.verdict import Place
 
+
 @dataclass(slots=True)
 class Seen:
     """What a witness saw of one BN layer.
@@ -83,7 +84,9 @@ class Witness:
     def saw_forward(self, module: nn.Module) -> None:
         """Note that a module is about to run."""
         if not self._forward_seen:
-            self._forward_seen = id(module) in self._watched or _hides_watched(module, self._watched)
+            self._forward_seen = id(module) in self._watched or _hides_watched(
+                module, self._watched
+            )
         if self._uncounted and _is_compiled(module):
             below = set(module.modules())
             for layer in self._uncounted:

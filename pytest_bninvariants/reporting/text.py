@@ -61,7 +61,9 @@ def _body(verdict: Verdict, *, verbose: bool) -> str:
     total = max(tensors, verdict.tensors)
     subject = f"{verdict.guard} on {verdict.model}{source}: "
     lines = [
-        *_wrapped(f"{subject}{tensors} of {total} watched tensor{plural} changed", first="", rest="  "),
+        *_wrapped(
+            f"{subject}{tensors} of {total} watched tensor{plural} changed", first="", rest="  "
+        ),
         "",
         *_table(verdict.changes, verbose=verbose),
         "",
