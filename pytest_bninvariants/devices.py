@@ -1,4 +1,4 @@
-"""--bn-device -> devices that are there; torch is imported only when other than cpu is asked for."""
+"""--bn-device -> devices that are there; torch is imported only for others than cpu."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def why_absent(kind: str, index: int) -> str | None:
 
     if kind == "mps":
         return _why_no_mps(torch)
-    built = torch.backends.cuda.is_built() if kind == "cuda" else torch.xpu._is_compiled()
+    built: object = (
+        torch.version.cuda or torch.version.hip if kind == "cuda" else torch.xpu._is_compiled()
+    )
     if not built:
         return f"torch {torch.__version__} is built without {kind.upper()} support"
     backend = torch.cuda if kind == "cuda" else torch.xpu

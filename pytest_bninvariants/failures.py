@@ -15,7 +15,7 @@ from pytest_bninvariants.errors import FrozenStateChanged, GateError
 from pytest_bninvariants.invariants.tracebacks import drop_our_frames
 from pytest_bninvariants.reporting.text import render
 
-GATE_ERROR = pytest.StashKey[GateError]()
+GATE_ERROR = pytest.StashKey[GateError | None]()
 _PACKAGE = str(Path(__file__).parent)
 _RAISED_AT = "_raised_at"
 _FAILURE = "__failure__"
@@ -135,7 +135,7 @@ def insist(item: pytest.Item, report: pytest.TestReport, error: GateError) -> No
     if hasattr(report, "wasxfail"):
         del report.wasxfail
     excinfo = pytest.ExceptionInfo.from_exception(error)
-    report.longrepr = item.repr_failure(excinfo)  # type: ignore[assignment]
+    report.longrepr = item.repr_failure(excinfo)
 
 
 def strip_prefix(report: pytest.TestReport) -> None:

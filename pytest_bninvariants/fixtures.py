@@ -25,7 +25,7 @@ def frozen_bn() -> Callable[..., Guard]:
 
 @pytest.fixture(scope="session")
 def frozen() -> Callable[..., Guard]:
-    """Guard all parameters and buffers: `with frozen(model, "backbone"): train_step(model, batch)`."""
+    """Guard parameters and buffers: `with frozen(model, "backbone"): train_step(model, batch)`."""
     from pytest_bninvariants.invariants.guards import frozen
 
     return frozen

@@ -111,7 +111,7 @@ class Request:
 
 
 def marks_of(item: pytest.Item) -> list[pytest.Mark]:
-    """Return a test's markers that ask for a guard, those of its module and class first, each once."""
+    """Return a test's markers that ask for a guard, its module's and class's first, each once."""
     found: list[pytest.Mark] = []
     for mark in item.iter_markers():
         if mark.name in MARKERS and not any(

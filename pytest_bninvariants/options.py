@@ -53,8 +53,8 @@ def add_options(parser: pytest.Parser) -> None:
         action="append",
         default=None,
         metavar="DEVICE",
-        help="run tests that use the `bn_device` fixture on DEVICE: cpu (the default), cuda, cuda:N, "
-        "mps, xpu, auto (the best there is) or all (each kind there is); repeatable",
+        help="run tests that use the `bn_device` fixture on DEVICE: cpu (the default), cuda, "
+        "cuda:N, mps, xpu, auto (the best there is) or all (each kind there is); repeatable",
     )
     parser.addini(
         "bn_device", "devices for the `bn_device` fixture, as --bn-device", type="args", default=[]

@@ -14,7 +14,8 @@ from torch import nn
 
 from pytest_bninvariants.errors import FrozenStateChanged, GateError
 from pytest_bninvariants.failures import GATE_ERROR, raise_at
-from pytest_bninvariants.invariants.guards import Before, Guard, conclude
+from pytest_bninvariants.invariants.comparison import Before
+from pytest_bninvariants.invariants.guards import Guard, conclude
 from pytest_bninvariants.invariants.state import ModelState
 from pytest_bninvariants.markers import Request
 from pytest_bninvariants.models import Value, find
@@ -90,7 +91,7 @@ class Step:
                 self._befores.append(guard.before)
 
     def _after_failure(self) -> None:
-        """Let a rerun compare with the state before this run, and hypothesis try again from there."""
+        """Let a rerun compare with the state before this run, and hypothesis start from there."""
         for state in self._states:
             state.restore()
         if not self._put_back:
@@ -107,7 +108,7 @@ class Step:
 
 
 def values_of(item: pytest.Item, arguments: Mapping[str, Any]) -> dict[str, Value]:
-    """Return what a test has at hand: its fixtures' values, its arguments, its instance's attributes."""
+    """Return what a test has at hand: its instance's attributes, its fixtures, its arguments."""
     values: dict[str, Value] = {}
     instance = getattr(item, "instance", None)
     if instance is not None:
@@ -123,8 +124,7 @@ def values_of(item: pytest.Item, arguments: Mapping[str, Any]) -> dict[str, Valu
 
 def forget(item: pytest.Item) -> None:
     """Drop what was kept for reruns of a test."""
-    item.stash._storage.pop(_EARLIER, None)  # type: ignore[call-overload]
-    item.stash._storage.pop(GATE_ERROR, None)  # type: ignore[call-overload]
+    item.stash[_EARLIER] = []
 
 
 def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, Any, Any]:
@@ -134,8 +134,9 @@ def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, 
     each example.
     """
     __tracebackhide__ = True
+    item.stash[GATE_ERROR] = None
     function: Any = getattr(item, "obj", item.runtest)
-    handle = getattr(function, "hypothesis", None)
+    handle: Any = getattr(function, "hypothesis", None)
     if hasattr(handle, "inner_test"):
         inner = handle.inner_test
         with _swapped(handle, "inner_test", _stepping(item, marks, inner, put_back=True)):

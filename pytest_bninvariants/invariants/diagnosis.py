@@ -59,7 +59,7 @@ def _lacks_statistics(layer: Layer) -> bool:
 
 
 def _is_replaced(layer: Layer) -> bool:
-    """Tell whether another object holds a name, unless running in training mode explains it better."""
+    """Tell whether another object holds a name, and training mode does not explain it."""
     swapped = not layer.same_object
     rebound = any(not c.same_object for c in layer.changes) and not layer.normalised
     return swapped or rebound or any(change.kind in _IDENTITY for change in layer.changes)

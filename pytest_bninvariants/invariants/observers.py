@@ -2,8 +2,8 @@
 
 Nothing is put on a user's objects, so copies, pickles and scripts of a model that are taken inside
 a step are clean. While somebody watches, `Module.__call__` and `Module.__setattr__` are wrapped and
-`torch.optim`'s global step hook is used. All of it is off while dynamo compiles, so that guarded and
-bare runs compile the same graphs.
+`torch.optim`'s global step hook is used. All of it is off while dynamo compiles, so that guarded
+and bare runs compile the same graphs.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def dynamo_has_compiled() -> bool:
 
 
 def _replace(owner: object, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
-    """Set an attribute of one of torch's classes or modules; return what puts the old value back."""
+    """Set an attribute of a torch class or module; return what puts the old value back."""
     if getattr(owner, name) is not wrapper:
         _originals[name] = getattr(owner, name)
         setattr(owner, name, wrapper)

@@ -37,8 +37,8 @@ def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: boo
         training: the value that is assigned.
 
     Returns:
-        The first line of the user's own code outside of `train` and `eval` methods, the outermost of
-        those as the call, and the library function in between, if one acted.
+        The first line of the user's own code outside of `train` and `eval` methods, with the
+        outermost of those as the call, and the library function in between, if one acted.
     """
     call = f"{type(module).__name__}.training = {training}"
     while frame is not None and frame.f_code.co_name in ("train", "eval"):

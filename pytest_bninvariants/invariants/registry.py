@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 bn_layer_types: frozenset[str] = frozenset()
-"""Names of types that count as BN layers: `Class`, `package.module.Class` or `package.module:Class`."""
+"""Names of types that count as BN layers: `Class`, `pkg.module.Class` or `pkg.module:Class`."""
 
 
 def use(names: Iterable[str]) -> Callable[[], None]:

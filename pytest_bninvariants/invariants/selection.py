@@ -51,7 +51,8 @@ class Scope:
         for pattern in self.modules:
             if not isinstance(pattern, str):
                 raise GateError(
-                    f"modules are given by qualified name, such as 'backbone.bn1'; got {shown(pattern)}"
+                    "modules are given by qualified name, such as 'backbone.bn1'; "
+                    f"got {shown(pattern)}"
                 )
         for pattern in self.exclude:
             if not isinstance(pattern, str):
@@ -135,7 +136,7 @@ class Names:
         return cls(modules, bare)
 
     def spelled(self, pattern: str) -> str:
-        """Return a pattern as these names spell it: without wrapper prefixes where those match nothing."""
+        """Return a pattern, without wrapper prefixes if it matches nothing as it is."""
         if any(covers(pattern, bare, name) for name, bare in self.bare.items()):
             return pattern
         if any(covers(pattern, key, watched.name) for key, watched in self.tensors()):

@@ -63,7 +63,7 @@ def _quantizer(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def as_bytes(part: Tensor) -> Tensor:
-    """View a plain dense tensor as a flat uint8 tensor, copying only where its layout forbids a view."""
+    """View a plain dense tensor as a flat uint8 tensor; copy only where its layout forbids it."""
     flat = part if part.is_contiguous() else part.contiguous()
     return flat.reshape(-1).view(torch.uint8)
 
@@ -141,9 +141,10 @@ def take(tensors: Mapping[str, Watched]) -> dict[str, Kept]:
             try:
                 copies[id(tensor)] = tuple(as_bytes(part).clone() for part in parts(tensor))
             except (Incomparable, RuntimeError, NotImplementedError) as error:
+                layout = str(tensor.layout).removeprefix("torch.")
                 raise GateError(
                     f"cannot compare {watched.name} ({type(tensor).__name__}, "
-                    f"{_dtype(tensor.dtype)}, {str(tensor.layout).removeprefix('torch.')}): {error}; "
+                    f"{_dtype(tensor.dtype)}, {layout}): {error}; "
                     f"leave it out with exclude={watched.name!r}"
                 ) from error
         kept[key] = Kept(

@@ -72,7 +72,7 @@ class Witness:
         observers.discard(self)
 
     def ran(self) -> bool:
-        """Tell whether anything ran that could have changed what is watched, as far as can be seen."""
+        """Tell whether anything ran that could have changed what is watched, as far as seen."""
         return (
             self._forward_seen
             or self._optimizer_seen
@@ -126,7 +126,7 @@ class Witness:
 
 
 def _marks(model: nn.Module) -> list[tuple[object, ...]]:
-    """Return marks that move when state is written, mostly: evidence of presence, never of absence."""
+    """Return marks that mostly move when state is written: evidence of presence, not of absence."""
     return [
         (name, id(module), own, id(tensor), None if tensor.is_inference() else tensor._version)
         for name, module in model.named_modules(remove_duplicate=False)

@@ -90,7 +90,7 @@ def _table(changes: Sequence[Change], *, verbose: bool) -> list[str]:
 
 
 def _folded(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
-    """Return a row for each kind of tensor in each module of a depth, under its first one's whole name."""
+    """Return a row for each kind of tensor in each module of a depth, by its first one's name."""
     groups: dict[tuple[str, str, str], list[Change]] = {}
     for change in changes:
         tensor = change.name.removeprefix(change.layer).lstrip(".")
@@ -123,7 +123,8 @@ def _cause(cause: Cause) -> list[str]:
 
 def _place(place: Place) -> str:
     tool = f", by {place.tool}" if place.tool else ""
-    return f"put in training mode by {place.call} at {_relative(place.file)}:{place.line} in {place.function}{tool}"
+    where = f"{_relative(place.file)}:{place.line} in {place.function}"
+    return f"put in training mode by {place.call} at {where}{tool}"
 
 
 def _relative(file: str) -> str:
