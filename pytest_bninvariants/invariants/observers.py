@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from types import FrameType
 from typing import Any, Protocol
 
@@ -91,17 +90,15 @@ class _Observers:
         self._uninstall()
 
     def _mind_dynamo(self) -> None:
-        handler = _dynamo_callbacks()
-        if handler is not None:
-            handler.register_start_callback(self._step_aside)
-            handler.register_end_callback(self._install)
+        if _dynamo is not None:
+            _dynamo.register_start_callback(self._step_aside)
+            _dynamo.register_end_callback(self._install)
 
     def _forget_dynamo(self) -> None:
-        handler = _dynamo_callbacks()
-        if handler is not None:
+        if _dynamo is not None:
             for callbacks, ours in (
-                (handler.start_callbacks, self._step_aside),
-                (handler.end_callbacks, self._install),
+                (_dynamo.start_callbacks, self._step_aside),
+                (_dynamo.end_callbacks, self._install),
             ):
                 if ours in callbacks:  # the user's step may have cleared them
                     callbacks.remove(ours)
@@ -237,12 +234,12 @@ def _after_optimizer_step(optimizer: Optimizer, *_: object) -> None:
         observer.saw_optimizer_step(optimizer)
 
 
-@cache
-def _dynamo_callbacks() -> Any:
+def _find_dynamo() -> Any:
     """Return dynamo's callback handler, and keep dynamo from tracing our wrappers.
 
     Both are private to torch. Where they are missing, guarded runs are judged as before, but may
-    compile more graphs than bare ones.
+    compile more graphs than bare ones. They are imported with this module, and not when the first
+    step begins: that takes a second, and hypothesis may be timing the step.
     """
     try:
         from torch._dynamo.callback import callback_handler
@@ -253,3 +250,6 @@ def _dynamo_callbacks() -> Any:
     for wrapper in (*wrappers, _after_optimizer_step):
         skip_code(wrapper.__code__)
     return callback_handler
+
+
+_dynamo = _find_dynamo()

@@ -1,0 +1,116 @@
+"""Run every code block of the README and of docs/."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FAILING = {"README.md": {"test_finetune.py"}}
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        """Return the file name that the first line gives."""
+        match = re.match(r"# (\S+\.(?:py|toml|yml))\n", self.text)
+        assert match, f"the first line of a block names its file; this begins {self.text[:40]!r}"
+        return match[1]
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text()
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert len(found) * 2 == text.count("```"), "a fence is not closed"
+    return [Block(language, text) for language, text in found]
+
+
+@pytest.fixture(params=PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def page(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+@pytest.fixture
+def folder(page: Path, tmp_path: Path) -> Path:
+    """Write the files of a page."""
+    for block in blocks(page):
+        if block.language in ("python", "toml"):
+            file = tmp_path / block.name
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(block.text)
+    return tmp_path
+
+
+def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment | {"COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_python_blocks_pass_or_fail_as_the_page_says(page: Path, folder: Path) -> None:
+    tests = sorted(str(file.relative_to(folder)) for file in folder.rglob("test_*.py"))
+    if not tests:
+        assert "```python" not in page.read_text()
+        return
+    failing = FAILING.get(page.name, set())
+    run = run_pytest(folder, "-q", "-rA", *tests)
+    passed = set(re.findall(r"^PASSED (\S+?)::", run.stdout, re.MULTILINE))
+    failed = set(re.findall(r"^FAILED (\S+?)::", run.stdout, re.MULTILINE))
+    assert (failed, passed) == (failing, set(tests) - failing), run.stdout + run.stderr
+
+
+def test_shown_output_is_what_pytest_prints(page: Path, folder: Path) -> None:
+    for block in blocks(page):
+        if block.language == "text":
+            command, *expected = block.text.splitlines()
+            assert command.startswith("$ pytest "), command
+            run = run_pytest(folder, *command.removeprefix("$ pytest ").split())
+            printed = [re.sub(r" +\[ *\d+%\]$", "", line) for line in run.stdout.splitlines()]
+            lines = [line.rstrip() for line in printed if set(line.strip()) != {"^"}]
+            assert "\n".join(expected) in "\n".join(lines), run.stdout
+
+
+def test_other_blocks_are_well_formed(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "toml":
+            assert tomllib.loads(block.text)
+        elif block.language == "yaml":
+            assert yaml.safe_load(block.text)["jobs"]
+        else:
+            assert block.language in ("python", "text", "sh"), block.language
+
+
+def test_the_readmes_commands_are_those_that_ci_and_newcomers_run() -> None:
+    found = [block.text.strip() for block in blocks(ROOT / "README.md") if block.language == "sh"]
+    make = "python3 -m venv .venv && .venv/bin/pip install -e "
+    assert found == [
+        "pip install pytest-bninvariants",
+        f"{make}'.[examples]' && .venv/bin/pytest docs/examples",
+        f"{make}'.[test]' && .venv/bin/pytest",
+    ]
+
+
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
