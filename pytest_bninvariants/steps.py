@@ -56,10 +56,12 @@ class Step:
         __tracebackhide__ = True
         try:
             self._start()
-        except GateError as error:
+        except BaseException as error:
             for guard in self._guards:
                 guard.stop()
-            self._fail(error)
+            if isinstance(error, GateError):
+                self._fail(error)
+            raise
 
     def __exit__(
         self,

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_bninvariants.invariants import snapshot
 from pytest_bninvariants.invariants.diagnosis import Layer, diagnose
-from pytest_bninvariants.invariants.normalisation import has_stored_statistics
+from pytest_bninvariants.invariants.normalisation import counts_batches, has_stored_statistics
 from pytest_bninvariants.invariants.selection import (
     STATISTICS,
     Names,
@@ -146,7 +146,9 @@ def _layer_changes(
             text = f"eps {snapshot.arrow(float(str(old_eps)), float(str(new_eps)))}"
             yield Change(name=name, layer=name, kind="eps", text=text)
         seen = _seen(witness, layer, now)
-        if scope.judges_normalisation and seen.used_batch_statistics and name not in told:
+        bytes_tell = seen.batches == 0 and counts_batches(layer)
+        used = seen.used_batch_statistics and not bytes_tell
+        if scope.judges_normalisation and used and name not in told:
             batches = f" {seen.batches} batch{'es' * (seen.batches > 1)}" if seen.batches else ""
             text = f"normalised{batches} with batch statistics"
             yield Change(name=name, layer=name, kind="batch-statistics", text=text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from pytest_bninvariants.invariants.selection import STATISTICS
@@ -13,12 +13,21 @@ _TORCH_FORWARDS = {_BatchNorm.forward, SyncBatchNorm.forward, _InstanceNorm.forw
 
 def has_known_forward(layer: nn.Module) -> bool:
     """Tell whether a layer's forward is torch's own, so that its flags say what it will do."""
-    return type(layer).forward in _TORCH_FORWARDS and "forward" not in vars(layer)
+    return (
+        isinstance(layer, _NormBase)
+        and type(layer).forward in _TORCH_FORWARDS
+        and "forward" not in vars(layer)
+    )
 
 
 def has_stored_statistics(layer: nn.Module) -> bool:
     """Tell whether a layer has running statistics to normalise with."""
     return all(getattr(layer, name, None) is not None for name in STATISTICS)
+
+
+def counts_batches(layer: nn.Module) -> bool:
+    """Tell whether a layer has a counter that moves whenever it normalises in training mode."""
+    return getattr(layer, "num_batches_tracked", None) is not None
 
 
 def uses_batch_statistics(layer: nn.Module) -> bool:

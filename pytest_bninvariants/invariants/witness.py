@@ -23,7 +23,8 @@ class Seen:
 
     Args:
         batches: forwards that normalised with batch statistics.
-        in_compiled_code: whether it is under a compiled module that ran while it was to use them.
+        in_compiled_code: whether a compiled module above it ran while its mode said to use them;
+            the forward itself cannot be seen then.
         flipped: whether it was in eval and then put in training mode.
         put_in_training: where it was put in training mode, last before its first such forward.
     """
@@ -35,7 +36,7 @@ class Seen:
 
     @property
     def used_batch_statistics(self) -> bool:
-        """Tell whether it normalised with batch statistics."""
+        """Tell whether it normalised with batch statistics, as far as its mode tells."""
         return self.batches > 0 or self.in_compiled_code
 
 
@@ -51,11 +52,6 @@ class Witness:
         self._model = model
         self._selection = selection
         self._watched = {id(module) for module in selection.modules.values()}
-        self._uncounted = [
-            layer
-            for layer in selection.bn_layers.values()
-            if has_known_forward(layer) and getattr(layer, "num_batches_tracked", None) is None
-        ]
         self._marks = _marks(model)
         self._forward_seen = False
         self._optimizer_seen = False
@@ -87,11 +83,10 @@ class Witness:
             self._forward_seen = id(module) in self._watched or _hides_watched(
                 module, self._watched
             )
-        if self._uncounted and _is_compiled(module):
-            below = set(module.modules())
-            for layer in self._uncounted:
-                if layer in below and uses_batch_statistics(layer):
-                    self._of(layer).in_compiled_code = True
+        if _is_compiled(module):
+            for layer in module.modules():
+                if id(layer) in self._watched and has_known_forward(layer):
+                    self._of(layer).in_compiled_code |= uses_batch_statistics(layer)
 
     def saw_batch_statistics(self, layer: nn.Module) -> None:
         """Note that a BN layer normalises a batch with batch statistics."""
@@ -127,11 +122,12 @@ class Witness:
 
 def _marks(model: nn.Module) -> list[tuple[object, ...]]:
     """Return marks that mostly move when state is written: evidence of presence, not of absence."""
-    return [
-        (name, id(module), own, id(tensor), None if tensor.is_inference() else tensor._version)
-        for name, module in model.named_modules(remove_duplicate=False)
-        for _, own, tensor in own_tensors(module)
-    ]
+    with torch._C.DisableTorchFunction():  # lazy parameters refuse to be asked otherwise
+        return [
+            (name, id(module), own, id(tensor), None if tensor.is_inference() else tensor._version)
+            for name, module in model.named_modules(remove_duplicate=False)
+            for _, own, tensor in own_tensors(module)
+        ]
 
 
 def _is_compiled(module: nn.Module) -> bool:
