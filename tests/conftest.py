@@ -1,0 +1,17 @@
+"""What the tests share: whole pytest sessions, run in this process."""
+
+from __future__ import annotations
+
+# pytester forgets modules that a session inside this process imported first. These must live on:
+# most keep state, or cannot be imported twice.
+import hypothesis.extra.numpy
+import torch._dynamo
+import torch.distributed
+import torch.optim
+import torch.utils.data  # noqa: F401
+
+import pytest_bninvariants.failures
+import pytest_bninvariants.invariants.guards
+import pytest_bninvariants.steps  # noqa: F401
+
+pytest_plugins = ["pytester"]

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from tests.pytester.sessions import Sessions
+
+
+@pytest.fixture
+def sessions(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Sessions:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("CI", "BUILD_NUMBER", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    return Sessions(pytester)
+
+
+@pytest.fixture(autouse=True)
+def _dynamo_has_compiled_nothing() -> None:
+    """Where dynamo has compiled, "nothing ran" is no failure: a test must not depend on those before it."""
+    convert_frame = sys.modules.get("torch._dynamo.convert_frame")
+    if convert_frame is not None and getattr(convert_frame, "FRAME_COUNTER", 0):
+        torch._dynamo.reset()
