@@ -112,10 +112,9 @@ class Request:
 
 def marks_of(item: pytest.Item) -> list[pytest.Mark]:
     """Return a test's markers that ask for a guard, its module's and class's first, each once."""
-    found: list[pytest.Mark] = []
-    for mark in item.iter_markers():
-        if mark.name in MARKERS and not any(
-            (m.name, m.args, m.kwargs) == (mark.name, mark.args, mark.kwargs) for m in found
-        ):
-            found.append(mark)
-    return found[::-1]
+    found = {
+        repr((mark.name, mark.args, mark.kwargs)): mark
+        for mark in item.iter_markers()
+        if mark.name in MARKERS
+    }
+    return list(found.values())[::-1]

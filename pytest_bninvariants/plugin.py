@@ -72,7 +72,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         unused = ", ".join(guards.abandoned)
         guards.abandoned.clear()
         error = GateError(f"{unused} was made and never entered, so it watched nothing: use `with`")
-        raise_at(getattr(item, "obj", item.runtest), error, {})
+        raise_at(getattr(item, "obj", None) or item.runtest, error, {})
     return result
 
 

@@ -80,8 +80,9 @@ class Step:
 
     def _start(self) -> None:
         values = values_of(self._item, self._arguments)
-        requests = [Request.of(mark) for mark in self._marks]
-        self._guards = [r.guard(*find(values, r.model)) for r in requests]
+        for mark in self._marks:
+            request = Request.of(mark)
+            self._guards.append(request.guard(*find(values, request.model)))
         if self._put_back:
             models = {id(guard.model): guard.model for guard in self._guards}
             self._states = [ModelState(model) for model in models.values()]
@@ -137,7 +138,7 @@ def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, 
     """
     __tracebackhide__ = True
     item.stash[GATE_ERROR] = None
-    function: Any = getattr(item, "obj", item.runtest)
+    function: Any = getattr(item, "obj", None) or item.runtest
     handle: Any = getattr(function, "hypothesis", None)
     if hasattr(handle, "inner_test"):
         inner = handle.inner_test
@@ -146,7 +147,7 @@ def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, 
     if type(item).__name__ == "TestCaseFunction":
         step = _stepping(item, marks, function)
         if inspect.iscoroutinefunction(function):
-            with _swapped(item.instance, function.__name__, step):  # type: ignore[attr-defined]
+            with _swapped(item.instance, item.name, step):  # type: ignore[attr-defined]
                 return (yield)
         with _swapped(item, "obj", step):
             return (yield)

@@ -91,6 +91,7 @@ class Guard:
 
     def stop(self) -> None:
         """Watch no longer."""
+        self._used = True
         if self._witness is not None:
             self._witness.stop()
 

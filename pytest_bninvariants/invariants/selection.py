@@ -262,8 +262,14 @@ def _bn_state_owners(names: Names) -> set[str]:
     owners: set[str] = set()
     for name, module in names.modules.items():
         if is_bn_layer(module):
-            below = name if _is_named_type(module) else _join(name, "parametrizations")
-            owners |= {name, *(other for other in names.modules if covers(below, other))}
+            owners.add(name)
+            below, prefix = (
+                (module, name)
+                if _is_named_type(module)
+                else (module._modules.get("parametrizations"), _join(name, "parametrizations"))
+            )
+            if below is not None:
+                owners |= {key for key, _ in below.named_modules(None, prefix, False)}
     return owners
 
 

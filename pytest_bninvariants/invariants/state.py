@@ -34,4 +34,17 @@ class ModelState:
             registry[name] = tensor
             if kept is not None:
                 with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-                    tensor.data = kept.clone()
+                    _fill(tensor, kept)
+
+
+def _fill(tensor: Tensor, kept: Tensor) -> None:
+    """Give a tensor its old content back, where possible in the memory that views of it share."""
+    fits = (
+        (tensor.dtype, tensor.device, tensor.shape) == (kept.dtype, kept.device, kept.shape)
+        and tensor.layout == kept.layout == torch.strided
+        and 0 not in tensor.stride()
+    )
+    if fits:
+        tensor.data.copy_(kept)
+    else:
+        tensor.data = kept.clone()
