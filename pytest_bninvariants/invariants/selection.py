@@ -300,7 +300,7 @@ def _nothing_to_watch(
     near += difflib.get_close_matches(pattern, there, n=3)
     listed = dict.fromkeys([*near, *sorted(there, key=lambda name: name.count("."))])
     kinds = "BN layers" if scope.bn_only else "modules"
-    return f"{problem}; its {kinds} are {listing(list(listed))}"
+    return f"{problem}; the model's {kinds} are {listing(list(listed))}"
 
 
 def listing(names: list[str]) -> str:

@@ -50,8 +50,10 @@ def render(verdicts: Sequence[Verdict], *, verbose: bool = False) -> str:
     if len(verdicts) == 1:
         return f"{heads[0]}\n\n{bodies[0]}"
     told = [f"{verdict.guard}: {head}" for verdict, head in zip(verdicts, heads, strict=True)]
-    first = f"{told[0]} (and {len(told) - 1} more)"
-    return "\n\n".join([first, *bodies])
+    sections = [told[0], bodies[0]]
+    for head, body in zip(told[1:], bodies[1:], strict=True):
+        sections += [f"and {head}", body]
+    return "\n\n".join(sections)
 
 
 def _body(verdict: Verdict, *, verbose: bool) -> str:
@@ -59,11 +61,10 @@ def _body(verdict: Verdict, *, verbose: bool) -> str:
     tensors = len(verdict.changed_tensors)
     plural = "" if verdict.tensors == 1 else "s"
     total = max(tensors, verdict.tensors)
-    subject = f"{verdict.guard} on {verdict.model}{source}: "
+    subject = f"{verdict.guard} on {verdict.model}{source}"
+    changed = f"{tensors} of {total} watched tensor{plural} changed"
     lines = [
-        *_wrapped(
-            f"{subject}{tensors} of {total} watched tensor{plural} changed", first="", rest="  "
-        ),
+        *_wrapped(f"{subject}: {changed}", first="", rest="  "),
         "",
         *_table(verdict.changes, verbose=verbose),
         "",
