@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pytest_bninvariants.errors import FrozenStateChanged as FrozenStateChanged
     from pytest_bninvariants.errors import GateError as GateError
+    from pytest_bninvariants.invariants.guards import Guard as Guard
     from pytest_bninvariants.invariants.guards import frozen as frozen
     from pytest_bninvariants.invariants.guards import frozen_bn as frozen_bn
     from pytest_bninvariants.invariants.verdict import Verdict as Verdict
@@ -16,10 +17,11 @@ _HOMES = {
     "FrozenStateChanged": "pytest_bninvariants.errors",
     "GateError": "pytest_bninvariants.errors",
     "Verdict": "pytest_bninvariants.invariants.verdict",
+    "Guard": "pytest_bninvariants.invariants.guards",
     "frozen": "pytest_bninvariants.invariants.guards",
     "frozen_bn": "pytest_bninvariants.invariants.guards",
 }
-__all__ = ["FrozenStateChanged", "GateError", "Verdict", "frozen", "frozen_bn"]
+__all__ = ["FrozenStateChanged", "GateError", "Guard", "Verdict", "frozen", "frozen_bn"]
 
 
 def __getattr__(name: str) -> Any:

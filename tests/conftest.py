@@ -4,11 +4,9 @@ from __future__ import annotations
 
 # pytester forgets modules that a session inside this process imported first. These must live on:
 # most keep state, or cannot be imported twice.
-import hypothesis.extra.numpy
+import hypothesis.extra.numpy  # noqa: F401
 import torch._dynamo
 import torch.distributed
-import torch.optim
-import torch.utils.data  # noqa: F401
 
 import pytest_bninvariants.failures
 import pytest_bninvariants.invariants.guards

@@ -182,6 +182,7 @@ def _known_of(
             after=None if new is None else type(new).__name__,
             same_object=old is new,
             in_training=new is not None and new.training,
+            trains=new is not None and any(p.requires_grad for p in new.parameters(recurse=False)),
         )
 
 

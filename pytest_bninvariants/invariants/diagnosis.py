@@ -26,6 +26,7 @@ class Layer:
         after: the class name of the module that holds it now; None if it is gone.
         same_object: whether these are one module.
         in_training: its mode now.
+        trains: whether one of its own parameters requires a gradient.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Layer:
     after: str | None
     same_object: bool
     in_training: bool
+    trains: bool
 
     @property
     def statistics_changed(self) -> bool:
@@ -118,21 +120,28 @@ _REPLACED = {
 
 
 def _explain_flip(layers: list[Layer]) -> tuple[str, str]:
-    names = name_list(layers)
-    return (
-        f"{names} {_was(layers)} in eval, then put in training mode, and normalised "
-        f"{_batches(layers)} with batch statistics",
-        f"call .eval() on {names} after every model.train(), or override train() on the model",
+    why = (
+        f"{name_list(layers)} {_was(layers)} in eval, then put in training mode, and normalised "
+        f"{_batches(layers)} with batch statistics"
     )
+    return why, _keep_in_eval(layers)
 
 
 def _explain_training(layers: list[Layer]) -> tuple[str, str]:
+    why = f"{name_list(layers)} {_each(layers)}normalised {_batches(layers)} with batch statistics"
+    if layers[0].seen.put_in_training is None:
+        why += ", in training mode since before the step"
+    if not any(layer.trains for layer in layers):
+        why += "; requires_grad=False does not stop running statistics"
+    return why, _keep_in_eval(layers)
+
+
+def _keep_in_eval(layers: list[Layer]) -> str:
     names = name_list(layers)
-    return (
-        f"{names} {_each(layers)}normalised {_batches(layers)} with batch statistics; "
-        "requires_grad=False does not stop running statistics",
-        f"call .eval() on {names} after every model.train(), or override train() on the model",
-    )
+    place = layers[0].seen.put_in_training
+    if place is not None and place.tool is not None:
+        return f"override train() on the model, so that it ends with .eval() on {names}"
+    return f"call .eval() on {names} after every model.train(), or override train() on the model"
 
 
 @dataclass(frozen=True, slots=True)

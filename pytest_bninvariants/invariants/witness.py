@@ -57,6 +57,7 @@ class Witness:
         self._optimizer_seen = False
         self._compiled = observers.dynamo_has_compiled()
         self.began_in_training = {k: layer.training for k, layer in selection.bn_layers.items()}
+        self._began_in_training = {id(x) for x in selection.bn_layers.values() if x.training}
         self.seen: WeakKeyDictionary[nn.Module, Seen] = WeakKeyDictionary()
 
     def start(self) -> None:
@@ -101,7 +102,8 @@ class Witness:
             return  # what led to the first batch is what counts
         flips = not module.training
         seen.flipped |= flips
-        if flips or seen.put_in_training is None:
+        restores = id(module) in self._began_in_training and frame.f_code.co_name != "train"
+        if (flips or seen.put_in_training is None) and not restores:
             seen.put_in_training = place_of_mode_call(frame, module, True)
 
     def saw_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -171,7 +171,8 @@ def test_batch_statistics_are_a_violation_though_no_bit_changed(
     verdict = judged(Pair(bn).train(training), step, exclude=exclude)
     assert found(verdict) == BATCH_STATISTICS
     assert verdict.changes[0].text == f"normalised {batches} batches with batch statistics"
-    assert judged(Pair(bn), step, exclude=exclude, allow_batch_stats=True).holds
+    if len(bn.state_dict()) > len(exclude):
+        assert judged(Pair(bn), step, exclude=exclude, allow_batch_stats=True).holds
     if list(bn.parameters()):
         assert judged(Pair(bn), step, buffers=False).holds
 
@@ -190,12 +191,13 @@ def test_tracking_switched_off_makes_training_mode_a_violation_though_no_bit_cha
 
 
 def test_an_instance_norm_whose_tracking_the_step_switches_off_uses_batch_statistics() -> None:
-    model = Pair(nn.InstanceNorm1d(2, track_running_stats=True)).eval()
-
     def step(model: Pair) -> None:
         model.bn.track_running_stats = False
         run(model)
 
+    model = Pair(nn.InstanceNorm1d(2, track_running_stats=True)).eval()
+    assert {name for name, _ in found(judged(model, step))} == {"bn.running_mean", "bn.running_var"}
+    model = Pair(nn.InstanceNorm1d(2, track_running_stats=True, momentum=0.0)).eval()
     assert found(judged(model, step)) == BATCH_STATISTICS
 
 
@@ -326,8 +328,8 @@ def test_a_parameter_that_became_a_buffer_is_a_hazard() -> None:
         run(model)
 
     verdict = judged(Pair(nn.BatchNorm1d(2)).eval(), step, guard=frozen)
-    assert "was a parameter and is a buffer now" in said(verdict)["bn.weight"]
-    assert "was a buffer and is a parameter now" in said(verdict)["bn.running_mean"]
+    assert "was a parameter and is a buffer" in said(verdict)["bn.weight"]
+    assert "was a buffer and is a parameter" in said(verdict)["bn.running_mean"]
 
 
 def test_an_equal_module_that_took_the_name_is_a_hazard_for_each_of_its_tensors() -> None:

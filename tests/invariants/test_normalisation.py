@@ -38,7 +38,7 @@ def normalised_with_the_batch(layer: nn.Module, batch: Tensor) -> bool:
 
 
 @pytest.mark.parametrize(("family", "shape"), FAMILIES, ids=lambda value: getattr(value, "__name__", ""))
-@pytest.mark.parametrize("flags", itertools.product([False, True], repeat=len(FLAGS)), ids=str)
+@pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=len(FLAGS))), ids=str)
 def test_a_layers_flags_say_what_it_normalises_with(
     family: type[nn.Module], shape: tuple[int, ...], flags: tuple[bool, ...]
 ) -> None:

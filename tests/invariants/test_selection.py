@@ -490,6 +490,13 @@ def test_a_typo_is_named_also_where_the_bn_layers_hold_no_tensors() -> None:
         pass
 
 
+def test_bn_layers_that_hold_no_tensors_are_not_said_to_be_missing() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2, affine=False, track_running_stats=False))
+    with pytest.raises(GateError) as caught, frozen_bn(model, allow_batch_stats=True):
+        pass
+    assert "the model has no BN layer" not in str(caught.value)
+
+
 @pytest.mark.parametrize("exclude", ["layer2", "stem.conv", ["stem", "layer2"], ""])
 def test_an_exclude_that_leaves_nothing_out_or_nothing_in_is_a_gate_error(exclude: object) -> None:
     scope = {"exclude": names_of(exclude), "bn_only": True}

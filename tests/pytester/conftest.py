@@ -18,7 +18,7 @@ def sessions(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Sess
 
 @pytest.fixture(autouse=True)
 def _dynamo_has_compiled_nothing() -> None:
-    """Where dynamo has compiled, "nothing ran" is no failure: a test must not depend on those before it."""
+    """Forget what other tests compiled: where dynamo has compiled, "nothing ran" is no failure."""
     convert_frame = sys.modules.get("torch._dynamo.convert_frame")
     if convert_frame is not None and getattr(convert_frame, "FRAME_COUNTER", 0):
         torch._dynamo.reset()

@@ -226,8 +226,8 @@ def test_explicit_examples_are_steps_too(sessions: Sessions) -> None:
         @pytest.mark.frozen_bn
         @calm
         @given(size=sizes)
+        @example(size=7)
         @example(size=77)
-        @example(size=55)
         def test_drifts(kept, size):
             drift_above(50, kept, size)
 
@@ -243,6 +243,23 @@ def test_explicit_examples_are_steps_too(sessions: Sessions) -> None:
     session.tells_apart()
     assert "explicit" in session.says("test_drifts")
     assert smallest(session, "test_drifts") == 77
+
+
+def test_several_explicit_examples_that_drift_fail_together(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.mark.frozen_bn
+        @calm
+        @given(size=sizes)
+        @example(size=55)
+        @example(size=77)
+        def test_step(kept, size):
+            drift_above(50, kept, size)
+    """,
+        before=HYPOTHESIS,
+    )
+    assert session.outcomes == {"test_step": "failed"}
+    assert session.texts["test_step"].count("2 of 2 frozen BN layers changed") == 2
 
 
 def test_only_the_examples_that_run_in_the_guard_count(sessions: Sessions) -> None:
