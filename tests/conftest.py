@@ -5,8 +5,7 @@ from __future__ import annotations
 # pytester forgets modules that a session inside this process imported first. These must live on:
 # most keep state, or cannot be imported twice.
 import hypothesis.extra.numpy  # noqa: F401
-import torch._dynamo
-import torch.distributed
+import torch._dynamo  # noqa: F401
 
 import pytest_bninvariants.failures
 import pytest_bninvariants.invariants.guards

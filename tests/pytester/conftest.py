@@ -22,3 +22,9 @@ def _dynamo_has_compiled_nothing() -> None:
     convert_frame = sys.modules.get("torch._dynamo.convert_frame")
     if convert_frame is not None and getattr(convert_frame, "FRAME_COUNTER", 0):
         torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def _compiler_is_imported() -> None:
+    """Have what `torch.compile` imports outlive the session that compiles."""
+    torch.compile(torch.neg, backend="eager")(torch.ones(1))

@@ -245,7 +245,7 @@ def test_explicit_examples_are_steps_too(sessions: Sessions) -> None:
     assert smallest(session, "test_drifts") == 77
 
 
-def test_several_explicit_examples_that_drift_fail_together(sessions: Sessions) -> None:
+def test_several_explicit_examples_may_drift(sessions: Sessions) -> None:
     session = sessions.run(
         """
         @pytest.mark.frozen_bn
@@ -259,7 +259,8 @@ def test_several_explicit_examples_that_drift_fail_together(sessions: Sessions) 
         before=HYPOTHESIS,
     )
     assert session.outcomes == {"test_step": "failed"}
-    assert session.texts["test_step"].count("2 of 2 frozen BN layers changed") == 2
+    assert "2 of 2 frozen BN layers changed" in session.says("test_step")
+    assert "size=55" in session.says("test_step")
 
 
 def test_only_the_examples_that_run_in_the_guard_count(sessions: Sessions) -> None:
