@@ -11,10 +11,11 @@ import pytest
 from pytest_bninvariants import markers
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.fixtures import bn_device, frozen, frozen_bn
-from pytest_bninvariants.invariants import registry
+from pytest_bninvariants.invariants import registry, reruns
 from pytest_bninvariants.options import SETTINGS, Settings, add_options
 
 __all__ = ["bn_device", "frozen", "frozen_bn"]
+_RERUN = ("rerunfailures", "flaky")  # plugins that run a test again
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,18 +47,17 @@ def _is_free(fixture: str, metafunc: pytest.Metafunc) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
-    try:
+    if not any(map(item.config.pluginmanager.hasplugin, _RERUN)):
         return (yield)
-    finally:
-        if markers.marks_of(item):
-            from pytest_bninvariants.steps import forget
-
-            forget(item)
+    with reruns.remembering(reruns.Memory()):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     __tracebackhide__ = True
+    if reruns.active is not None:
+        reruns.active.begin_run()
     marks = markers.marks_of(item)
     if marks:
         from pytest_bninvariants.steps import around_call

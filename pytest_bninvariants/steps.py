@@ -10,17 +10,14 @@ from types import TracebackType
 from typing import Any
 
 import pytest
-from torch import nn
 
 from pytest_bninvariants.errors import FrozenStateChanged, GateError
 from pytest_bninvariants.failures import GATE_ERROR, raise_at
-from pytest_bninvariants.invariants.comparison import Before
+from pytest_bninvariants.invariants import reruns
 from pytest_bninvariants.invariants.guards import Guard, conclude
 from pytest_bninvariants.invariants.state import ModelState
 from pytest_bninvariants.markers import Request
 from pytest_bninvariants.models import Value, find
-
-_EARLIER = pytest.StashKey[list[tuple[nn.Module, Before]]]()
 
 
 class Step:
@@ -49,7 +46,6 @@ class Step:
         self._arguments = arguments or {}
         self._put_back = put_back
         self._guards: list[Guard] = []
-        self._befores: list[Before] = []
         self._states: list[ModelState] = []
 
     def __enter__(self) -> None:
@@ -73,10 +69,10 @@ class Step:
         try:
             conclude(self._guards, error)
         except (FrozenStateChanged, GateError) as failure:
-            self._after_failure()
+            self._restore()
             self._fail(failure)
         if error is not None:
-            self._after_failure()
+            self._restore()
 
     def _start(self) -> None:
         values = values_of(self._item, self._arguments)
@@ -86,20 +82,12 @@ class Step:
         if self._put_back:
             models = {id(guard.model): guard.model for guard in self._guards}
             self._states = [ModelState(model) for model in models.values()]
-        earlier = self._item.stash.get(_EARLIER, [])
-        for number, guard in enumerate(self._guards):
-            same = number < len(earlier) and earlier[number][0] is guard.model
-            guard.start(earlier[number][1] if same else None)
-            if guard.before is not None:
-                self._befores.append(guard.before)
+        for guard in self._guards:
+            guard.start()
 
-    def _after_failure(self) -> None:
-        """Let a rerun compare with the state before this run, and hypothesis start from there."""
+    def _restore(self) -> None:
         for state in self._states:
             state.restore()
-        if not self._put_back:
-            models = [guard.model for guard in self._guards]
-            self._item.stash[_EARLIER] = list(zip(models, self._befores, strict=True))
 
     def _fail(self, failure: FrozenStateChanged | GateError) -> None:
         __tracebackhide__ = True
@@ -125,11 +113,6 @@ def values_of(item: pytest.Item, arguments: Mapping[str, Any]) -> dict[str, Valu
     return values | {name: Value(f"argument {name!r}", value) for name, value in drawn.items()}
 
 
-def forget(item: pytest.Item) -> None:
-    """Drop what was kept for reruns of a test."""
-    item.stash[_EARLIER] = []
-
-
 def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, Any, Any]:
     """Run a test's call with its guards around what is the step.
 
@@ -142,7 +125,8 @@ def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, 
     handle: Any = getattr(function, "hypothesis", None)
     if hasattr(handle, "inner_test"):
         inner = handle.inner_test
-        with _swapped(handle, "inner_test", _stepping(item, marks, inner, put_back=True)):
+        step = _stepping(item, marks, inner, put_back=True)
+        with reruns.remembering(None), _swapped(handle, "inner_test", step):
             return (yield)
     if type(item).__name__ == "TestCaseFunction":
         step = _stepping(item, marks, function)

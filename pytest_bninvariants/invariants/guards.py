@@ -9,7 +9,9 @@ from types import TracebackType
 from torch import nn
 
 from pytest_bninvariants.errors import FrozenStateChanged, GateError, shown
+from pytest_bninvariants.invariants import reruns
 from pytest_bninvariants.invariants.comparison import Before, compare, take
+from pytest_bninvariants.invariants.reruns import Slot
 from pytest_bninvariants.invariants.selection import Scope, names_of
 from pytest_bninvariants.invariants.tracebacks import drop_our_frames
 from pytest_bninvariants.invariants.verdict import Verdict
@@ -44,7 +46,8 @@ class Guard:
         self.model = model
         self.spelled = _spelled(invariant, scope)
         self.verdict: Verdict | None = None
-        self.before: Before | None = None
+        self._before: Before | None = None
+        self._slot = Slot(model=model)
         self._noun = noun
         self._scope = scope
         self._source = source
@@ -72,11 +75,8 @@ class Guard:
             )
             warnings.warn(message, GuardNeverEntered, stacklevel=2)
 
-    def start(self, before: Before | None = None) -> None:
+    def start(self) -> None:
         """Take the snapshot and begin to watch.
-
-        Args:
-            before: an older state of the same model to compare with instead.
 
         Raises:
             GateError: there is nothing to watch, or it cannot be compared.
@@ -85,7 +85,8 @@ class Guard:
             raise GateError(f"{self.spelled} is for one step: make another for the next")
         self._used = True
         now = take(self.model, self._scope)
-        self.before = before or now
+        self._slot = reruns.slot(self.model, self.spelled)
+        self._before = self._slot.earlier or now
         self._witness = Witness(self.model, now.selection)
         self._witness.start()
 
@@ -102,18 +103,18 @@ class Guard:
             GateError: nothing ran that could have changed anything.
         """
         self.stop()
-        if self.before is None or self._witness is None:
+        if self._before is None or self._witness is None:
             raise GateError(f"{self.spelled} was never started")
-        found = compare(self.before, self.model, self._scope, self._witness)
+        found = compare(self._before, self.model, self._scope, self._witness)
         verdict = Verdict(
             guard=self.spelled,
             noun=self._noun,
             model=type(self.model).__name__,
             source=self._source,
-            layers=len(self.before.layers),
-            tensors=len(self.before.kept),
+            layers=len(self._before.layers),
+            tensors=len(self._before.kept),
             changes=found.changes,
-            causes=found.causes,
+            causes=found.causes or (self._slot.causes if found.changes else ()),
             hazards=found.hazards,
         )
         if verdict.holds and not self._witness.ran():
@@ -122,8 +123,10 @@ class Guard:
                 "step of an optimizer that holds the model's parameters and no other change of "
                 "the model; run the train step, on this very model, inside the guard"
             )
+        if not verdict.holds:
+            self._slot.broken, self._slot.causes = self._before, verdict.causes
         self.verdict = verdict
-        self.before = self._witness = None
+        self._before = self._witness = None
         return verdict
 
 
