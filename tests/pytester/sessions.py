@@ -152,13 +152,16 @@ class Session:
 
     def first_line(self, name: str) -> str:
         """Return the first line that a failure's text says of its exception."""
-        said = re.findall(r"(?m)^E {3}\s*(.*)$", self.texts[name])
+        said = self._said(name)
         assert said, self.texts[name]
-        return str(said[0])
+        return said[0]
 
     def says(self, name: str) -> str:
         """Return all that a failure's text says of its exception, as one line."""
-        return " ".join(" ".join(re.findall(r"(?m)^E {3}\s*(.*)$", self.texts[name])).split())
+        return " ".join(" ".join(self._said(name)).split())
+
+    def _said(self, name: str) -> list[str]:
+        return [line[1:].strip() for line in self.texts[name].splitlines() if line[:2] == "E "]
 
 
 class Sessions:
@@ -224,7 +227,8 @@ class Sessions:
             exit_code = _EXIT_CODE_OF[bool(_wrong(outcomes))]
         assert session.exit_code == exit_code, session.output
         assert "INTERNALERROR" not in session.output + session.errors
-        assert not [line for line in session.lines if _OUR_FILE.search(line)], session.output
+        ours = "\n".join(line for line in session.lines if _OUR_FILE.search(line))
+        assert not ours, f"files of ours are named:\n{ours}"
         if not any(record["subtest"] for record in records):
             _hold_that_terminal_agrees(session, result)
             _hold_that_junit_agrees(session, junit)
