@@ -80,8 +80,14 @@ def torch_is_left_as_it_was() -> Iterator[None]:
     if getattr(compiler, "FRAME_COUNTER", 0):
         torch._dynamo.reset()  # else a guard can't tell that nothing ran
     before = everything_wrapped()
+    module = {name: vars(nn.Module)[name] for name in ("__call__", "__setattr__")}
+    functions = torch.batch_norm, torch.instance_norm
     yield
-    assert everything_wrapped() == before
+    after = everything_wrapped()
+    for name, method in module.items():  # a test that fails must not take the others with it
+        setattr(nn.Module, name, method)
+    torch.batch_norm, torch.instance_norm = functions
+    assert after == before
 
 
 @pytest.fixture

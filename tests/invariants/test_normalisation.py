@@ -27,7 +27,7 @@ FLAGS = ("affine", "track_running_stats", "training", "switched", "without")
 
 
 def normalised_with_the_batch(layer: nn.Module, batch: Tensor) -> bool:
-    """Find out by running: with stored statistics a sample's output depends on that sample alone."""
+    """Find out by running: stored statistics leave a sample's output to that sample alone."""
     torch.manual_seed(0)
     other = torch.randn_like(batch) * 9 + 5
     other[0] = batch[0]
@@ -37,8 +37,12 @@ def normalised_with_the_batch(layer: nn.Module, batch: Tensor) -> bool:
     return not torch.allclose(layer(batch)[0], layer(other)[0], atol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "shape"), FAMILIES, ids=lambda value: getattr(value, "__name__", ""))
-@pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=len(FLAGS))), ids=str)
+@pytest.mark.parametrize(
+    ("family", "shape"), FAMILIES, ids=lambda value: getattr(value, "__name__", "")
+)
+@pytest.mark.parametrize(
+    "flags", list(itertools.product([False, True], repeat=len(FLAGS))), ids=str
+)
 def test_a_layers_flags_say_what_it_normalises_with(
     family: type[nn.Module], shape: tuple[int, ...], flags: tuple[bool, ...]
 ) -> None:

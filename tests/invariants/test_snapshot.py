@@ -173,7 +173,9 @@ def test_bytes_compare_at_any_length_and_alignment(
     length: int, left: int, right: int, data: st.DataObject
 ) -> None:
     kept = torch.arange(64, dtype=torch.uint8)[left : left + length].clone()
-    a, b = (torch.zeros(64, dtype=torch.uint8)[at : at + length].copy_(kept) for at in (left, right))
+    a, b = (
+        torch.zeros(64, dtype=torch.uint8)[at : at + length].copy_(kept) for at in (left, right)
+    )
     assert snapshot.same_bytes(a, b)
     if length:
         place = data.draw(st.integers(0, length - 1))
@@ -288,22 +290,34 @@ CHANGED: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "quantized scale": lambda: (quantized(), quantized(scale=0.25, first=0.5)),
     "quantized zero point": lambda: (quantized(), quantized(zero=1)),
     "quantized by channel value": lambda: (quantized_by_channel(), quantized_by_channel(first=2)),
-    "quantized by channel scale": lambda: (quantized_by_channel(), quantized_by_channel(scale=0.75)),
-    "quantized by channel zero point": lambda: (quantized_by_channel(), quantized_by_channel(zero=1)),
+    "quantized by channel scale": lambda: (
+        quantized_by_channel(),
+        quantized_by_channel(scale=0.75),
+    ),
+    "quantized by channel zero point": lambda: (
+        quantized_by_channel(),
+        quantized_by_channel(zero=1),
+    ),
     "quantized by another channel": lambda: (quantized_by_channel(), quantized_by_channel(axis=1)),
     "nested value": lambda: (nested((2,), (3,)), nested((2,), (3,), first=1.0)),
     "nested lengths": lambda: (nested((2,), (3,)), nested((3,), (2,))),
     "nested shapes": lambda: (nested((2, 3)), nested((3, 2))),
     "nested count": lambda: (nested((2,), (3,)), nested((2,), (3,), (1,))),
     "mkldnn": lambda: (torch.ones(2).to_mkldnn(), torch.zeros(2).to_mkldnn()),
-    "subclass": lambda: (TwoTensor(torch.ones(2), torch.ones(2)), TwoTensor(torch.ones(2), torch.zeros(2))),
+    "subclass": lambda: (
+        TwoTensor(torch.ones(2), torch.ones(2)),
+        TwoTensor(torch.ones(2), torch.zeros(2)),
+    ),
     "subclass or plain": lambda: (TwoTensor(torch.ones(2), torch.ones(2)), torch.ones(2)),
     "sparse or dense": lambda: (coo(), coo().to_dense()),
     "rows or columns": lambda: (
         compressed(torch.sparse_csr, at=1),
         compressed(torch.sparse_csc, at=1),
     ),
-    "transposed or not": lambda: (torch.arange(4.0).reshape(2, 2), torch.arange(4.0).reshape(2, 2).t()),
+    "transposed or not": lambda: (
+        torch.arange(4.0).reshape(2, 2),
+        torch.arange(4.0).reshape(2, 2).t(),
+    ),
 }
 
 
@@ -334,8 +348,6 @@ def test_a_sparse_tensor_written_in_place_is_found(write: Callable[[Tensor], obj
 def test_a_transposed_tensor_with_the_same_values_is_no_change() -> None:
     x = torch.arange(6.0).reshape(2, 3)
     assert told(x, replaced_by(x.t().contiguous().t())) is None
-
-
 
 
 def _by_thread(x: Tensor) -> None:
@@ -401,9 +413,13 @@ def test_an_optimizers_step_is_found(
 ) -> None:
     model = nn.Linear(3, 2)
     optimizer = make(list(model.parameters()))
-    with pytest.raises(FrozenStateChanged) as caught, frozen(model):
+
+    def step() -> None:
         model(torch.ones(4, 3)).sum().backward()
         optimizer.step()
+
+    with pytest.raises(FrozenStateChanged) as caught, frozen(model):
+        step()
     assert caught.value.verdict.changed_tensors == ("weight", "bias")
 
 
@@ -444,7 +460,11 @@ def test_a_change_is_told_by_its_count_its_size_and_where_it_is_largest(
         (torch.tensor(2**60), torch.tensor(2**60 + 1), f"{2**60} -> {2**60 + 1}"),
         (torch.tensor(1j), torch.tensor(1 + 1j), ("0+1j -> 1+1j", "1j -> 1+1j")),
         (torch.tensor(1.0), torch.tensor(1.0 + 2**-23), "1.0 -> 1.0000001"),
-        (torch.tensor([1, 2]), torch.tensor([1, 5]), "1 of 2 values, max |d| 3.0e+00 at [1]: 2 -> 5"),
+        (
+            torch.tensor([1, 2]),
+            torch.tensor([1, 5]),
+            "1 of 2 values, max |d| 3.0e+00 at [1]: 2 -> 5",
+        ),
         (
             torch.zeros(2, 3),
             torch.zeros(2, 3).index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(0.5)),
@@ -476,7 +496,10 @@ def test_a_transposed_tensors_index_is_its_own_and_not_its_memorys() -> None:
 def test_unsigned_values_keep_their_sign() -> None:
     if not hasattr(torch, "uint64"):
         return
-    old, new = torch.tensor([2**63], dtype=torch.uint64), torch.tensor([2**64 - 1], dtype=torch.uint64)
+    old, new = (
+        torch.tensor([2**63], dtype=torch.uint64),
+        torch.tensor([2**64 - 1], dtype=torch.uint64),
+    )
     text = told(old, replaced_by(new))
     assert text is not None
     assert text.endswith(f"{2**63} -> {2**64 - 1}")
