@@ -1,0 +1,78 @@
+"""A rerun compares with the state before the first run, and only where it is one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from pytest_bninvariants import FrozenStateChanged, frozen, frozen_bn
+from pytest_bninvariants.invariants import reruns
+
+
+def drift_once(net: Any, batch: Tensor, guard: Any = frozen_bn) -> None:
+    """Move the statistics in a way that the model itself remembers, so that it happens once."""
+    with guard(net, "neck"):
+        net.train(bool(net.neck.num_batches_tracked < 2))(batch)
+
+
+def test_a_model_that_drifted_is_still_broken_in_the_rerun(net: Any, batch: Tensor) -> None:
+    memory = reruns.Memory()
+    for _ in range(3):
+        memory.begin_run()
+        with reruns.remembering(memory), pytest.raises(FrozenStateChanged) as caught:
+            drift_once(net, batch)
+        assert caught.value.verdict.changed_layers == ("neck",)
+
+
+def test_without_a_memory_every_guard_begins_anew(net: Any, batch: Tensor) -> None:
+    with reruns.remembering(None):
+        with pytest.raises(FrozenStateChanged):
+            drift_once(net, batch)
+        drift_once(net, batch)
+
+
+@pytest.mark.parametrize("other", [frozen, frozen_bn])
+def test_a_guard_within_the_same_run_begins_anew(net: Any, batch: Tensor, other: Any) -> None:
+    memory = reruns.Memory()
+    memory.begin_run()
+    with reruns.remembering(memory):
+        with pytest.raises(FrozenStateChanged):
+            drift_once(net, batch)
+        drift_once(net, batch, other)
+
+
+def test_a_model_that_was_made_anew_is_compared_with_itself(net: Any, batch: Tensor) -> None:
+    memory = reruns.Memory()
+    for training in (True, False):
+        memory.begin_run()
+        model = type(net)()
+        model.train(training)
+        guard = frozen_bn(model)
+        with reruns.remembering(memory):
+            if training:
+                with pytest.raises(FrozenStateChanged), guard:
+                    model(batch)
+            else:
+                with guard:
+                    model(batch)
+
+
+def test_a_model_that_was_put_back_holds_in_the_rerun(net: Any, batch: Tensor) -> None:
+    memory = reruns.Memory()
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    memory.begin_run()
+    with reruns.remembering(memory), pytest.raises(FrozenStateChanged):
+        drift_once(net, batch)
+    net.load_state_dict(state)
+    memory.begin_run()
+    with reruns.remembering(memory), frozen_bn(net, "neck"):
+        net.eval()(batch)
+
+
+def test_the_memory_in_use_is_put_back() -> None:
+    before = reruns.active
+    with reruns.remembering(reruns.Memory()), reruns.remembering(None):
+        assert reruns.active is None
+    assert reruns.active is before
