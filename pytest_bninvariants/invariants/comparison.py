@@ -228,5 +228,5 @@ def _hazards(before: Before, after: _After, changes: Iterable[Change]) -> Iterat
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Keep a user's dispatch and function modes from seeing or changing what a guard does."""
-    with torch.no_grad(), torch._C.DisableTorchFunction(), _disable_current_modes():
+    with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.no_grad():
         yield

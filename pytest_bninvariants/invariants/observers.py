@@ -13,10 +13,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -26,6 +27,9 @@ from pytest_bninvariants.invariants.selection import is_bn_layer
 _USES_BATCH = (
     5  # position of `training` and `use_input_stats` in torch.batch_norm, torch.instance_norm
 )
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class Observer(Protocol):
@@ -77,12 +81,22 @@ class _Observers:
                     register_optimizer_step_post_hook(_after_optimizer_step).remove,
                     _replace(nn.Module, "__setattr__", _observed_setattr),
                     _replace(nn.Module, "__call__", _observed_call),
+                    _replace(OptimizedModule, "_initialize", _observed_initialize),
                 ]
 
     def _uninstall(self) -> None:
         with self._lock:
             while self._undo:
                 self._undo.pop()()
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Take the wrappers off for a moment."""
+        self._uninstall()
+        try:
+            yield
+        finally:
+            self._install()
 
     def _step_aside(self, *_: object) -> None:
         for observer in self.present:
@@ -118,20 +132,19 @@ class _Listeners:
         self._count = 0
         self._undo: list[Callable[[], None]] = []
 
-    @contextmanager
-    def listen(self, layer: nn.Module) -> Iterator[None]:
-        """Watch a BN layer while it runs."""
+    def enter(self, layer: nn.Module) -> None:
+        """Begin to watch a BN layer that is about to run."""
         known = has_known_forward(layer)
         if known and uses_batch_statistics(layer):
             _tell_batch_statistics(layer)
-        stack = self._stack()
-        stack.append(None if known else layer)
-        self._count_by(0 if known else 1)
-        try:
-            yield
-        finally:
-            self._count_by(0 if known else -1)
-            stack.pop()
+        self._stack().append(None if known else layer)
+        if not known:
+            self._count_by(1)
+
+    def leave(self) -> None:
+        """End what `enter` began."""
+        if self._stack().pop() is not None:
+            self._count_by(-1)
 
     def heard(self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> None:
         """Take note of a normalising call's arguments."""
@@ -147,8 +160,6 @@ class _Listeners:
         return stack
 
     def _count_by(self, step: int) -> None:
-        if step == 0:
-            return
         with self._lock:
             self._count += step
             if self._count == 0:
@@ -192,43 +203,85 @@ def _tell_batch_statistics(layer: nn.Module) -> None:
         observer.saw_batch_statistics(layer)
 
 
+def _unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Keep dynamo, which may be running what calls a function, from compiling it."""
+    hidden: Callable[_P, _R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return hidden
+
+
+@_unseen
+def _tell_training_set(module: nn.Module, frame: FrameType) -> None:
+    for observer in _observers.present:
+        observer.saw_training_set(module, frame)
+
+
+@_unseen
+def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell of a call; return whether `_after_call` must follow."""
+    for observer in _observers.present:
+        observer.saw_forward(module)
+    listens = bool(_observers.present) and is_bn_layer(module) and _has_values(args, kwargs)
+    if listens:
+        _listeners.enter(module)
+    return listens
+
+
+@_unseen
+def _after_call() -> None:
+    _listeners.leave()
+
+
+# The wrappers themselves hold as little as they can: dynamo skips them, but not what they call,
+# and tries to compile that when a model is compiled in place. Hence the functions above.
+
+
 def _observed_setattr(self: nn.Module, name: str, value: Any) -> None:
     __tracebackhide__ = True
     if name == "training" and value:
-        for observer in _observers.present:
-            observer.saw_training_set(self, sys._getframe(1))
+        _tell_training_set(self, sys._getframe(1))
     _originals["__setattr__"](self, name, value)
 
 
 def _observed_call(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
     __tracebackhide__ = True
-    present = _observers.present
-    for observer in present:
-        observer.saw_forward(self)
-    if not (present and is_bn_layer(self) and _has_values(args, kwargs)):
+    if not _before_call(self, args, kwargs):
         return _originals["__call__"](self, *args, **kwargs)
-    with _listeners.listen(self):
+    try:
         return _originals["__call__"](self, *args, **kwargs)
+    finally:
+        _after_call()
 
 
 def _has_values(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Tell whether a forward is a real one, and not a tracer's on fake tensors."""
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    return not any(t.device.type == "meta" or type(t).__name__ == "FakeTensor" for t in tensors)
+    with torch._C.DisableTorchFunction():  # a user's mode is not to hear of our questions
+        return not any(t.is_meta or type(t).__name__ == "FakeTensor" for t in tensors)
+
+
+def _observed_initialize(self: OptimizedModule) -> None:
+    with _observers.away():  # torch.compile(model) holds on to model.__call__
+        _originals["_initialize"](self)
+
+
+@_unseen
+def _tell_normalising(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> None:
+    _listeners.heard(args, kwargs, name)
 
 
 def _observed_batch_norm(*args: Any, **kwargs: Any) -> Tensor:
-    _listeners.heard(args, kwargs, "training")
+    _tell_normalising(args, kwargs, "training")
     normalised: Tensor = _originals["batch_norm"](*args, **kwargs)
     return normalised
 
 
 def _observed_instance_norm(*args: Any, **kwargs: Any) -> Tensor:
-    _listeners.heard(args, kwargs, "use_input_stats")
+    _tell_normalising(args, kwargs, "use_input_stats")
     normalised: Tensor = _originals["instance_norm"](*args, **kwargs)
     return normalised
 
 
+@_unseen
 def _after_optimizer_step(optimizer: Optimizer, *_: object) -> None:
     for observer in _observers.present:
         observer.saw_optimizer_step(optimizer)
@@ -247,7 +300,7 @@ def _find_dynamo() -> Any:
     except ImportError:
         return None
     wrappers = (_observed_call, _observed_setattr, _observed_batch_norm, _observed_instance_norm)
-    for wrapper in (*wrappers, _after_optimizer_step):
+    for wrapper in wrappers:
         skip_code(wrapper.__code__)
     return callback_handler
 

@@ -266,7 +266,7 @@ def _bn_state_owners(names: Names) -> set[str]:
             below, prefix = (
                 (module, name)
                 if _is_named_type(module)
-                else (module._modules.get("parametrizations"), _join(name, "parametrizations"))
+                else (getattr(module, "parametrizations", None), _join(name, "parametrizations"))
             )
             if below is not None:
                 owners |= {key for key, _ in below.named_modules(None, prefix, False)}
