@@ -389,14 +389,14 @@ def test_a_guard_inside_an_example_needs_no_marker(sessions: Sessions) -> None:
             with pytest_bninvariants.frozen_bn(model):
                 drift_above(7, model, size)
 
-        @settings(database=None, derandomize=True, max_examples=20)
+        @settings(database=None, deadline=None, derandomize=True, max_examples=20)
         @given(size=sizes)
         def test_holds_by_fixture(frozen_bn, size):
             model = Net()
             with frozen_bn(model):
                 hold(model, size)
 
-        @settings(database=None, derandomize=True, max_examples=20)
+        @settings(database=None, deadline=None, derandomize=True, max_examples=20)
         @given(size=sizes)
         def test_drifts_by_fixture(frozen, size):
             model = Net()

@@ -269,14 +269,14 @@ OWN = {
         from hypothesis import given, settings, strategies as st
 
         @pytest.mark.frozen_bn
-        @settings(database=None)
+        @settings(database=None, deadline=None)
         @given(size=st.integers(2, 5))
         def test_drifted(kept, size):
             drift(kept)
             raise ValueError("own")
 
         @pytest.mark.frozen_bn
-        @settings(database=None)
+        @settings(database=None, deadline=None)
         @given(size=st.integers(2, 5))
         def test_held(kept, size):
             hold(kept)
@@ -438,7 +438,7 @@ def test_workers_of_xdist_tell_the_same(sessions: Sessions) -> None:
             raise ValueError("own")
 
         @pytest.mark.frozen_bn
-        @settings(database=None, derandomize=True)
+        @settings(database=None, deadline=None, derandomize=True)
         @given(size=st.integers(2, 40))
         def test_given(kept, size):
             (drift if size > 7 else hold)(kept, size)

@@ -359,7 +359,7 @@ def test_a_guard_never_entered_under_given_fails(sessions: Sessions) -> None:
         from hypothesis import given, settings, strategies as st
 
         @pytest.mark.xfail
-        @settings(database=None, max_examples=3)
+        @settings(database=None, deadline=None, max_examples=3)
         @given(size=st.integers(2, 5))
         def test_step(frozen_bn, size):
             model = Net()

@@ -54,8 +54,10 @@ def test_markers_work_where_all_warnings_are_errors_by_ini(sessions: Sessions) -
     sessions.run(BOTH).tells_apart()
 
 
-def test_all_warnings_as_errors_hold_in_a_process_of_its_own(sessions: Sessions) -> None:
-    sessions.pytester.makeini("[pytest]\nfilterwarnings = error")
+def test_a_strict_project_needs_no_more_configuration(sessions: Sessions) -> None:
+    sessions.pytester.makeini(
+        "[pytest]\nfilterwarnings = error\naddopts = --strict-markers --strict-config\n"
+    )
     session = sessions.run(BOTH, "--import-mode=importlib", alone=True)
     session.tells_apart()
     assert "warning" not in session.lines[-1]
@@ -115,11 +117,6 @@ def test_switched_off_the_guards_still_work_by_import(sessions: Sessions) -> Non
     )
     assert session.outcomes == {"test_holds": "passed", "test_drifts": "failed"}
     assert "2 of 2 frozen BN layers changed: bn1, bn2" in session.texts["test_drifts"]
-
-
-def test_strict_markers_know_the_markers(sessions: Sessions) -> None:
-    sessions.pytester.makeini("[pytest]\naddopts = --strict-markers --strict-config")
-    sessions.run(BOTH, alone=True).tells_apart()
 
 
 def test_two_sessions_in_one_process_do_not_disturb_each_other(sessions: Sessions) -> None:
