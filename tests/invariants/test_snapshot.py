@@ -245,6 +245,7 @@ EXOTIC: dict[str, Callable[[], Tensor]] = {
     "odd offset": lambda: torch.arange(9, dtype=torch.uint8)[3:],
     "conjugated": conjugated,
     "negated": negated,
+    "negated whole": lambda: torch._neg_view(torch.ones(3)),
     "coo": coo,
     "uncoalesced": lambda: torch.sparse_coo_tensor(torch.zeros(1, 2).long(), torch.ones(2), (2,)),
     "hybrid": lambda: torch.sparse_coo_tensor(torch.tensor([[0, 2]]), torch.ones(2, 3), (4, 3)),
@@ -280,6 +281,8 @@ def test_an_equal_tensor_of_any_layout_is_no_change(build: Callable[[], Tensor])
 CHANGED: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "conjugated": lambda: (conjugated(), conjugated(2.0)),
     "negated": lambda: (negated(), negated(2.0)),
+    "negated or not": lambda: (torch._neg_view(torch.ones(3)), torch.ones(3)),
+    "conjugated or not": lambda: (conjugated(), torch.tensor([1 + 1j, 2j])),
     "negated back": lambda: (negated(), -negated()),
     "coo value": lambda: (coo(), coo(3.0)),
     "coo index": lambda: (coo(), coo(column=2)),
