@@ -10,19 +10,20 @@ ACCEPTED = "cpu, cuda, cuda:N, mps, xpu, auto (the best there is) or all (each k
 _BEST_FIRST = ("cuda", "xpu", "mps", "cpu")
 
 
-def resolve(names: Iterable[str]) -> tuple[str, ...]:
+def resolve(names: Iterable[str], option: str) -> tuple[str, ...]:
     """Turn what users write into names of devices that are there, each once, in their order.
 
     Args:
-        names: values of --bn-device.
+        names: what users wrote.
+        option: where they wrote it, `--bn-device` or `bn_device`.
 
     Raises:
         ValueError: a value is unknown, or its device is not there; the message says why.
     """
-    return tuple(dict.fromkeys(device for name in names for device in _resolve(name)))
+    return tuple(dict.fromkeys(device for name in names for device in _resolve(name, option)))
 
 
-def _resolve(name: str) -> list[str]:
+def _resolve(name: str, option: str) -> list[str]:
     if name == "cpu":
         return ["cpu"]
     if name in ("auto", "all"):
@@ -30,10 +31,10 @@ def _resolve(name: str) -> list[str]:
         return present[:1] if name == "auto" else present[::-1]
     match = re.fullmatch(r"(cuda|xpu|mps)(?::(\d+))?", name)
     if match is None or (match[1] == "mps" and match[2]):
-        raise ValueError(f"--bn-device={name}: there is no such device; accepted are {ACCEPTED}")
+        raise ValueError(f"{option}={name}: there is no such device; accepted are {ACCEPTED}")
     reason = why_absent(match[1], int(match[2] or 0))
     if reason:
-        raise ValueError(f"--bn-device={name}: {reason}")
+        raise ValueError(f"{option}={name}: {reason}")
     return [name]
 
 

@@ -39,5 +39,10 @@ class GateError(Exception):
 
 def shown(value: object) -> str:
     """Return a value as an error message shows it: its repr, cut, and its type."""
-    text = repr(value).splitlines()[0]
+    text = " ".join(repr(value).split())
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def never_entered(made: str) -> str:
+    """Return what is said of a guard that was made, where that names, and not entered."""
+    return f"{made} was never entered, so it watched nothing: use `with`"

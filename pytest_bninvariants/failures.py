@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 
 import pytest
 
-from pytest_bninvariants.errors import FrozenStateChanged, GateError
+from pytest_bninvariants.errors import FrozenStateChanged, GateError, never_entered
 from pytest_bninvariants.invariants.tracebacks import drop_our_frames
+from pytest_bninvariants.markers import marks_of, spelled
 from pytest_bninvariants.reporting.text import render
 
-GATE_ERROR = pytest.StashKey[GateError | None]()
 _PACKAGE = str(Path(__file__).parent)
 _RAISED_AT = "_raised_at"
 _FAILURE = "__failure__"
@@ -57,6 +57,28 @@ def _lines_to_def(filename: str, first: int) -> int:
         if line.lstrip().startswith(("def ", "async def ")):
             return number
     return 0
+
+
+def raise_what_was_missed(
+    item: pytest.Item, marks: list[pytest.Mark], pending: dict[int, str]
+) -> None:
+    """Fail a test that looks guarded and was not.
+
+    Args:
+        item: the test, which has passed.
+        marks: its markers that ask for a guard, from before its call.
+        pending: what is said of guards that it made and did not enter.
+
+    Raises:
+        GateError: there are such guards, or a marker has come that was too late.
+    """
+    __tracebackhide__ = True
+    told = [never_entered(made) for made in pending.values()]
+    late = marks_of(item)[len(marks) :]
+    told += [f"{spelled(mark)} was added while the test ran, too late to guard it" for mark in late]
+    if told:
+        pending.clear()
+        raise_at(getattr(item, "obj", None) or item.runtest, GateError("; ".join(told)), {})
 
 
 def clean(item: pytest.Item, call: pytest.CallInfo[None], *, verbose: bool) -> None:
@@ -118,13 +140,24 @@ def _drop_notes_about_us(error: BaseException) -> None:
     error.__notes__ = kept
 
 
-def gate_error_of(item: pytest.Item, call: pytest.CallInfo[None]) -> GateError | None:
-    """Return the gate error that a call ended with, also where unittest expects any failure."""
-    if call.excinfo is not None:
-        for error in _with_parts(call.excinfo.value):
-            if isinstance(error, GateError):
-                return error
-    return item.stash.get(GATE_ERROR, None) if call.when == "call" else None
+def gate_error_in(error: BaseException | None) -> GateError | None:
+    """Return the gate error that an exception is, or contains."""
+    parts = () if error is None else _with_parts(error)
+    return next((part for part in parts if isinstance(part, GateError)), None)
+
+
+def insist_on_gate_errors(item: Any) -> None:
+    """Have unittest's expectedFailure take a gate error for an error.
+
+    Args:
+        item: the pytest item of a TestCase's method, which is unittest's result object too.
+    """
+    expected, error = item.addExpectedFailure, item.addError
+
+    def add(testcase: Any, excinfo: Any, *args: Any) -> None:
+        (expected if gate_error_in(excinfo[1]) is None else error)(testcase, excinfo, *args)
+
+    item.addExpectedFailure = add
 
 
 def insist(item: pytest.Item, report: pytest.TestReport, error: GateError) -> None:

@@ -59,6 +59,13 @@ def lines() -> Iterator[str]:
         yield f"{name}{marker.signature}: {marker.help}"
 
 
+def spelled(mark: pytest.Mark) -> str:
+    """Return a marker as its user wrote it."""
+    arguments = [repr(value) for value in mark.args]
+    arguments += [f"{name}={value!r}" for name, value in mark.kwargs.items()]
+    return f"@pytest.mark.{mark.name}" + (f"({', '.join(arguments)})" if arguments else "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A guard that a marker asks for.
@@ -112,9 +119,5 @@ class Request:
 
 def marks_of(item: pytest.Item) -> list[pytest.Mark]:
     """Return a test's markers that ask for a guard, its module's and class's first, each once."""
-    found = {
-        repr((mark.name, mark.args, mark.kwargs)): mark
-        for mark in item.iter_markers()
-        if mark.name in MARKERS
-    }
+    found = {spelled(mark): mark for mark in item.iter_markers() if mark.name in MARKERS}
     return list(found.values())[::-1]

@@ -18,10 +18,12 @@ class Value:
     Args:
         source: where it comes from, e.g. `fixture 'model'`.
         value: the thing itself.
+        asked: whether the test asked for it by name, and not only by way of others.
     """
 
     source: str
     value: Any
+    asked: bool = True
 
 
 def find(values: Mapping[str, Value], path: str | None) -> tuple[nn.Module, str]:
@@ -70,11 +72,15 @@ def _outermost(candidates: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def _follow(values: Mapping[str, Value], path: str) -> tuple[nn.Module, str]:
-    first, *rest = path.removeprefix("self.").split(".")
+    first, *rest = path.split(".")
+    if first == "self" and rest:
+        first, rest = f"self.{rest[0]}", rest[1:]
+    elif first not in values and f"self.{first}" in values:
+        first = f"self.{first}"
     if first not in values:
-        there = ", ".join(repr(name) for name in values) or "none"
+        there = ", ".join(repr(name) for name, v in values.items() if v.asked) or "none"
         raise GateError(
-            f"model={path!r}: the test has no fixture {first!r}; its values are {there}"
+            f"model={path!r}: the test has no fixture {first!r}; its fixtures are {there}"
         )
     value = values[first].value
     for number, part in enumerate(rest):
@@ -105,7 +111,9 @@ def _none_found(values: Mapping[str, Value]) -> str:
     hint = _hint(values)
     if hint:
         return f"no fixture of the test is a model{hint}"
-    listed = ", ".join(f"{name} ({type(v.value).__name__})" for name, v in values.items())
+    listed = ", ".join(
+        f"{name} ({type(v.value).__name__})" for name, v in values.items() if v.asked
+    )
     return (
         f"the test has no model: its fixtures are {listed or 'none'}; let it take the model as a "
         "fixture, or use the fixture `frozen_bn` or `frozen` around the train step: "

@@ -30,7 +30,8 @@ class Settings:
         Raises:
             pytest.UsageError: a value is malformed, or a device is not there.
         """
-        devices = config.getoption("bn_device") or config.getini("bn_device")
+        given = config.getoption("bn_device")
+        devices = given or config.getini("bn_device")
         types = tuple(config.getini("bn_layer_types"))
         for name in types:
             if not all(part.isidentifier() for part in name.replace(":", ".").split(".")):
@@ -39,7 +40,9 @@ class Settings:
                     "give 'Class', 'package.module.Class' or 'package.module:Class'"
                 )
         try:
-            resolved = resolve(devices) if devices else ("cpu",)
+            resolved = (
+                resolve(devices, "--bn-device" if given else "bn_device") if devices else ("cpu",)
+            )
         except ValueError as error:
             raise pytest.UsageError(str(error)) from None
         return cls(devices=resolved, bn_layer_types=types)

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_bninvariants import markers
-from pytest_bninvariants.errors import GateError
+from pytest_bninvariants import failures, markers
 from pytest_bninvariants.fixtures import bn_device, frozen, frozen_bn
 from pytest_bninvariants.invariants import registry, reruns
 from pytest_bninvariants.options import SETTINGS, Settings, add_options
@@ -58,6 +57,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     __tracebackhide__ = True
     if reruns.active is not None:
         reruns.active.begin_run()
+    if hasattr(item, "addExpectedFailure"):
+        failures.insist_on_gate_errors(item)
+    pending = _pending()
+    pending.clear()
     marks = markers.marks_of(item)
     if marks:
         from pytest_bninvariants.steps import around_call
@@ -65,26 +68,23 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         result = yield from around_call(item, marks)
     else:
         result = yield
-    guards = sys.modules.get("pytest_bninvariants.invariants.guards")
-    if guards is not None and guards.abandoned:
-        from pytest_bninvariants.failures import raise_at
-
-        unused = ", ".join(guards.abandoned)
-        guards.abandoned.clear()
-        error = GateError(f"{unused} was made and never entered, so it watched nothing: use `with`")
-        raise_at(getattr(item, "obj", None) or item.runtest, error, {})
+    failures.raise_what_was_missed(item, marks, _pending())
     return result
+
+
+def _pending() -> dict[int, str]:
+    """Return the guards that nobody has entered yet; there are none as long as no torch is there."""
+    guards = sys.modules.get("pytest_bninvariants.invariants.guards")
+    return {} if guards is None else guards.pending
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    from pytest_bninvariants import failures
-
     failures.clean(item, call, verbose=item.config.get_verbosity() > 0)
     report = yield
-    gate_error = failures.gate_error_of(item, call)
+    gate_error = failures.gate_error_in(call.excinfo.value if call.excinfo else None)
     if gate_error is not None:
         failures.insist(item, report, gate_error)
     failures.strip_prefix(report)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from pytest_bninvariants.errors import FrozenStateChanged, GateError
-from pytest_bninvariants.failures import GATE_ERROR, raise_at
+from pytest_bninvariants.failures import raise_at
 from pytest_bninvariants.invariants import reruns
 from pytest_bninvariants.invariants.guards import Guard, conclude
 from pytest_bninvariants.invariants.state import ModelState
-from pytest_bninvariants.markers import Request
+from pytest_bninvariants.markers import Request, spelled
 from pytest_bninvariants.models import Value, find
 
 
@@ -77,13 +77,15 @@ class Step:
     def _start(self) -> None:
         values = values_of(self._item, self._arguments)
         for mark in self._marks:
-            request = Request.of(mark)
-            self._guards.append(request.guard(*find(values, request.model)))
+            with _asked_for_by(mark):
+                request = Request.of(mark)
+                self._guards.append(request.guard(*find(values, request.model)))
         if self._put_back:
             models = {id(guard.model): guard.model for guard in self._guards}
             self._states = [ModelState(model) for model in models.values()]
-        for guard in self._guards:
-            guard.start()
+        for mark, guard in zip(self._marks, self._guards, strict=True):
+            with _asked_for_by(mark):
+                guard.start()
 
     def _restore(self) -> None:
         for state in self._states:
@@ -91,26 +93,32 @@ class Step:
 
     def _fail(self, failure: FrozenStateChanged | GateError) -> None:
         __tracebackhide__ = True
-        if isinstance(failure, GateError):
-            self._item.stash[GATE_ERROR] = failure
         raise_at(
             self._function, failure, {**getattr(self._item, "funcargs", {}), **self._arguments}
         )
 
 
+@contextmanager
+def _asked_for_by(mark: pytest.Mark) -> Generator[None]:
+    """Say in a gate error which marker it is about, since it may be a class's or a module's."""
+    try:
+        yield
+    except GateError as error:
+        raise GateError(f"{error} (asked for by {spelled(mark)})") from None
+
+
 def values_of(item: pytest.Item, arguments: Mapping[str, Any]) -> dict[str, Value]:
-    """Return what a test has at hand: its instance's attributes, its fixtures, its arguments."""
-    values: dict[str, Value] = {}
-    instance = getattr(item, "instance", None)
-    if instance is not None:
-        attributes: dict[str, Any] = {}
-        for owner in (*reversed(type(instance).__mro__), instance):
-            attributes.update(getattr(owner, "__dict__", {}))
-        values |= {name: Value(f"self.{name}", value) for name, value in attributes.items()}
+    """Return what a test has at hand: its fixtures, its arguments, its instance's attributes."""
     fixtures = getattr(item, "funcargs", None) or {}
-    values |= {name: Value(f"fixture {name!r}", value) for name, value in fixtures.items()}
-    drawn = {name: value for name, value in arguments.items() if name not in fixtures}
-    return values | {name: Value(f"argument {name!r}", value) for name, value in drawn.items()}
+    asked = getattr(getattr(item, "_fixtureinfo", None), "argnames", fixtures)
+    values = {n: Value(f"fixture {n!r}", value, n in asked) for n, value in fixtures.items()}
+    for name, value in arguments.items():
+        values.setdefault(name, Value(f"argument {name!r}", value))
+    instance = getattr(item, "instance", None)
+    for owner in () if instance is None else (instance, *type(instance).__mro__):
+        for name, value in getattr(owner, "__dict__", {}).items():
+            values.setdefault(f"self.{name}", Value(f"self.{name}", value, asked=False))
+    return values
 
 
 def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, Any, Any]:
@@ -120,7 +128,6 @@ def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, 
     each example.
     """
     __tracebackhide__ = True
-    item.stash[GATE_ERROR] = None
     function: Any = getattr(item, "obj", None) or item.runtest
     handle: Any = getattr(function, "hypothesis", None)
     if hasattr(handle, "inner_test"):

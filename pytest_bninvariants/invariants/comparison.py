@@ -12,13 +12,15 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_bninvariants.invariants import snapshot
 from pytest_bninvariants.invariants.diagnosis import Layer, diagnose
-from pytest_bninvariants.invariants.normalisation import counts_batches, has_stored_statistics
+from pytest_bninvariants.invariants.normalisation import counts_batches
 from pytest_bninvariants.invariants.selection import (
     STATISTICS,
     Names,
     Scope,
     Selection,
     Watched,
+    has_stored_statistics,
+    is_bn_layer,
     select,
 )
 from pytest_bninvariants.invariants.verdict import Cause, Change, Hazard
@@ -175,8 +177,8 @@ def _known_of(
             name=name,
             changes=tuple(change for change in changes if change.layer == name),
             seen=_seen(witness, old, new),
-            is_bn=key in before.selection.bn_layers,
-            began_in_training=witness.began_in_training.get(key, False),
+            is_bn=holder is not None and is_bn_layer(holder),
+            began_in_training=witness.began_in_training(old),
             stores=holder is not None and has_stored_statistics(holder),
             before=None if old is None else type(old).__name__,
             after=None if new is None else type(new).__name__,

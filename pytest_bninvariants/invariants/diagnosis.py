@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pytest_bninvariants.invariants.verdict import Cause, Change, Place
 from pytest_bninvariants.invariants.witness import Seen
 
-_IDENTITY = ("gone", "new", "dtype", "shape")
+_IDENTITY = ("gone", "new", "dtype", "shape", "layout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class Layer:
         name: its qualified name.
         changes: its changes.
         seen: what the witness saw of the module that holds the name now.
-        is_bn: whether it is a BN layer that the guard watches.
+        is_bn: whether it is a BN layer.
         began_in_training: its mode when the step began.
         stores: whether it has running statistics.
         before: the class name of the module that held the name before.
@@ -46,6 +46,7 @@ class Layer:
         """Tell whether it has a change that normalising with batch statistics explains."""
         return any(
             change.kind == "batch-statistics"
+            or change.kind == "initialised"
             or change.name.endswith(("running_mean", "running_var", "num_batches_tracked"))
             for change in self.changes
         )
@@ -116,6 +117,7 @@ _REPLACED = {
     "new": "is new",
     "dtype": "was cast",
     "shape": "has another shape",
+    "layout": "has another layout",
 }
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from torch import nn
 
-from pytest_bninvariants.errors import FrozenStateChanged, GateError, shown
+from pytest_bninvariants.errors import FrozenStateChanged, GateError, never_entered, shown
 from pytest_bninvariants.invariants import reruns
 from pytest_bninvariants.invariants.comparison import Before, compare, take
+from pytest_bninvariants.invariants.places import users_line
 from pytest_bninvariants.invariants.reruns import Slot
 from pytest_bninvariants.invariants.selection import Scope, names_of
 from pytest_bninvariants.invariants.tracebacks import drop_our_frames
@@ -18,15 +20,18 @@ from pytest_bninvariants.invariants.verdict import Verdict
 from pytest_bninvariants.invariants.witness import Witness
 from pytest_bninvariants.reporting.text import render
 
-_NOT_FAILURES = (KeyboardInterrupt, SystemExit, GeneratorExit)
+_NOT_FAILURES = (KeyboardInterrupt, GeneratorExit)
 
 
 class GuardNeverEntered(UserWarning):
     """Say that a guard was made and thrown away without `with`, and so watched nothing."""
 
 
-abandoned: list[str] = []
-"""Guards that were thrown away unused; the pytest layer fails the test that made them."""
+pending: dict[int, str] = {}
+"""Guards that were made and not entered yet; the pytest layer fails the test that leaves any."""
+
+
+_numbers = itertools.count()
 
 
 class Guard:
@@ -47,12 +52,14 @@ class Guard:
         self.spelled = _spelled(invariant, scope)
         self.verdict: Verdict | None = None
         self._before: Before | None = None
-        self._slot = Slot(model=model)
+        self._slot = Slot()
         self._noun = noun
         self._scope = scope
         self._source = source
         self._witness: Witness | None = None
         self._used = False
+        self._number = next(_numbers)
+        pending[self._number] = f"{self.spelled}, made at {users_line()},"
 
     def __enter__(self) -> Guard:
         self.start()
@@ -69,11 +76,8 @@ class Guard:
 
     def __del__(self) -> None:
         if not getattr(self, "_used", True):
-            abandoned.append(self.spelled)
-            message = (
-                f"{self.spelled} was made and never entered, so it watched nothing: use `with`"
-            )
-            warnings.warn(message, GuardNeverEntered, stacklevel=2)
+            made = pending.get(self._number, self.spelled)
+            warnings.warn(never_entered(made), GuardNeverEntered, stacklevel=2)
 
     def start(self) -> None:
         """Take the snapshot and begin to watch.
@@ -83,16 +87,20 @@ class Guard:
         """
         if self._used:
             raise GateError(f"{self.spelled} is for one step: make another for the next")
-        self._used = True
+        self._use()
         now = take(self.model, self._scope)
         self._slot = reruns.slot(self.model, self.spelled)
         self._before = self._slot.earlier or now
         self._witness = Witness(self.model, now.selection)
         self._witness.start()
 
+    def _use(self) -> None:
+        self._used = True
+        pending.pop(self._number, None)
+
     def stop(self) -> None:
         """Watch no longer."""
-        self._used = True
+        self._use()
         if self._witness is not None:
             self._witness.stop()
 
@@ -124,7 +132,7 @@ class Guard:
                 "the model; run the train step, on this very model, inside the guard"
             )
         if not verdict.holds:
-            self._slot.broken, self._slot.causes = self._before, verdict.causes
+            self._slot.keep(self.model, self._before, verdict.causes)
         self.verdict = verdict
         self._before = self._witness = None
         return verdict
@@ -200,6 +208,22 @@ def _guard(invariant: str, noun: str, model: object, scope: Scope, source: str) 
     return Guard(invariant, noun, model, scope, source)
 
 
+def _named(model: object, modules: tuple[object, ...]) -> tuple[str, ...]:
+    """Return the modules' names, or say how to write what was passed instead of names."""
+    for module in modules:
+        if isinstance(module, nn.Module) and isinstance(model, nn.Module):
+            names = [name for name, part in model.named_modules() if part is module]
+            raise GateError(f"modules are given by name: {_advice(names)}; got {shown(module)}")
+        if isinstance(module, (list, tuple, set)):
+            names = [name for name in module if isinstance(name, str)]
+            raise GateError(f"names are given one by one: {_advice(names)}; got {shown(module)}")
+    return modules  # type: ignore[return-value]
+
+
+def _advice(names: list[str]) -> str:
+    return f"write {', '.join(map(repr, names))}" if names else "such as 'backbone.bn1'"
+
+
 def frozen_bn(
     model: nn.Module,
     *modules: str,
@@ -228,7 +252,7 @@ def frozen_bn(
         FrozenStateChanged: when left, if a layer changed.
     """
     scope = Scope(
-        modules=modules,
+        modules=_named(model, modules),
         exclude=names_of(exclude),
         parameters=parameters,
         buffers=buffers,
@@ -252,7 +276,7 @@ def frozen(
     Args, returns and raises as `frozen_bn`.
     """
     scope = Scope(
-        modules=modules,
+        modules=_named(model, modules),
         exclude=names_of(exclude),
         parameters=parameters,
         buffers=buffers,

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from pytest_bninvariants.invariants.selection import STATISTICS
+from pytest_bninvariants.invariants.selection import has_stored_statistics
 
 _TORCH_FORWARDS = {_BatchNorm.forward, SyncBatchNorm.forward, _InstanceNorm.forward}
 
@@ -18,11 +18,6 @@ def has_known_forward(layer: nn.Module) -> bool:
         and type(layer).forward in _TORCH_FORWARDS
         and "forward" not in vars(layer)
     )
-
-
-def has_stored_statistics(layer: nn.Module) -> bool:
-    """Tell whether a layer has running statistics to normalise with."""
-    return all(getattr(layer, name, None) is not None for name in STATISTICS)
 
 
 def counts_batches(layer: nn.Module) -> bool:

@@ -1,9 +1,9 @@
 """Hear from torch what happens in this process, for whoever watches at the moment.
 
 Nothing is put on a user's objects, so copies, pickles and scripts of a model that are taken inside
-a step are clean. While somebody watches, `Module.__call__` and `Module.__setattr__` are wrapped and
-`torch.optim`'s global step hook is used. All of it is off while dynamo compiles, so that guarded
-and bare runs compile the same graphs.
+a step are clean. While somebody watches, a few functions of torch are wrapped, `Module.__call__`
+first of all, and `torch.optim`'s global step hook is used. All of it is off while dynamo compiles,
+so that guarded and bare runs compile the same graphs.
 """
 
 from __future__ import annotations
@@ -12,43 +12,42 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
+from pytest_bninvariants.invariants.patches import Patch, Patches, Switch
 from pytest_bninvariants.invariants.selection import is_bn_layer
-
-_USES_BATCH = (
-    5  # position of `training` and `use_input_stats` in torch.batch_norm, torch.instance_norm
-)
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_Function = Callable[..., Any]
+_USES_BATCH = 5  # position of `training` in torch.batch_norm, `use_input_stats` in instance_norm
 
 
 class Observer(Protocol):
-    """Whoever wants to hear; each method is called before what it tells of happens."""
+    """Whoever wants to hear."""
 
     def saw_forward(self, module: nn.Module) -> None:
-        """Hear of a module that is called."""
+        """Hear of a module that is about to be called."""
 
     def saw_batch_statistics(self, layer: nn.Module) -> None:
-        """Hear of a BN layer that normalises with batch statistics."""
+        """Hear of a BN layer that normalises, or tried to, with batch statistics."""
 
     def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
-        """Hear of `module.training = True`, in this frame."""
+        """Hear of `module.training = True`, before it is so, in this frame."""
 
     def saw_optimizer_step(self, optimizer: Optimizer) -> None:
         """Hear of an optimizer that has stepped."""
 
-    def saw_compilation(self) -> None:
-        """Hear that dynamo compiles."""
+    def saw_compiled_code(self) -> None:
+        """Hear that dynamo compiles, or that code runs that it may have compiled."""
 
 
 class _Observers:
@@ -57,37 +56,29 @@ class _Observers:
     def __init__(self) -> None:
         self.present: tuple[Observer, ...] = ()
         self._lock = threading.RLock()
-        self._undo: list[Callable[[], None]] = []
+        self._unhook: _Function | None = None
+        self._patches = Patches(
+            Patch(nn.Module, "__setattr__", _observing_setattr),
+            Patch(nn.Module, "__call__", _observing_call),
+            *_dynamos_patches(),
+        )
 
     def add(self, observer: Observer) -> None:
         with self._lock:
-            if not self.present:
-                self._mind_dynamo()
+            if not self.present and _dynamo is not None:
+                _dynamo.register_start_callback(self._step_aside)
+                _dynamo.register_end_callback(self._install)
             self.present = (*self.present, observer)
             self._install()
 
     def discard(self, observer: Observer) -> None:
         with self._lock:
-            was_present = bool(self.present)
+            if observer not in self.present:
+                return
             self.present = tuple(other for other in self.present if other is not observer)
-            if was_present and not self.present:
+            if not self.present:
                 self._uninstall()
                 self._forget_dynamo()
-
-    def _install(self, *_: object) -> None:
-        with self._lock:
-            if self.present and not self._undo:
-                self._undo = [
-                    register_optimizer_step_post_hook(_after_optimizer_step).remove,
-                    _replace(nn.Module, "__setattr__", _observed_setattr),
-                    _replace(nn.Module, "__call__", _observed_call),
-                    _replace(OptimizedModule, "_initialize", _observed_initialize),
-                ]
-
-    def _uninstall(self) -> None:
-        with self._lock:
-            while self._undo:
-                self._undo.pop()()
 
     @contextmanager
     def away(self) -> Iterator[None]:
@@ -98,15 +89,25 @@ class _Observers:
         finally:
             self._install()
 
-    def _step_aside(self, *_: object) -> None:
-        for observer in self.present:
-            observer.saw_compilation()
-        self._uninstall()
+    def _install(self, *_: object) -> None:
+        with self._lock:
+            if self.present:
+                self._patches.install()
+                _listeners.resume()
+                if self._unhook is None:
+                    self._unhook = register_optimizer_step_post_hook(_after_optimizer_step).remove
 
-    def _mind_dynamo(self) -> None:
-        if _dynamo is not None:
-            _dynamo.register_start_callback(self._step_aside)
-            _dynamo.register_end_callback(self._install)
+    def _uninstall(self) -> None:
+        with self._lock:
+            _listeners.suspend()
+            self._patches.remove()
+            if self._unhook is not None:
+                self._unhook()
+                self._unhook = None
+
+    def _step_aside(self, *_: object) -> None:
+        _tell_compiled_code()
+        self._uninstall()
 
     def _forget_dynamo(self) -> None:
         if _dynamo is not None:
@@ -118,89 +119,84 @@ class _Observers:
                     callbacks.remove(ours)
 
 
-class _Listeners:
-    """Tell what the BN layers that run at the moment normalise with.
+@dataclass(slots=True)
+class _Running:
+    """A BN layer whose forward runs.
 
-    For torch's own forwards the layer's flags decide. Other forwards may do as they like, whatever
-    their mode says, so the calls that they make are watched: only while they run, because
-    `torch.jit.script` would not accept a wrapped `torch.batch_norm`.
+    Args:
+        layer: the layer.
+        heard: whether it has called one of torch's normalising functions.
+    """
+
+    layer: nn.Module
+    heard: bool = False
+
+
+class _Listeners:
+    """Hear what BN layers normalise with, from the calls that they make while they run.
+
+    What a layer calls decides, not its mode: hooks may change that between the call and the
+    forward, and a forward of a user's own may do as it likes. The mode decides only where a forward
+    of torch's own made no such call, because it raised before, or because it does without.
     """
 
     def __init__(self) -> None:
         self._running = threading.local()
         self._lock = threading.Lock()
         self._count = 0
-        self._undo: list[Callable[[], None]] = []
+        self._patches = Patches(
+            Patch(torch, "batch_norm", _observing_batch_norm),
+            Patch(torch, "instance_norm", _observing_instance_norm),
+        )
 
     def enter(self, layer: nn.Module) -> None:
-        """Begin to watch a BN layer that is about to run."""
-        known = has_known_forward(layer)
-        if known and uses_batch_statistics(layer):
-            _tell_batch_statistics(layer)
-        self._stack().append(None if known else layer)
-        if not known:
-            self._count_by(1)
+        """Begin to listen to a layer that is about to run."""
+        self._stack().append(_Running(layer))
+        self._count_by(1)
 
     def leave(self) -> None:
         """End what `enter` began."""
-        if self._stack().pop() is not None:
-            self._count_by(-1)
+        self._count_by(-1)
+        ended = self._stack().pop()
+        if not ended.heard and has_known_forward(ended.layer):
+            self._tell(ended.layer, uses_batch_statistics(ended.layer))
 
     def heard(self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> None:
         """Take note of a normalising call's arguments."""
         stack = self._stack()
-        batch = args[_USES_BATCH] if len(args) > _USES_BATCH else kwargs.get(name)
-        if batch and stack and stack[-1] is not None:
-            _tell_batch_statistics(stack[-1])
+        if stack:
+            stack[-1].heard = True
+            batch = args[_USES_BATCH] if len(args) > _USES_BATCH else kwargs.get(name)
+            self._tell(stack[-1].layer, bool(batch))
 
-    def _stack(self) -> list[nn.Module | None]:
-        if not hasattr(self._running, "stack"):
-            self._running.stack = []
-        stack: list[nn.Module | None] = self._running.stack
-        return stack
+    def suspend(self) -> None:
+        """Take the wrappers off for a while."""
+        with self._lock:
+            self._patches.remove()
+
+    def resume(self) -> None:
+        """Put them back if any layer runs."""
+        self._count_by(0)
 
     def _count_by(self, step: int) -> None:
         with self._lock:
             self._count += step
-            if self._count == 0:
-                while self._undo:
-                    self._undo.pop()()
-            elif not self._undo:
-                self._undo = [
-                    _replace(torch, "batch_norm", _observed_batch_norm),
-                    _replace(torch, "instance_norm", _observed_instance_norm),
-                ]
+            if self._count:
+                self._patches.install()
+            else:
+                self._patches.remove()
 
+    def _stack(self) -> list[_Running]:
+        if not hasattr(self._running, "stack"):
+            self._running.stack = []
+        stack: list[_Running] = self._running.stack
+        return stack
 
-_observers = _Observers()
-_listeners = _Listeners()
-_originals: dict[str, Callable[..., Any]] = {}
-add = _observers.add
-discard = _observers.discard
-
-
-def dynamo_has_compiled() -> bool:
-    """Tell whether dynamo has compiled anything in this process since its last reset."""
-    convert_frame = sys.modules.get("torch._dynamo.convert_frame")
-    return convert_frame is not None and getattr(convert_frame, "FRAME_COUNTER", 1) > 0
-
-
-def _replace(owner: object, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
-    """Set an attribute of a torch class or module; return what puts the old value back."""
-    if getattr(owner, name) is not wrapper:
-        _originals[name] = getattr(owner, name)
-        setattr(owner, name, wrapper)
-
-    def put_back() -> None:
-        if getattr(owner, name) is wrapper:  # else somebody has wrapped ours and will unwrap it
-            setattr(owner, name, _originals[name])
-
-    return put_back
-
-
-def _tell_batch_statistics(layer: nn.Module) -> None:
-    for observer in _observers.present:
-        observer.saw_batch_statistics(layer)
+    @staticmethod
+    def _tell(layer: nn.Module, uses_batch: bool) -> None:
+        if uses_batch:
+            for observer in _observers.present:
+                observer.saw_batch_statistics(layer)
 
 
 def _unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -220,7 +216,7 @@ def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """Tell of a call; return whether `_after_call` must follow."""
     for observer in _observers.present:
         observer.saw_forward(module)
-    listens = bool(_observers.present) and is_bn_layer(module) and _has_values(args, kwargs)
+    listens = is_bn_layer(module) and _has_values(args, kwargs)
     if listens:
         _listeners.enter(module)
     return listens
@@ -231,25 +227,20 @@ def _after_call() -> None:
     _listeners.leave()
 
 
-# The wrappers themselves hold as little as they can: dynamo skips them, but not what they call,
-# and tries to compile that when a model is compiled in place. Hence the functions above.
+@_unseen
+def _tell_normalising(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> None:
+    _listeners.heard(args, kwargs, name)
 
 
-def _observed_setattr(self: nn.Module, name: str, value: Any) -> None:
-    __tracebackhide__ = True
-    if name == "training" and value:
-        _tell_training_set(self, sys._getframe(1))
-    _originals["__setattr__"](self, name, value)
+@_unseen
+def _after_optimizer_step(optimizer: Optimizer, *_: object) -> None:
+    for observer in _observers.present:
+        observer.saw_optimizer_step(optimizer)
 
 
-def _observed_call(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-    __tracebackhide__ = True
-    if not _before_call(self, args, kwargs):
-        return _originals["__call__"](self, *args, **kwargs)
-    try:
-        return _originals["__call__"](self, *args, **kwargs)
-    finally:
-        _after_call()
+def _tell_compiled_code() -> None:
+    for observer in _observers.present:
+        observer.saw_compiled_code()
 
 
 def _has_values(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -259,36 +250,72 @@ def _has_values(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return not any(t.is_meta or type(t).__name__ == "FakeTensor" for t in tensors)
 
 
-def _observed_initialize(self: OptimizedModule) -> None:
-    with _observers.away():  # torch.compile(model) holds on to model.__call__
-        _originals["_initialize"](self)
+# Dynamo skips the wrappers themselves, but tries to compile what they call where a model is
+# compiled in place. So they hold as little as they can, and call only what is `_unseen`.
 
 
-@_unseen
-def _tell_normalising(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> None:
-    _listeners.heard(args, kwargs, name)
+def _observing_setattr(original: _Function, switch: Switch) -> _Function:
+    def __setattr__(self: nn.Module, name: str, value: Any) -> None:  # noqa: N807
+        __tracebackhide__ = True
+        if name == "training" and value and switch.on:
+            _tell_training_set(self, sys._getframe(1))
+        original(self, name, value)
+
+    return __setattr__
 
 
-def _observed_batch_norm(*args: Any, **kwargs: Any) -> Tensor:
-    _tell_normalising(args, kwargs, "training")
-    normalised: Tensor = _originals["batch_norm"](*args, **kwargs)
-    return normalised
+def _observing_call(original: _Function, switch: Switch) -> _Function:
+    def __call__(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        __tracebackhide__ = True
+        if not (switch.on and _before_call(self, args, kwargs)):
+            return original(self, *args, **kwargs)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            _after_call()
+
+    return __call__
 
 
-def _observed_instance_norm(*args: Any, **kwargs: Any) -> Tensor:
-    _tell_normalising(args, kwargs, "use_input_stats")
-    normalised: Tensor = _originals["instance_norm"](*args, **kwargs)
-    return normalised
+def _observing_batch_norm(original: _Function, switch: Switch) -> _Function:
+    def batch_norm(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if switch.on:
+            _tell_normalising(args, kwargs, "training")
+        return original(*args, **kwargs)
+
+    return batch_norm
 
 
-@_unseen
-def _after_optimizer_step(optimizer: Optimizer, *_: object) -> None:
-    for observer in _observers.present:
-        observer.saw_optimizer_step(optimizer)
+def _observing_instance_norm(original: _Function, switch: Switch) -> _Function:
+    def instance_norm(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if switch.on:
+            _tell_normalising(args, kwargs, "use_input_stats")
+        return original(*args, **kwargs)
+
+    return instance_norm
+
+
+def _observing_eval_frame(original: _Function, switch: Switch) -> _Function:
+    def set_eval_frame(callback: Any) -> Any:
+        if switch.on and callback is not None and callback is not False:
+            _tell_compiled_code()
+        return original(callback)
+
+    return set_eval_frame
+
+
+def _observing_initialize(original: _Function, switch: Switch) -> _Function:
+    def _initialize(self: nn.Module) -> None:
+        with _observers.away():  # what torch.compile(model) returns holds on to model.__call__
+            original(self)
+
+    return _initialize
 
 
 def _find_dynamo() -> Any:
-    """Return dynamo's callback handler, and keep dynamo from tracing our wrappers.
+    """Return dynamo's callback handler, and have dynamo skip our wrappers.
 
     Both are private to torch. Where they are missing, guarded runs are judged as before, but may
     compile more graphs than bare ones. They are imported with this module, and not when the first
@@ -299,10 +326,37 @@ def _find_dynamo() -> Any:
         from torch._dynamo.eval_frame import skip_code
     except ImportError:
         return None
-    wrappers = (_observed_call, _observed_setattr, _observed_batch_norm, _observed_instance_norm)
-    for wrapper in wrappers:
-        skip_code(wrapper.__code__)
+    for make in (
+        _observing_setattr,
+        _observing_call,
+        _observing_batch_norm,
+        _observing_instance_norm,
+        _observing_eval_frame,
+    ):
+        skip_code(make(print, Switch(on=False)).__code__)
     return callback_handler
 
 
+def _dynamos_patches() -> list[Patch]:
+    """Return what tells when compiled code runs, as far as this torch has it."""
+    from torch._dynamo import eval_frame
+
+    wanted = (
+        (eval_frame, "set_eval_frame", _observing_eval_frame),
+        (eval_frame.OptimizedModule, "_initialize", _observing_initialize),
+    )
+    return [Patch(owner, name, make) for owner, name, make in wanted if hasattr(owner, name)]
+
+
+def sees_compiled_code() -> bool:
+    """Tell whether this torch lets us see when compiled code runs."""
+    from torch._dynamo import eval_frame
+
+    return _dynamo is not None and hasattr(eval_frame, "set_eval_frame")
+
+
 _dynamo = _find_dynamo()
+_listeners = _Listeners()
+_observers = _Observers()
+add = _observers.add
+discard = _observers.discard

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import sysconfig
 from functools import lru_cache
 from pathlib import Path
@@ -9,11 +11,12 @@ from types import FrameType
 
 from torch import nn
 
+from pytest_bninvariants.invariants.paths import relative
 from pytest_bninvariants.invariants.verdict import Place
 
-_OURS = str(Path(__file__).parents[1])
+_OURS = f"{Path(__file__).parents[1]}{os.sep}"
 _LIBRARIES = tuple(
-    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
 _PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
@@ -26,6 +29,14 @@ def is_users(filename: str) -> bool:
     return not (
         filename.startswith(_LIBRARIES) or _PACKAGE_FOLDERS.intersection(Path(filename).parts)
     )
+
+
+def users_line() -> str:
+    """Return file and line of the user's code that is running, for an error message."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not is_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return "?" if frame is None else f"{relative(frame.f_code.co_filename)}:{frame.f_lineno}"
 
 
 def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: bool) -> Place | None:
@@ -41,6 +52,8 @@ def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: boo
         outermost of those as the call, and the library function in between, if one acted.
     """
     call = f"{type(module).__name__}.training = {training}"
+    while frame is not None and frame.f_code.co_name == "__setattr__":
+        frame = frame.f_back
     while frame is not None and frame.f_code.co_name in ("train", "eval"):
         owner = frame.f_locals.get("self")
         if not isinstance(owner, nn.Module):

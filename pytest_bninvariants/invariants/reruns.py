@@ -24,16 +24,20 @@ class Slot:
     """One guard's place in the memory: the n-th of its spelling around its model in a run.
 
     Args:
-        model: the model; it is held, so that no other object takes its id.
         earlier: the snapshot of this guard in the last run, if that broke it.
         causes: why it was broken then.
         broken: the snapshot in this run, if that breaks it.
+        model: the model, then; it is held, so that no other object takes its id.
     """
 
-    model: nn.Module
     earlier: Before | None = None
     causes: tuple[Cause, ...] = ()
     broken: Before | None = None
+    model: nn.Module | None = None
+
+    def keep(self, model: nn.Module, before: Before, causes: tuple[Cause, ...]) -> None:
+        """Keep the snapshot of a guard that is broken, for the next run."""
+        self.model, self.broken, self.causes = model, before, causes
 
 
 @dataclass(slots=True)
@@ -54,8 +58,8 @@ class Memory:
         """Give a guard that starts its place."""
         self.started[id(model), guard] += 1
         key = id(model), guard, self.started[id(model), guard]
-        last = self.last.get(key, Slot(model=model))
-        self.now[key] = Slot(model=model, earlier=last.broken, causes=last.causes)
+        last = self.last.get(key, Slot())
+        self.now[key] = Slot(earlier=last.broken, causes=last.causes)
         return self.now[key]
 
 
@@ -65,7 +69,7 @@ active: Memory | None = None
 
 def slot(model: nn.Module, guard: str) -> Slot:
     """Give a guard that starts its place in the memory, or one of its own where there is none."""
-    return Slot(model=model) if active is None else active.slot(model, guard)
+    return Slot() if active is None else active.slot(model, guard)
 
 
 @contextmanager

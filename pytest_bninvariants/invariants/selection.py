@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -74,7 +74,7 @@ def names_of(value: object) -> tuple[str, ...]:
     """Return `exclude=`'s value as a tuple: a name, or an iterable of names."""
     if isinstance(value, str):
         return (value,)
-    if isinstance(value, Iterable):
+    if isinstance(value, Collection):  # no iterator: a marker's is used up by the first test
         return tuple(value)
     raise GateError(f"exclude= takes a name or several names; got {shown(value)}")
 
@@ -146,10 +146,11 @@ class Names:
     def tensors(self) -> Iterator[tuple[str, Watched]]:
         """Yield every tensor of the model, tied ones under each name, with its bare name first."""
         seen: set[str] = set()
-        for layer, module in self.modules.items():
+        for owner, module in self.modules.items():
+            layer = owner.partition(".parametrizations.")[0]  # keeps a layer's state one level down
             for kind, name, tensor in own_tensors(module):
-                full = _join(layer, name)
-                bare = _join(self.bare[layer], name)
+                full = _join(owner, name)
+                bare = _join(self.bare[owner], name)
                 key = full if bare in seen else bare  # a wrapper's own buffer may share a bare name
                 seen.add(key)
                 yield key, Watched(name=full, layer=layer, kind=kind, tensor=tensor)
@@ -171,28 +172,17 @@ def _join(parent: str, child: str) -> str:
 
 def is_bn_layer(module: nn.Module) -> bool:
     """Tell whether a module is a BN layer: by family, by its buffers, or by `bn_layer_types`."""
-    if isinstance(module, _InstanceNorm):
-        return module.track_running_stats
-    if isinstance(module, _NormBase):
+    if isinstance(module, _NormBase) and not isinstance(module, _InstanceNorm):
         return True
-    if all(name in module._buffers for name in STATISTICS):
+    if has_stored_statistics(module):
         return True
-    return _is_named_type(module)
+    return registry.names(type(module))
 
 
-def _is_named_type(module: nn.Module) -> bool:
-    """Tell whether the ini key bn_layer_types names the module's type, or a base of it."""
-    if not registry.bn_layer_types:
-        return False
-    return any(
-        name in registry.bn_layer_types
-        for base in type(module).__mro__
-        for name in (
-            base.__qualname__,
-            f"{base.__module__}.{base.__qualname__}",
-            f"{base.__module__}:{base.__qualname__}",
-        )
-    )
+def has_stored_statistics(module: nn.Module) -> bool:
+    """Tell whether a module holds running statistics as buffers."""
+    buffers = module._buffers
+    return all(name in buffers and buffers[name] is not None for name in STATISTICS)
 
 
 def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selection:
@@ -220,7 +210,8 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
     def matches(pattern: str) -> tuple[set[str], set[str]]:
         spelled = names.spelled(pattern)
         tensors = {key for key, w in candidates.items() if covers(spelled, key, w.name)}
-        return tensors, {names.bare[n] for n in names.modules if covers(spelled, names.bare[n], n)}
+        below = {bare for name, bare in names.bare.items() if covers(spelled, bare, name)}
+        return tensors, below & bn_layers.keys() if scope.bn_only else below
 
     def watches(tensors: set[str], below: set[str]) -> bool:
         return bool(tensors or (scope.judges_normalisation and below & bn_layers.keys()))
@@ -230,13 +221,16 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
     for pattern in scope.modules or ("",):
         found = matches(pattern)
         if complain and not watches(*found):
-            raise GateError(_nothing_to_watch(pattern, scope, names, candidates))
+            raise GateError(_nothing_to_watch(pattern, scope, names, bn_layers, candidates))
         tensors |= found[0]
         below |= found[1]
     for pattern in scope.exclude:
         left_out = matches(pattern)
         if complain and not (left_out[0] & tensors or left_out[1] & below):
-            raise GateError(f"exclude={pattern!r} matches nothing that is watched")
+            there = {names.bare[w.layer] for key, w in candidates.items() if key in tensors} - {""}
+            near = _near(pattern, sorted(there))
+            meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise GateError(f"exclude={pattern!r} matches nothing that is watched{meant}")
         tensors -= left_out[0]
         below -= left_out[1]
     if complain and not watches(tensors, below):
@@ -257,19 +251,14 @@ def _bn_state_owners(names: Names) -> set[str]:
     """Return the names of all modules whose own tensors are a BN layer's state.
 
     A layer of a type that bn_layer_types names keeps its state where only its author knows, so its
-    whole subtree counts; elsewhere only `torch.nn.utils.parametrize` moves state into a child.
+    whole subtree counts.
     """
     owners: set[str] = set()
     for name, module in names.modules.items():
         if is_bn_layer(module):
             owners.add(name)
-            below, prefix = (
-                (module, name)
-                if _is_named_type(module)
-                else (getattr(module, "parametrizations", None), _join(name, "parametrizations"))
-            )
-            if below is not None:
-                owners |= {key for key, _ in below.named_modules(None, prefix, False)}
+        if registry.names(type(module)):
+            owners |= {key for key, _ in module.named_modules(None, name, False)}
     return owners
 
 
@@ -281,26 +270,59 @@ def covers(pattern: str, *names: str) -> bool:
 
 
 def _nothing_to_watch(
-    pattern: str, scope: Scope, names: Names, candidates: Mapping[str, Watched]
+    pattern: str,
+    scope: Scope,
+    names: Names,
+    bn_layers: Mapping[str, nn.Module],
+    candidates: Mapping[str, Watched],
 ) -> str:
-    what = "BN layer" if scope.bn_only else "tensor"
-    if not scope.parameters:
-        what = f"buffer of a {what}" if scope.bn_only else "buffer"
-    if not scope.buffers:
-        what = f"parameter of a {what}" if scope.bn_only else "parameter"
-    if not candidates:
+    what = _what(scope)
+    spelled = names.spelled(pattern)
+    exists = any(covers(spelled, bare, name) for name, bare in names.bare.items())
+    exists = exists or any(covers(spelled, key, w.name) for key, w in names.tensors())
+    if scope.bn_only and not bn_layers:
+        return "the model has no BN layer: there is nothing to watch"
+    if exists and not candidates:
+        if scope.bn_only:
+            return "the model's BN layers have no such tensors: there is nothing to watch"
         return f"the model has no {what}: there is nothing to watch"
-    if any(covers(names.spelled(pattern), names.bare[n], n) for n in names.modules):
-        problem = f"{pattern!r} holds no {what}"
-    else:
-        problem = f"{pattern!r} matches nothing in the model"
-    owners = list(dict.fromkeys(w.layer or w.name for w in candidates.values()))
-    there = owners if scope.bn_only else [name for name in names.modules if name] or owners
-    near = [name for name in there if name.endswith(f".{pattern}")]
-    near += difflib.get_close_matches(pattern, there, n=3)
-    listed = dict.fromkeys([*near, *sorted(there, key=lambda name: name.count("."))])
+    there = list(bn_layers) if scope.bn_only else [name for name in names.modules if name]
+    problem = (
+        f"{pattern!r} holds no {what}" if exists else f"{pattern!r} matches nothing in the model"
+    )
+    near = [] if exists else _near(pattern, there)
+    meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    listed = [
+        name for name in sorted(there, key=lambda n: n.count(".")) if name not in (pattern, "")
+    ]
+    if not listed:
+        return f"{problem}{meant}"
     kinds = "BN layers" if scope.bn_only else "modules"
-    return f"{problem}; the model's {kinds} are {listing(list(listed))}"
+    return f"{problem}{meant}{'' if meant else ';'} the model's {kinds} are {listing(listed)}"
+
+
+def _near(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the names, or names of parents, that a mistyped one may have meant."""
+    known = {name: None for full in names for name in _with_parents(full)}
+    lower = {name.lower(): name for name in reversed(known)}
+    ends = [name for name in known if name.endswith(f".{pattern}")]
+    close = difflib.get_close_matches(pattern.lower(), lower, n=3, cutoff=0.7)
+    return list(dict.fromkeys([*ends, *(lower[name] for name in close)]))[:3]
+
+
+def _with_parents(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        yield ".".join(parts[:count])
+
+
+def _what(scope: Scope) -> str:
+    """Return what a scope watches in the singular."""
+    if not scope.parameters:
+        return "buffer of a BN layer" if scope.bn_only else "buffer"
+    if not scope.buffers:
+        return "parameter of a BN layer" if scope.bn_only else "parameter"
+    return "BN layer" if scope.bn_only else "parameter or buffer"
 
 
 def listing(names: list[str]) -> str:

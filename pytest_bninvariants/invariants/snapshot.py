@@ -40,8 +40,9 @@ def parts(tensor: Tensor) -> tuple[Tensor, ...]:
         inner, _ = tensor.__tensor_flatten__()
         return tuple(part for name in inner for part in parts(getattr(tensor, name)))
     tensor = tensor.detach()
-    if tensor.device.type == "meta" or type(tensor).__name__ == "FakeTensor":
-        raise Incomparable(f"it is on the {tensor.device.type} device and has no values")
+    if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
+        kind = "is fake" if type(tensor).__name__ == "FakeTensor" else "is on the meta device"
+        raise Incomparable(f"it {kind} and has no values")
     if tensor.layout == torch.sparse_coo:
         return tensor._indices(), tensor._values()
     if tensor.layout in _COMPRESSED:
@@ -59,13 +60,14 @@ def parts(tensor: Tensor) -> tuple[Tensor, ...]:
 def _quantizer(tensor: Tensor) -> tuple[Tensor, ...]:
     if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
         return (torch.tensor([tensor.q_scale(), tensor.q_zero_point()], dtype=torch.float64),)
-    return tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+    axis = torch.tensor([tensor.q_per_channel_axis()])
+    return tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points(), axis
 
 
 def as_bytes(part: Tensor) -> Tensor:
     """View a plain dense tensor as a flat uint8 tensor; copy only where its layout forbids it."""
-    flat = part if part.is_contiguous() else part.contiguous()
-    return flat.reshape(-1).view(torch.uint8)
+    dense = part if part.is_contiguous() else part.contiguous()
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
 
 
 def same_bytes(kept: Tensor, now: Tensor) -> bool:
@@ -92,15 +94,19 @@ class Kept:
         dtype: its dtype.
         shape: its shape; None while it was uninitialised (lazy modules).
         device: its device.
+        layout: its layout.
         requires_grad: whether it asked for a gradient.
-        content: copies of the bytes of its parts.
+        shapes: the shapes of its parts.
+        content: copies of their bytes.
     """
 
     watched: Watched
     dtype: torch.dtype
     shape: tuple[int, ...] | None
     device: torch.device
+    layout: torch.layout
     requires_grad: bool
+    shapes: tuple[torch.Size, ...]
     content: tuple[Tensor, ...]
 
 
@@ -112,11 +118,11 @@ def _shape(tensor: Tensor) -> tuple[int, ...] | None:
 
 def _describe(tensor: Tensor) -> str:
     shape = _shape(tensor)
-    return "uninitialised" if shape is None else f"{_dtype(tensor.dtype)} {shape}"
+    return "uninitialised" if shape is None else f"{_name(tensor.dtype)} {shape}"
 
 
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _name(value: torch.dtype | torch.layout) -> str:
+    return str(value).removeprefix("torch.")
 
 
 def _kind(kind: Kind) -> str:
@@ -133,27 +139,31 @@ def take(tensors: Mapping[str, Watched]) -> dict[str, Kept]:
     Raises:
         GateError: a tensor cannot be compared, e.g. because it is on the meta device.
     """
-    copies: dict[int, tuple[Tensor, ...]] = {}
+    copies: dict[int, tuple[tuple[torch.Size, ...], tuple[Tensor, ...]]] = {}
     kept = {}
     for key, watched in tensors.items():
         tensor = watched.tensor
         if id(tensor) not in copies:
             try:
-                copies[id(tensor)] = tuple(as_bytes(part).clone() for part in parts(tensor))
+                found = parts(tensor)
+                content = tuple(as_bytes(part).clone() for part in found)
+                copies[id(tensor)] = tuple(part.shape for part in found), content
             except (Incomparable, RuntimeError, NotImplementedError) as error:
-                layout = str(tensor.layout).removeprefix("torch.")
                 raise GateError(
                     f"cannot compare {watched.name} ({type(tensor).__name__}, "
-                    f"{_dtype(tensor.dtype)}, {layout}): {error}; "
+                    f"{_name(tensor.dtype)}, {_name(tensor.layout)}): {error}; "
                     f"leave it out with exclude={watched.name!r}"
-                ) from error
+                ) from None
+        shapes, content = copies[id(tensor)]
         kept[key] = Kept(
             watched=watched,
             dtype=tensor.dtype,
             shape=_shape(tensor),
             device=tensor.device,
+            layout=tensor.layout,
             requires_grad=tensor.requires_grad,
-            content=copies[id(tensor)],
+            shapes=shapes,
+            content=content,
         )
     return kept
 
@@ -200,16 +210,20 @@ def _difference(before: Kept, after: Watched) -> tuple[str, str] | None:
     shape = _shape(tensor)
     if before.shape != shape:
         if before.shape is None:
-            return "shape", f"uninitialised -> {_describe(tensor)}"
+            return "initialised", f"uninitialised -> {_describe(tensor)}"
         return "shape", f"shape {before.shape} -> {shape}"
     if before.dtype != tensor.dtype:
-        return "dtype", f"{_dtype(before.dtype)} -> {_dtype(tensor.dtype)}"
+        return "dtype", f"{_name(before.dtype)} -> {_name(tensor.dtype)}"
+    if before.layout != tensor.layout:
+        return "layout", f"{_name(before.layout)} -> {_name(tensor.layout)}"
     try:
-        content = [as_bytes(part) for part in parts(tensor)]
+        found = parts(tensor)
+        content = [as_bytes(part) for part in found]
     except (Incomparable, RuntimeError, NotImplementedError) as error:
         return "values", f"can no longer be compared: {error}"
     now = [part.to(kept.device) for part, kept in zip(content, before.content, strict=False)]
-    if len(content) == len(before.content) and all(map(same_bytes, before.content, now)):
+    same_shapes = tuple(part.shape for part in found) == before.shapes
+    if same_shapes and all(map(same_bytes, before.content, now)):
         return None
     return "values", _values(before, tensor, now)
 
@@ -222,34 +236,38 @@ def _values(before: Kept, tensor: Tensor, now: list[Tensor]) -> str:
     old_bytes, new_bytes = before.content[0], now[0]
     width = tensor.element_size()
     differs = (old_bytes.view(-1, width) != new_bytes.view(-1, width)).any(1)
+    old, new = (flat.view(tensor.dtype).cpu() for flat in (old_bytes, new_bytes))
     try:
-        old, new = (_numbers(t, tensor.dtype) for t in (old_bytes, new_bytes))
+        distance = _distance(old, new)
     except (RuntimeError, NotImplementedError):  # dtypes that torch only stores, e.g. bits8
         return f"{int(differs.sum())} of {differs.numel()} values"
     if before.shape == ():
-        return arrow(old[0].item(), new[0].item())
-    distance = (
-        (new - old).abs().double() if new.is_complex() else (new.double() - old.double()).abs()
-    )
-    distance = torch.where(differs, distance, -1.0).nan_to_num(nan=math.inf)
+        return arrow(_number(old[0]), _number(new[0]))
+    distance = torch.where(differs.cpu(), distance, -1.0).nan_to_num(nan=math.inf, posinf=math.inf)
     worst = int(distance.argmax())
     at = [int(i) for i in torch.unravel_index(torch.tensor(worst), before.shape or (1,))]
     size = f", max |d| {distance[worst].item():.1e}" if math.isfinite(distance[worst]) else ""
-    pair = arrow(old[worst].item(), new[worst].item())
+    pair = arrow(_number(old[worst]), _number(new[worst]))
     return f"{int(differs.sum())} of {differs.numel()} values{size} at {at}: {pair}"
 
 
-def _numbers(flat: Tensor, dtype: torch.dtype) -> Tensor:
-    values = flat.view(dtype).cpu()
-    if dtype.is_complex:
-        return values.to(torch.complex128)
-    return values.to(torch.float64) if dtype.is_floating_point else values.to(torch.int64)
+def _distance(old: Tensor, new: Tensor) -> Tensor:
+    wide = torch.complex128 if old.is_complex() else torch.float64
+    return (new.to(wide) - old.to(wide)).abs()
+
+
+def _number(value: Tensor) -> complex:
+    if value.dtype.is_floating_point:
+        return float(value.to(torch.float64))
+    if value.is_complex():
+        return complex(value.to(torch.complex128).item())
+    return int(value.item())
 
 
 def arrow(old: complex, new: complex) -> str:
     """Return `old -> new`, with just the digits that tell them apart."""
     texts = [repr(old), repr(new)]
-    for digits in range(3, 17):
+    for digits in range(3, 18):
         texts = [_short(old, digits), _short(new, digits)]
         if texts[0] != texts[1]:
             break

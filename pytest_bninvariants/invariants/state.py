@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -10,31 +12,38 @@ from pytest_bninvariants.invariants.selection import own_tensors
 
 
 class ModelState:
-    """Keep a model's parameters, buffers and modes as they are now.
+    """Keep a model's modules, parameters, buffers and modes as they are now.
 
     Args:
         model: the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modes = [(module, module.training) for module in model.modules()]
-        self._tensors: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor | None]] = []
+        self._modules = [
+            (module, module.training, [(r, dict(r)) for r in _registries(module)])
+            for module in model.modules()
+        ]
+        tensors = {id(t): t for module in model.modules() for _, _, t in own_tensors(module)}
         with torch.no_grad():
-            for module in model.modules():
-                for kind, name, tensor in own_tensors(module):
-                    registry = module._parameters if kind == "parameter" else module._buffers
-                    kept = None if is_lazy(tensor) else tensor.detach().clone()
-                    self._tensors.append((registry, name, tensor, kept))  # type: ignore[arg-type]
+            self._tensors = [(t, t.detach().clone()) for t in tensors.values() if not is_lazy(t)]
 
     def restore(self) -> None:
         """Put it back, into the very tensors that the model held."""
-        for module, training in self._modes:
+        for module, training, registries in self._modules:
             module.training = training
-        for registry, name, tensor, kept in self._tensors:
-            registry[name] = tensor
-            if kept is not None:
-                with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-                    _fill(tensor, kept)
+            for registry, content in registries:
+                registry.clear()
+                registry.update(content)
+        for tensor, kept in self._tensors:
+            with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                _fill(tensor, kept)
+
+
+def _registries(module: nn.Module) -> list[dict[str, Any]]:
+    """Return where a module keeps parameters, buffers and children; a scripted one's are fixed."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return []
+    return [module._parameters, module._buffers, module._modules]
 
 
 def _fill(tensor: Tensor, kept: Tensor) -> None:

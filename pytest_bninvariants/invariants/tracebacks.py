@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import TracebackType
 
-_PACKAGE = Path(__file__).parents[1]
-_CONFORMANCE = str(_PACKAGE / "conformance")
+_PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
+_NAME = __name__.partition(".")[0]
+_CONFORMANCE = f"{_PACKAGE}conformance{os.sep}"
 
 
 def is_ours(traceback: TracebackType) -> bool:
     """Tell whether a traceback's frame runs this package's machinery."""
     filename = traceback.tb_frame.f_code.co_filename
-    return filename.startswith(str(_PACKAGE)) and not filename.startswith(_CONFORMANCE)
+    if filename == "<string>":  # what dataclasses generate
+        return str(traceback.tb_frame.f_globals.get("__name__")).startswith(f"{_NAME}.")
+    return filename.startswith(_PACKAGE) and not filename.startswith(_CONFORMANCE)
 
 
 def drop_our_frames(error: BaseException) -> None:

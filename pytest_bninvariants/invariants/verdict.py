@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-ChangeKind = Literal["values", "dtype", "shape", "kept", "gone", "new", "eps", "batch-statistics"]
+ChangeKind = Literal[
+    "values", "dtype", "shape", "layout", "initialised", "gone", "new", "eps", "batch-statistics"
+]
 CauseName = Literal["training-mode", "mode-flip", "no-stored-statistics", "replaced"]
 
 

@@ -55,10 +55,13 @@ class Witness:
         self._marks = _marks(model)
         self._forward_seen = False
         self._optimizer_seen = False
-        self._compiled = observers.dynamo_has_compiled()
-        self.began_in_training = {k: layer.training for k, layer in selection.bn_layers.items()}
-        self._began_in_training = {id(x) for x in selection.bn_layers.values() if x.training}
+        self._compiled_seen = not observers.sees_compiled_code()
+        self._began_in_training = {id(m) for m in selection.modules.values() if m.training}
         self.seen: WeakKeyDictionary[nn.Module, Seen] = WeakKeyDictionary()
+
+    def began_in_training(self, module: nn.Module | None) -> bool:
+        """Tell a watched module's mode when the step began."""
+        return id(module) in self._began_in_training
 
     def start(self) -> None:
         """Begin to watch."""
@@ -73,8 +76,7 @@ class Witness:
         return (
             self._forward_seen
             or self._optimizer_seen
-            or self._compiled
-            or observers.dynamo_has_compiled()
+            or self._compiled_seen
             or _marks(self._model) != self._marks
         )
 
@@ -114,9 +116,9 @@ class Witness:
             groups = optimizer.param_groups
             self._optimizer_seen = any(id(p) in mine for group in groups for p in group["params"])
 
-    def saw_compilation(self) -> None:
-        """Note that dynamo compiles: from here on forwards may run unseen."""
-        self._compiled = True
+    def saw_compiled_code(self) -> None:
+        """Note that compiled code runs, in which forwards are unseen."""
+        self._compiled_seen = True
 
     def _of(self, layer: nn.Module) -> Seen:
         return self.seen.setdefault(layer, Seen())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
+from pytest_bninvariants.invariants.paths import relative
 from pytest_bninvariants.invariants.verdict import Cause, Change, Hazard, Place, Verdict
 
 WIDTH = 76  # pytest puts "E   " before each line
@@ -30,11 +29,11 @@ def headline(verdict: Verdict) -> str:
 
 
 def _count(verdict: Verdict) -> str:
-    plural = "" if verdict.layers == 1 else "s"
     normalised = {change.kind == "batch-statistics" for change in verdict.changes}
     ways = [way for happened, way in _WAYS if happened in normalised]
     changed = len(verdict.changed_layers)
     total = max(verdict.layers, changed)
+    plural = "" if total == 1 else "s"
     return f"{changed} of {total} {verdict.noun}{plural} {' or '.join(ways)}"
 
 
@@ -124,14 +123,8 @@ def _cause(cause: Cause) -> list[str]:
 
 def _place(place: Place) -> str:
     tool = f", by {place.tool}" if place.tool else ""
-    where = f"{_relative(place.file)}:{place.line} in {place.function}"
+    where = f"{relative(place.file)}:{place.line} in {place.function}"
     return f"put in training mode by {place.call} at {where}{tool}"
-
-
-def _relative(file: str) -> str:
-    path = Path(file)
-    here = Path(os.getcwd())
-    return str(path.relative_to(here)) if path.is_relative_to(here) else file
 
 
 def _hazards(hazards: Iterable[Hazard]) -> list[str]:

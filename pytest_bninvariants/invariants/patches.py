@@ -1,0 +1,69 @@
+"""Wrap attributes of other people's classes and modules for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(slots=True)
+class Switch:
+    """Whether a wrapper does its work, or passes all on."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A way to wrap one attribute.
+
+    Args:
+        owner: the class or module that has it.
+        name: its name.
+        make: makes a wrapper from the original and a switch that the wrapper must obey.
+    """
+
+    owner: object
+    name: str
+    make: Callable[[Callable[..., Any], Switch], Callable[..., Any]]
+
+    def install(self) -> Callable[[], None]:
+        """Wrap what is there, and return what takes the wrapper off.
+
+        Where somebody has put a wrapper around ours in the meantime, ours stays below it, switched
+        off: they will put it back, or hold on to it.
+        """
+        original = getattr(self.owner, self.name)
+        switch = Switch(on=True)
+        wrapper = self.make(original, switch)
+        setattr(self.owner, self.name, wrapper)
+
+        def undo() -> None:
+            switch.on = False
+            if getattr(self.owner, self.name) is wrapper:
+                setattr(self.owner, self.name, original)
+
+        return undo
+
+
+class Patches:
+    """Several patches that are on and off together.
+
+    Args:
+        patches: the patches.
+    """
+
+    def __init__(self, *patches: Patch) -> None:
+        self._patches = patches
+        self._undo: list[Callable[[], None]] = []
+
+    def install(self) -> None:
+        """Put all of them on, unless they are."""
+        if not self._undo:
+            self._undo = [patch.install() for patch in self._patches]
+
+    def remove(self) -> None:
+        """Take all of them off."""
+        while self._undo:
+            self._undo.pop()()
