@@ -259,8 +259,8 @@ def test_several_explicit_examples_may_drift(sessions: Sessions) -> None:
         before=HYPOTHESIS,
     )
     assert session.outcomes == {"test_step": "failed"}
-    assert "2 of 2 frozen BN layers changed" in session.says("test_step")
-    assert "size=55" in session.says("test_step")
+    assert "2 of 2 frozen BN layers changed" in session.texts["test_step"]
+    assert "size=55" in session.texts["test_step"]
 
 
 def test_only_the_examples_that_run_in_the_guard_count(sessions: Sessions) -> None:

@@ -438,7 +438,7 @@ def test_the_text_fits_80_columns_and_needs_no_colour(sessions: Sessions) -> Non
             def __init__(self):
                 super().__init__()
                 self.a_backbone_with_a_rather_long_name = nn.ModuleDict(
-                    {"stage_number_three": nn.Sequential(nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4))}
+                    {"stage_number_three": nn.Sequential(nn.Identity(), nn.BatchNorm1d(4))}
                 )
 
             def forward(self, x):
