@@ -73,7 +73,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 def _pending() -> dict[int, str]:
-    """Return the guards that nobody has entered yet; there are none as long as no torch is there."""
+    """Return the guards that nobody has entered yet."""
     guards = sys.modules.get("pytest_bninvariants.invariants.guards")
     return {} if guards is None else guards.pending
 

@@ -287,18 +287,16 @@ def _nothing_to_watch(
             return "the model's BN layers have no such tensors: there is nothing to watch"
         return f"the model has no {what}: there is nothing to watch"
     there = list(bn_layers) if scope.bn_only else [name for name in names.modules if name]
-    problem = (
-        f"{pattern!r} holds no {what}" if exists else f"{pattern!r} matches nothing in the model"
-    )
+    problem = f"holds no {what}" if exists else "matches nothing in the model"
     near = [] if exists else _near(pattern, there)
     meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    listed = [
-        name for name in sorted(there, key=lambda n: n.count(".")) if name not in (pattern, "")
-    ]
+    shallow = sorted(there, key=lambda name: name.count("."))
+    listed = [name for name in shallow if name not in (pattern, "")]
     if not listed:
-        return f"{problem}{meant}"
+        return f"{pattern!r} {problem}{meant}"
     kinds = "BN layers" if scope.bn_only else "modules"
-    return f"{problem}{meant}{'' if meant else ';'} the model's {kinds} are {listing(listed)}"
+    mark = "" if meant else ";"
+    return f"{pattern!r} {problem}{meant}{mark} the model's {kinds} are {listing(listed)}"
 
 
 def _near(pattern: str, names: Iterable[str]) -> list[str]:

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 ChangeKind = Literal[
-    "values", "dtype", "shape", "layout", "initialised", "gone", "new", "eps", "batch-statistics"
+    "values",
+    "dtype",
+    "shape",
+    "layout",
+    "initialised",
+    "gone",
+    "new",
+    "eps",
+    "batch-statistics",
 ]
 CauseName = Literal["training-mode", "mode-flip", "no-stored-statistics", "replaced"]
 
