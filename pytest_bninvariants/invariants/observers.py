@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -251,13 +252,14 @@ def _has_values(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 # Dynamo skips the wrappers themselves, but tries to compile what they call where a model is
-# compiled in place. So they hold as little as they can, and call only what is `_unseen`.
+# compiled in place. So they hold as little as they can, and call only what is `_unseen`. Export
+# compiles without telling us beforehand: then dynamo finds them, and that they have nothing to do.
 
 
 def _observing_setattr(original: _Function, switch: Switch) -> _Function:
     def __setattr__(self: nn.Module, name: str, value: Any) -> None:  # noqa: N807
         __tracebackhide__ = True
-        if name == "training" and value and switch.on:
+        if name == "training" and value and switch.on and not is_dynamo_compiling():
             _tell_training_set(self, sys._getframe(1))
         original(self, name, value)
 
@@ -267,7 +269,8 @@ def _observing_setattr(original: _Function, switch: Switch) -> _Function:
 def _observing_call(original: _Function, switch: Switch) -> _Function:
     def __call__(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         __tracebackhide__ = True
-        if not (switch.on and _before_call(self, args, kwargs)):
+        quiet = not switch.on or is_dynamo_compiling()
+        if quiet or not _before_call(self, args, kwargs):
             return original(self, *args, **kwargs)
         try:
             return original(self, *args, **kwargs)
@@ -280,7 +283,7 @@ def _observing_call(original: _Function, switch: Switch) -> _Function:
 def _observing_batch_norm(original: _Function, switch: Switch) -> _Function:
     def batch_norm(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        if switch.on:
+        if switch.on and not is_dynamo_compiling():
             _tell_normalising(args, kwargs, "training")
         return original(*args, **kwargs)
 
@@ -290,7 +293,7 @@ def _observing_batch_norm(original: _Function, switch: Switch) -> _Function:
 def _observing_instance_norm(original: _Function, switch: Switch) -> _Function:
     def instance_norm(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        if switch.on:
+        if switch.on and not is_dynamo_compiling():
             _tell_normalising(args, kwargs, "use_input_stats")
         return original(*args, **kwargs)
 
@@ -343,6 +346,7 @@ def _dynamos_patches() -> list[Patch]:
 
     wanted = (
         (eval_frame, "set_eval_frame", _observing_eval_frame),
+        (eval_frame, "_maybe_set_eval_frame", _observing_eval_frame),
         (eval_frame.OptimizedModule, "_initialize", _observing_initialize),
     )
     return [Patch(owner, name, make) for owner, name, make in wanted if hasattr(owner, name)]

@@ -172,9 +172,9 @@ def _join(parent: str, child: str) -> str:
 
 def is_bn_layer(module: nn.Module) -> bool:
     """Tell whether a module is a BN layer: by family, by its buffers, or by `bn_layer_types`."""
-    if isinstance(module, _NormBase) and not isinstance(module, _InstanceNorm):
-        return True
-    if has_stored_statistics(module):
+    if isinstance(module, _InstanceNorm):
+        return has_stored_statistics(module)
+    if isinstance(module, _NormBase) or all(name in module._buffers for name in STATISTICS):
         return True
     return registry.names(type(module))
 

@@ -269,9 +269,17 @@ def arrow(old: complex, new: complex) -> str:
     texts = [repr(old), repr(new)]
     for digits in range(3, 18):
         texts = [_short(old, digits), _short(new, digits)]
-        if texts[0] != texts[1]:
+        if texts[0] != texts[1] and not _overflow((old, new), texts):
             break
     return f"{texts[0]} -> {texts[1]}"
+
+
+def _overflow(numbers: tuple[complex, complex], texts: list[str]) -> bool:
+    """Tell whether rounding has made a number infinite, as it does next to the largest float."""
+    return any(
+        isinstance(number, float) and math.isfinite(number) and not math.isfinite(float(text))
+        for number, text in zip(numbers, texts, strict=True)
+    )
 
 
 def _short(value: complex, digits: int) -> str:
