@@ -85,7 +85,7 @@ def test_a_device_that_is_not_there_is_a_usage_error_that_says_why(
     sessions: Sessions, device: str, way: str
 ) -> None:
     said = refused(sessions, device, way)
-    assert f"--bn-device={device}: " in said
+    assert f"{'bn_device' if way == 'ini' else '--bn-device'}={device}: " in said
     reasons = ("built without", "finds no", "of this kind", "needs macOS")
     assert any(reason in said for reason in reasons), said
 

@@ -42,7 +42,6 @@ def test_an_empty_folder_loads_nothing_big(tmp_path: Path, option: str) -> None:
     assert not HEAVY & modules
     assert "pytest_bninvariants.plugin" in modules
     assert "pytest_bninvariants.steps" not in modules
-    assert "pytest_bninvariants.failures" not in modules
 
 
 def test_tests_that_do_not_use_the_plugin_load_nothing_big(tmp_path: Path) -> None:

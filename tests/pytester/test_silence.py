@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tests.pytester.sessions import Sessions
+from tests.pytester.sessions import Session, Sessions
 
 GATES = {
     "no model": ("@pytest.mark.frozen_bn", "", "pass", "the test has no model"),
@@ -18,7 +20,7 @@ GATES = {
         "@pytest.mark.frozen(model='loss')",
         "loss",
         "loss(batch(), batch())",
-        "the model has no tensor: there is nothing to watch",
+        "the model has no ... there is nothing to watch",
     ),
     "a pattern that matches nothing": (
         "@pytest.mark.frozen_bn('backbone')",
@@ -30,7 +32,7 @@ GATES = {
         "@pytest.mark.frozen('bn_2')",
         "model",
         "hold(model)",
-        "'bn_2' matches nothing in the model; the model's modules are 'bn2', 'bn1', 'fc'",
+        "'bn_2' matches nothing in the model; did you mean 'bn2'?",
     ),
     "a module without BN layers": (
         "@pytest.mark.frozen_bn('fc')",
@@ -98,7 +100,7 @@ GATES = {
         "model",
         "hold(model)",
         "@pytest.mark.frozen_bn(model=...) takes the name of a fixture or a dotted path "
-        "such as 'trainer.model'; got Net( (Net)",
+        "such as 'trainer.model'; got Net(",
     ),
     "a model that is not there": (
         "@pytest.mark.frozen_bn(model='teacher')",
@@ -148,19 +150,19 @@ GATES = {
         "",
         "model, frozen_bn",
         "frozen_bn(model, 'bn1'); drift(model)",
-        "frozen_bn('bn1') was made and never entered, so it watched nothing: use `with`",
+        "frozen_bn('bn1') ... was never entered, so it watched nothing: use `with`",
     ),
     "a guard by import that was never entered": (
         "",
         "model",
         "import pytest_bninvariants as p; p.frozen(model); drift(model)",
-        "frozen() was made and never entered, so it watched nothing: use `with`",
+        "frozen() ... was never entered, so it watched nothing: use `with`",
     ),
     "a guard by import that was kept and never entered": (
         "",
         "model",
         "import pytest_bninvariants as p; guard = p.frozen(model); drift(model)",
-        "frozen() was made and never entered, so it watched nothing: use `with`",
+        "frozen() ... was never entered, so it watched nothing: use `with`",
     ),
 }
 
@@ -170,6 +172,12 @@ EXPECTATIONS = {
     "xfail strict": "@pytest.mark.xfail(strict=True, reason='known')",
     "xfail AssertionError": "@pytest.mark.xfail(raises=AssertionError)",
 }
+
+
+def assert_says(session: Session, name: str, message: str) -> None:
+    """Hold that a failure begins with a message, in which ` ... ` stands for anything."""
+    pattern = ".*".join(re.escape(part) for part in message.split(" ... "))
+    assert re.match(pattern, session.says(name)), session.says(name)
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -196,9 +204,9 @@ def test_what_could_not_be_judged_has_failed_whatever_xfail_expects(
     )
     assert session.outcomes == {f"test_{number}": "failed" for number in range(len(EXPECTATIONS))}
     for name in session.outcomes:
-        said = session.says(name).removeprefix("pytest_bninvariants.errors.GateError: ")
-        assert said.startswith(message), said
-        assert message.startswith(session.summaries[name].removesuffix("...")[: len(message)])
+        assert_says(session, name, message)
+        shown = session.summaries[name].removesuffix("...")
+        assert session.says(name).startswith(shown)
 
 
 @pytest.mark.parametrize("gate", [gate for gate in GATES if GATES[gate][1] in ("", "model")])
@@ -228,8 +236,19 @@ def test_what_could_not_be_judged_in_a_test_case_has_failed(sessions: Sessions, 
     assert set(session.outcomes.values()) == {"failed"}, session.output
     assert len(session.outcomes) == len(EXPECTATIONS) + 1
     for name in session.outcomes:
-        said = session.says(name).removeprefix("pytest_bninvariants.errors.GateError: ")
-        assert said.startswith(message[:30]), said
+        assert_says(session, name, message)
+
+
+def test_a_gate_says_which_marker_it_is_about(sessions: Sessions) -> None:
+    session = sessions.run("""
+        pytestmark = pytest.mark.frozen_bn("bn9")
+
+        @pytest.mark.frozen("fc")
+        def test_it(model):
+            hold(model)
+    """)
+    assert session.outcomes == {"test_it": "failed"}
+    assert "(asked for by @pytest.mark.frozen_bn('bn9'))" in session.says("test_it")
 
 
 def test_an_optimizer_step_or_a_change_elsewhere_is_something_that_ran(sessions: Sessions) -> None:
@@ -367,4 +386,4 @@ def test_a_guard_never_entered_under_given_fails(sessions: Sessions) -> None:
             drift(model, size)
     """)
     assert session.outcomes == {"test_step": "failed"}
-    assert "was made and never entered" in session.first_line("test_step")
+    assert "was never entered" in session.first_line("test_step")

@@ -235,7 +235,7 @@ def test_the_message_of_a_gate_comes_first_and_without_the_exceptions_name(
         "test_gate_at_the_end": "nothing ran inside",
         "test_gate_in_a_block": "'bn9' matches nothing",
         "test_gate_at_the_end_of_a_block": "nothing ran inside",
-        "test_never_entered": "frozen() was made and never entered",
+        "test_never_entered": "frozen()",
         "test_no_model": "frozen(model, *modules) takes the model",
         "TestOfUnittest::test_gate": "'bn9' matches nothing",
     }
