@@ -429,6 +429,23 @@ def test_a_model_is_put_back_after_the_example_that_failed(sessions: Sessions) -
     session.tells_apart()
 
 
+def test_a_mode_that_one_example_sets_does_not_reach_the_next(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.mark.frozen_bn
+        @calm
+        @given(size=sizes)
+        def test_step(kept, size):
+            if size > 7:
+                kept.train()
+            kept(batch(size))
+    """,
+        before=HYPOTHESIS,
+    )
+    session.names_a_violation("test_step")
+    assert smallest(session, "test_step") == 8
+
+
 @pytest.mark.parametrize(
     "wrong", ['"bn9"', "param=True", 'model="other"'], ids=["pattern", "option", "model"]
 )
