@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -78,7 +77,7 @@ def torch_is_left_as_it_was() -> Iterator[None]:
     """Let every test of this folder fail that leaves something of a guard behind."""
     compiler = sys.modules.get("torch._dynamo.convert_frame")
     if getattr(compiler, "FRAME_COUNTER", 0):
-        torch._dynamo.reset()  # else a guard can't tell that nothing ran
+        torch._dynamo.reset()  # it compiles a function anew only so many times
     before = everything_wrapped()
     module = {name: vars(nn.Module)[name] for name in ("__call__", "__setattr__")}
     functions = torch.batch_norm, torch.instance_norm
@@ -91,11 +90,8 @@ def torch_is_left_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture
-def abandoned() -> Iterator[list[str]]:
-    """The engine's list of guards that were thrown away, emptied before the plugin reads it."""
+def pending() -> dict[int, str]:
+    """The engine's list of guards that were made and not entered."""
     from pytest_bninvariants.invariants import guards
 
-    gc.collect()
-    guards.abandoned.clear()
-    yield guards.abandoned
-    guards.abandoned.clear()
+    return guards.pending

@@ -253,28 +253,36 @@ def test_a_guard_that_is_entered_within_itself_is_a_gate_error(net: Any, batch: 
     assert guard.verdict is not None
 
 
-def test_a_guard_that_was_never_started_cannot_finish(net: Any, abandoned: list[str]) -> None:
+def test_a_guard_that_was_never_started_cannot_finish(net: Any) -> None:
     guard = frozen(net)
     with pytest.raises(GateError, match="was never started"):
         guard.finish()
-    del guard
-    gc.collect()
-    abandoned.clear()
 
 
 @GUARDS
 def test_a_guard_that_is_never_entered_warns_and_is_noted(
-    net: Any, guard: Any, abandoned: list[str]
+    net: Any, guard: Any, pending: dict[int, str]
 ) -> None:
-    with pytest.warns(GuardNeverEntered, match=r"'neck'\) was made and never entered"):
+    line = sys._getframe().f_lineno + 2
+    with pytest.warns(GuardNeverEntered, match=r"'neck'\), made at .*, was never entered"):
         guard(net, "neck")  # whose only reference this is
-    noted = list(abandoned)
-    abandoned.clear()  # else the plugin fails this test, as it should any other
-    assert noted == [f"{guard.__name__}('neck')"]
+    noted = list(pending.values())
+    pending.clear()  # else the plugin fails this test, as it should any other
+    assert len(noted) == 1
+    assert noted[0].startswith(f"{guard.__name__}('neck'), made at ")
+    assert noted[0].endswith(f"test_guards.py:{line},")
+
+
+def test_a_guard_that_is_kept_and_never_entered_is_noted(net: Any, pending: dict[int, str]) -> None:
+    kept = [frozen(net), frozen(net, "neck")]
+    noted = len(pending)
+    for guard in kept:
+        guard.stop()
+    assert (noted, len(pending)) == (2, 0)
 
 
 def test_a_guard_that_was_entered_is_not_noted(
-    net: Any, batch: Tensor, abandoned: list[str]
+    net: Any, batch: Tensor, pending: dict[int, str]
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -285,7 +293,7 @@ def test_a_guard_that_was_entered_is_not_noted(
         with pytest.raises(GateError):
             frozen(net, parameters=3)  # type: ignore[arg-type]
         gc.collect()
-    assert abandoned == []
+    assert pending == {}
 
 
 def test_a_guard_that_held_keeps_no_model_alive(net: Any, batch: Tensor) -> None:
@@ -337,7 +345,7 @@ def test_an_exception_group_carries_the_drift_too(net: Any, batch: Tensor) -> No
     assert len(error.__notes__) == 1
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit])
 def test_what_is_no_failure_goes_through_untouched(
     net: Any, batch: Tensor, kind: type[BaseException]
 ) -> None:
@@ -346,6 +354,14 @@ def test_what_is_no_failure_goes_through_untouched(
         drift_and_raise(net, batch, error)
     assert caught.value is error
     assert not hasattr(error, "__notes__")
+
+
+def test_an_exit_carries_the_drift_too(net: Any, batch: Tensor) -> None:
+    error = SystemExit(3)
+    with pytest.raises(SystemExit) as caught, frozen(net):
+        drift_and_raise(net, batch, error)
+    assert caught.value is error
+    assert len(error.__notes__) == 1
 
 
 def test_nested_guards_note_the_drift_once_each(net: Any, batch: Tensor) -> None:
@@ -629,7 +645,10 @@ def test_a_gate_error_pickles(net: Any) -> None:
         ("a", "'a' (str)"),
         (nn.Linear(1, 1), "Linear(in_features=1, out_features=1, bias=True) (Linear)"),
         ("x" * 99, "'" + "x" * 56 + "... (str)"),
-        (nn.Sequential(nn.Linear(1, 1)), "Sequential( (Sequential)"),
+        (
+            nn.Sequential(nn.Linear(1, 1)),
+            "Sequential( (0): Linear(in_features=1, out_features=1, bi... (Sequential)",
+        ),
     ],
 )
 def test_a_value_is_shown_on_one_short_line(value: object, text: str) -> None:

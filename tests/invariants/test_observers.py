@@ -39,7 +39,7 @@ class Ear:
     def saw_optimizer_step(self, optimizer: Optimizer) -> None:
         self.heard.append(("optimizer", optimizer))
 
-    def saw_compilation(self) -> None:
+    def saw_compiled_code(self) -> None:
         self.heard.append(("compilation", None))
 
     def of(self, kind: str) -> list[object]:
@@ -403,9 +403,20 @@ def test_a_step_that_clears_dynamos_callbacks_is_none_of_our_business(
     assert callback_handler.start_callbacks == callback_handler.end_callbacks == []
 
 
-def test_what_dynamo_has_compiled_is_known(net: Any, batch: Tensor) -> None:
-    assert not observers.dynamo_has_compiled()
+def test_code_that_was_compiled_before_is_heard_of_when_it_runs(net: Any, batch: Tensor) -> None:
+    compiled = torch.compile(lambda x: net(x), backend="eager")
+    compiled(batch)
+    assert observers.sees_compiled_code()
+    with listening() as ear:
+        net.head(torch.ones(1, 3))
+        assert not ear.of("compilation")
+        compiled(batch)
+        assert ear.of("compilation")
+
+
+def test_code_that_was_not_compiled_is_not_taken_for_it(net: Any, batch: Tensor) -> None:
     torch.compile(net, backend="eager")(batch)
-    assert observers.dynamo_has_compiled()
-    torch._dynamo.reset()
-    assert not observers.dynamo_has_compiled()
+    with listening() as ear:
+        net(batch)
+        torch.compiler.disable(net)(batch)
+    assert ear.of("compilation") == []

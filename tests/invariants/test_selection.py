@@ -105,7 +105,7 @@ def test_a_pattern_may_name_tensors(patterns: tuple[str, ...], expected: set[str
     [
         ("layer1", BN - {"layer1.0.bn1", "layer1.1.bn1"}),
         (["layer1", "layer10"], {"stem.bn", "head.bn"}),
-        (iter(["*.bn"]), {"layer1.0.bn1", "layer1.1.bn1", "layer10.0.bn1"}),
+        ({"*.bn"}, {"layer1.0.bn1", "layer1.1.bn1", "layer10.0.bn1"}),
         (("stem.bn",), BN - {"stem.bn"}),
     ],
 )
@@ -384,12 +384,32 @@ def test_bn_layer_types_names_a_type_or_a_base_of_it(
     assert not is_bn_layer(model[0])
 
 
-@pytest.mark.parametrize("name", ["whitening", "White*", "elsewhere.Whitening", "Special"])
+@pytest.mark.parametrize("name", ["whitening", "White*", "torch.nn.BatchNorm1d", "Special"])
 def test_bn_layer_types_takes_no_near_misses(
     named_types: Callable[[list[str]], None], name: str
 ) -> None:
     named_types([name])
     assert not is_bn_layer(Whitening())
+
+
+@pytest.mark.parametrize(
+    "name", ["elsewhere.Whitening", "torch.nn:Whitening", "torch.nn.Whitening"]
+)
+def test_a_named_type_that_is_not_there_is_a_gate_error(
+    named_types: Callable[[list[str]], None], name: str
+) -> None:
+    named_types([name])
+    with pytest.raises(GateError, match=f"{name!r} cannot be imported"):
+        is_bn_layer(Whitening())
+
+
+def test_parameters_of_bn_layers_that_have_none_are_nothing_to_watch() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2, affine=False))
+    with (
+        pytest.raises(GateError, match="the model.s BN layers have no such tensors"),
+        frozen_bn(model, buffers=False),
+    ):
+        pass
 
 
 def test_what_a_named_type_keeps_is_held_frozen(named_types: Callable[[list[str]], None]) -> None:
@@ -458,7 +478,7 @@ def test_a_pattern_that_matches_nothing_is_named_with_what_there_is(
     ("guard", "pattern", "problem"),
     [
         (frozen_bn, "stem.conv", "'stem.conv' holds no BN layer"),
-        (frozen_bn, "head.fc.weight", "'head.fc.weight' matches nothing"),
+        (frozen_bn, "head.fc.weight", "'head.fc.weight' holds no BN layer"),
     ],
 )
 def test_a_module_without_a_bn_layer_is_said_to_have_none(
@@ -473,7 +493,7 @@ def test_a_module_without_a_bn_layer_is_said_to_have_none(
     [
         ({"parameters": False}, "the model has no buffer"),
         ({}, "the model has no BN layer"),
-        ({"buffers": False}, "the model has no parameter of a BN layer"),
+        ({"buffers": False}, "the model has no BN layer"),
     ],
 )
 def test_a_model_with_nothing_to_watch_is_a_gate_error(
@@ -515,6 +535,7 @@ def test_an_exclude_that_leaves_nothing_out_or_nothing_in_is_a_gate_error(exclud
         ((["stem", "head"],), {}, "(list)"),
         ((b"stem",), {}, "(bytes)"),
         ((), {"exclude": 3}, "exclude= takes a name or several names; got 3 (int)"),
+        ((), {"exclude": iter(["stem"])}, "exclude= takes a name or several names"),
         ((), {"exclude": None}, "exclude= takes a name or several names; got None"),
         ((), {"exclude": [3]}, "exclude= takes a name or several names; got 3"),
         ((), {"exclude": b"stem"}, "exclude= takes a name or several names"),
