@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.invariants.selection import all_tensors, named_modules
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,12 @@ def find(values: Mapping[str, Value], path: str | None) -> tuple[nn.Module, str]
 
 
 def _has_state(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+    return any(True for _ in all_tensors(module))
 
 
 def _outermost(candidates: Mapping[str, Value]) -> dict[str, Value]:
     """Leave out modules that are part of another candidate, and second names of one module."""
-    below = {id(part) for v in candidates.values() for part in list(v.value.modules())[1:]}
+    below = {id(part) for v in candidates.values() for name, part in named_modules(v.value) if name}
     found: dict[int, tuple[str, Value]] = {}
     for name, value in candidates.items():
         if id(value.value) not in below:

@@ -21,6 +21,7 @@ from pytest_bninvariants.invariants.selection import (
     Watched,
     has_stored_statistics,
     is_bn_layer,
+    own_tensors,
     select,
 )
 from pytest_bninvariants.invariants.verdict import Cause, Change, Hazard
@@ -51,8 +52,7 @@ class Before:
     def layers(self) -> set[str]:
         """Return the names of all watched layers."""
         owners = {kept.watched.layer for kept in self.kept.values()}
-        full = self.names.full
-        return owners | {full[key] for key in self.selection.bn_layers}
+        return owners | {self.selection.bn_names[key] for key in self.selection.bn_layers}
 
 
 def take(model: nn.Module, scope: Scope) -> Before:
@@ -113,22 +113,41 @@ def compare(before: Before, model: nn.Module, scope: Scope, witness: Witness) ->
 
 
 def _settings(layer: nn.Module) -> dict[str, object]:
-    return {name: getattr(layer, name) for name in ("eps", *_SETTINGS) if hasattr(layer, name)}
+    names = ("eps", *_SETTINGS)
+    found = {name: _plain(getattr(layer, name)) for name in names if hasattr(layer, name)}
+    return found | {"stores": has_stored_statistics(layer)}
+
+
+def _plain(value: object) -> object:
+    """Return a setting as a value that stays and can be compared: users assign tensors too."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().tolist()
+    return value if value == value else "nan"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _After:
     names: Names
-    modules: dict[str, nn.Module]
+    modules: Mapping[str, list[nn.Module]]
     tensors: Mapping[str, Watched]
     selection: Selection
+
+    def module(self, key: str, before: nn.Module | None) -> nn.Module | None:
+        """Return what holds a name now: the module that did, if it is among a wrapper and wrapped."""
+        holders = self.modules.get(key, ())
+        if any(holder is before for holder in holders):
+            return before
+        return holders[-1] if holders else None
 
     @classmethod
     def of(cls, model: nn.Module, scope: Scope) -> _After:
         names = Names.of(model)
+        modules: dict[str, list[nn.Module]] = {}
+        for name, module in names.modules.items():
+            modules.setdefault(names.bare[name], []).append(module)
         return cls(
             names=names,
-            modules={names.bare[name]: module for name, module in names.modules.items()},
+            modules=modules,
             tensors=dict(names.tensors()),
             selection=select(model, scope, complain=False),
         )
@@ -138,18 +157,17 @@ def _layer_changes(
     before: Before, after: _After, witness: Witness, scope: Scope, changes: list[Change]
 ) -> Iterator[Change]:
     """Yield the violations that are a layer's and no tensor's: its eps, and how it normalised."""
-    full = before.names.full
     told = {c.layer for c in changes if c.name.endswith((*STATISTICS, "num_batches_tracked"))}
     for key, layer in before.selection.bn_layers.items():
-        name = full[key]
-        now = after.modules.get(key)
-        old_eps, new_eps = before.settings[key].get("eps"), getattr(now, "eps", None)
-        if None not in (old_eps, new_eps) and old_eps != new_eps:
-            text = f"eps {snapshot.arrow(float(str(old_eps)), float(str(new_eps)))}"
-            yield Change(name=name, layer=name, kind="eps", text=text)
+        name = before.selection.bn_names[key]
+        now = after.module(key, layer)
+        old_eps = before.settings[key].get("eps")
+        new_eps = _plain(getattr(now, "eps", old_eps))
+        if old_eps != new_eps:
+            yield Change(name=name, layer=name, kind="eps", text=f"eps {old_eps} -> {new_eps}")
         seen = _seen(witness, layer, now)
         bytes_tell = seen.batches == 0 and counts_batches(layer)
-        used = seen.used_batch_statistics and not bytes_tell
+        used = witness.used_batch_statistics(seen) and not bytes_tell
         if scope.judges_normalisation and used and name not in told:
             batches = f" {seen.batches} batch{'es' * (seen.batches > 1)}" if seen.batches else ""
             text = f"normalised{batches} with batch statistics"
@@ -158,10 +176,8 @@ def _layer_changes(
 
 def _seen(witness: Witness, *modules: nn.Module | None) -> Seen:
     """Return what was seen of a layer, under whichever module object it ran."""
-    for module in modules:
-        if module is not None and (seen := witness.seen.get(module)) and seen.used_batch_statistics:
-            return seen
-    return next((s for m in modules if m is not None and (s := witness.seen.get(m))), Seen())
+    found = [witness.seen_of(module) for module in modules if module is not None]
+    return next((seen for seen in found if seen.normalised), found[0] if found else Seen())
 
 
 def _known_of(
@@ -171,26 +187,24 @@ def _known_of(
     for name in dict.fromkeys(change.layer for change in changes):
         key = before.names.bare.get(name, after.names.bare.get(name, name))
         old = before.names.modules.get(name)
-        new = after.modules.get(key)
-        holder = new or old
+        new = after.module(key, old)
         yield Layer(
             name=name,
             changes=tuple(change for change in changes if change.layer == name),
             seen=_seen(witness, old, new),
-            is_bn=holder is not None and is_bn_layer(holder),
+            is_bn=any(module is not None and is_bn_layer(module) for module in (old, new)),
             began_in_training=witness.began_in_training(old),
-            stores=holder is not None and has_stored_statistics(holder),
+            stored=bool(before.settings.get(key, {}).get("stores", True)),
             before=None if old is None else type(old).__name__,
             after=None if new is None else type(new).__name__,
-            same_object=old is new,
+            replaced=old is not new and not (old is not None and witness.seen_of(old).normalised),
             in_training=new is not None and new.training,
-            trains=new is not None and any(p.requires_grad for p in new.parameters(recurse=False)),
+            trains=new is not None and any(t.requires_grad for _, _, t in own_tensors(new)),
         )
 
 
 def _hazards(before: Before, after: _After, changes: Iterable[Change]) -> Iterator[Hazard]:
     """Yield what is worth saying of names and layers besides their changes."""
-    full = before.names.full
     violated = {change.name for change in changes}
     swapped = {change.layer for change in changes if not change.same_object}
     for key, kept in before.kept.items():
@@ -210,11 +224,8 @@ def _hazards(before: Before, after: _After, changes: Iterable[Change]) -> Iterat
         if now is not None and now.tensor.requires_grad and not kept.requires_grad:
             yield Hazard(name=kept.watched.name, text="had requires_grad switched on")
     for key, settings in before.settings.items():
-        name, old, new = (
-            full[key],
-            before.selection.bn_layers[key],
-            after.modules.get(key),
-        )
+        name, old = before.selection.bn_names[key], before.selection.bn_layers[key]
+        new = after.module(key, old)
         if new is None:
             continue
         if type(old) is not type(new) and name not in swapped:
@@ -222,7 +233,7 @@ def _hazards(before: Before, after: _After, changes: Iterable[Change]) -> Iterat
                 name=name, text=f"was {type(old).__name__} and is {type(new).__name__} now"
             )
         for setting in _SETTINGS:
-            value = getattr(new, setting, settings.get(setting))
+            value = _plain(getattr(new, setting, settings.get(setting)))
             if setting in settings and value != settings[setting]:
                 yield Hazard(name=name, text=f"{setting} {settings[setting]} -> {value}")
 

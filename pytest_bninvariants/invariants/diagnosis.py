@@ -21,10 +21,10 @@ class Layer:
         seen: what the witness saw of the module that holds the name now.
         is_bn: whether it is a BN layer.
         began_in_training: its mode when the step began.
-        stores: whether it has running statistics.
+        stored: whether it had running statistics when the step began.
         before: the class name of the module that held the name before.
         after: the class name of the module that holds it now; None if it is gone.
-        same_object: whether these are one module.
+        replaced: whether these are two modules, and the first had done nothing yet.
         in_training: its mode now.
         trains: whether one of its own parameters requires a gradient.
     """
@@ -34,10 +34,10 @@ class Layer:
     seen: Seen
     is_bn: bool
     began_in_training: bool
-    stores: bool
+    stored: bool
     before: str | None
     after: str | None
-    same_object: bool
+    replaced: bool
     in_training: bool
     trains: bool
 
@@ -53,19 +53,29 @@ class Layer:
 
     @property
     def normalised(self) -> bool:
-        """Tell whether it is known to have normalised with batch statistics."""
-        return self.is_bn and self.seen.used_batch_statistics and self.statistics_changed
+        """Tell whether normalising with batch statistics explains its changes."""
+        if not (self.is_bn and self.statistics_changed):
+            return False
+        return self.seen.normalised or (
+            self.seen.own_forwards > 0 and all(map(_is_of_statistics, self.changes))
+        )
+
+
+def _is_of_statistics(change: Change) -> bool:
+    return change.kind in ("batch-statistics", "initialised", "values") and (
+        change.kind == "batch-statistics"
+        or change.name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    )
 
 
 def _lacks_statistics(layer: Layer) -> bool:
-    return layer.normalised and not layer.stores
+    return layer.normalised and not layer.stored
 
 
 def _is_replaced(layer: Layer) -> bool:
     """Tell whether another object holds a name, and training mode does not explain it."""
-    swapped = not layer.same_object
     rebound = any(not c.same_object for c in layer.changes) and not layer.normalised
-    return swapped or rebound or any(change.kind in _IDENTITY for change in layer.changes)
+    return layer.replaced or rebound or any(change.kind in _IDENTITY for change in layer.changes)
 
 
 def _is_flipped(layer: Layer) -> bool:
@@ -79,15 +89,15 @@ def _is_in_training(layer: Layer) -> bool:
 def _explain_lacking(layers: list[Layer]) -> tuple[str, str]:
     names = name_list(layers)
     return (
-        f"{names} {_has(layers)} no running statistics, so {_it(layers)} normalised "
-        f"{_batches(layers)} with batch statistics, whatever {_its(layers)} mode",
+        f"{names} {_has(layers)} no running statistics, so {_it(layers)} "
+        f"{_did(layers)}, whatever {_its(layers)} mode",
         f"build {names} with track_running_stats=True and load statistics, "
         "or accept it with allow_batch_stats=True",
     )
 
 
 def _explain_replaced(layers: list[Layer]) -> tuple[str, str]:
-    swapped = [layer for layer in layers if not layer.same_object]
+    swapped = [layer for layer in layers if layer.replaced]
     told = [
         f"{_named(layer)} was {layer.before} and is "
         + (
@@ -102,7 +112,7 @@ def _explain_replaced(layers: list[Layer]) -> tuple[str, str]:
     told += [
         f"{change.name} {_REPLACED.get(change.kind, 'is held by another tensor now')}"
         for layer in layers
-        if layer.same_object or layer.before is None
+        if not layer.replaced or layer.before is None
         for change in layer.changes
         if change.kind in _IDENTITY or not change.same_object
     ]
@@ -123,14 +133,13 @@ _REPLACED = {
 
 def _explain_flip(layers: list[Layer]) -> tuple[str, str]:
     why = (
-        f"{name_list(layers)} {_was(layers)} in eval, then put in training mode, and normalised "
-        f"{_batches(layers)} with batch statistics"
+        f"{name_list(layers)} {_was(layers)} in eval, then put in training mode, and {_did(layers)}"
     )
     return why, _keep_in_eval(layers)
 
 
 def _explain_training(layers: list[Layer]) -> tuple[str, str]:
-    why = f"{name_list(layers)} {_each(layers)}normalised {_batches(layers)} with batch statistics"
+    why = f"{name_list(layers)} {_each(layers)}{_did(layers)}"
     if layers[0].seen.put_in_training is None:
         why += ", in training mode since before the step"
     if not any(layer.trains for layer in layers):
@@ -213,12 +222,20 @@ def name_list(layers: list[Layer]) -> str:
     return f"{names[0]}, {names[1]} and {len(names) - 2} more"
 
 
-def _batches(layers: list[Layer]) -> str:
-    counts = sorted({layer.seen.batches for layer in layers})
-    if counts[0] == 0:
-        return "batches in compiled code" if counts == [0] else "batches"
-    span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{span} batch" if counts == [1] else f"{span} batches"
+def _did(layers: list[Layer]) -> str:
+    """Return what layers did, as far as it was seen."""
+    eager = [layer.seen.batches or layer.seen.failed for layer in layers]
+    own = [layer.seen.own_forwards for layer in layers]
+    if all(eager):
+        return f"normalised {_span(eager)} with batch statistics"
+    if all(own):
+        return f"ran {_span(own)} in training mode, by a forward of {_its(layers)} own"
+    return "normalised with batch statistics, some of it in compiled code"
+
+
+def _span(counts: list[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least} to {most} batches" if least < most else f"{most} batch{'es' * (most > 1)}"
 
 
 def _was(layers: list[Layer]) -> str:

@@ -22,6 +22,8 @@ def has_known_forward(layer: nn.Module) -> bool:
 
 def counts_batches(layer: nn.Module) -> bool:
     """Tell whether a layer has a counter that moves whenever it normalises in training mode."""
+    if isinstance(layer, _InstanceNorm) or not getattr(layer, "track_running_stats", True):
+        return False
     return getattr(layer, "num_batches_tracked", None) is not None
 
 

@@ -14,22 +14,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
 from pytest_bninvariants.invariants.patches import Patch, Patches, Switch
-from pytest_bninvariants.invariants.selection import is_bn_layer
+from pytest_bninvariants.invariants.selection import is_bn_layer, own_tensors
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _Function = Callable[..., Any]
-_USES_BATCH = 5  # position of `training` in torch.batch_norm, `use_input_stats` in instance_norm
+_RUNNING_MEAN, _USES_BATCH = 3, 5  # positions in torch.batch_norm and in torch.instance_norm
+_TRACERS = ("FakeTensor", "FunctionalTensor")
+How = Literal["batches", "failed", "own_forwards"]
 
 
 class Observer(Protocol):
@@ -38,8 +41,8 @@ class Observer(Protocol):
     def saw_forward(self, module: nn.Module) -> None:
         """Hear of a module that is about to be called."""
 
-    def saw_batch_statistics(self, layer: nn.Module) -> None:
-        """Hear of a BN layer that normalises, or tried to, with batch statistics."""
+    def saw_batch_statistics(self, layer: nn.Module, how: How) -> None:
+        """Hear of a BN layer that normalised with batch statistics, or may have."""
 
     def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
         """Hear of `module.training = True`, before it is so, in this frame."""
@@ -122,14 +125,16 @@ class _Observers:
 
 @dataclass(slots=True)
 class _Running:
-    """A BN layer whose forward runs.
+    """A module whose forward runs.
 
     Args:
-        layer: the layer.
-        heard: whether it has called one of torch's normalising functions.
+        module: the module.
+        is_layer: whether it is a BN layer.
+        heard: whether one of torch's normalising functions was called for it.
     """
 
-    layer: nn.Module
+    module: nn.Module
+    is_layer: bool
     heard: bool = False
 
 
@@ -150,25 +155,52 @@ class _Listeners:
             Patch(torch, "instance_norm", _observing_instance_norm),
         )
 
-    def enter(self, layer: nn.Module) -> None:
-        """Begin to listen to a layer that is about to run."""
-        self._stack().append(_Running(layer))
-        self._count_by(1)
+    def enter(self, module: nn.Module, *, is_layer: bool) -> bool:
+        """Begin to listen to a BN layer, or to a module inside of one; tell whether to `leave`."""
+        stack = self._stack()
+        if is_layer or stack:
+            stack.append(_Running(module, is_layer))
+            self._count_by(1)
+            return True
+        return False
 
-    def leave(self) -> None:
+    def leave(self, *, failed: bool) -> None:
         """End what `enter` began."""
         self._count_by(-1)
         ended = self._stack().pop()
-        if not ended.heard and has_known_forward(ended.layer):
-            self._tell(ended.layer, uses_batch_statistics(ended.layer))
+        layer = ended.module
+        if not ended.is_layer or ended.heard:
+            return
+        if has_known_forward(layer):
+            if uses_batch_statistics(layer):
+                _tell_batch_statistics(layer, "failed" if failed else "batches")
+        elif layer.training:
+            _tell_batch_statistics(layer, "own_forwards")
 
-    def heard(self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> None:
-        """Take note of a normalising call's arguments."""
+    def heard(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str) -> None:
+        """Take note of a normalising call and its arguments."""
+        mean = args[_RUNNING_MEAN] if len(args) > _RUNNING_MEAN else kwargs.get("running_mean")
+        batch = args[_USES_BATCH] if len(args) > _USES_BATCH else kwargs.get(flag)
+        values = args[0] if args else kwargs.get("input")
+        running = self._meant(name, mean, values)
+        if running is not None:
+            running.heard = True
+            if batch:
+                _tell_batch_statistics(running.module, "batches")
+
+    def _meant(self, name: str, mean: object, values: object) -> _Running | None:
+        """Return the layer that a call normalises for; layers make other such calls too."""
         stack = self._stack()
-        if stack:
-            stack[-1].heard = True
-            batch = args[_USES_BATCH] if len(args) > _USES_BATCH else kwargs.get(name)
-            self._tell(stack[-1].layer, bool(batch))
+        if mean is not None:
+            layers = [running for running in stack if running.is_layer]
+            owner = (r for r in layers if any(b is mean for b in r.module._buffers.values()))
+            return next(owner, layers[-1] if layers else None)
+        if not stack or not stack[-1].is_layer:
+            return None
+        layer = stack[-1].module
+        if name == "instance_norm" and not isinstance(layer, _InstanceNorm):
+            return None
+        return None if _shares_memory(values, layer) else stack[-1]
 
     def suspend(self) -> None:
         """Take the wrappers off for a while."""
@@ -193,11 +225,19 @@ class _Listeners:
         stack: list[_Running] = self._running.stack
         return stack
 
-    @staticmethod
-    def _tell(layer: nn.Module, uses_batch: bool) -> None:
-        if uses_batch:
-            for observer in _observers.present:
-                observer.saw_batch_statistics(layer)
+
+def _shares_memory(values: object, layer: nn.Module) -> bool:
+    """Tell whether values are a layer's own parameter, which weight standardisation normalises."""
+    if not isinstance(values, Tensor):
+        return False
+    with torch._C.DisableTorchFunction():
+        start = values.untyped_storage().data_ptr()
+        return any(t.untyped_storage().data_ptr() == start for _, _, t in own_tensors(layer))
+
+
+def _tell_batch_statistics(layer: nn.Module, how: How) -> None:
+    for observer in _observers.present:
+        observer.saw_batch_statistics(layer, how)
 
 
 def _unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -217,20 +257,17 @@ def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """Tell of a call; return whether `_after_call` must follow."""
     for observer in _observers.present:
         observer.saw_forward(module)
-    listens = is_bn_layer(module) and _has_values(args, kwargs)
-    if listens:
-        _listeners.enter(module)
-    return listens
+    return _has_values(args, kwargs) and _listeners.enter(module, is_layer=is_bn_layer(module))
 
 
 @_unseen
-def _after_call() -> None:
-    _listeners.leave()
+def _after_call(*, failed: bool) -> None:
+    _listeners.leave(failed=failed)
 
 
 @_unseen
-def _tell_normalising(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> None:
-    _listeners.heard(args, kwargs, name)
+def _tell_normalising(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str) -> None:
+    _listeners.heard(name, args, kwargs, flag)
 
 
 @_unseen
@@ -248,7 +285,7 @@ def _has_values(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Tell whether a forward is a real one, and not a tracer's on fake tensors."""
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     with torch._C.DisableTorchFunction():  # a user's mode is not to hear of our questions
-        return not any(t.is_meta or type(t).__name__ == "FakeTensor" for t in tensors)
+        return not any(t.is_meta or type(t).__name__ in _TRACERS for t in tensors)
 
 
 # Dynamo skips the wrappers themselves, but tries to compile what they call where a model is
@@ -272,10 +309,13 @@ def _observing_call(original: _Function, switch: Switch) -> _Function:
         quiet = not switch.on or is_dynamo_compiling()
         if quiet or not _before_call(self, args, kwargs):
             return original(self, *args, **kwargs)
+        failed = True
         try:
-            return original(self, *args, **kwargs)
+            result = original(self, *args, **kwargs)
+            failed = False
         finally:
-            _after_call()
+            _after_call(failed=failed)
+        return result
 
     return __call__
 
@@ -284,7 +324,7 @@ def _observing_batch_norm(original: _Function, switch: Switch) -> _Function:
     def batch_norm(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         if switch.on and not is_dynamo_compiling():
-            _tell_normalising(args, kwargs, "training")
+            _tell_normalising("batch_norm", args, kwargs, "training")
         return original(*args, **kwargs)
 
     return batch_norm
@@ -294,7 +334,7 @@ def _observing_instance_norm(original: _Function, switch: Switch) -> _Function:
     def instance_norm(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         if switch.on and not is_dynamo_compiling():
-            _tell_normalising(args, kwargs, "use_input_stats")
+            _tell_normalising("instance_norm", args, kwargs, "use_input_stats")
         return original(*args, **kwargs)
 
     return instance_norm

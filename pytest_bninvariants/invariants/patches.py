@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 
 @dataclass(slots=True)
@@ -12,6 +13,11 @@ class Switch:
     """Whether a wrapper does its work, or passes all on."""
 
     on: bool
+
+
+_ours: WeakKeyDictionary[Callable[..., Any], tuple[Callable[..., Any], Switch]] = (
+    WeakKeyDictionary()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +38,21 @@ class Patch:
         """Wrap what is there, and return what takes the wrapper off.
 
         Where somebody has put a wrapper around ours in the meantime, ours stays below it, switched
-        off: they will put it back, or hold on to it.
+        off. If they put ours back, it goes when the next of ours does.
         """
         original = getattr(self.owner, self.name)
         switch = Switch(on=True)
         wrapper = self.make(original, switch)
         setattr(self.owner, self.name, wrapper)
 
+        _ours[wrapper] = original, switch
+
         def undo() -> None:
             switch.on = False
-            if getattr(self.owner, self.name) is wrapper:
-                setattr(self.owner, self.name, original)
+            current = getattr(self.owner, self.name)
+            while current in _ours and not _ours[current][1].on:
+                current = _ours[current][0]
+                setattr(self.owner, self.name, current)
 
         return undo
 

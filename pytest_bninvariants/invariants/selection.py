@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Literal
 
 from torch import Tensor, nn
@@ -103,11 +104,13 @@ class Selection:
     Args:
         tensors: the watched tensors.
         bn_layers: the watched BN layers, which must keep `eps` and use stored statistics.
+        bn_names: the qualified names of all BN layers.
         modules: every module in the watched subtrees; one of them must run.
     """
 
     tensors: Mapping[str, Watched]
     bn_layers: Mapping[str, nn.Module]
+    bn_names: Mapping[str, str]
     modules: Mapping[str, nn.Module]
 
 
@@ -126,7 +129,7 @@ class Names:
     @classmethod
     def of(cls, model: nn.Module) -> Names:
         """Read the names off a model."""
-        modules = dict(model.named_modules(remove_duplicate=False))
+        modules = dict(named_modules(model))
         bare = {"": ""}
         for name in modules:
             if name:
@@ -154,6 +157,21 @@ class Names:
                 key = full if bare in seen else bare  # a wrapper's own buffer may share a bare name
                 seen.add(key)
                 yield key, Watched(name=full, layer=layer, kind=kind, tensor=tensor)
+
+
+def named_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield a module and all below it, under every name, as torch's method unless overridden."""
+    yield name, module
+    for child, below in module._modules.items():
+        if below is not None:
+            yield from named_modules(below, _join(name, child))
+
+
+def all_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the parameters and buffers of a module and of all below it."""
+    for _, below in named_modules(module):
+        for _, _, tensor in own_tensors(below):
+            yield tensor
 
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[Kind, str, Tensor]]:
@@ -205,7 +223,11 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
         if (scope.parameters if watched.kind == "parameter" else scope.buffers)
         and watched.layer in state_of_bn
     }
-    bn_layers = {key: module for key, module in modules.items() if is_bn_layer(module)}
+    bn_names: dict[str, str] = {}
+    for name, module in names.modules.items():
+        if is_bn_layer(module):
+            bn_names.setdefault(names.bare[name], name)  # the outer one, where a wrapper is one too
+    bn_layers = {key: names.modules[name] for key, name in bn_names.items()}
 
     def matches(pattern: str) -> tuple[set[str], set[str]]:
         spelled = names.spelled(pattern)
@@ -239,6 +261,7 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
     return Selection(
         tensors={key: watched for key, watched in candidates.items() if key in tensors},
         bn_layers={key: module for key, module in bn_layers.items() if key in below},
+        bn_names=bn_names,
         modules={
             key: module
             for key, module in modules.items()
@@ -258,15 +281,20 @@ def _bn_state_owners(names: Names) -> set[str]:
         if is_bn_layer(module):
             owners.add(name)
         if registry.names(type(module)):
-            owners |= {key for key, _ in module.named_modules(None, name, False)}
+            owners |= {key for key, _ in named_modules(module, name)}
     return owners
 
 
 def covers(pattern: str, *names: str) -> bool:
     """Tell whether a pattern is one of these names, or the name of one of their parents."""
-    return pattern == "" or any(
-        fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for name in names
-    )
+    return pattern == "" or any(_compiled(pattern).fullmatch(name) for name in names)
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern; `fnmatch` would also take brackets, which names of modules may have."""
+    wild = {"*": ".*", "?": "."}
+    return re.compile("".join(wild.get(c) or re.escape(c) for c in pattern) + r"(\..*)?", re.DOTALL)
 
 
 def _nothing_to_watch(

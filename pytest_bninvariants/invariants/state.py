@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pytest_bninvariants.invariants.selection import own_tensors
+from pytest_bninvariants.invariants.selection import all_tensors, named_modules
 
 
 class ModelState:
@@ -21,9 +21,9 @@ class ModelState:
     def __init__(self, model: nn.Module) -> None:
         self._modules = [
             (module, module.training, [(r, dict(r)) for r in _registries(module)])
-            for module in model.modules()
+            for _, module in named_modules(model)
         ]
-        tensors = {id(t): t for module in model.modules() for _, _, t in own_tensors(module)}
+        tensors = {id(t): t for t in all_tensors(model)}
         with torch.no_grad():
             self._tensors = [(t, t.detach().clone()) for t in tensors.values() if not is_lazy(t)]
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from types import FrameType
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
+from pytest_bninvariants.invariants.observers import How
 from pytest_bninvariants.invariants.places import place_of_mode_call
-from pytest_bninvariants.invariants.selection import Selection, is_bn_layer, own_tensors
+from pytest_bninvariants.invariants.selection import (
+    Selection,
+    all_tensors,
+    is_bn_layer,
+    named_modules,
+    own_tensors,
+)
 from pytest_bninvariants.invariants.verdict import Place
 
 
@@ -23,21 +31,48 @@ class Seen:
 
     Args:
         batches: forwards that normalised with batch statistics.
+        failed: forwards in training mode that raised.
+        own_forwards: forwards in training mode, by code of a user's own that called no such
+            function of torch.
         in_compiled_code: whether a compiled module above it ran while its mode said to use them;
             the forward itself cannot be seen then.
+        beside_compiled_code: whether any compiled code ran while its mode said so.
         flipped: whether it was in eval and then put in training mode.
         put_in_training: where it was put in training mode, last before its first such forward.
     """
 
     batches: int = 0
+    failed: int = 0
+    own_forwards: int = 0
     in_compiled_code: bool = False
+    beside_compiled_code: bool = False
     flipped: bool = False
     put_in_training: Place | None = None
 
     @property
-    def used_batch_statistics(self) -> bool:
-        """Tell whether it normalised with batch statistics, as far as its mode tells."""
-        return self.batches > 0 or self.in_compiled_code
+    def normalised(self) -> bool:
+        """Tell whether it may have normalised with batch statistics: enough for an explanation."""
+        return bool(
+            self.batches or self.failed or self.in_compiled_code or self.beside_compiled_code
+        )
+
+
+class _ByIdentity:
+    """What was seen of modules, as long as they live; modules may define equality as they like."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[weakref.ref[nn.Module], Seen]] = {}
+
+    def get(self, module: nn.Module) -> Seen | None:
+        """Return what was seen of a module."""
+        return self._seen[id(module)][1] if id(module) in self._seen else None
+
+    def of(self, module: nn.Module) -> Seen:
+        """Return what was seen of a module, to be added to."""
+        key, seen = id(module), self._seen
+        if key not in seen:
+            seen[key] = weakref.ref(module, lambda _: seen.pop(key, None) and None), Seen()
+        return seen[key][1]
 
 
 class Witness:
@@ -52,12 +87,14 @@ class Witness:
         self._model = model
         self._selection = selection
         self._watched = {id(module) for module in selection.modules.values()}
+        self._bn_layers = [m for m in selection.modules.values() if is_bn_layer(m)]
+        self._runs = self._watched | _parents_of_plain(model, self._watched)
         self._marks = _marks(model)
         self._forward_seen = False
         self._optimizer_seen = False
         self._compiled_seen = not observers.sees_compiled_code()
         self._began_in_training = {id(m) for m in selection.modules.values() if m.training}
-        self.seen: WeakKeyDictionary[nn.Module, Seen] = WeakKeyDictionary()
+        self._seen = _ByIdentity()
 
     def began_in_training(self, module: nn.Module | None) -> bool:
         """Tell a watched module's mode when the step began."""
@@ -83,24 +120,23 @@ class Witness:
     def saw_forward(self, module: nn.Module) -> None:
         """Note that a module is about to run."""
         if not self._forward_seen:
-            self._forward_seen = id(module) in self._watched or _hides_watched(
-                module, self._watched
-            )
+            self._forward_seen = id(module) in self._runs or _hides_watched(module, self._watched)
         if _is_compiled(module):
-            for layer in module.modules():
+            for _, layer in named_modules(module):
                 if id(layer) in self._watched and has_known_forward(layer):
-                    self._of(layer).in_compiled_code |= uses_batch_statistics(layer)
+                    self._seen.of(layer).in_compiled_code |= uses_batch_statistics(layer)
 
-    def saw_batch_statistics(self, layer: nn.Module) -> None:
+    def saw_batch_statistics(self, layer: nn.Module, how: How) -> None:
         """Note that a BN layer normalises a batch with batch statistics."""
-        self._of(layer).batches += 1
+        seen = self._seen.of(layer)
+        setattr(seen, how, getattr(seen, how) + 1)
 
     def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
         """Note that a module is being put in training mode."""
         if id(module) not in self._watched or not is_bn_layer(module):
             return
-        seen = self._of(module)
-        if seen.used_batch_statistics:
+        seen = self._seen.of(module)
+        if seen.normalised or seen.own_forwards:
             return  # what led to the first batch is what counts
         flips = not module.training
         seen.flipped |= flips
@@ -111,7 +147,7 @@ class Witness:
     def saw_optimizer_step(self, optimizer: Optimizer) -> None:
         """Note that an optimizer has stepped."""
         if not self._optimizer_seen:
-            mine = {id(parameter) for parameter in self._model.parameters()}
+            mine = {id(tensor) for tensor in all_tensors(self._model)}
             mine |= {id(watched.tensor) for watched in self._selection.tensors.values()}
             groups = optimizer.param_groups
             self._optimizer_seen = any(id(p) in mine for group in groups for p in group["params"])
@@ -119,9 +155,18 @@ class Witness:
     def saw_compiled_code(self) -> None:
         """Note that compiled code runs, in which forwards are unseen."""
         self._compiled_seen = True
+        for layer in self._bn_layers:
+            if isinstance(layer, _NormBase) and uses_batch_statistics(layer):
+                self._seen.of(layer).beside_compiled_code = True
 
-    def _of(self, layer: nn.Module) -> Seen:
-        return self.seen.setdefault(layer, Seen())
+    def seen_of(self, module: nn.Module) -> Seen:
+        """Return what was seen of a module."""
+        return self._seen.get(module) or Seen()
+
+    def used_batch_statistics(self, seen: Seen) -> bool:
+        """Tell whether a layer did normalise with batch statistics, as far as its mode tells."""
+        all_compiled = seen.beside_compiled_code and not self._forward_seen
+        return seen.batches > 0 or seen.in_compiled_code or all_compiled
 
 
 def _marks(model: nn.Module) -> list[tuple[object, ...]]:
@@ -129,9 +174,21 @@ def _marks(model: nn.Module) -> list[tuple[object, ...]]:
     with torch._C.DisableTorchFunction():  # lazy parameters refuse to be asked otherwise
         return [
             (name, id(module), own, id(tensor), None if tensor.is_inference() else tensor._version)
-            for name, module in model.named_modules(remove_duplicate=False)
+            for name, module in named_modules(model)
             for _, own, tensor in own_tensors(module)
         ]
+
+
+def _parents_of_plain(model: nn.Module, watched: set[int]) -> set[int]:
+    """Return the parents of watched modules that are no BN layers: they may use a child's tensors
+    without calling it, as `MultiheadAttention` does with its `out_proj`.
+    """
+    return {
+        id(parent)
+        for _, parent in named_modules(model)
+        for child in parent._modules.values()
+        if child is not None and id(child) in watched and not is_bn_layer(child)
+    }
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -142,4 +199,4 @@ def _hides_watched(module: nn.Module, watched: set[int]) -> bool:
     """Tell whether a module runs watched ones below it where Python cannot see it."""
     if not isinstance(module, torch.jit.ScriptModule):
         return False
-    return any(id(below) in watched for below in module.modules())
+    return any(id(below) in watched for _, below in named_modules(module))

@@ -9,7 +9,7 @@ from pytest_bninvariants.invariants.paths import relative
 from pytest_bninvariants.invariants.verdict import Cause, Change, Hazard, Place, Verdict
 
 WIDTH = 76  # pytest puts "E   " before each line
-_UNFOLDED_ROWS = 20
+_UNFOLDED_ROWS = 30
 _NAMED_LAYERS = 2
 _COLUMN = 36
 _WAYS = ((False, "changed"), (True, "normalised with batch statistics"))
