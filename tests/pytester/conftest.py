@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,11 +10,15 @@ from tests.pytester.sessions import Sessions
 
 
 @pytest.fixture
-def sessions(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Sessions:
+def sessions(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sessions]:
     monkeypatch.setenv("COLUMNS", "80")
     for name in ("CI", "BUILD_NUMBER", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
-    return Sessions(pytester)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # so small models only wait for other threads
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Sessions(pytester)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

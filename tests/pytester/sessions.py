@@ -103,6 +103,7 @@ from torch import nn
 from nets import Net, batch, drift, hold, nudge
 """
 
+LOOP_SCOPE = ("-o", "asyncio_default_fixture_loop_scope=function")  # unset, pytest-asyncio warns
 HEADLINE = re.compile(r"\d+ of \d+ frozen (BN )?layers? (changed|normalised)")
 _PACKAGE = Path(pytest_bninvariants.__file__).parent
 _OUR_FILE = re.compile(rf"{re.escape(str(_PACKAGE))}|\b{_PACKAGE.name}[/\\]\w")
@@ -238,7 +239,7 @@ class Sessions:
         """Run pytest without looking at what it says; arguments as `run`."""
         self.pytester._monkeypatch.setenv("REPORTS", str(self.folder / "reports.jsonl"))
         given = [*(() if self.caches else ("-p", "no:cacheprovider")), *args]
-        given += ["-o", "asyncio_default_fixture_loop_scope=function"]
+        given += LOOP_SCOPE
         if alone:
             command = [*self.pytester._getpytestargs(), *given]
             typed = pytest.Pytester.CLOSE_STDIN if stdin is None else stdin

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_bninvariants.invariants import registry
-from tests.pytester.sessions import Sessions
+from tests.pytester.sessions import LOOP_SCOPE, Sessions
 
 OWN_NORM = """
     from pytest_bninvariants import frozen_bn as plain
@@ -96,7 +96,7 @@ def test_names_are_put_back_where_a_session_runs_inside_another(sessions: Sessio
     try:
         sessions.pytester.makeini("[pytest]\nbn_layer_types = Norm")
         sessions.pytester.makepyfile(test_it="def test_it(): pass")
-        sessions.pytester.runpytest_inprocess("-p", "no:cacheprovider")
+        sessions.pytester.runpytest_inprocess("-pno:cacheprovider", *LOOP_SCOPE)
         assert registry.bn_layer_types == frozenset({"Outer"})
     finally:
         put_back()
