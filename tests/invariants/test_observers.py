@@ -30,8 +30,8 @@ class Ear:
     def saw_forward(self, module: nn.Module) -> None:
         self.heard.append(("forward", module))
 
-    def saw_batch_statistics(self, layer: nn.Module) -> None:
-        self.heard.append(("batch", layer))
+    def saw_batch_statistics(self, layer: nn.Module, how: str) -> None:
+        self.heard.append((how, layer))
 
     def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
         self.heard.append(("training", module))
@@ -137,7 +137,6 @@ TRUE: dict[str, Callable[[Any, Tensor], Tensor]] = {
         x, None, None, None, None, True, 0.0, 1e-5, False
     ),
     "torch's forward in training mode": lambda m, x: m.train() and nn.BatchNorm1d.forward(m, x),
-    "instance norm": lambda m, x: F.instance_norm(x[..., None].expand(-1, -1, 3)),
     "by keyword": lambda m, x: F.batch_norm(
         input=x, running_mean=None, running_var=None, training=True
     ),
@@ -158,7 +157,7 @@ def test_batch_statistics_are_heard_of_in_an_own_forward(
     layer = calling(call)
     with listening() as ear:
         layer(torch.randn(4, 2))
-    assert ear.of("batch") == [layer]
+    assert ear.of("batches") == [layer]
 
 
 @pytest.mark.parametrize("call", FALSE.values(), ids=FALSE)
@@ -170,7 +169,36 @@ def test_stored_statistics_in_an_own_forward_are_not_taken_for_batch_statistics(
         layer.eval()
     with listening() as ear:
         layer(torch.randn(4, 2))
-    assert ear.of("batch") == []
+    assert ear.of("batches") == []
+
+
+def test_an_instance_norms_own_forward_is_heard_too() -> None:
+    class Own(nn.InstanceNorm1d):
+        def forward(self, batch: Tensor) -> Tensor:
+            return F.instance_norm(batch, use_input_stats=True)
+
+    layer = Own(2, track_running_stats=True).eval()
+    with listening() as ear:
+        layer(torch.randn(4, 2, 3))
+    assert ear.of("batches") == [layer]
+
+
+def test_a_forward_that_raises_is_told_apart() -> None:
+    layer = nn.BatchNorm1d(2).train()
+    with listening() as ear, pytest.raises(ValueError, match="expected 2D or 3D"):
+        layer(torch.randn(4))
+    assert ear.of("batches") == []
+    assert ear.of("failed") == [layer]
+
+
+def test_an_own_forward_in_training_mode_that_calls_nothing_of_torchs_is_told_apart() -> None:
+    layer = calling(FALSE["nothing"])
+    with listening() as ear:
+        layer.eval()(torch.randn(4, 2))
+        assert ear.of("own_forwards") == []
+        layer.train()(torch.randn(4, 2))
+    assert ear.of("batches") == []
+    assert ear.of("own_forwards") == [layer]
 
 
 def test_a_call_outside_of_any_bn_layer_is_nobodys() -> None:
@@ -180,7 +208,7 @@ def test_a_call_outside_of_any_bn_layer_is_nobodys() -> None:
 
     with listening() as ear:
         Bare()(torch.randn(4, 2))
-    assert ear.of("batch") == []
+    assert ear.of("batches") == []
 
 
 def test_a_bn_layer_inside_a_bn_layer_is_heard_as_itself() -> None:
@@ -195,7 +223,7 @@ def test_a_bn_layer_inside_a_bn_layer_is_heard_as_itself() -> None:
     layer = Outer()
     with listening() as ear:
         layer(torch.randn(4, 2))
-    assert ear.of("batch") == [layer.inner]
+    assert ear.of("batches") == [layer.inner]
 
 
 def test_a_bn_layer_is_listened_to_again_after_the_one_inside_it() -> None:
@@ -210,7 +238,7 @@ def test_a_bn_layer_is_listened_to_again_after_the_one_inside_it() -> None:
     layer = Outer()
     with listening() as ear:
         layer(torch.randn(4, 2))
-    assert ear.of("batch") == [layer]
+    assert ear.of("batches") == [layer]
 
 
 def test_a_bn_layer_that_raises_is_no_longer_listened_to() -> None:
@@ -223,7 +251,7 @@ def test_a_bn_layer_that_raises_is_no_longer_listened_to() -> None:
             calling(fail)(torch.randn(4, 2))
         assert torch.batch_norm is real
         F.batch_norm(torch.randn(4, 2), None, None, training=True)
-    assert ear.of("batch") == []
+    assert ear.of("batches") == []
 
 
 def test_torchs_functions_are_wrapped_only_while_an_own_forward_runs() -> None:
@@ -258,7 +286,7 @@ def test_threads_hear_each_of_their_own_layers() -> None:
         for thread in threads:
             thread.join()
         assert torch.batch_norm is real
-    heard = ear.of("batch")
+    heard = ear.of("batches")
     assert [heard.count(layer) for layer in layers] == [0, 50] * 4
 
 
@@ -272,7 +300,7 @@ def test_a_tracers_forward_normalises_nothing(kind: str) -> None:
             mode = FakeTensorMode(allow_non_fake_inputs=True)
             with mode:
                 layer(mode.from_tensor(torch.randn(4, 2)))
-    assert ear.of("batch") == []
+    assert ear.of("batches") == []
 
 
 # Others who wrap what we wrap.

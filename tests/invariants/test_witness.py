@@ -30,8 +30,8 @@ def test_batches_are_counted_by_layer(net: Any, batch: Tensor) -> None:
     with watched(net) as witness:
         for _ in range(3):
             net(batch)
-    assert witness.seen[net.neck].batches == 3
-    assert net.backbone.bn not in witness.seen
+    assert witness.seen_of(net.neck).batches == 3
+    assert witness.seen_of(net.backbone.bn) == Seen()
 
 
 def test_a_batch_in_eval_is_not_counted_and_one_after_a_flip_is(net: Any, batch: Tensor) -> None:
@@ -41,7 +41,7 @@ def test_a_batch_in_eval_is_not_counted_and_one_after_a_flip_is(net: Any, batch:
         net(batch)
         net.neck.eval()
         net(batch)
-    seen = witness.seen[net.neck]
+    seen = witness.seen_of(net.neck)
     assert (seen.batches, seen.flipped) == (1, True)
 
 
@@ -49,7 +49,7 @@ def test_a_layer_in_training_mode_that_is_put_there_again_is_not_flipped(net: An
     net.train()
     with watched(net) as witness:
         net.train()
-    seen = witness.seen[net.neck]
+    seen = witness.seen_of(net.neck)
     assert not seen.flipped
     assert seen.put_in_training is not None
     assert witness.began_in_training(net.backbone.bn)
@@ -62,9 +62,10 @@ def test_a_layer_that_is_flipped_and_back_without_a_batch_used_no_batch_statisti
     with watched(net) as witness:
         net.train().eval()
         net(batch)
-    seen = witness.seen[net.neck]
+    seen = witness.seen_of(net.neck)
     assert seen.flipped
-    assert not seen.used_batch_statistics
+    assert not seen.normalised
+    assert not witness.used_batch_statistics(seen)
 
 
 def test_the_call_before_the_first_batch_is_the_one_that_counts(net: Any, batch: Tensor) -> None:
@@ -84,7 +85,7 @@ def test_the_call_before_the_first_batch_is_the_one_that_counts(net: Any, batch:
             put_in_training()
         net(batch)
         third()
-    place = witness.seen[net.neck].put_in_training
+    place = witness.seen_of(net.neck).put_in_training
     assert place is not None
     assert place.function == "second"
 
@@ -100,7 +101,7 @@ def test_a_call_that_changes_nothing_is_not_the_one_that_counts(net: Any, batch:
         first()
         second()
         net(batch)
-    place = witness.seen[net.neck].put_in_training
+    place = witness.seen_of(net.neck).put_in_training
     assert place is not None
     assert place.function == "first"
 
@@ -117,14 +118,14 @@ def test_a_helper_that_sets_and_restores_a_mode_is_not_blamed(net: Any, batch: T
     with watched(net) as witness:
         evaluated()
         net(batch)
-    assert witness.seen[net.neck].put_in_training is None
+    assert witness.seen_of(net.neck).put_in_training is None
 
 
 def test_unwatched_layers_are_not_placed(net: Any, batch: Tensor) -> None:
     with watched(net, "neck") as witness:
         net.train()
-    assert net.neck in witness.seen
-    assert net.backbone.bn not in witness.seen
+    assert witness.seen_of(net.neck) != Seen()
+    assert witness.seen_of(net.backbone.bn) == Seen()
 
 
 def test_recomputation_is_counted_as_it_runs(net: Any, batch: Tensor) -> None:
@@ -132,7 +133,7 @@ def test_recomputation_is_counted_as_it_runs(net: Any, batch: Tensor) -> None:
     with watched(net) as witness:
         x = batch.clone().requires_grad_()
         checkpoint(net.backbone, x, use_reentrant=False).sum().backward()
-    assert witness.seen[net.backbone.bn].batches == 2
+    assert witness.seen_of(net.backbone.bn).batches == 2
 
 
 RAN: dict[str, tuple[Callable[[Any, Tensor], object], bool]] = {
@@ -217,8 +218,7 @@ def test_a_compiled_layer_is_judged_by_its_mode_when_it_ran(
         net.train(training)
         with watched(net) as witness:
             compiled(batch)
-        used = witness.seen.get(net.neck, Seen()).used_batch_statistics
-        assert used == training
+        assert witness.used_batch_statistics(witness.seen_of(net.neck)) == training
 
 
 def test_a_witness_keeps_no_model_alive(net: Any, batch: Tensor) -> None:
@@ -226,4 +226,4 @@ def test_a_witness_keeps_no_model_alive(net: Any, batch: Tensor) -> None:
         old = net.neck
         net(batch)
         net.neck = nn.BatchNorm1d(3)
-    assert witness.seen[old].batches == 1
+    assert witness.seen_of(old).batches == 1

@@ -217,9 +217,9 @@ def test_verbose_unfolds() -> None:
 
 
 def test_changes_of_different_kinds_are_not_folded_together() -> None:
-    names = [f"layer.{n}.weight" for n in range(30)]
+    names = [f"layer.{n}.weight" for n in range(60)]
     changes = [change(n, "gone", "gone") if i % 3 == 0 else change(n) for i, n in enumerate(names)]
-    assert groups(render([verdict(*changes)])) == {"layer.0.weight": 10, "layer.1.weight": 20}
+    assert groups(render([verdict(*changes)])) == {"layer.0.weight": 20, "layer.1.weight": 40}
 
 
 def test_two_verdicts_are_told_apart() -> None:
