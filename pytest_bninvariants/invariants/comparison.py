@@ -133,7 +133,7 @@ class _After:
     selection: Selection
 
     def module(self, key: str, before: nn.Module | None) -> nn.Module | None:
-        """Return what holds a name now: the module that did, if it is among a wrapper and wrapped."""
+        """Return what holds a name now; of a wrapper and what it wraps, the one that did before."""
         holders = self.modules.get(key, ())
         if any(holder is before for holder in holders):
             return before

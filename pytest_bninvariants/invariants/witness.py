@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from types import FrameType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants import observers
@@ -89,6 +90,10 @@ class Witness:
         self._watched = {id(module) for module in selection.modules.values()}
         self._bn_layers = [m for m in selection.modules.values() if is_bn_layer(m)]
         self._runs = self._watched | _parents_of_plain(model, self._watched)
+        scripted = {id(m) for _, m in named_modules(model) if isinstance(m, torch.jit.ScriptModule)}
+        self._idle = {id(m) for _, m in named_modules(model)} - self._runs - scripted
+        watched = (kept.tensor for kept in selection.tensors.values())
+        self._memory = {_address(tensor) for tensor in watched} - {0}
         self._marks = _marks(model)
         self._forward_seen = False
         self._optimizer_seen = False
@@ -119,8 +124,12 @@ class Witness:
 
     def saw_forward(self, module: nn.Module) -> None:
         """Note that a module is about to run."""
-        if not self._forward_seen:
-            self._forward_seen = id(module) in self._runs or _hides_watched(module, self._watched)
+        if not self._forward_seen and id(module) not in self._idle:
+            self._forward_seen = (
+                id(module) in self._runs
+                or any(id(below) in self._watched for _, below in named_modules(module))
+                or any(_address(tensor) in self._memory for tensor in all_tensors(module))
+            )
         if _is_compiled(module):
             for _, layer in named_modules(module):
                 if id(layer) in self._watched and has_known_forward(layer):
@@ -191,12 +200,14 @@ def _parents_of_plain(model: nn.Module, watched: set[int]) -> set[int]:
     }
 
 
+def _address(tensor: Tensor) -> int:
+    """Return where a tensor's values lie, which traced and exported modules share; 0 if nowhere."""
+    try:
+        with torch._C.DisableTorchFunction():
+            return 0 if is_lazy(tensor) or tensor.is_meta else tensor.data_ptr()
+    except RuntimeError:  # sparse and fake tensors have no address
+        return 0
+
+
 def _is_compiled(module: nn.Module) -> bool:
     return "_orig_mod" in module._modules or module._compiled_call_impl is not None
-
-
-def _hides_watched(module: nn.Module, watched: set[int]) -> bool:
-    """Tell whether a module runs watched ones below it where Python cannot see it."""
-    if not isinstance(module, torch.jit.ScriptModule):
-        return False
-    return any(id(below) in watched for _, below in named_modules(module))
