@@ -135,6 +135,20 @@ def test_a_parameter_that_moved_is_not_put_down_to_the_mode(net: Any, batch: Ten
     assert not {"training-mode", "mode-flip", "no-stored-statistics"} & causes(verdict).keys()
 
 
+def test_a_parameter_that_moved_in_training_mode_is_not_put_down_to_the_mode(
+    net: Any, batch: Tensor
+) -> None:
+    guard = frozen_bn(net.train(), buffers=False)
+    optimizer = torch.optim.SGD([net.neck.weight], lr=1.0)
+    net(batch).sum().backward()
+    guard.start()
+    net(batch)
+    optimizer.step()
+    verdict = guard.finish()
+    assert verdict.changed_tensors == ("neck.weight",)
+    assert not {"training-mode", "mode-flip"} & causes(verdict).keys()
+
+
 def test_a_layer_in_training_mode_that_never_ran_is_not_put_down_to_the_mode(net: Any) -> None:
     def step() -> None:
         net.train()
