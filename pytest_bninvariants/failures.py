@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, TracebackType
@@ -17,6 +18,7 @@ from pytest_bninvariants.markers import marks_of, spelled
 from pytest_bninvariants.reporting.text import render
 
 _PACKAGE = str(Path(__file__).parent)
+_OURS = (FrozenStateChanged, GateError)
 _RAISED_AT = "_raised_at"
 _FAILURE = "__failure__"
 
@@ -33,10 +35,11 @@ def raise_at(
         failure: what to raise.
         values: what that frame's local variables are.
     """
-    code = _code_at(inspect.unwrap(getattr(function, "__func__", function)))
+    test = inspect.unwrap(getattr(function, "__func__", function))
+    code = _code_at(test)
     failure.__dict__[_RAISED_AT] = code
     failure.__traceback__ = failure.__context__ = None
-    exec(code, {_FAILURE: failure, "__builtins__": {}}, dict(values))
+    exec(code, {**getattr(test, "__globals__", {}), _FAILURE: failure}, dict(values))
     raise AssertionError("the code above raises")
 
 
@@ -78,6 +81,7 @@ def raise_what_was_missed(
     told += [f"{spelled(mark)} was added while the test ran, too late to guard it" for mark in late]
     if told:
         pending.clear()
+        (getattr(item, "_excinfo", None) or []).clear()  # unittest's unexpected success, say
         raise_at(getattr(item, "obj", None) or item.runtest, GateError("; ".join(told)), {})
 
 
@@ -93,14 +97,12 @@ def clean(item: pytest.Item, call: pytest.CallInfo[None], *, verbose: bool) -> N
 def _cleaned(
     excinfo: pytest.ExceptionInfo[BaseException], *, verbose: bool
 ) -> pytest.ExceptionInfo[BaseException]:
-    failures = [
-        e for e in _with_parts(excinfo.value) if isinstance(e, FrozenStateChanged | GateError)
-    ]
-    if not failures:
-        return excinfo
+    if "pytest_bninvariants.invariants.guards" not in sys.modules:
+        return excinfo  # nothing has been guarded so far
+    failures = [error for error in _with_parts(excinfo.value) if isinstance(error, _OURS)]
     drop_our_frames(excinfo.value)
     for failure in failures:
-        if isinstance(failure, FrozenStateChanged) and verbose:
+        if verbose and isinstance(failure, FrozenStateChanged):
             failure.args = (render(failure.verdicts, verbose=True),)
         _drop_notes_about_us(failure)
         code = getattr(failure, _RAISED_AT, None)

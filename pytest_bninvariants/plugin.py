@@ -52,6 +52,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
         return (yield)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    _pending().clear()
+
+
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     __tracebackhide__ = True
@@ -59,8 +64,6 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         reruns.active.begin_run()
     if hasattr(item, "addExpectedFailure"):
         failures.insist_on_gate_errors(item)
-    pending = _pending()
-    pending.clear()
     marks = markers.marks_of(item)
     if marks:
         from pytest_bninvariants.steps import around_call

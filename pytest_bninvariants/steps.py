@@ -136,11 +136,10 @@ def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, 
         with reruns.remembering(None), _swapped(handle, "inner_test", step):
             return (yield)
     if type(item).__name__ == "TestCaseFunction":
-        step = _stepping(item, marks, function)
-        if inspect.iscoroutinefunction(function):
-            with _swapped(item.instance, item.name, step):  # type: ignore[attr-defined]
-                return (yield)
-        with _swapped(item, "obj", step):
+        # an async method is not wrapped itself: asyncio's debug log would tell of our coroutine
+        isolated = inspect.iscoroutinefunction(function)
+        owner, name = (item.instance, "_callTestMethod") if isolated else (item, "obj")  # type: ignore[attr-defined]
+        with _swapped(owner, name, _stepping(item, marks, getattr(owner, name), of=function)):
             return (yield)
     with Step(item, marks, function):
         return (yield)
@@ -151,20 +150,30 @@ def _stepping(
     marks: list[pytest.Mark],
     function: Callable[..., Any],
     *,
+    of: Callable[..., Any] | None = None,
     put_back: bool = False,
 ) -> Callable[..., Any]:
-    """Return a function that runs another, as a step of its own each time."""
+    """Return a function that runs another, as a step of its own each time.
+
+    Args:
+        item: the test.
+        marks: its markers that ask for a guard.
+        function: what runs.
+        of: the test's function, where that is another.
+        put_back: whether to restore the models after a failure.
+    """
+    test = of or function
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        with Step(item, marks, function, kwargs, put_back=put_back):
+        with Step(item, marks, test, kwargs, put_back=put_back):
             return function(*args, **kwargs)
 
     @functools.wraps(function)
     async def run_async(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        with Step(item, marks, function, kwargs, put_back=put_back):
+        with Step(item, marks, test, kwargs, put_back=put_back):
             return await function(*args, **kwargs)
 
     return run_async if inspect.iscoroutinefunction(function) else run

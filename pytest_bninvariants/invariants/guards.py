@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from types import TracebackType
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from pytest_bninvariants.errors import FrozenStateChanged, GateError, never_entered, shown
 from pytest_bninvariants.invariants import reruns
 from pytest_bninvariants.invariants.comparison import Before, compare, take
+from pytest_bninvariants.invariants.paths import relative
 from pytest_bninvariants.invariants.places import users_line
 from pytest_bninvariants.invariants.reruns import Slot
 from pytest_bninvariants.invariants.selection import Scope, names_of
@@ -59,7 +61,9 @@ class Guard:
         self._witness: Witness | None = None
         self._used = False
         self._number = next(_numbers)
-        pending[self._number] = f"{self.spelled}, made at {users_line()},"
+        self._made = users_line()
+        file, line = self._made
+        pending[self._number] = f"{self.spelled}, made at {relative(file)}:{line},"
 
     def __enter__(self) -> Guard:
         self.start()
@@ -76,8 +80,9 @@ class Guard:
 
     def __del__(self) -> None:
         if not getattr(self, "_used", True):
-            made = pending.get(self._number, self.spelled)
-            warnings.warn(never_entered(made), GuardNeverEntered, stacklevel=2)
+            told = never_entered(pending.get(self._number, self.spelled))
+            with suppress(GuardNeverEntered):  # an error here would go nowhere
+                warnings.warn_explicit(told, GuardNeverEntered, *self._made)
 
     def start(self) -> None:
         """Take the snapshot and begin to watch.

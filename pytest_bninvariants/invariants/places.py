@@ -11,7 +11,6 @@ from types import FrameType
 
 from torch import nn
 
-from pytest_bninvariants.invariants.paths import relative
 from pytest_bninvariants.invariants.verdict import Place
 
 _OURS = f"{Path(__file__).parents[1]}{os.sep}"
@@ -31,12 +30,12 @@ def is_users(filename: str) -> bool:
     )
 
 
-def users_line() -> str:
-    """Return file and line of the user's code that is running, for an error message."""
+def users_line() -> tuple[str, int]:
+    """Return file and line of the user's code that is running."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and not is_users(frame.f_code.co_filename):
         frame = frame.f_back
-    return "?" if frame is None else f"{relative(frame.f_code.co_filename)}:{frame.f_lineno}"
+    return ("?", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 
 
 def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: bool) -> Place | None:

@@ -16,6 +16,7 @@ def use(names: Iterable[str]) -> Callable[[], None]:
     """Set the names of types that count as BN layers, and return what puts the old ones back."""
     global bn_layer_types
     before, bn_layer_types = bn_layer_types, frozenset(names)
+    _imported.cache_clear()
 
     def put_back() -> None:
         global bn_layer_types
