@@ -93,9 +93,10 @@ class Step:
 
     def _fail(self, failure: FrozenStateChanged | GateError) -> None:
         __tracebackhide__ = True
-        raise_at(
-            self._function, failure, {**getattr(self._item, "funcargs", {}), **self._arguments}
-        )
+        instance = getattr(self._item, "instance", None)
+        values = {} if instance is None else {"self": instance}
+        values |= getattr(self._item, "funcargs", None) or {}
+        raise_at(self._function, failure, values | dict(self._arguments))
 
 
 @contextmanager
