@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import assume, example, given
-from hypothesis import strategies as st
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st, settings
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
@@ -144,6 +144,7 @@ def strided(draw: st.DrawFn) -> tuple[torch.dtype, tuple[int, ...], tuple[int, .
     return dtype, shape, strides, draw(st.integers(0, 5))
 
 
+@settings(deadline=None)
 @given(strided(), st.data())
 def test_one_flipped_bit_anywhere_is_found_in_any_layout(
     layout: tuple[torch.dtype, tuple[int, ...], tuple[int, ...], int], data: st.DataObject
@@ -168,6 +169,7 @@ def test_one_flipped_bit_anywhere_is_found_in_any_layout(
     assert snapshot.changes(kept, selection.tensors, ()) == []
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 9), st.integers(0, 9), st.data())
 def test_bytes_compare_at_any_length_and_alignment(
     length: int, left: int, right: int, data: st.DataObject
@@ -544,6 +546,7 @@ def test_another_nan_is_a_change(bits: int) -> None:
 floats = st.floats(allow_nan=False)
 
 
+@settings(deadline=None)
 @given(floats, floats)
 @example(0.1 + 0.2, 0.3)
 @example(0.0, -0.0)
@@ -556,6 +559,7 @@ def test_an_arrow_has_digits_enough_to_tell_two_numbers_apart(old: float, new: f
     assert math.isclose(float(right), new, rel_tol=0.01, abs_tol=5e-324)
 
 
+@settings(deadline=None)
 @given(floats)
 def test_an_arrow_tells_a_number_and_its_neighbour_apart(number: float) -> None:
     neighbour = math.nextafter(number, math.inf)
@@ -564,11 +568,13 @@ def test_an_arrow_tells_a_number_and_its_neighbour_apart(number: float) -> None:
     assert left != right
 
 
+@settings(deadline=None)
 @given(st.integers(), st.integers())
 def test_an_arrow_between_integers_is_exact(old: int, new: int) -> None:
     assert arrow(old, new) == f"{old} -> {new}"
 
 
+@settings(deadline=None)
 @given(st.complex_numbers(allow_nan=False), st.complex_numbers(allow_nan=False))
 def test_an_arrow_tells_complex_numbers_apart(old: complex, new: complex) -> None:
     assume(old != new)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st, settings
 
 from pytest_bninvariants import Verdict
 from pytest_bninvariants.invariants.verdict import Cause, Change, Hazard, Place
@@ -186,6 +186,7 @@ def groups(text: str) -> dict[str, int]:
     return found
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.lists(st.sampled_from(["a", "b", "0", "1", "layer", "bn"]), min_size=1, max_size=4),
@@ -287,6 +288,7 @@ def verdicts(draw: st.DrawFn) -> Verdict:
     )
 
 
+@settings(deadline=None)
 @given(verdicts(), st.booleans())
 def test_lines_are_at_most_76_columns_where_they_can_be(told: Verdict, verbose: bool) -> None:
     assert WIDTH == 76
@@ -298,6 +300,7 @@ def test_lines_are_at_most_76_columns_where_they_can_be(told: Verdict, verbose: 
         assert line == line.rstrip()
 
 
+@settings(deadline=None)
 @given(verdicts())
 def test_nothing_of_causes_and_hazards_is_lost_in_wrapping(told: Verdict) -> None:
     text = " ".join(render([told], verbose=True).split())
