@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrize
@@ -163,7 +163,7 @@ def test_what_a_pattern_watches_is_what_the_shell_would_match(pattern: str) -> N
 
 def test_a_pattern_of_many_stars_does_not_take_forever() -> None:
     began = time.perf_counter()
-    assert not covers("*x" * 8 + "!", "x" * 34)
+    assert not covers("*x" * 8 + "!", "x" * 42)
     assert time.perf_counter() - began < 0.5
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from hypothesis import assume, example, given, settings
-from hypothesis import strategies as st, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st, settings
+from hypothesis import strategies as st
 
 from pytest_bninvariants import Verdict
 from pytest_bninvariants.invariants.verdict import Cause, Change, Hazard, Place
