@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch import Tensor, nn
@@ -287,14 +286,10 @@ def _bn_state_owners(names: Names) -> set[str]:
 
 def covers(pattern: str, *names: str) -> bool:
     """Tell whether a pattern is one of these names, or the name of one of their parents."""
-    return pattern == "" or any(_compiled(pattern).fullmatch(name) for name in names)
-
-
-@lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern; `fnmatch` would also take brackets, which names of modules may have."""
-    wild = {"*": ".*", "?": "."}
-    return re.compile("".join(wild.get(c) or re.escape(c) for c in pattern) + r"(\..*)?", re.DOTALL)
+    plain = pattern.replace("[", "[[]")  # to fnmatch brackets are special, in names they are not
+    return pattern == "" or any(
+        fnmatchcase(name, plain) or fnmatchcase(name, f"{plain}.*") for name in names
+    )
 
 
 def _nothing_to_watch(
