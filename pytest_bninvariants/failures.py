@@ -21,6 +21,7 @@ _PACKAGE = str(Path(__file__).parent)
 _OURS = (FrozenStateChanged, GateError)
 _RAISED_AT = "_raised_at"
 _FAILURE = "__failure__"
+_EXPLANATION = "Explanation:"  # of hypothesis
 
 
 def raise_at(
@@ -127,19 +128,17 @@ def _with_parts(error: BaseException) -> Iterator[BaseException]:
 
 
 def _drop_notes_about_us(error: BaseException) -> None:
-    """Drop from hypothesis's explanation the lines of ours that only failing examples run."""
-    notes = getattr(error, "__notes__", None)
-    if not notes:
+    """Drop our lines from hypothesis's explanation, which lists what only failing examples run.
+
+    It is the end of the notes: a title, a sentence, files with lines, and how many more there are.
+    """
+    notes = "\n".join(getattr(error, "__notes__", ())).split("\n")
+    if not any(_PACKAGE in line for line in notes) or _EXPLANATION not in notes:
         return
-    kept = []
-    for note in notes:
-        if _PACKAGE in note:
-            lines = [line for line in note.splitlines() if _PACKAGE not in line]
-            if not any(".py:" in line for line in lines):
-                continue
-            note = "\n".join(lines)
-        kept.append(note)
-    error.__notes__ = kept
+    start = notes.index(_EXPLANATION)
+    kept = [line for line in notes[start:] if _PACKAGE not in line]
+    told = any(".py:" in line for line in kept)
+    error.__notes__ = notes[:start] + (kept if told else [])
 
 
 def gate_error_in(error: BaseException | None) -> GateError | None:
