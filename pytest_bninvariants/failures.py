@@ -78,7 +78,7 @@ def raise_what_was_missed(
     """
     __tracebackhide__ = True
     told = [never_entered(made) for made in pending.values()]
-    late = marks_of(item)[len(marks) :]
+    late = [mark for mark in marks_of(item) if spelled(mark) not in map(spelled, marks)]
     told += [f"{spelled(mark)} was added while the test ran, too late to guard it" for mark in late]
     if told:
         pending.clear()

@@ -14,7 +14,6 @@ from pytest_bninvariants.invariants import snapshot
 from pytest_bninvariants.invariants.diagnosis import Layer, diagnose
 from pytest_bninvariants.invariants.normalisation import counts_batches
 from pytest_bninvariants.invariants.selection import (
-    STATISTICS,
     Names,
     Scope,
     Selection,
@@ -63,10 +62,9 @@ def take(model: nn.Module, scope: Scope) -> Before:
     """
     with _undisturbed():
         selection = select(model, scope)
-        names = Names.of(model)
         return Before(
-            names=names,
-            keys=frozenset(key for key, _ in names.tensors()),
+            names=selection.names,
+            keys=frozenset(key for key, _ in selection.names.tensors()),
             selection=selection,
             kept=snapshot.take(selection.tensors),
             settings={key: _settings(layer) for key, layer in selection.bn_layers.items()},
@@ -141,7 +139,8 @@ class _After:
 
     @classmethod
     def of(cls, model: nn.Module, scope: Scope) -> _After:
-        names = Names.of(model)
+        selection = select(model, scope, complain=False)
+        names = selection.names
         modules: dict[str, list[nn.Module]] = {}
         for name, module in names.modules.items():
             modules.setdefault(names.bare[name], []).append(module)
@@ -149,7 +148,7 @@ class _After:
             names=names,
             modules=modules,
             tensors=dict(names.tensors()),
-            selection=select(model, scope, complain=False),
+            selection=selection,
         )
 
 
@@ -157,7 +156,7 @@ def _layer_changes(
     before: Before, after: _After, witness: Witness, scope: Scope, changes: list[Change]
 ) -> Iterator[Change]:
     """Yield the violations that are a layer's and no tensor's: its eps, and how it normalised."""
-    told = {c.layer for c in changes if c.name.endswith((*STATISTICS, "num_batches_tracked"))}
+    told = {change.layer for change in changes if change.of_statistics}
     for key, layer in before.selection.bn_layers.items():
         name = before.selection.bn_names[key]
         now = after.module(key, layer)

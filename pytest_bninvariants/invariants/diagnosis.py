@@ -45,9 +45,7 @@ class Layer:
     def statistics_changed(self) -> bool:
         """Tell whether it has a change that normalising with batch statistics explains."""
         return any(
-            change.kind == "batch-statistics"
-            or change.kind == "initialised"
-            or change.name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+            change.kind in ("batch-statistics", "initialised") or change.of_statistics
             for change in self.changes
         )
 
@@ -63,8 +61,7 @@ class Layer:
 
 def _is_of_statistics(change: Change) -> bool:
     return change.kind in ("batch-statistics", "initialised", "values") and (
-        change.kind == "batch-statistics"
-        or change.name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        change.kind == "batch-statistics" or change.of_statistics
     )
 
 

@@ -96,34 +96,12 @@ class Watched:
     tensor: Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """The watched part of a model; every mapping is keyed by the name without wrapper prefixes.
-
-    Args:
-        tensors: the watched tensors.
-        bn_layers: the watched BN layers, which must keep `eps` and use stored statistics.
-        bn_names: the qualified names of all BN layers.
-        modules: every module in the watched subtrees; one of them must run.
-    """
-
-    tensors: Mapping[str, Watched]
-    bn_layers: Mapping[str, nn.Module]
-    bn_names: Mapping[str, str]
-    modules: Mapping[str, nn.Module]
-
-
 @dataclass(frozen=True, slots=True)
 class Names:
     """A model's modules by name, with and without the prefixes that wrappers put into names."""
 
     modules: dict[str, nn.Module]
     bare: dict[str, str]
-
-    @property
-    def full(self) -> dict[str, str]:
-        """Map bare names back, to the innermost module where wrappers share one."""
-        return {bare: name for name, bare in self.bare.items()}
 
     @classmethod
     def of(cls, model: nn.Module) -> Names:
@@ -156,6 +134,25 @@ class Names:
                 key = full if bare in seen else bare  # a wrapper's own buffer may share a bare name
                 seen.add(key)
                 yield key, Watched(name=full, layer=layer, kind=kind, tensor=tensor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The watched part of a model; its mappings are keyed by the name without wrapper prefixes.
+
+    Args:
+        names: the model's names.
+        tensors: the watched tensors.
+        bn_layers: the watched BN layers, which must keep `eps` and use stored statistics.
+        bn_names: the qualified names of all BN layers.
+        modules: every module in the watched subtrees; one of them must run.
+    """
+
+    names: Names
+    tensors: Mapping[str, Watched]
+    bn_layers: Mapping[str, nn.Module]
+    bn_names: Mapping[str, str]
+    modules: Mapping[str, nn.Module]
 
 
 def named_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -258,6 +255,7 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
         raise GateError(f"exclude={list(scope.exclude)} leaves nothing to watch")
     owners = {names.bare[candidates[key].layer] for key in tensors}
     return Selection(
+        names=names,
         tensors={key: watched for key, watched in candidates.items() if key in tensors},
         bn_layers={key: module for key, module in bn_layers.items() if key in below},
         bn_names=bn_names,

@@ -56,6 +56,11 @@ class Change:
     text: str
     same_object: bool = True
 
+    @property
+    def of_statistics(self) -> bool:
+        """Tell whether it is of a tensor that normalising with batch statistics updates."""
+        return self.name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:

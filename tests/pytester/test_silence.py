@@ -387,3 +387,36 @@ def test_a_guard_never_entered_under_given_fails(sessions: Sessions) -> None:
     """)
     assert session.outcomes == {"test_step": "failed"}
     assert "was never entered" in session.first_line("test_step")
+
+
+@pytest.mark.parametrize("xfail", ["", "@pytest.mark.xfail"], ids=["plain", "xfail"])
+def test_a_marker_that_comes_while_the_test_runs_fails_it_by_its_own_name(
+    sessions: Sessions, xfail: str
+) -> None:
+    session = sessions.run(f"""
+        pytestmark = pytest.mark.frozen
+
+        {xfail}
+        @pytest.mark.frozen_bn(parameters=False)
+        def test_it(model, request):
+            request.node.add_marker(pytest.mark.frozen_bn("bn1"))
+            hold(model)
+    """)
+    assert session.outcomes == {"test_it": "failed"}
+    late = "@pytest.mark.frozen_bn('bn1') was added while the test ran, too late to guard it"
+    assert late in session.output
+
+
+def test_a_marker_that_a_fixture_adds_guards_the_test(sessions: Sessions) -> None:
+    session = sessions.run("""
+        @pytest.fixture
+        def marked(request):
+            request.node.add_marker(pytest.mark.frozen_bn("bn1"))
+
+        def test_holds(marked, model):
+            hold(model)
+
+        def test_drifts(marked, model):
+            drift(model)
+    """)
+    assert session.outcomes == {"test_holds": "passed", "test_drifts": "failed"}
