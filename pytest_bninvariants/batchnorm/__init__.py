@@ -1,0 +1,1 @@
+"""What a BatchNorm must compute: a reference, error bounds, strategies and laws."""

@@ -1,0 +1,220 @@
+"""BatchNorm in float64, from the definition, written to be read.
+
+Sources: Ioffe and Szegedy, "Batch Normalization", arXiv:1502.03167 (normalisation: Algorithm 1,
+gradients: section 3); for running statistics and the counter, which the paper leaves open, PyTorch's
+`torch/nn/modules/batchnorm.py` and `aten/src/ATen/native/Normalization.cpp`.
+
+Inside, a batch is a matrix with one row for each channel: shape (C, n), where n counts samples times
+positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Statistics(NamedTuple):
+    """The statistics that a batch is normalised with.
+
+    Args:
+        mean: per channel, shape (C,), float64.
+        var: per channel, biased where it is a batch's, shape (C,), float64.
+    """
+
+    mean: Tensor
+    var: Tensor
+
+
+class Gradients(NamedTuple):
+    """The gradients of a loss, in float64.
+
+    Args:
+        input: shape of the input.
+        weight: shape (C,), whether or not the layer has a weight.
+        bias: shape (C,), likewise.
+    """
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def rows(x: Tensor) -> Tensor:
+    """Return a batch (N, C, *) as float64 rows (C, n) on the CPU; autograd passes through."""
+    return x.to("cpu", torch.float64).transpose(0, 1).flatten(1)
+
+
+def unrows(values: Tensor, shape: torch.Size) -> Tensor:
+    """Return rows (C, n) as a batch of a shape (N, C, *)."""
+    n, c, *positions = shape
+    return values.reshape(c, n, *positions).transpose(0, 1)
+
+
+def batch_statistics(values: Tensor) -> Statistics:
+    """Return mean and biased variance of rows (C, n).
+
+    Each takes a second look at what rounding left over (Chan, Golub and LeVeque, "Algorithms for
+    computing the sample variance", 1983, equation 1.7), so that float64 serves as the truth for
+    float32 whatever the offset.
+    """
+    rough = values.mean(1, keepdim=True)
+    mean = rough + (values - rough).mean(1, keepdim=True)
+    deviation = values - mean
+    var = deviation.square().mean(1) - deviation.mean(1).square()
+    return Statistics(mean.squeeze(1), var)
+
+
+def normalised(values: Tensor, statistics: Statistics, eps: float) -> Tensor:
+    """Return (x - mean) / sqrt(var + eps) of rows (C, n)."""
+    scale = (statistics.var + eps).rsqrt()
+    return (values - statistics.mean[:, None]) * scale[:, None]
+
+
+class ReferenceBatchNorm(nn.Module):
+    """Compute what a BatchNorm of any rank from 2 to 5 must, in float64 on the CPU.
+
+    It has the state of `nn.BatchNorm*`, so `load_state_dict(layer.state_dict())` makes it a twin of
+    a layer. Its forward is differentiable, twice too; `gradients` has the formulas.
+
+    Args:
+        num_features: C, the number of channels.
+        eps: what is added to the variance.
+        momentum: the weight of the new batch in the running statistics; None: cumulative average.
+        affine: whether there are a weight and a bias, shape (C,).
+        track_running_stats: whether there are running statistics and a counter.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
+        zeros, ones = (
+            torch.full((num_features,), value, dtype=torch.float64) for value in (0.0, 1.0)
+        )
+        self.register_parameter("weight", nn.Parameter(ones.clone()) if affine else None)
+        self.register_parameter("bias", nn.Parameter(zeros.clone()) if affine else None)
+        tracked = track_running_stats
+        self.register_buffer("running_mean", zeros if tracked else None)
+        self.register_buffer("running_var", ones if tracked else None)
+        self.register_buffer("num_batches_tracked", torch.tensor(0) if tracked else None)
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Return whether the next forward normalises with the batch's own statistics."""
+        return self.training or self.running_mean is None
+
+    @property
+    def factor(self) -> float:
+        """Return the weight that the latest counted batch has in the running statistics."""
+        if self.momentum is not None:
+            return self.momentum
+        assert self.num_batches_tracked is not None
+        return 1.0 / int(self.num_batches_tracked)
+
+    def statistics(self, values: Tensor) -> Statistics:
+        """Return what rows (C, n) are normalised with in the present mode."""
+        if self.uses_batch_statistics:
+            return batch_statistics(values)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return Statistics(self.running_mean, self.running_var)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise a batch, and in training count it and track its statistics.
+
+        Args:
+            x: shape (N, C, *), 2 to 5 dimensions, any floating dtype and device.
+
+        Returns:
+            float64 on the CPU, shape of x.
+
+        Raises:
+            ValueError: the rank or the number of channels is wrong, or batch statistics would be
+                those of one value per channel.
+        """
+        self._check(x)
+        updates = self.training and self.num_batches_tracked is not None
+        updates = updates and self.track_running_stats
+        if updates:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+        values = rows(x)
+        if not values.numel():
+            return x.to("cpu", torch.float64)
+        if self.uses_batch_statistics and values.shape[1] == 1:
+            raise ValueError(f"one value per channel has no variance: input {tuple(x.shape)}")
+        statistics = self.statistics(values)
+        if updates:
+            self._track(statistics, values.shape[1])
+        y = normalised(values, statistics, self.eps)
+        if self.weight is not None and self.bias is not None:
+            y = y * self.weight[:, None] + self.bias[:, None]
+        return unrows(y, x.shape)
+
+    @torch.no_grad()
+    def _track(self, statistics: Statistics, n: int) -> None:
+        """Take a batch into the running statistics: new = (1 - m) old + m batch's.
+
+        The variance that is stored is the unbiased one, n/(n-1) times the batch's.
+        """
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        m = self.factor
+        self.running_mean.mul_(1 - m).add_(m * statistics.mean)
+        self.running_var.mul_(1 - m).add_(m * statistics.var * (n / (n - 1)))
+
+    @torch.no_grad()
+    def gradients(self, x: Tensor, grad: Tensor) -> Gradients:
+        """Return the gradients of a loss in the present mode; the state stays.
+
+        With xh = (x - mean) r, r = (var + eps)^-1/2, and bars for means over a channel:
+        d bias = sum(g), d weight = sum(g xh), and d x = w r g where the statistics are stored, or
+        w r (g - bar(g) - xh bar(g xh)) where they depend on x (arXiv:1502.03167, section 3).
+
+        Args:
+            x: the input, shape (N, C, *).
+            grad: g, the gradient with respect to the output, shape of x.
+        """
+        self._check(x)
+        values, g = rows(x), rows(grad)
+        if not values.numel():
+            zero = torch.zeros(x.shape[1], dtype=torch.float64)
+            return Gradients(torch.zeros(x.shape, dtype=torch.float64), zero, zero.clone())
+        statistics = self.statistics(values)
+        xh = normalised(values, statistics, self.eps)
+        scale = (statistics.var + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        of_weight, of_bias = (g * xh).sum(1), g.sum(1)
+        if self.uses_batch_statistics:
+            g = g - g.mean(1, keepdim=True) - xh * (g * xh).mean(1, keepdim=True)
+        return Gradients(unrows(g * scale[:, None], x.shape), of_weight, of_bias)
+
+    def _check(self, x: Tensor) -> None:
+        if not 2 <= x.dim() <= 5:
+            raise ValueError(f"a batch has 2 to 5 dimensions, this has {x.dim()}")
+        if x.shape[1] != self.num_features:
+            raise ValueError(f"expected {self.num_features} channels, got {x.shape[1]}")
+
+    def extra_repr(self) -> str:
+        """Return the constructor's arguments, for repr."""
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}"
+        )
