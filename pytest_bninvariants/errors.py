@@ -29,6 +29,23 @@ class FrozenStateChanged(AssertionError):
         return type(self), (str(self), self.verdicts)
 
 
+class LawBroken(AssertionError):
+    """Say that a layer breaks laws of BatchNorm.
+
+    Args:
+        message: the report; its first line is the headline.
+        law: the law's name; of several, the first.
+        snippet: code that reproduces it.
+    """
+
+    def __init__(self, message: str, law: str, snippet: str) -> None:
+        super().__init__(message)
+        self.law, self.snippet = law, snippet
+
+    def __reduce__(self) -> tuple[type[LawBroken], tuple[str, str, str]]:
+        return type(self), (str(self), self.law, self.snippet)
+
+
 class GateError(Exception):
     """Say that a guard could not judge: it was given nothing to watch, or watched nothing.
 

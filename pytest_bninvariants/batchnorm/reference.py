@@ -1,10 +1,10 @@
 """BatchNorm in float64, from the definition, written to be read.
 
 Sources: Ioffe and Szegedy, "Batch Normalization", arXiv:1502.03167 (normalisation: Algorithm 1,
-gradients: section 3); for running statistics and the counter, which the paper leaves open, PyTorch's
+gradients: section 3); for running statistics and the counter, which it leaves open, PyTorch's
 `torch/nn/modules/batchnorm.py` and `aten/src/ATen/native/Normalization.cpp`.
 
-Inside, a batch is a matrix with one row for each channel: shape (C, n), where n counts samples times
+Inside, a batch is a matrix with one row a channel: shape (C, n), where n counts samples times
 positions.
 """
 
@@ -71,6 +71,31 @@ def normalised(values: Tensor, statistics: Statistics, eps: float) -> Tensor:
     """Return (x - mean) / sqrt(var + eps) of rows (C, n)."""
     scale = (statistics.var + eps).rsqrt()
     return (values - statistics.mean[:, None]) * scale[:, None]
+
+
+def gradients_of(
+    values: Tensor, g: Tensor, statistics: Statistics, eps: float, weight: Tensor, from_batch: bool
+) -> Gradients:
+    """Return the gradients of a loss, the input's as rows.
+
+    With xh = (x - mean) r, r = (var + eps)^-1/2, and bars for means over a channel:
+    d bias = sum(g), d weight = sum(g xh), and d x = w r g where the statistics are stored, or
+    w r (g - bar(g) - xh bar(g xh)) where they depend on x (arXiv:1502.03167, section 3).
+
+    Args:
+        values: the input, rows (C, n).
+        g: the gradient with respect to the output, rows (C, n).
+        statistics: what the input was normalised with.
+        eps: what is added to the variance.
+        weight: shape (C,).
+        from_batch: whether the statistics are the batch's.
+    """
+    xh = normalised(values, statistics, eps)
+    of_weight, of_bias = (g * xh).sum(1), g.sum(1)
+    if from_batch:
+        g = g - g.mean(1, keepdim=True) - xh * (g * xh).mean(1, keepdim=True)
+    scale = weight * (statistics.var + eps).rsqrt()
+    return Gradients(g * scale[:, None], of_weight, of_bias)
 
 
 class ReferenceBatchNorm(nn.Module):
@@ -183,10 +208,6 @@ class ReferenceBatchNorm(nn.Module):
     def gradients(self, x: Tensor, grad: Tensor) -> Gradients:
         """Return the gradients of a loss in the present mode; the state stays.
 
-        With xh = (x - mean) r, r = (var + eps)^-1/2, and bars for means over a channel:
-        d bias = sum(g), d weight = sum(g xh), and d x = w r g where the statistics are stored, or
-        w r (g - bar(g) - xh bar(g xh)) where they depend on x (arXiv:1502.03167, section 3).
-
         Args:
             x: the input, shape (N, C, *).
             grad: g, the gradient with respect to the output, shape of x.
@@ -196,15 +217,11 @@ class ReferenceBatchNorm(nn.Module):
         if not values.numel():
             zero = torch.zeros(x.shape[1], dtype=torch.float64)
             return Gradients(torch.zeros(x.shape, dtype=torch.float64), zero, zero.clone())
-        statistics = self.statistics(values)
-        xh = normalised(values, statistics, self.eps)
-        scale = (statistics.var + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
-        of_weight, of_bias = (g * xh).sum(1), g.sum(1)
-        if self.uses_batch_statistics:
-            g = g - g.mean(1, keepdim=True) - xh * (g * xh).mean(1, keepdim=True)
-        return Gradients(unrows(g * scale[:, None], x.shape), of_weight, of_bias)
+        weight = torch.ones(self.num_features).double() if self.weight is None else self.weight
+        of_input, of_weight, of_bias = gradients_of(
+            values, g, self.statistics(values), self.eps, weight, self.uses_batch_statistics
+        )
+        return Gradients(unrows(of_input, x.shape), of_weight, of_bias)
 
     def _check(self, x: Tensor) -> None:
         if not 2 <= x.dim() <= 5:

@@ -1,0 +1,175 @@
+"""A whole case: how a layer is made, the state it starts from, and the batches it gets.
+
+A case is plain data; its tensors are made from seeds, by code that a report can print.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LITERAL_VALUES = 128  # longer tensors are printed as the code that makes them
+LAYOUTS = ("contiguous", "channels_last", "transposed", "strided", "offset", "expanded")
+_VIEWS = {
+    "contiguous": "{x}",
+    "channels_last": "{x}.contiguous(memory_format=torch.channels_last)",
+    "channels_last_3d": "{x}.contiguous(memory_format=torch.channels_last_3d)",
+    "transposed": "{x}.transpose(0, -1).contiguous().transpose(0, -1)",
+    "strided": "torch.stack(({x}, torch.zeros_like({x})), -1)[..., 0]",
+    "offset": "torch.cat(({x}.new_zeros(3), {x}.flatten()))[3:].view({x}.shape)",
+    "expanded": "{x}[:1].expand({x}.shape)",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A batch of normally distributed values, with statistics of its own in each channel.
+
+    Args:
+        shape: (N, C, *), 2 to 5 dimensions.
+        seed: of its values.
+        sigma: standard deviation in channel 0; the next two have a half and a quarter of it.
+        kappa: mean over standard deviation; signs alternate.
+        layout: how it lies in memory, one of `LAYOUTS`.
+        dtype: name of its dtype, such as `float32`.
+    """
+
+    shape: tuple[int, ...]
+    seed: int = 0
+    sigma: float = 1.0
+    kappa: float = 0.0
+    layout: str = "contiguous"
+    dtype: str = "float32"
+
+    @property
+    def positions(self) -> int:
+        """Return the number of a sample's positions."""
+        count = 1
+        for size in self.shape[2:]:
+            count *= size
+        return count
+
+    def tensor(self, device: str = "cpu") -> Tensor:
+        """Return its values, laid out as they should be, on a device."""
+        x = self.values().to(getattr(torch, self.dtype)).to(device)
+        return _laid_out(x, self.view)
+
+    def values(self) -> Tensor:
+        """Return its values in float64."""
+        generator = torch.Generator().manual_seed(self.seed)
+        x = torch.randn(self.shape, generator=generator, dtype=torch.float64)
+        c = torch.arange(self.shape[1]).view(-1, *[1] * (len(self.shape) - 2))
+        return (x + self.kappa * (1 - c % 2 * 2)) * self.sigma / 2 ** (c % 3)
+
+    @property
+    def view(self) -> str:
+        """Return the layout's name, with its rank where that matters."""
+        last = self.layout == "channels_last" and len(self.shape) == 5
+        return "channels_last_3d" if last else self.layout
+
+    def source(self) -> list[str]:
+        """Return lines of code that make it, as `x`."""
+        x = self.values().to(getattr(torch, self.dtype))
+        if x.numel() <= LITERAL_VALUES:
+            lines = [f"x = {literal(x)}"]
+        else:
+            c = f"torch.arange({self.shape[1]}).view(-1{', 1' * (len(self.shape) - 2)})"
+            lines = [
+                f"generator = torch.Generator().manual_seed({self.seed})",
+                f"x = torch.randn({self.shape}, generator=generator, dtype=torch.float64)",
+                f"c = {c}",
+                f"x = (x + {self.kappa!r} * (1 - c % 2 * 2)) * {self.sigma!r} / 2 ** (c % 3)",
+                f"x = x.to(torch.{self.dtype})",
+            ]
+        return (
+            lines
+            if self.view == "contiguous"
+            else [*lines, f"x = {_VIEWS[self.view]}".format(x="x")]
+        )
+
+
+def _laid_out(x: Tensor, view: str) -> Tensor:
+    if view == "contiguous":
+        return x
+    result: Tensor = eval(_CODE[view], {"torch": torch, "x": x})
+    return result
+
+
+_CODE = {name: compile(text.format(x="x"), "<layout>", "eval") for name, text in _VIEWS.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A layer, its state, and its batches.
+
+    Args:
+        batches: in their order, at least one.
+        eps: the layer's.
+        momentum: the layer's, a number or None.
+        affine: whether it has a weight and a bias.
+        track_running_stats: whether it has running statistics.
+        seed: of weight, bias and running statistics; None: as they are in a new layer.
+        count: the counter's start.
+        modes: whether the layer is in training, for each batch.
+        dtype: name of the inputs' dtype.
+        state_dtype: name of the layer's dtype.
+        device: where the layer is.
+        plain_gradient: whether the loss is the output's sum, and not a random combination.
+    """
+
+    batches: tuple[Batch, ...]
+    eps: float = 1e-5
+    momentum: float | None = 0.1
+    affine: bool = True
+    track_running_stats: bool = True
+    seed: int | None = None
+    count: int = 0
+    modes: tuple[bool, ...] = (True,)
+    dtype: str = "float32"
+    state_dtype: str = "float32"
+    device: str = "cpu"
+    plain_gradient: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Return C."""
+        return self.batches[0].shape[1]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the state that the layer starts from, by name; empty: that of a new layer.
+
+        The running variance is spread around eps and around 1, so that eps shows.
+        """
+        if self.seed is None:
+            return {}
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randn((4, self.channels), generator=generator, dtype=torch.float64)
+        weight, bias, mean, var = drawn.to(getattr(torch, self.state_dtype)).double()
+        state: dict[str, Tensor] = {}
+        if self.affine:
+            state |= {"weight": weight.sign() * (weight.abs() + 0.25), "bias": bias}
+        if self.track_running_stats:
+            near = self.seed % 3 == 1
+            state |= {"running_mean": mean, "running_var": (self.eps if near else 1.0) * var.exp()}
+        dtype = getattr(torch, self.state_dtype)
+        return {name: value.to(dtype) for name, value in state.items()}
+
+    def gradient(self, index: int) -> Tensor:
+        """Return the gradient with respect to a batch's output, in the input's dtype."""
+        shape = self.batches[index].shape
+        generator = torch.Generator().manual_seed(self.batches[index].seed + 1)
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return drawn.to(getattr(torch, self.dtype)).to(self.device)
+
+
+def literal(value: Tensor) -> str:
+    """Return code that makes a tensor's values, exactly."""
+    dtype = str(value.dtype)
+    if not value.numel():
+        return f"torch.zeros({tuple(value.shape)}, dtype={dtype})"
+    text = str(value.detach().cpu().tolist())
+    for word in ("inf", "nan"):
+        text = text.replace(word, f"float('{word}')")
+    return f"torch.tensor({text}, dtype={dtype})"

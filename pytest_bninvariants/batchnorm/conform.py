@@ -1,0 +1,122 @@
+"""Run laws on a layer, with as many examples as asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, settings
+
+from pytest_bninvariants.batchnorm.cases import Case
+from pytest_bninvariants.batchnorm.laws import LAWS, Law, chosen
+from pytest_bninvariants.batchnorm.subjects import Subject
+from pytest_bninvariants.batchnorm.trials import Tally, Trial
+from pytest_bninvariants.errors import GateError, LawBroken
+
+EFFORTS = {"quick": 15, "default": 100, "thorough": 2000}
+MOST_ILL_POSED = 0.25  # of compared channels; the drawn data give far fewer
+
+
+def check_law(
+    law: Law, subject: Subject, *, dtype: str = "float32", device: str = "cpu", examples: int = 100
+) -> Tally:
+    """Run one law on a layer, and return what was compared.
+
+    Args:
+        law: the law.
+        subject: the layer.
+        dtype: name of the inputs' dtype.
+        device: where to run.
+        examples: effort; laws that sweep take a share of it.
+
+    Raises:
+        LawBroken: the layer breaks it; the message is a report of the smallest case found.
+        GateError: too much of what was drawn could not be judged, or nothing was.
+    """
+    tally = Tally()
+
+    @settings(
+        max_examples=max(1, round(law.share * examples)),
+        deadline=None,
+        database=None,
+        phases=(Phase.generate, Phase.shrink),
+        report_multiple_bugs=False,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(law.cases(dims=subject.dims, dtype=dtype, device=device))
+    def run(case: Case) -> None:
+        tally.examples += 1
+        law.check(Trial(law.name, law.statement, subject, case, tally), case)
+
+    try:
+        run()
+    except LawBroken as broken:
+        broken.__notes__ = []  # hypothesis's retelling of the case; the report has it
+        raise
+    total = tally.posed + tally.ill_posed
+    if tally.ill_posed > MOST_ILL_POSED * total:
+        raise GateError(
+            f"{law.name}: {tally.ill_posed} of {total} channels were ill-posed, more than "
+            f"{MOST_ILL_POSED:.0%}, so this is no judgement"
+        )
+    if not tally.examples:
+        raise GateError(f"{law.name}: no case was drawn")
+    return tally
+
+
+def assert_bn_conforms(
+    factory: Callable[..., Any],
+    *,
+    device: str = "cpu",
+    laws: str | Iterable[str] = (),
+    dtypes: Iterable[str] | None = None,
+    examples: int = 100,
+    rank: str | None = None,
+    **keywords: Any,
+) -> None:
+    """Hold that a layer satisfies the laws of BatchNorm.
+
+    Args:
+        factory: the layer's class; it takes nn.BatchNorm's arguments.
+        device: where to run, such as `cuda`.
+        laws: names or patterns of laws, or `frozen`; none: all.
+        dtypes: names of the inputs' dtypes; None: each law's own.
+        examples: effort for each law.
+        rank: `1d`, `2d`, `3d` or `nd`; None: by the name of the class, or found out.
+        keywords: further arguments for the layer.
+
+    Raises:
+        LawBroken: it breaks some; the message holds a report of each.
+        GateError: nothing could be judged.
+        ValueError: an argument is unknown.
+    """
+    subject = Subject.of(factory, rank=rank, keywords=keywords, device=device)
+    wanted = chosen([laws] if isinstance(laws, str) else laws)
+    known = {name for law in LAWS.values() for name in law.dtypes}
+    for name in dtypes or ():
+        if name not in known:
+            raise ValueError(f"dtype {name!r} is unknown; accepted are {', '.join(sorted(known))}")
+    broken: list[LawBroken] = []
+    count = 0
+    for law in wanted:
+        for dtype in law.dtypes if dtypes is None else [n for n in dtypes if n in law.dtypes]:
+            count += 1
+            try:
+                check_law(law, subject, dtype=dtype, device=str(device), examples=examples)
+            except LawBroken as error:
+                broken.append(error)
+                break
+    if not count:
+        raise GateError("no law is left to run in these dtypes")
+    if broken:
+        raise _together(subject, broken, len(wanted))
+
+
+def _together(subject: Subject, broken: list[LawBroken], count: int) -> LawBroken:
+    if len(broken) == 1:
+        return broken[0]
+    names = ", ".join(error.law for error in broken)
+    head = f"{subject.label} breaks {len(broken)} of {count} laws: {names}"
+    text = "\n\n".join([head, *map(str, broken)])
+    return LawBroken(text, broken[0].law, broken[0].snippet)

@@ -1,0 +1,203 @@
+"""The reference and the bounds together: what a layer's results must be, and how near."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pytest_bninvariants.batchnorm.reference import (
+    ReferenceBatchNorm,
+    Statistics,
+    gradients_of,
+    rows,
+    unrows,
+)
+from pytest_bninvariants.batchnorm.tolerance import (
+    Arithmetic,
+    Bounds,
+    gradient_bounds,
+    normalisation_bounds,
+    output_bound,
+    running_bound,
+    statistics_bounds,
+    sum_depth,
+)
+
+
+class Approximation(NamedTuple):
+    """A value, and how far a correct layer may be from it.
+
+    Args:
+        value: float64, on the CPU.
+        bound: the same shape; infinite where nothing can be said.
+    """
+
+    value: Tensor
+    bound: Tensor
+
+
+class Twin:
+    """Follow a layer through its batches, with the reference and the bounds of its state.
+
+    Args:
+        reference: the reference in the layer's state and mode.
+        arithmetic: what the layer may compute with.
+    """
+
+    def __init__(self, reference: ReferenceBatchNorm, arithmetic: Arithmetic) -> None:
+        self.reference = reference
+        self.arithmetic = arithmetic
+        exact = torch.zeros(reference.num_features, dtype=torch.float64)
+        self._state_errors = Statistics(exact, exact)
+
+    @property
+    def running_mean(self) -> Approximation:
+        """Return what running_mean must be by now."""
+        assert self.reference.running_mean is not None
+        return Approximation(self.reference.running_mean.clone(), self._state_errors.mean)
+
+    @property
+    def running_var(self) -> Approximation:
+        """Return what running_var must be by now."""
+        assert self.reference.running_var is not None
+        return Approximation(self.reference.running_var.clone(), self._state_errors.var)
+
+    @torch.no_grad()
+    def expect(self, x: Tensor) -> Expected:
+        """Take a batch, and return what the layer must make of it.
+
+        Args:
+            x: shape (N, C, *), as the layer gets it.
+        """
+        values = rows(x)
+        statistics = self.reference.statistics(values) if values.numel() else None
+        depth = _depth(x)
+        if statistics is None:
+            errors = self._state_errors
+            statistics = Statistics(torch.zeros_like(errors.mean), torch.ones_like(errors.var))
+        elif self.reference.uses_batch_statistics:
+            errors = statistics_bounds(values, statistics, depth, self.arithmetic)
+        else:
+            errors = self._state_errors
+            statistics = Statistics(*(each.clone() for each in statistics))
+        from_batch = self.reference.uses_batch_statistics
+        old = self._state()
+        y = self.reference(x)
+        if old is not None and from_batch and values.numel() and self._tracks():
+            self._advance(old, statistics, errors, values.shape[1])
+        return Expected(self, x, y, values, statistics, errors, depth, from_batch)
+
+    def _tracks(self) -> bool:
+        return self.reference.training and self.reference.track_running_stats
+
+    def _state(self) -> Statistics | None:
+        mean, var = self.reference.running_mean, self.reference.running_var
+        return None if mean is None or var is None else Statistics(mean.clone(), var.clone())
+
+    def _advance(self, old: Statistics, batch: Statistics, errors: Statistics, n: int) -> None:
+        new, m, unbias = self._state(), self.reference.factor, n / (n - 1)
+        assert new is not None
+        of_batch = ((batch.mean, errors.mean), (batch.var * unbias, errors.var * unbias))
+        bounds = (
+            running_bound(*each, *contributed, m, self.arithmetic)
+            for each, contributed in zip(
+                zip(old, self._state_errors, new, strict=True), of_batch, strict=True
+            )
+        )
+        self._state_errors = Statistics(*bounds)
+
+
+class Expected:
+    """What a layer must make of one batch."""
+
+    def __init__(
+        self,
+        twin: Twin,
+        x: Tensor,
+        y: Tensor,
+        values: Tensor,
+        statistics: Statistics,
+        errors: Statistics,
+        depth: int,
+        from_batch: bool,
+    ) -> None:
+        reference = twin.reference
+        self._reference, self._arithmetic = reference, twin.arithmetic
+        self._shape, self._y, self._values = x.shape, y, values
+        self._statistics, self._errors = statistics, errors
+        self._depth, self._from_batch = depth, from_batch
+        ones = torch.ones(reference.num_features, dtype=torch.float64)
+        weight, bias = reference.weight, reference.bias
+        self._weight = ones if weight is None else weight.detach()
+        self._bias = 0 * ones if bias is None else bias.detach()
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """Return the bounds of what the batch is normalised with."""
+        return normalisation_bounds(
+            self._statistics, self._errors, self._reference.eps, self._arithmetic
+        )
+
+    @cached_property
+    @torch.no_grad()
+    def output(self) -> Approximation:
+        """Return the output, shape (N, C, *)."""
+        bound = output_bound(
+            self._values,
+            rows(self._y),
+            self._statistics,
+            self.bounds,
+            self._reference.eps,
+            self._weight,
+            self._bias,
+            self._arithmetic,
+        )
+        return Approximation(self._y, unrows(bound, self._shape))
+
+    @torch.no_grad()
+    def gradients(self, grad: Tensor) -> tuple[Approximation, Approximation, Approximation]:
+        """Return the gradients of input, weight and bias.
+
+        Args:
+            grad: the gradient with respect to the output, shape (N, C, *).
+        """
+        g = rows(grad)
+        true = gradients_of(
+            self._values, g, self._statistics, self._reference.eps, self._weight, self._from_batch
+        )
+        bounds = gradient_bounds(
+            self._values,
+            g,
+            self._statistics,
+            self.bounds,
+            true,
+            self._reference.eps,
+            self._weight,
+            self._depth,
+            self._arithmetic,
+            from_batch=self._from_batch,
+        )
+        return (
+            Approximation(unrows(true.input, self._shape), unrows(bounds.input, self._shape)),
+            Approximation(true.weight, bounds.weight),
+            Approximation(true.bias, bounds.bias),
+        )
+
+
+def _depth(x: Tensor) -> int:
+    """Return the depth of a channel's sums over a batch, as it lies in memory."""
+    samples, _, *positions = x.shape
+    count = 1
+    for size in positions:
+        count *= size
+    return sum_depth(
+        samples,
+        count,
+        x.dtype,
+        x.device.type,
+        rowwise=count > 1 and x.is_contiguous(),
+        threads=torch.get_num_threads(),
+    )

@@ -1,0 +1,12 @@
+"""What every BatchNorm must satisfy, a function a law.
+
+A law's docstring states it. It builds a layer in a trial, runs lines of code on it, and holds what
+it sees against the reference or against what it saw before.
+"""
+
+from __future__ import annotations
+
+from pytest_bninvariants.batchnorm.laws import inputs, sizes, state, values
+from pytest_bninvariants.batchnorm.laws.registry import LAWS, Law, chosen
+
+__all__ = ["LAWS", "Law", "chosen", "inputs", "sizes", "state", "values"]

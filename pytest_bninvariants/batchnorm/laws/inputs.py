@@ -1,0 +1,281 @@
+"""Laws of what a BatchNorm takes: errors, corners, layouts, dtypes, and what surrounds a call."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from pytest_bninvariants.batchnorm.cases import LAYOUTS, Batch, Case
+from pytest_bninvariants.batchnorm.expectation import Approximation
+from pytest_bninvariants.batchnorm.laws.registry import ALL, HALF, ONE, law
+from pytest_bninvariants.batchnorm.laws.values import EVAL, KEEP, forward, start, unchanged
+from pytest_bninvariants.batchnorm.trials import Trial
+
+_REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, AssertionError)
+_FEW = {"share": 0.2, "affine": True, "layouts": False, "max_values": 256}
+
+
+@law(ONE, **_FEW)
+def one_value_per_channel(trial: Trial, case: Case) -> None:
+    """In training one value per channel raises ValueError and leaves the statistics; eval takes it."""
+    shape = (1, case.channels, *[1] * (len(case.batches[0].shape) - 2))
+    trial.case = replace(case, batches=(replace(case.batches[0], shape=shape),))
+    twin = start(trial, training=True)
+    trial.feed(trial.case.batches[0])
+    trial.run("kept = [layer.running_mean.clone(), layer.running_var.clone()]")
+    trial.raises("layer(x)", ValueError)
+    trial.same("layer.running_mean", "kept[0]", "one value per channel changed running_mean")
+    trial.same("layer.running_var", "kept[1]", "one value per channel changed running_var")
+    trial.run("layer.eval()")
+    twin.reference.eval()
+    trial.close("y", forward(trial, twin).output, axis=1)
+    off = Trial(
+        trial.law, trial.statement, trial.subject, replace(trial.case, seed=None), trial.tally
+    )
+    off.build(track_running_stats=False)
+    off.feed(trial.case.batches[0])
+    off.run("layer.eval()")
+    off.raises("layer(x)", ValueError)
+
+
+@law(ONE, **_FEW)
+def empty_batch(trial: Trial, case: Case) -> None:
+    """An empty batch is counted, leaves statistics and gradients alone, and gives an empty output."""
+    _, c, *positions = case.batches[0].shape
+    shapes = [(0, c, *positions)]
+    if positions:
+        shapes.append((2, c, *positions[:-1], 0))
+    for shape in shapes:
+        trial.case = replace(case, batches=(Batch(shape=shape),))
+        start(trial, training=True)
+        trial.run("kept = [layer.running_mean.clone(), layer.running_var.clone()]")
+        trial.feed(trial.case.batches[0], grad=True)
+        trial.run("y = layer(x)", "y.sum().backward()")
+        trial.require(f"y.shape == {shape}", f"the output of {shape} has shape {{tuple(y.shape)}}")
+        trial.same("layer.running_mean", "kept[0]", "an empty batch changed running_mean")
+        trial.same("layer.running_var", "kept[1]", "an empty batch changed running_var")
+        trial.require(
+            f"int(layer.num_batches_tracked) == {case.count + 1}",
+            f"num_batches_tracked is {{layer.num_batches_tracked}}, expected {case.count + 1}",
+        )
+        for name in ("weight", "bias"):
+            trial.require(
+                f"layer.{name}.grad is None or not layer.{name}.grad.any()",
+                f"an empty batch gave {name} the gradient {{layer.{name}.grad}}",
+            )
+        trial.run("layer.eval()", "y = layer(x)")
+        trial.require(f"y.shape == {shape}", f"in eval {shape} comes out as {{tuple(y.shape)}}")
+
+
+@law(ONE, frozen=True, **(_FEW | {"momentum": False}))
+def empty_batch_in_eval(trial: Trial, case: Case) -> None:
+    """In eval an empty batch gives an empty output of its shape."""
+    shape = (0, *case.batches[0].shape[1:])
+    start(trial, training=False)
+    trial.feed(Batch(shape=shape))
+    trial.run("y = layer(x)")
+    trial.require(f"y.shape == {shape}", f"{shape} comes out as {{tuple(y.shape)}}")
+
+
+@law(ONE, **_FEW)
+def wrong_rank(trial: Trial, case: Case) -> None:
+    """An input of a rank that the layer is not for raises, in training and in eval."""
+    taken = trial.subject.dims
+    every = (1, 2, 3, 4, 5, 6) if len(taken) < 4 else (1,)
+    start(trial, training=True)
+    trial.run(KEEP)
+    for rank in every:
+        if rank not in taken:
+            shape = (4, case.channels, *[2] * (rank - 2)) if rank > 1 else (case.channels,)
+            _refused(trial, shape)
+    unchanged(trial, "a refused input")
+
+
+@law(ONE, **_FEW)
+def wrong_channel_count(trial: Trial, case: Case) -> None:
+    """An input with another number of channels raises, in training and in eval."""
+    c, positions = case.channels, case.batches[0].shape[2:]
+    start(trial, training=True)
+    for other in (c + 1, c - 1, 2 * c, 1 if c > 1 else 3):
+        if other > 0:
+            _refused(trial, (4, other, *positions))
+
+
+def _refused(trial: Trial, shape: tuple[int, ...]) -> None:
+    for mode in ("train", "eval"):
+        trial.run(f"layer.{mode}()", f"x = torch.ones({shape}, device={trial.case.device!r})")
+        trial.raises("layer(x)", *_REFUSALS)
+    trial.run("layer.train()")
+
+
+@law(("float32", "float64"), share=0.4, affine=True, layouts=False, max_values=512)
+def nonfinite_input(trial: Trial, case: Case) -> None:
+    """In training NaN and Inf reach the output and the statistics of their channel, and no other."""
+    for bad in ("nan", "inf", "-inf"):
+        twin = start(trial, training=True)
+        clean = trial.feed(case.batches[0])
+        expected = twin.expect(clean)
+        trial.run("x = x.clone()", f"x[0, 0] = float('{bad}')", "y = layer(x)")
+        if case.channels > 1:
+            trial.close("y[:, 1:]", _after_first(expected.output, 1), axis=1)
+            trial.close("layer.running_mean[1:]", _after_first(twin.running_mean, 0))
+            trial.close("layer.running_var[1:]", _after_first(twin.running_var, 0))
+        trial.require("y[:, 0].isnan().all()", f"{bad} in a channel does not make its output NaN")
+        if case.momentum != 0:
+            for name in ("running_mean", "running_var"):
+                trial.require(
+                    f"not layer.{name}[0].isfinite()",
+                    f"{bad} does not reach {name}: {{layer.{name}[0]}}",
+                )
+
+
+@law(("float32", "float64"), share=0.4, frozen=True, max_values=512, layouts=False, **EVAL)
+def eval_nonfinite_input(trial: Trial, case: Case) -> None:
+    """In eval NaN and Inf reach their own place of the output, and no other."""
+    twin = start(trial, training=False)
+    clean = trial.feed(case.batches[0])
+    expected = twin.expect(clean).output
+    for bad in ("nan", "inf"):
+        trial.run("z = x.clone()", f"z.view(-1)[0] = float('{bad}')", "y = layer(z)")
+        trial.require("not y.reshape(-1)[0].isfinite()", f"{bad} comes out as {{y.reshape(-1)[0]}}")
+        rest = Approximation(*(each.reshape(-1)[1:] for each in expected))
+        trial.close("y.reshape(-1)[1:]", rest)
+
+
+def _after_first(each: Approximation, axis: int) -> Approximation:
+    return Approximation(*(t.narrow(axis, 1, t.shape[axis] - 1) for t in each))
+
+
+@law(("float64", "float32", "bfloat16"), share=0.3, affine=True)
+def layouts(trial: Trial, case: Case) -> None:
+    """Layout, strides and storage offset of input and gradient change nothing but rounding."""
+    rank = len(case.batches[0].shape)
+    for layout in LAYOUTS:
+        if layout == "expanded" or (layout == "channels_last" and rank < 4):
+            continue
+        batch = replace(case.batches[0], layout=layout)
+        trial.case = replace(case, batches=(batch,), plain_gradient=False)
+        twin = start(trial, training=True)
+        expected = forward(trial, twin, grad=True)
+        trial.close("y", expected.output, axis=1)
+        trial.close("layer.running_mean", twin.running_mean)
+        trial.close("layer.running_var", twin.running_var)
+        g = case.gradient(0)
+        trial.value("g", g)
+        trial.run("g = g.transpose(0, -1).contiguous().transpose(0, -1)", "y.backward(g)")
+        of_input, of_weight, _ = expected.gradients(g)
+        trial.close("x.grad", of_input, axis=1)
+        trial.close("layer.weight.grad", of_weight)
+
+
+@law(("float64", "float32", "bfloat16"), share=0.3, frozen=True, **EVAL)
+def eval_layouts(trial: Trial, case: Case) -> None:
+    """In eval layout, strides and storage offset of the input change nothing but rounding."""
+    for layout in LAYOUTS:
+        if layout == "channels_last" and len(case.batches[0].shape) < 4:
+            continue
+        trial.case = replace(case, batches=(replace(case.batches[0], layout=layout),))
+        twin = start(trial, training=False)
+        trial.close("y", forward(trial, twin).output, axis=1)
+
+
+@law(ALL, share=0.3, frozen=True, affine=True, momentum=False, max_values=256)
+def output_dtype(trial: Trial, case: Case) -> None:
+    """The output has dtype, shape and device of the input, and so has its gradient."""
+    for mode in ("train", "eval"):
+        start(trial, training=mode == "train")
+        trial.feed(case.batches[0], grad=True)
+        trial.run("y = layer(x)", "y.sum().backward()")
+        for name in ("y", "x.grad"):
+            trial.require(
+                f"({name}.dtype, {name}.shape, {name}.device) == (x.dtype, x.shape, x.device)",
+                f"{name} is {{{name}.dtype}} of shape {{tuple({name}.shape)}}, the input {{x.dtype}}",
+            )
+
+
+@law(HALF, affine=True, state_dtype="float32", layouts=True)
+def mixed_precision(trial: Trial, case: Case) -> None:
+    """Half inputs with a float32 layer: arithmetic and statistics in float32, output in half."""
+    twin = start(trial, training=True)
+    expected = forward(trial, twin, grad=True)
+    trial.require("y.dtype == x.dtype", "the output is {y.dtype}, the input {x.dtype}")
+    trial.close("y", expected.output, axis=1)
+    trial.close("layer.running_mean", twin.running_mean)
+    trial.close("layer.running_var", twin.running_var)
+    of_input, of_weight, of_bias = expected.gradients(trial.backward(0))
+    trial.close("x.grad", of_input, axis=1)
+    trial.close("layer.weight.grad", of_weight)
+    trial.close("layer.bias.grad", of_bias)
+    trial.run("layer.eval()")
+    twin.reference.eval()
+    trial.close("y", forward(trial, twin).output, axis=1)
+
+
+@law(("float32", "bfloat16"), share=0.3, affine=True, state_dtype="float32", layouts=False)
+def autocast(trial: Trial, case: Case) -> None:
+    """Under autocast the output has the input's dtype, and statistics stay float32 and right."""
+    twin = start(trial, training=True)
+    x = trial.feed(case.batches[0])
+    kind = torch.device(case.device).type
+    trial.run(f"with torch.autocast({kind!r}, dtype=torch.bfloat16):\n    y = layer(x)")
+    trial.require("y.dtype == x.dtype", "the output is {y.dtype}, the input {x.dtype}")
+    trial.close("y", twin.expect(x).output, axis=1)
+    trial.close("layer.running_mean", twin.running_mean)
+    trial.close("layer.running_var", twin.running_var)
+
+
+@law(ONE, frozen=True, share=0.3, affine=True, momentum=False, max_values=512)
+def input_unmodified(trial: Trial, case: Case) -> None:
+    """The input stays as it is, and the output is memory of its own, also between calls."""
+    for mode in ("train", "eval"):
+        start(trial, training=mode == "train")
+        trial.feed(case.batches[0])
+        trial.run("before = x.clone()", "y = layer(x)", "first = y.clone()")
+        trial.same("x", "before", f"the input changed in {mode}")
+        trial.require(
+            "y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()",
+            f"in {mode} the output is the input's memory",
+        )
+        trial.run("again = layer(x.flip(0) + 1)")
+        trial.same("y", "first", f"another call in {mode} changed an earlier output")
+
+
+@law(ONE, frozen=True, **(_FEW | {"momentum": False}))
+def no_side_effects(trial: Trial, case: Case) -> None:
+    """A call touches neither the random state, nor grad mode, nor training flags, nor .grad."""
+    for mode in ("train", "eval"):
+        start(trial, training=mode == "train")
+        trial.feed(case.batches[0], grad=True)
+        trial.run("rng, flag = torch.get_rng_state(), layer.training", "layer(x)")
+        trial.require("torch.equal(torch.get_rng_state(), rng)", "a call used the random state")
+        trial.require("torch.is_grad_enabled()", "a call switched gradients off")
+        trial.require("layer.training == flag", "a call changed the training flag")
+        trial.require("x.grad is None and x.requires_grad", "a call changed the input's gradient")
+        trial.run("y, z = layer(x), layer(x)")
+        if mode == "eval":
+            trial.same("y", "z", "in eval the same input gives another output")
+
+
+@law(ONE, share=0.03, affine=True, layouts=False, max_values=256, momentum=False)
+def compile(trial: Trial, case: Case) -> None:
+    """torch.compile gives what the reference says, with PyTorch's decompositions, in both modes."""
+    torch._dynamo.reset()
+    trial.case = case = replace(case, plain_gradient=False)
+    trial.run("import torch._dynamo")
+    twin = start(trial, training=True)
+    trial.run("eager = layer", "layer = torch.compile(eager, backend='aot_eager_decomp_partition')")
+    expected = forward(trial, twin, grad=True)
+    trial.close("y", expected.output, axis=1)
+    trial.close("eager.running_mean", twin.running_mean)
+    trial.close("eager.running_var", twin.running_var)
+    trial.require(
+        f"int(eager.num_batches_tracked) == {case.count + 1}",
+        f"num_batches_tracked is {{eager.num_batches_tracked}}, expected {case.count + 1}",
+    )
+    of_input, of_weight, _ = expected.gradients(trial.backward(0))
+    trial.close("x.grad", of_input, axis=1)
+    trial.close("eager.weight.grad", of_weight)
+    trial.run("layer.eval()")
+    twin.reference.eval()
+    trial.close("y", forward(trial, twin).output, axis=1)

@@ -1,0 +1,108 @@
+"""The laws by name, and how a pattern chooses among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+from hypothesis.strategies import SearchStrategy
+
+from pytest_bninvariants.batchnorm.cases import Case
+from pytest_bninvariants.batchnorm.strategies import bn_cases
+from pytest_bninvariants.batchnorm.trials import Trial
+
+LAWS: dict[str, Law] = {}
+ALL = ("float64", "float32", "bfloat16", "float16")
+HALF = ("bfloat16", "float16")
+ONE = ("float32",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Law:
+    """What a BatchNorm must satisfy.
+
+    Args:
+        check: runs a trial of one case, and raises if it breaks the law.
+        cases: the strategy of cases, given ranks, dtype and device.
+        dtypes: names of the inputs' dtypes that it is tried in.
+        share: of the examples, how many it takes; a law that sweeps needs few.
+        frozen: whether a layer with frozen statistics must satisfy it.
+        every: whether a whole BatchNorm must.
+    """
+
+    check: Callable[[Trial, Case], None]
+    cases: Callable[..., SearchStrategy[Case]]
+    dtypes: tuple[str, ...]
+    share: float
+    frozen: bool
+    every: bool
+
+    @property
+    def name(self) -> str:
+        """Return its name."""
+        return self.check.__name__
+
+    @property
+    def statement(self) -> str:
+        """Return what it says."""
+        return " ".join((self.check.__doc__ or "").split())
+
+
+def law(
+    dtypes: tuple[str, ...] = ALL,
+    *,
+    share: float = 1.0,
+    frozen: bool = False,
+    every: bool = True,
+    **drawn: Any,
+) -> Callable[[Callable[[Trial, Case], None]], Callable[[Trial, Case], None]]:
+    """Make a function a law.
+
+    Args:
+        dtypes: names of dtypes that it is tried in.
+        share: of the examples.
+        frozen: whether it is of the frozen set.
+        every: whether it is of the set for whole BatchNorms.
+        drawn: what `bn_cases` is told.
+    """
+
+    def register(check: Callable[[Trial, Case], None]) -> Callable[[Trial, Case], None]:
+        LAWS[check.__name__] = Law(
+            check=check,
+            cases=partial(bn_cases, **drawn),
+            dtypes=dtypes,
+            share=share,
+            frozen=frozen,
+            every=every,
+        )
+        return check
+
+    return register
+
+
+def chosen(patterns: Iterable[str] = ()) -> list[Law]:
+    """Return the laws that patterns choose, in their order.
+
+    Args:
+        patterns: names of laws, with `*` and `?` as in a shell, or `frozen`: the set that a layer
+            with frozen statistics must satisfy; none: all laws of a whole BatchNorm.
+
+    Raises:
+        ValueError: a pattern chooses nothing.
+    """
+    wanted = list(patterns)
+    if not wanted:
+        return [each for each in LAWS.values() if each.every]
+    for pattern in wanted:
+        if not any(_fits(each, pattern) for each in LAWS.values()):
+            raise ValueError(
+                f"{pattern!r} matches no law; there are frozen (a set), {', '.join(LAWS)}"
+            )
+    return [each for each in LAWS.values() if any(_fits(each, p) for p in wanted)]
+
+
+def _fits(each: Law, pattern: str) -> bool:
+    return each.frozen if pattern == "frozen" else fnmatchcase(each.name, pattern)

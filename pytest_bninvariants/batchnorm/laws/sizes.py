@@ -1,0 +1,66 @@
+"""Laws that sweep sizes: kernels have corners where vectors and threads end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pytest_bninvariants.batchnorm.cases import Batch, Case
+from pytest_bninvariants.batchnorm.laws.registry import law
+from pytest_bninvariants.batchnorm.laws.values import forward
+from pytest_bninvariants.batchnorm.trials import Trial
+
+_EDGES = (127, 128, 129, 191, 192, 193, 255, 256, 257, 300, 511, 512, 513, 768, 1000, 1023, 1024)
+_SIZES = (*range(1, 68), *_EDGES, 1025)
+_SWEEP = {"affine": True, "layouts": False, "momentum": False, "share": 0.03}
+
+
+def _sweep(trial: Trial, case: Case, shapes: list[tuple[int, ...]]) -> None:
+    """Hold output, statistics and gradients of each shape, each on a layer of its own."""
+    for index, shape in enumerate(shapes):
+        batch = Batch(shape=shape, seed=case.batches[0].seed + index, kappa=case.batches[0].kappa)
+        one = replace(case, batches=(batch,), plain_gradient=False, count=0)
+        each = Trial(trial.law, trial.statement, trial.subject, one, trial.tally)
+        each.build()
+        twin = each.twin()
+        expected = forward(each, twin, grad=True)
+        each.close("y", expected.output, axis=1)
+        each.close("layer.running_mean", twin.running_mean)
+        each.close("layer.running_var", twin.running_var)
+        gradients = expected.gradients(each.backward(0))
+        for name, gradient in zip(("x", "layer.weight", "layer.bias"), gradients, strict=True):
+            each.close(f"{name}.grad", gradient, axis=int(name == "x"))
+        each.run("layer.eval()")
+        twin.reference.eval()
+        each.close("y", forward(each, twin).output, axis=1)
+
+
+def _positions(dims: int) -> tuple[int, ...]:
+    return {2: (), 3: (3,), 4: (1, 3), 5: (1, 1, 3)}[dims]
+
+
+@law(("float32",), **_SWEEP)
+def batch_sizes(trial: Trial, case: Case) -> None:
+    """Every batch size is right: all to 67, and those around powers of two to 1025."""
+    rank = len(case.batches[0].shape)
+    first = 2 if rank == 2 else 1
+    _sweep(trial, case, [(n, 2, *_positions(rank)) for n in _SIZES if n >= first])
+
+
+@law(("float32",), **_SWEEP)
+def channel_counts(trial: Trial, case: Case) -> None:
+    """Every number of channels is right: all to 67, and those around powers of two to 1025."""
+    _sweep(trial, case, [(3, c, *_positions(len(case.batches[0].shape))) for c in _SIZES])
+
+
+@law(("float32",), **_SWEEP)
+def spatial_sizes(trial: Trial, case: Case) -> None:
+    """Every number of positions is right: all to 67, and those around powers of two to 1025."""
+    rank = len(case.batches[0].shape)
+    if rank == 2:
+        return batch_sizes(trial, case)
+    ones = (1,) * (rank - 3)
+    shapes = [(2, 2, *ones, length) for length in _SIZES]
+    if rank > 3:
+        shapes += [(2, 2, *ones[1:], side, side) for side in (5, 7, 8, 14, 28, 33)]
+    _sweep(trial, case, shapes)
+    return None

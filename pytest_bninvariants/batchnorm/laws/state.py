@@ -1,0 +1,270 @@
+"""Laws of a BatchNorm's state: how it is made, updated, saved, copied and reset."""
+
+from __future__ import annotations
+
+from pytest_bninvariants.batchnorm.cases import Case
+from pytest_bninvariants.batchnorm.laws.registry import ONE, law
+from pytest_bninvariants.batchnorm.laws.values import EVAL, KEEP, forward, start, unchanged
+from pytest_bninvariants.batchnorm.trials import Trial
+
+STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_FEW = {"share": 0.2, "affine": True, "layouts": False, "max_values": 256}
+
+
+@law(ONE, **_FEW)
+def construction(trial: Trial, case: Case) -> None:
+    """The constructor is nn.BatchNorm's: order, defaults, attributes and initial state."""
+    name, c = trial.subject.name, case.channels
+    keywords = "".join(f", {key}={each!r}" for key, each in trial.subject.keywords.items())
+    trial.run(f"layer = {name}({c}{keywords})")
+    _is_made(trial, f"{c}", "1e-05", "0.1", "True", "True")
+    trial.run(f"layer = {name}({c}, 0.25, 0.5, True, True{keywords})")
+    _is_made(trial, f"{c}", "0.25", "0.5", "True", "True")
+    trial.run(f"layer = {name}({c}, 0.25, None, False, False{keywords})")
+    _is_made(trial, f"{c}", "0.25", "None", "False", "False")
+
+
+def _is_made(trial: Trial, *values: str) -> None:
+    names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+    for name, value in zip(names, values, strict=True):
+        trial.require(f"layer.{name} == {value}", f"{name} is {{layer.{name}}}, expected {value}")
+    affine, tracked = values[3] == "True", values[4] == "True"
+    for name, there, start_value in zip(
+        STATE, (affine, affine, tracked, tracked, tracked), (1, 0, 0, 1, 0), strict=True
+    ):
+        if there:
+            trial.require(
+                f"bool((layer.{name} == {start_value}).all())",
+                f"{name} starts at {{layer.{name}}}, expected {start_value}",
+            )
+        else:
+            trial.require(f"layer.{name} is None", f"{name} is {{layer.{name}}}, expected None")
+    trial.require("layer.training", "a new layer is not in training mode")
+
+
+@law(ONE, modes=(True, True), **_FEW)
+def state_in_place(trial: Trial, case: Case) -> None:
+    """Training updates its buffers in place: they keep identity and memory, and carry no graph."""
+    start(trial, training=True)
+    names = [name for name in STATE[2:] if case.track_running_stats]
+    trial.run(f"before = {{name: getattr(layer, name) for name in {names}}}")
+    trial.run("pointers = {name: value.data_ptr() for name, value in before.items()}")
+    for batch in case.batches:
+        trial.feed(batch, grad=True)
+        trial.run("layer(x).sum().backward()")
+        for name in names:
+            trial.require(
+                f"layer.{name} is before[{name!r}] and layer.{name}.data_ptr() == pointers[{name!r}]",
+                f"{name} is another tensor after training",
+            )
+            trial.require(
+                f"not layer.{name}.requires_grad and layer.{name}.grad_fn is None",
+                f"{name} carries a graph",
+            )
+
+
+@law(ONE, **_FEW)
+def no_grad_updates(trial: Trial, case: Case) -> None:
+    """Under no_grad and inference_mode training updates its statistics all the same."""
+    twin = start(trial, training=True)
+    for mode in ("no_grad", "inference_mode"):
+        x = trial.feed(case.batches[0])
+        trial.run(f"with torch.{mode}():\n    y = layer(x)")
+        trial.close("y", twin.expect(x).output, axis=1)
+        trial.close("layer.running_mean", twin.running_mean)
+        trial.close("layer.running_var", twin.running_var)
+
+
+@law(ONE, **_FEW)
+def instances_are_independent(trial: Trial, case: Case) -> None:
+    """Training one layer leaves another one alone."""
+    trial.build()
+    trial.run("other, layer = layer, None")
+    trial.build()
+    trial.run(KEEP.replace("layer", "other"))
+    trial.feed(case.batches[0], grad=True)
+    trial.run("layer.train()(x).sum().backward()", "layer = other")
+    unchanged(trial, "training another layer")
+    trial.require("layer.weight.grad is None", "training another layer gave this one a gradient")
+
+
+@law(("float32", "bfloat16"), frozen=True, **(_FEW | {"momentum": False}))
+def state_dict_keys(trial: Trial, case: Case) -> None:
+    """state_dict() holds weight, bias, running_mean, running_var and the counter, in their dtypes.
+
+    A layer with frozen statistics may do without the counter.
+    """
+    trial.build()
+    counted = trial["hasattr(layer, 'num_batches_tracked')"]
+    keys = sorted(STATE if counted else STATE[:4])
+    trial.require(
+        f"sorted(layer.state_dict()) == {keys}",
+        f"state_dict() has {{sorted(layer.state_dict())}}, expected {keys}",
+    )
+    for name in STATE[:4]:
+        trial.require(
+            f"layer.state_dict()[{name!r}].dtype == torch.{case.state_dtype}"
+            f" and layer.state_dict()[{name!r}].shape == ({case.channels},)",
+            f"state_dict() has {name} as {{layer.state_dict()[{name!r}]}}",
+        )
+    for name in keys:
+        trial.require(
+            f"layer.state_dict()[{name!r}].data_ptr() == layer.{name}.data_ptr()",
+            f"state_dict() has a copy of {name}, not the layer's own memory",
+        )
+
+
+@law(ONE, frozen=True, **(_FEW | {"momentum": False}))
+def state_dict_round_trip(trial: Trial, case: Case) -> None:
+    """A state that is saved and loaded into a new layer is the same state, loaded in place."""
+    trial.build()
+    trial.feed(case.batches[0])
+    trial.run("layer.train()(x)", KEEP, "trained = layer")
+    eps = "" if case.eps == 1e-5 else f", eps={case.eps!r}"
+    keywords = "".join(f", {key}={each!r}" for key, each in trial.subject.keywords.items())
+    trial.run(f"layer = {trial.subject.name}({case.channels}{eps}{keywords})")
+    trial.run(f"layer.to({case.device!r})", "mean = layer.running_mean")
+    trial.run("layer.load_state_dict(kept)")
+    unchanged(trial, "the round trip")
+    trial.require("layer.running_mean is mean", "load_state_dict() put another tensor in its place")
+    trial.run("y, z = layer.eval()(x), trained.eval()(x)")
+    trial.same("y", "z", "the loaded layer gives another output in eval")
+    trial.run("layer.running_mean.add_(1)")
+    trial.require(
+        "not torch.equal(kept['running_mean'], layer.running_mean)",
+        "the loaded layer shares memory with the state that it was given",
+    )
+
+
+@law(ONE, **_FEW)
+def state_dict_versions(trial: Trial, case: Case) -> None:
+    """A state from before the counter loads, and keeps the counter; a newer one must have it."""
+    trial.build()
+    trial.run(KEEP, "old = {k: v for k, v in kept.items() if k != 'num_batches_tracked'}")
+    trial.run("layer.running_mean.add_(1)", "layer.load_state_dict(old)")
+    unchanged(trial, "loading a state without a counter")
+    trial.run("new = layer.state_dict()", "del new['num_batches_tracked']")
+    trial.run("new._metadata = {'': {'version': 2}}")
+    trial.raises("layer.load_state_dict(new)", RuntimeError)
+
+
+_COPIES = {
+    "deepcopy": ("import copy", "copied = copy.deepcopy(layer)"),
+    "pickle": ("import pickle", "copied = pickle.loads(pickle.dumps(layer))"),
+}
+
+
+def _copy(trial: Trial, case: Case, way: str) -> None:
+    trial.build()
+    trial.feed(case.batches[0])
+    trial.run(KEEP, "shares = {k: v.data_ptr() for k, v in layer.state_dict().items()}")
+    trial.run(*_COPIES[way], "original, layer = layer, copied")
+    unchanged(trial, way)
+    trial.require("type(layer) is type(original)", f"{way} gives another type")
+    for name in ("eps", "momentum", "num_features", "track_running_stats"):
+        if trial[f"hasattr(original, {name!r})"]:
+            trial.require(f"layer.{name} == original.{name}", f"{way} lost {name}")
+    trial.require(
+        "not set(shares.values()) & {v.data_ptr() for v in layer.state_dict().values()}",
+        f"{way} shares memory with the original",
+    )
+    trial.run("y, z = layer.train()(x), original.train()(x)")
+    trial.same("y", "z", f"after {way} training gives another output")
+    trial.run("first = {k: v.clone() for k, v in layer.state_dict().items()}")
+    for name in list(trial["first"]):
+        trial.same(
+            f"first[{name!r}]",
+            f"original.state_dict()[{name!r}]",
+            f"after {way} training makes {name}",
+        )
+    trial.run("layer.train()(x + 1)", "layer = original", "kept = first")
+    unchanged(trial, f"training the {way}")
+
+
+@law(ONE, frozen=True, **(_FEW | {"momentum": False}))
+def deepcopy(trial: Trial, case: Case) -> None:
+    """A deep copy has the same state and settings, and none of the original's memory."""
+    _copy(trial, case, "deepcopy")
+
+
+@law(ONE, frozen=True, **(_FEW | {"momentum": False}))
+def pickle(trial: Trial, case: Case) -> None:
+    """A pickled layer comes back with the same state and settings."""
+    module = str(getattr(trial.subject.factory, "__qualname__", "<locals>"))
+    if "<locals>" in module or not isinstance(trial.subject.factory, type):
+        return _copy(trial, case, "deepcopy")  # a local class cannot be pickled, by pickle's rules
+    return _copy(trial, case, "pickle")
+
+
+@law(ONE, modes=(True, True), momentum=True, **_FEW)
+def copies_keep_momentum(trial: Trial, case: Case) -> None:
+    """A deep copy goes on with the same momentum and the same count."""
+    twin = start(trial, training=True)
+    forward(trial, twin)
+    trial.run("import copy", "layer = copy.deepcopy(layer)")
+    forward(trial, twin, 1)
+    trial.close("layer.running_mean", twin.running_mean)
+    trial.close("layer.running_var", twin.running_var)
+
+
+@law(ONE, **_FEW)
+def reset(trial: Trial, case: Case) -> None:
+    """reset_running_stats() makes mean 0, var 1, count 0; reset_parameters() weight 1, bias 0, too."""
+    trial.build()
+    trial.feed(case.batches[0])
+    trial.run("layer.train()(x)", "weight = layer.weight.detach().clone()")
+    trial.run("layer.reset_running_stats()")
+    _starts(trial, "reset_running_stats()", STATE[2:], (0, 1, 0))
+    trial.same("layer.weight.detach()", "weight", "reset_running_stats() changed weight")
+    trial.run("layer(x)", "layer.reset_parameters()")
+    _starts(trial, "reset_parameters()", STATE, (1, 0, 0, 1, 0))
+
+
+def _starts(trial: Trial, call: str, names: tuple[str, ...], values: tuple[int, ...]) -> None:
+    for name, value in zip(names, values, strict=True):
+        trial.require(
+            f"bool((layer.{name} == {value}).all())",
+            f"{call} leaves {name} at {{layer.{name}}}, expected {value}",
+        )
+
+
+@law(("float64", "float32", "bfloat16", "float16"), share=0.3, affine=True, layouts=False)
+def state_dtype(trial: Trial, case: Case) -> None:
+    """Training leaves dtype, shape and device of the state as they were; the counter is int64."""
+    start(trial, training=True)
+    shapes = "{k: (v.dtype, v.shape, v.device) for k, v in layer.state_dict().items()}"
+    trial.run(f"before = {shapes}")
+    trial.feed(case.batches[0], grad=True)
+    trial.run("layer(x).sum().backward()")
+    trial.require(f"{shapes} == before", f"state was {{before}}, and is {{{shapes[1:-1]}}}")
+    trial.require("before['num_batches_tracked'][0] == torch.int64", "the counter is no int64")
+    trial.require(
+        f"all(v.dtype == torch.{case.state_dtype} for k, v in layer.state_dict().items()"
+        " if k != 'num_batches_tracked')",
+        f"the layer was cast to {case.state_dtype}, its state was not",
+    )
+
+
+@law(ONE, frozen=True, **(_FEW | EVAL))
+def eval_follows_state(trial: Trial, case: Case) -> None:
+    """In eval the output follows changes of the state: nothing is cached."""
+    twin = start(trial, training=False)
+    forward(trial, twin)
+    for name, change in (
+        ("running_mean", 1.0),
+        ("running_var", 2.0),
+        ("weight", 0.5),
+        ("bias", 3.0),
+    ):
+        trial.run(f"layer.{name}.data.add_({change})")
+        for value in (
+            dict(twin.reference.named_buffers()) | dict(twin.reference.named_parameters()),
+        ):
+            value[name].data.add_(change)
+        trial.close("layer(x)", twin.expect(trial["x"]).output, axis=1)
+    trial.run("changed = {k: v * 2 for k, v in layer.state_dict().items()}")
+    trial.run("layer.load_state_dict(changed)")
+    twin.reference.load_state_dict(
+        {k: v.double() for k, v in trial["changed"].items()}, strict=False
+    )
+    trial.close("layer(x)", twin.expect(trial["x"]).output, axis=1)

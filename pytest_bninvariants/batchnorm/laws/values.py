@@ -1,0 +1,316 @@
+"""Laws of what a BatchNorm computes: outputs, running statistics, gradients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from pytest_bninvariants.batchnorm.cases import Case
+from pytest_bninvariants.batchnorm.expectation import Approximation, Expected, Twin
+from pytest_bninvariants.batchnorm.laws.registry import law
+from pytest_bninvariants.batchnorm.trials import Trial
+
+EVAL = {"modes": (False,), "momentum": False, "affine": True}
+
+
+def start(trial: Trial, *, training: bool) -> Twin:
+    """Build the layer and its twin, in a mode."""
+    trial.build()
+    twin = trial.twin()
+    trial.run("layer.train()" if training else "layer.eval()")
+    twin.reference.train(training)
+    return twin
+
+
+def forward(trial: Trial, twin: Twin, index: int = 0, *, grad: bool = False) -> Expected:
+    """Run a forward of a batch, giving `y`, and return what must come of it."""
+    x = trial.feed(trial.case.batches[index], grad=grad)
+    trial.run("y = layer(x)")
+    return twin.expect(x)
+
+
+@law()
+def training_output(trial: Trial, case: Case) -> None:
+    """In training the output is (x - mean) / sqrt(var + eps) w + b, of the batch's biased var."""
+    twin = start(trial, training=True)
+    trial.close("y", forward(trial, twin).output, axis=1)
+
+
+@law(frozen=True, **EVAL)
+def eval_output(trial: Trial, case: Case) -> None:
+    """In eval the output is a fixed affine map: (x - running_mean) / sqrt(running_var + eps) w + b."""
+    twin = start(trial, training=False)
+    trial.close("y", forward(trial, twin).output, axis=1)
+
+
+@law(frozen=True, every=False, **EVAL)
+def frozen_output(trial: Trial, case: Case) -> None:
+    """In training a layer with frozen statistics gives what it gives in eval."""
+    trial.build()
+    twin = trial.twin()
+    twin.reference.eval()
+    trial.run("layer.train()")
+    trial.close("y", forward(trial, twin).output, axis=1)
+
+
+@law(modes=None, layouts=False)
+def eval_output_after_training(trial: Trial, case: Case) -> None:
+    """In eval the output follows the statistics that training has left, and not earlier ones."""
+    twin = start(trial, training=False)
+    for index, training in enumerate(case.modes):
+        trial.run(f"layer.train({training})")
+        twin.reference.train(training)
+        forward(trial, twin, index)
+        trial.run("layer.eval()")
+        twin.reference.eval()
+        trial.close("y", forward(trial, twin, index).output, axis=1)
+
+
+def _track(trial: Trial, case: Case, *names: str) -> None:
+    twin = start(trial, training=True)
+    for index, training in enumerate(case.modes):
+        trial.run(f"layer.train({training})")
+        twin.reference.train(training)
+        forward(trial, twin, index)
+        for name in names:
+            trial.close(f"layer.{name}", getattr(twin, name))
+
+
+@law(modes=None)
+def running_mean(trial: Trial, case: Case) -> None:
+    """Each batch in training makes running_mean (1 - m) old + m mean; in eval it stays."""
+    _track(trial, case, "running_mean")
+
+
+@law(modes=None)
+def running_var(trial: Trial, case: Case) -> None:
+    """Each batch in training makes running_var (1 - m) old + m var n/(n - 1); in eval it stays."""
+    _track(trial, case, "running_var")
+
+
+@law(modes=(True, True, True), layouts=False)
+def momentum(trial: Trial, case: Case) -> None:
+    """Momentum is the weight of the new batch, whatever its value: 0 and 1 too."""
+    m = 0.1 if case.momentum is None else case.momentum
+    trial.case = replace(case, momentum=m)
+    _track(trial, trial.case, "running_mean", "running_var")
+
+
+@law(modes=(True, True, True), momentum=False, layouts=False)
+def cumulative_average(trial: Trial, case: Case) -> None:
+    """With momentum=None the running statistics are averages: the k-th batch weighs 1/k."""
+    trial.case = replace(case, momentum=None, count=case.count % 8)
+    _track(trial, trial.case, "running_mean", "running_var")
+
+
+@law(("float32", "float16"), modes=None, layouts=False, max_values=256)
+def counter(trial: Trial, case: Case) -> None:
+    """num_batches_tracked is an int64 scalar that counts batches in training, and only those."""
+    start(trial, training=True)
+    count = case.count
+    for index, training in enumerate(case.modes):
+        trial.run(f"layer.train({training})")
+        trial.feed(case.batches[index])
+        trial.run("layer(x)")
+        count += training
+        trial.require(
+            "layer.num_batches_tracked.dtype == torch.int64 and layer.num_batches_tracked.dim() == 0",
+            "num_batches_tracked is {layer.num_batches_tracked}, no int64 scalar",
+        )
+        trial.require(
+            f"int(layer.num_batches_tracked) == {count}",
+            f"num_batches_tracked is {{layer.num_batches_tracked}}, expected {count}",
+        )
+
+
+def _gradients(
+    trial: Trial, case: Case, *, training: bool, grad: bool
+) -> tuple[Approximation, Approximation, Approximation]:
+    twin = start(trial, training=training)
+    if grad and case.seed is not None and case.seed % 2:
+        trial.run("layer.requires_grad_(False)")
+    expected = forward(trial, twin, grad=grad)
+    return expected.gradients(trial.backward(0))
+
+
+@law(affine=True)
+def input_gradient(trial: Trial, case: Case) -> None:
+    """In training d x is w r (g - mean(g) - xh mean(g xh)): statistics depend on x."""
+    trial.close("x.grad", _gradients(trial, case, training=True, grad=True)[0], axis=1)
+
+
+@law(affine=True)
+def weight_gradient(trial: Trial, case: Case) -> None:
+    """In training d weight is the sum over a channel of g xh."""
+    trial.close("layer.weight.grad", _gradients(trial, case, training=True, grad=False)[1])
+
+
+@law(affine=True)
+def bias_gradient(trial: Trial, case: Case) -> None:
+    """In training d bias is the sum over a channel of g."""
+    trial.close("layer.bias.grad", _gradients(trial, case, training=True, grad=False)[2])
+
+
+@law(frozen=True, **EVAL)
+def eval_input_gradient(trial: Trial, case: Case) -> None:
+    """In eval d x is w r g: statistics are constants."""
+    trial.close("x.grad", _gradients(trial, case, training=False, grad=True)[0], axis=1)
+
+
+@law(**EVAL)
+def eval_weight_gradient(trial: Trial, case: Case) -> None:
+    """In eval d weight is the sum over a channel of g xh, of stored statistics."""
+    trial.close("layer.weight.grad", _gradients(trial, case, training=False, grad=False)[1])
+
+
+@law(**EVAL)
+def eval_bias_gradient(trial: Trial, case: Case) -> None:
+    """In eval d bias is the sum over a channel of g."""
+    trial.close("layer.bias.grad", _gradients(trial, case, training=False, grad=False)[2])
+
+
+@law(("float32",), share=0.3, affine=True, layouts=False, max_values=256)
+def gradients_accumulate(trial: Trial, case: Case) -> None:
+    """A second backward adds its gradients to those that are there."""
+    start(trial, training=True)
+    trial.feed(case.batches[0], grad=True)
+    g = case.gradient(0)
+    trial.value("g", g)
+    trial.run("layer(x).backward(g)", "once = [x.grad.clone(), layer.weight.grad.clone()]")
+    trial.run("layer(x).backward(g)")
+    for index, name in enumerate(("x.grad", "layer.weight.grad")):
+        trial.same(
+            name, f"2 * once[{index}]", f"{name} after a second backward is not twice the first"
+        )
+
+
+@law(("float64",), share=0.5, modes=(True,), affine=True, layouts=False, max_values=128)
+def double_backward(trial: Trial, case: Case) -> None:
+    """The gradient of the input can be differentiated again, in training and in eval.
+
+    Held to half of float64's digits, on well-conditioned data: this is about formulas.
+    """
+    batch = replace(case.batches[0], kappa=min(case.batches[0].kappa, 1.0), sigma=1.0)
+    trial.case = case = replace(case, batches=(batch,), eps=max(case.eps, 1e-3))
+    training = case.count != 1
+    twin = start(trial, training=training)
+    x = trial.feed(batch, grad=True)
+    g, v = case.gradient(0), case.gradient(0).flip(0).sin()
+    trial.value("g", g)
+    trial.value("v", v)
+    trial.run("g.requires_grad_()", "y = layer(x)")
+    trial.run("(first,) = torch.autograd.grad(y, x, g, create_graph=True)")
+    trial.run("second = torch.autograd.grad((first * v).sum() + (first * first).sum(), (x, g))")
+    x64 = x.cpu().clone().requires_grad_()
+    g64 = g.detach().cpu().clone().requires_grad_()
+    y64 = twin.reference(x64)
+    (first,) = torch.autograd.grad(y64, x64, g64, create_graph=True)
+    loss = (first * v.cpu()).sum() + first.square().sum()
+    for index, value in enumerate(torch.autograd.grad(loss, (x64, g64))):
+        scale = 1 + float(value.abs().max())
+        bound = torch.full_like(value, 2.0**-26 * scale)
+        trial.close(f"second[{index}]", Approximation(value, bound), axis=1)
+
+
+@law(("float64", "float32"), share=0.5, affine=False, tracking=None)
+def affine_off(trial: Trial, case: Case) -> None:
+    """With affine=False there are no parameters, and the output is as with weight 1 and bias 0."""
+    twin = start(trial, training=True)
+    trial.require(
+        "layer.weight is None and layer.bias is None and not list(layer.parameters())",
+        "there are parameters: weight is {layer.weight}",
+    )
+    trial.close("y", forward(trial, twin).output, axis=1)
+    if case.track_running_stats:
+        trial.run("layer.eval()")
+        twin.reference.eval()
+        trial.close("y", forward(trial, twin).output, axis=1)
+
+
+@law(("float64", "float32"), share=0.5, tracking=False)
+def tracking_off(trial: Trial, case: Case) -> None:
+    """With track_running_stats=False there are no buffers, and eval uses batch statistics, too."""
+    twin = start(trial, training=True)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        trial.require(f"layer.{name} is None", f"{name} is {{layer.{name}}}, expected None")
+    trial.require("not list(layer.buffers())", "there are buffers")
+    for mode in ("train", "eval"):
+        trial.run(f"layer.{mode}()")
+        twin.reference.train(mode == "train")
+        trial.close("y", forward(trial, twin).output, axis=1)
+
+
+@law(("float32",), share=0.5, affine=True)
+def tracking_switched_off(trial: Trial, case: Case) -> None:
+    """With track_running_stats set False later, training updates nothing, eval uses what is stored."""
+    twin = start(trial, training=True)
+    trial.run("layer.track_running_stats = False", KEEP)
+    twin.reference.track_running_stats = False
+    trial.close("y", forward(trial, twin).output, axis=1)
+    unchanged(trial, "training without tracking")
+    trial.run("layer.eval()")
+    twin.reference.eval()
+    trial.close("y", forward(trial, twin).output, axis=1)
+
+
+KEEP = "kept = {name: value.detach().clone() for name, value in layer.state_dict().items()}"
+
+
+def unchanged(trial: Trial, what: str) -> None:
+    """Hold that the state is what `KEEP` kept."""
+    trial.require(
+        "layer.state_dict().keys() == kept.keys()", f"{what} changed the keys of state_dict()"
+    )
+    for name in list(trial["kept"]):
+        trial.same(f"layer.state_dict()[{name!r}]", f"kept[{name!r}]", f"{what} changed {name}")
+
+
+@law(("float32", "bfloat16"), frozen=True, share=0.5, **EVAL)
+def eval_keeps_state(trial: Trial, case: Case) -> None:
+    """In eval nothing of the state changes, in forward or backward."""
+    start(trial, training=False)
+    trial.run(KEEP)
+    trial.feed(case.batches[0], grad=True)
+    trial.run("y = layer(x)", "y.sum().backward()")
+    unchanged(trial, "eval")
+
+
+@law(("float32", "float64"), frozen=True, layouts=False, min_values=4, **EVAL)
+def eval_batch_mates(trial: Trial, case: Case) -> None:
+    """In eval a sample's output depends neither on its batch mates, nor on their order or number."""
+    twin = start(trial, training=False)
+    expected = forward(trial, twin).output
+    trial.run("parts = torch.cat([layer(x[:1]), layer(x[1:])]) if len(x) > 1 else layer(x)")
+    twice = Approximation(expected.value, expected.bound)
+    trial.close("parts", twice, axis=1)
+    trial.run("turned = layer(x.flip(0)).flip(0)")
+    trial.close("turned", twice, axis=1)
+    trial.run("crowd = layer(torch.cat([x, 100 * x + 7]))[: len(x)]")
+    trial.close("crowd", twice, axis=1)
+
+
+@law(("float64", "float32"), share=0.5, affine=True, layouts=False)
+def scaling(trial: Trial, case: Case) -> None:
+    """Scaling the input by 4, and eps by 16, leaves the training output as it was."""
+    trial.build(eps=case.eps * 16)
+    trial.run("layer.train()")
+    x = trial.feed(case.batches[0])
+    value = trial.twin().expect(x).output.value
+    trial.run("y = layer(4 * x)")
+    bound = trial.twin(eps=case.eps * 16).expect(4 * x).output.bound
+    trial.close("y", Approximation(value, bound), axis=1)
+
+
+@law(("float64", "float32"), share=0.5, affine=True, layouts=False)
+def shifting(trial: Trial, case: Case) -> None:
+    """Shifting the input by a constant leaves the training output as it was."""
+    batch = replace(case.batches[0], kappa=0.0, sigma=1.0)
+    trial.case = replace(case, batches=(batch,))
+    trial.build()
+    trial.run("layer.train()")
+    trial.feed(batch)
+    trial.run("x = (16 * x).round() / 16", "y = layer(x + 1024)")  # exact in float32
+    x = trial["x"]
+    value, bound = trial.twin().expect(x).output.value, trial.twin().expect(x + 1024).output.bound
+    trial.close("y", Approximation(value, bound), axis=1)

@@ -1,0 +1,146 @@
+"""The layer under test: found by name, its arguments parsed, its ranks declared or found out."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import torch
+
+RANKS = {"1d": (2, 3), "2d": (4,), "3d": (5,), "nd": (2, 3, 4, 5)}
+SPELLING = (
+    "MODULE:CLASS, MODULE:CLASS(name=literal, ...), each with @1d, @2d, @3d or @nd or without"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A layer under test.
+
+    Args:
+        factory: what makes it: a class, or anything else that is called like one.
+        dims: ranks of the inputs that it takes.
+        keywords: arguments to it besides nn.BatchNorm's.
+        label: its name in test ids.
+    """
+
+    factory: Callable[..., Any]
+    dims: tuple[int, ...]
+    keywords: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        factory: Callable[..., Any],
+        *,
+        rank: str | None = None,
+        keywords: dict[str, Any] | None = None,
+        device: str = "cpu",
+    ) -> Subject:
+        """Return the subject that a class makes, its ranks found out if they are not given.
+
+        Raises:
+            ValueError: the rank is unknown, or the class takes none.
+            TypeError: this cannot be called.
+        """
+        if not callable(factory):
+            raise TypeError(f"{factory!r} is no class that makes a layer")
+        if rank is not None and rank not in RANKS:
+            raise ValueError(f"rank {rank!r} is unknown; accepted are {', '.join(RANKS)}")
+        given = keywords or {}
+        declared = RANKS[rank] if rank else _declared(factory)
+        dims = declared or _found_out(factory, given, device)
+        return cls(factory, dims, given, getattr(factory, "__name__", type(factory).__name__))
+
+    @property
+    def name(self) -> str:
+        """Return what code that makes it calls it."""
+        return self.label if self.label.isidentifier() else "make_layer"
+
+    def import_line(self) -> str:
+        """Return a line of code that imports it."""
+        module = getattr(self.factory, "__module__", None)
+        outer = str(getattr(self.factory, "__qualname__", self.name)).split(".")
+        if module in (None, "builtins", "functools") or "<locals>" in outer:
+            return f"# {self.name} is yours: {self.factory!r}"
+        tail = "" if outer == [self.name] else f"\n{self.name} = {'.'.join(outer)}"
+        return f"from {module} import {outer[0]}{tail}"
+
+
+def parse(spec: str, device: str = "cpu") -> Subject:
+    """Return the subject that a text names.
+
+    Args:
+        spec: as `SPELLING` says.
+        device: where ranks are found out, if need be.
+
+    Raises:
+        ValueError: the text cannot be read, or what it names is not there; the message says why.
+    """
+    match = re.fullmatch(r"([\w.]+):([\w.]+)(\(.*\))?(?:@(\w+))?", spec, re.DOTALL)
+    if match is None:
+        raise ValueError(f"cannot be read; accepted is {SPELLING}")
+    module, path, arguments, rank = match.groups()
+    try:
+        found: Any = import_module(module)
+    except Exception as error:  # a user's module fails in its own ways, and each is the answer
+        raise ValueError(f"importing {module} fails: {type(error).__name__}: {error}") from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{module} has no {path}")
+        found = getattr(found, part)
+    try:
+        return Subject.of(found, rank=rank, keywords=_keywords(arguments), device=device)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _keywords(arguments: str | None) -> dict[str, Any]:
+    """Return keyword arguments from their text; literals only, nothing is evaluated."""
+    if not arguments:
+        return {}
+    try:
+        call = ast.parse(f"f{arguments}", mode="eval").body
+        assert isinstance(call, ast.Call)
+        if call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError(f"{arguments}: give arguments by name")
+        return {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+    except SyntaxError:
+        raise ValueError(f"{arguments}: these are no arguments") from None
+    except ValueError as error:
+        given = "give arguments" in str(error)
+        said = str(error) if given else f"{arguments}: arguments are literals, such as False or 0.1"
+        raise ValueError(said) from None
+
+
+def _declared(factory: Callable[..., Any]) -> tuple[int, ...] | None:
+    """Return the ranks that the class's name declares, or the name of a class that it extends."""
+    for each in getattr(factory, "__mro__", (factory,)):
+        match = re.search(r"([123])d$", getattr(each, "__name__", ""))
+        if match:
+            return RANKS[f"{match[1]}d"]
+    return None
+
+
+def _found_out(
+    factory: Callable[..., Any], keywords: dict[str, Any], device: str
+) -> tuple[int, ...]:
+    """Return the ranks that a layer takes in eval."""
+    taken, said = [], ""
+    for dims in RANKS["nd"]:
+        try:
+            layer = factory(3, **keywords).to(device).eval()
+            with torch.no_grad():
+                layer(torch.ones(2, 3, *[2] * (dims - 2), device=device))
+        except Exception as error:  # a rank that is not taken is refused in many ways
+            said = f"{type(error).__name__}: {error}"
+        else:
+            taken.append(dims)
+    if not taken:
+        raise ValueError(f"it takes no input of 2 to 5 dimensions: {said}")
+    return tuple(taken)
