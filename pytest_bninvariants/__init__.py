@@ -6,8 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_bninvariants.batchnorm.conform import assert_bn_conforms as assert_bn_conforms
+    from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm as ReferenceBatchNorm
     from pytest_bninvariants.errors import FrozenStateChanged as FrozenStateChanged
     from pytest_bninvariants.errors import GateError as GateError
+    from pytest_bninvariants.errors import LawBroken as LawBroken
     from pytest_bninvariants.invariants.guards import Guard as Guard
     from pytest_bninvariants.invariants.guards import frozen as frozen
     from pytest_bninvariants.invariants.guards import frozen_bn as frozen_bn
@@ -16,12 +19,25 @@ if TYPE_CHECKING:
 _HOMES = {
     "FrozenStateChanged": "pytest_bninvariants.errors",
     "GateError": "pytest_bninvariants.errors",
+    "LawBroken": "pytest_bninvariants.errors",
+    "ReferenceBatchNorm": "pytest_bninvariants.batchnorm.reference",
+    "assert_bn_conforms": "pytest_bninvariants.batchnorm.conform",
     "Verdict": "pytest_bninvariants.invariants.verdict",
     "Guard": "pytest_bninvariants.invariants.guards",
     "frozen": "pytest_bninvariants.invariants.guards",
     "frozen_bn": "pytest_bninvariants.invariants.guards",
 }
-__all__ = ["FrozenStateChanged", "GateError", "Guard", "Verdict", "frozen", "frozen_bn"]
+__all__ = [
+    "FrozenStateChanged",
+    "GateError",
+    "Guard",
+    "LawBroken",
+    "ReferenceBatchNorm",
+    "Verdict",
+    "assert_bn_conforms",
+    "frozen",
+    "frozen_bn",
+]
 
 
 def __getattr__(name: str) -> Any:

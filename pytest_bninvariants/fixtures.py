@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +12,7 @@ from pytest_bninvariants.options import SETTINGS
 if TYPE_CHECKING:
     import torch
 
+    from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm
     from pytest_bninvariants.invariants.guards import Guard
 
 
@@ -29,6 +30,34 @@ def frozen() -> Callable[..., Guard]:
     from pytest_bninvariants.invariants.guards import frozen
 
     return frozen
+
+
+@pytest.fixture(scope="session")
+def bn_conforms(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Hold a layer against the laws of BatchNorm: `bn_conforms(MyBatchNorm2d, laws="eval*")`.
+
+    It runs on each device of --bn-device, and as many examples as --bn-examples says.
+    """
+    from pytest_bninvariants.batchnorm.conform import assert_bn_conforms
+
+    settings = request.config.stash[SETTINGS]
+
+    def conforms(factory: Callable[..., Any], **options: Any) -> None:
+        __tracebackhide__ = True
+        devices = [options.pop("device")] if "device" in options else settings.devices
+        for device in devices:
+            given = {"examples": settings.bn_examples} | options
+            assert_bn_conforms(factory, device=device, **given)
+
+    return conforms
+
+
+@pytest.fixture(scope="session")
+def reference_bn() -> type[ReferenceBatchNorm]:
+    """Return the class of the reference: `reference_bn(3, eps=1e-5)(x)`, in float64."""
+    from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm
+
+    return ReferenceBatchNorm
 
 
 @pytest.fixture(scope="session")

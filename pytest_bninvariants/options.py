@@ -8,6 +8,8 @@ import pytest
 
 from pytest_bninvariants.devices import resolve
 
+EFFORTS = {"quick": 15, "default": 100, "thorough": 2000}
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
 SETTINGS = pytest.StashKey["Settings"]()
 
 
@@ -18,10 +20,20 @@ class Settings:
     Args:
         devices: names of the torch devices that `bn_device` takes on, all of them present.
         bn_layer_types: names of types that count as BN layers.
+        bn_impls: layers that the conformance kit is run on; none: torch's own.
+        bn_laws: patterns of laws; none: all.
+        bn_dtypes: names of dtypes; none: each law's own.
+        bn_xfails: the file of expected failures.
+        bn_examples: how many cases a law is tried on.
     """
 
     devices: tuple[str, ...] = ("cpu",)
     bn_layer_types: tuple[str, ...] = ()
+    bn_impls: tuple[str, ...] = ()
+    bn_laws: tuple[str, ...] = ()
+    bn_dtypes: tuple[str, ...] = ()
+    bn_xfails: str | None = None
+    bn_examples: int = 100
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Settings:
@@ -45,7 +57,40 @@ class Settings:
             )
         except ValueError as error:
             raise pytest.UsageError(str(error)) from None
-        return cls(devices=resolved, bn_layer_types=types)
+        return cls(
+            devices=resolved,
+            bn_layer_types=types,
+            bn_impls=tuple(config.getoption("bn_impl") or ()),
+            bn_laws=_listed(config.getoption("bn_laws")),
+            bn_dtypes=_dtypes(config.getoption("bn_dtype")),
+            bn_xfails=config.getoption("bn_xfails"),
+            bn_examples=_examples(config.getoption("bn_examples")),
+        )
+
+
+def _listed(given: list[str] | None) -> tuple[str, ...]:
+    return tuple(name.strip() for each in given or () for name in each.split(",") if name.strip())
+
+
+def _dtypes(given: list[str] | None) -> tuple[str, ...]:
+    for name in _listed(given):
+        if name not in _DTYPES:
+            raise pytest.UsageError(
+                f"--bn-dtype={name}: unknown; accepted are {', '.join(_DTYPES)}"
+            )
+    return _listed(given)
+
+
+def _examples(given: str | None) -> int:
+    if given is None:
+        return EFFORTS["default"]
+    if given in EFFORTS:
+        return EFFORTS[given]
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    raise pytest.UsageError(
+        f"--bn-examples={given}: accepted are a whole number from 1, {', '.join(EFFORTS)}"
+    )
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -58,6 +103,43 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="DEVICE",
         help="run tests that use the `bn_device` fixture on DEVICE: cpu (the default), cuda, "
         "cuda:N, mps, xpu, auto (the best there is) or all (each kind there is); repeatable",
+    )
+    kit = "of `--pyargs pytest_bninvariants.conformance`: "
+    group.addoption(
+        "--bn-impl",
+        action="append",
+        default=None,
+        metavar="MODULE:CLASS",
+        help=f"{kit}a layer to hold against the laws of BatchNorm, with further arguments as "
+        "'MODULE:CLASS(name=literal)', and its rank as @1d, @2d, @3d or @nd; repeatable; "
+        "default: torch's BatchNorm1d, 2d and 3d",
+    )
+    group.addoption(
+        "--bn-laws",
+        action="append",
+        default=None,
+        metavar="PATTERN",
+        help=f"{kit}which laws, by name or pattern, or `frozen`: those for layers with frozen "
+        "statistics; repeatable",
+    )
+    group.addoption(
+        "--bn-dtype",
+        action="append",
+        default=None,
+        metavar="DTYPE",
+        help=f"{kit}only inputs of this dtype: {', '.join(_DTYPES)}; repeatable",
+    )
+    group.addoption(
+        "--bn-xfails",
+        default=None,
+        metavar="FILE",
+        help=f"{kit}expected failures, a line each: 'ID-PATTERN: REASON'",
+    )
+    group.addoption(
+        "--bn-examples",
+        default=None,
+        metavar="N",
+        help=f"{kit}cases for each law: a number, quick (15), default (100) or thorough (2000)",
     )
     parser.addini(
         "bn_device", "devices for the `bn_device` fixture, as --bn-device", type="args", default=[]

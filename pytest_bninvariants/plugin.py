@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from pytest_bninvariants import failures, markers
-from pytest_bninvariants.fixtures import bn_device, frozen, frozen_bn
+from pytest_bninvariants.fixtures import bn_conforms, bn_device, frozen, frozen_bn, reference_bn
 from pytest_bninvariants.invariants import registry, reruns
 from pytest_bninvariants.options import SETTINGS, Settings, add_options
 
-__all__ = ["bn_device", "frozen", "frozen_bn"]
+__all__ = ["bn_conforms", "bn_device", "frozen", "frozen_bn", "reference_bn"]
 _RERUN = ("rerunfailures", "flaky")  # plugins that run a test again
 
 
@@ -26,6 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     settings = config.stash[SETTINGS] = Settings.from_config(config)
     config.add_cleanup(registry.use(settings.bn_layer_types))
+    if settings.bn_impls or settings.bn_laws or settings.bn_xfails:
+        from pytest_bninvariants.conformance.plan import make_plan
+
+        make_plan(config)  # errors of usage now, not in the midst of a session
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 LITERAL_VALUES = 128  # longer tensors are printed as the code that makes them
+DENSE = ("contiguous", "channels_last", "offset")
 LAYOUTS = ("contiguous", "channels_last", "transposed", "strided", "offset", "expanded")
 _VIEWS = {
     "contiguous": "{x}",
@@ -151,7 +152,7 @@ class Case:
         if self.affine:
             state |= {"weight": weight.sign() * (weight.abs() + 0.25), "bias": bias}
         if self.track_running_stats:
-            near = self.seed % 3 == 1
+            near = self.seed % 3 == 1 and self.state_dtype != "float16"  # it would overflow
             state |= {"running_mean": mean, "running_var": (self.eps if near else 1.0) * var.exp()}
         dtype = getattr(torch, self.state_dtype)
         return {name: value.to(dtype) for name, value in state.items()}

@@ -97,14 +97,17 @@ def dtypes(*names: str) -> st.SearchStrategy[str]:
     return st.sampled_from(names or ("float32", "float64", "bfloat16", "float16"))
 
 
-def memory_formats(dims: int = 4) -> st.SearchStrategy[str]:
+def memory_formats(dims: int = 4, layouts: Sequence[str] = LAYOUTS) -> st.SearchStrategy[str]:
     """Return a strategy for layouts in memory that a batch of a rank can have.
 
     Args:
         dims: the rank, 2 to 5.
+        layouts: which of them.
     """
     _known("dims", dims, _POSITIONS)
-    fit = [name for name in LAYOUTS if name != "channels_last" or dims >= 4]
+    for name in layouts:
+        _known("layout", name, LAYOUTS)
+    fit = [name for name in layouts if name != "channels_last" or dims >= 4]
     return st.sampled_from(fit)
 
 
@@ -124,7 +127,7 @@ def bn_inputs(
     eps: float = 1e-5,
     min_values: int = 2,
     max_values: int = 4096,
-    layouts: bool = True,
+    layouts: Sequence[str] = LAYOUTS,
 ) -> Batch:
     """Draw a batch: shape, seed, layout, variance (also near eps) and offset over it.
 
@@ -135,7 +138,7 @@ def bn_inputs(
         eps: of the layer that will get it.
         min_values: fewest values per channel.
         max_values: most values in all.
-        layouts: whether it may lie in memory in other ways than contiguous.
+        layouts: how it may lie in memory.
     """
     _known("dims", dims, _POSITIONS)
     _known("dtype", dtype, DTYPES)
@@ -152,7 +155,7 @@ def bn_inputs(
         seed=draw(st.integers(0, 2**16)),
         sigma=draw(st.sampled_from((1.0, max(eps, 1e-8) ** 0.5, 30.0, 0.05))),
         kappa=draw(st.sampled_from(exponents)),
-        layout=draw(memory_formats(dims)) if layouts else "contiguous",
+        layout=draw(memory_formats(dims, layouts)),
         dtype=dtype,
     )
 
@@ -171,7 +174,7 @@ def bn_cases(
     tracking: bool | None = True,
     min_values: int = 2,
     max_values: int = 4096,
-    layouts: bool = True,
+    layouts: Sequence[str] = LAYOUTS,
 ) -> Case:
     """Draw a whole case: constructor arguments, initial state, batches and modes.
 
@@ -186,7 +189,7 @@ def bn_cases(
         tracking: whether there are running statistics; None: drawn.
         min_values: fewest values per channel in each batch.
         max_values: most values in a batch.
-        layouts: whether batches may lie in memory in other ways than contiguous.
+        layouts: how batches may lie in memory.
     """
     state_dtype = dtype if state_dtype is None else state_dtype
     half = dtype == "float16" or state_dtype == "float16"

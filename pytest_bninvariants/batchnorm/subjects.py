@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -57,10 +57,15 @@ class Subject:
         dims = declared or _found_out(factory, given, device)
         return cls(factory, dims, given, getattr(factory, "__name__", type(factory).__name__))
 
+    def labelled(self, label: str) -> Subject:
+        """Return it under another name in test ids."""
+        return replace(self, label=label)
+
     @property
     def name(self) -> str:
         """Return what code that makes it calls it."""
-        return self.label if self.label.isidentifier() else "make_layer"
+        name = str(getattr(self.factory, "__name__", ""))
+        return name if name.isidentifier() else "make_layer"
 
     def import_line(self) -> str:
         """Return a line of code that imports it."""

@@ -31,13 +31,13 @@ class Tally:
     """Count what was compared.
 
     Args:
-        posed: channels with a bound.
-        ill_posed: channels without one, which were not compared.
+        posed: comparisons; one in which some channels have no bound counts for its share.
+        ill_posed: comparisons that were not made, likewise.
         examples: cases that were run.
     """
 
-    posed: int = 0
-    ill_posed: int = 0
+    posed: float = 0
+    ill_posed: float = 0
     examples: int = 0
 
 
@@ -114,11 +114,7 @@ class Trial:
                 self.broken(f"the layer has no tensor {name!r}", f"hasattr(layer, {name!r})")
             self.value("value", value)
             self.run(f"layer.{name}.data.copy_(value)")
-        if (
-            case.count
-            and case.track_running_stats
-            and self["hasattr(layer, 'num_batches_tracked')"]
-        ):
+        if case.count and self["getattr(layer, 'num_batches_tracked', None) is not None"]:
             self.run(f"layer.num_batches_tracked.fill_({case.count})")
 
     def twin(self, **arguments: Any) -> Twin:
@@ -201,8 +197,9 @@ class Trial:
             ill = int(channels.sum())
         else:
             ill = 0
-        self.tally.ill_posed += ill
-        self.tally.posed += bound.shape[axis] - ill
+        share = ill / bound.shape[axis]
+        self.tally.ill_posed += share
+        self.tally.posed += 1 - share
 
     def _report(
         self, expression: str, got: Tensor, value: Tensor, bound: Tensor, wrong: Tensor, axis: int

@@ -290,15 +290,16 @@ def test_running_statistics_agree_with_plain_python(case: Case, steps: int) -> N
             (bn.running_mean[c], 0.0, means),
             (bn.running_var[c], 1.0, variances),
         ):
-            value, bound = start, 0.0
+            value, bound = Fraction(start), 0.0
             for count, (new, new_bound) in enumerate(of_batches, 1):
-                m = 1 / count if case.momentum is None else case.momentum
-                sizes = abs(1 - m) * (abs(value) + bound) + abs(m) * (abs(new) + new_bound)
-                bound = abs(1 - m) * bound + abs(m) * new_bound + gamma(10) * sizes
-                value = math.fsum((value, -m * value, m * new))
+                m = Fraction(case.momentum) if case.momentum is not None else Fraction(1, count)
+                keep, take = abs(float(1 - m)), abs(float(m))
+                sizes = keep * (abs(float(value)) + bound) + take * (abs(new) + new_bound)
+                bound = keep * bound + take * new_bound + gamma(7) * sizes
+                value = (1 - m) * value + m * Fraction(new)
             if case.momentum is None:
-                value = math.fsum(new for new, _ in of_batches) / steps
-            assert_within(got, [value], [bound])
+                value = sum(Fraction(new) for new, _ in of_batches) / steps
+            assert_within(got, [float(value)], [bound])
     assert bn.num_batches_tracked.item() == steps
 
 

@@ -31,6 +31,7 @@ class Law:
         share: of the examples, how many it takes; a law that sweeps needs few.
         frozen: whether a layer with frozen statistics must satisfy it.
         every: whether a whole BatchNorm must.
+        threads: whether it runs with as many threads as there are.
     """
 
     check: Callable[[Trial, Case], None]
@@ -39,6 +40,7 @@ class Law:
     share: float
     frozen: bool
     every: bool
+    threads: bool
 
     @property
     def name(self) -> str:
@@ -57,6 +59,7 @@ def law(
     share: float = 1.0,
     frozen: bool = False,
     every: bool = True,
+    threads: bool = False,
     **drawn: Any,
 ) -> Callable[[Callable[[Trial, Case], None]], Callable[[Trial, Case], None]]:
     """Make a function a law.
@@ -66,6 +69,7 @@ def law(
         share: of the examples.
         frozen: whether it is of the frozen set.
         every: whether it is of the set for whole BatchNorms.
+        threads: whether it runs with as many threads as there are.
         drawn: what `bn_cases` is told.
     """
 
@@ -77,6 +81,7 @@ def law(
             share=share,
             frozen=frozen,
             every=every,
+            threads=threads,
         )
         return check
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from pytest_bninvariants.batchnorm.cases import Batch, Case
 from pytest_bninvariants.batchnorm.laws.registry import law
@@ -11,7 +12,13 @@ from pytest_bninvariants.batchnorm.trials import Trial
 
 _EDGES = (127, 128, 129, 191, 192, 193, 255, 256, 257, 300, 511, 512, 513, 768, 1000, 1023, 1024)
 _SIZES = (*range(1, 68), *_EDGES, 1025)
-_SWEEP = {"affine": True, "layouts": False, "momentum": False, "share": 0.03}
+_SWEEP: dict[str, Any] = {
+    "affine": True,
+    "layouts": ("contiguous",),
+    "momentum": False,
+    "share": 0.03,
+    "threads": True,
+}
 
 
 def _sweep(trial: Trial, case: Case, shapes: list[tuple[int, ...]]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pytest_bninvariants.batchnorm.cases import Case
 from pytest_bninvariants.batchnorm.laws.registry import ONE, law
 from pytest_bninvariants.batchnorm.laws.values import EVAL, KEEP, forward, start, unchanged
 from pytest_bninvariants.batchnorm.trials import Trial
 
 STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-_FEW = {"share": 0.2, "affine": True, "layouts": False, "max_values": 256}
+_FEW: dict[str, Any] = {"share": 0.2, "affine": True, "layouts": ("contiguous",), "max_values": 256}
 
 
 @law(ONE, **_FEW)
@@ -54,7 +56,8 @@ def state_in_place(trial: Trial, case: Case) -> None:
         trial.run("layer(x).sum().backward()")
         for name in names:
             trial.require(
-                f"layer.{name} is before[{name!r}] and layer.{name}.data_ptr() == pointers[{name!r}]",
+                f"layer.{name} is before[{name!r}]"
+                f" and layer.{name}.data_ptr() == pointers[{name!r}]",
                 f"{name} is another tensor after training",
             )
             trial.require(
@@ -209,7 +212,7 @@ def copies_keep_momentum(trial: Trial, case: Case) -> None:
 
 @law(ONE, **_FEW)
 def reset(trial: Trial, case: Case) -> None:
-    """reset_running_stats() makes mean 0, var 1, count 0; reset_parameters() weight 1, bias 0, too."""
+    """reset_running_stats() makes mean 0, var 1, count 0; reset_parameters() weight 1, bias 0."""
     trial.build()
     trial.feed(case.batches[0])
     trial.run("layer.train()(x)", "weight = layer.weight.detach().clone()")
@@ -228,7 +231,7 @@ def _starts(trial: Trial, call: str, names: tuple[str, ...], values: tuple[int, 
         )
 
 
-@law(("float64", "float32", "bfloat16", "float16"), share=0.3, affine=True, layouts=False)
+@law(("float64", "float32", "bfloat16", "float16"), share=0.3, affine=True, layouts=("contiguous",))
 def state_dtype(trial: Trial, case: Case) -> None:
     """Training leaves dtype, shape and device of the state as they were; the counter is int64."""
     start(trial, training=True)

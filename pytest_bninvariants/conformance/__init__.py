@@ -1,0 +1,1 @@
+"""The laws of BatchNorm as tests: `pytest --pyargs pytest_bninvariants.conformance`."""

@@ -1,0 +1,143 @@
+"""Options -> the checks to run."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_bninvariants.options import SETTINGS, Settings
+
+if TYPE_CHECKING:
+    from pytest_bninvariants.batchnorm.laws import Law
+    from pytest_bninvariants.batchnorm.subjects import Subject
+
+_DEFAULT = ("torch.nn:BatchNorm1d", "torch.nn:BatchNorm2d", "torch.nn:BatchNorm3d")
+_PLAN = pytest.StashKey["Plan"]()
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One law on one layer, in one dtype on one device."""
+
+    law: Law
+    subject: Subject
+    dtype: str
+    device: str
+    examples: int
+
+    @property
+    def id(self) -> str:
+        """Return the name that the test has in brackets."""
+        return f"{self.law.name}-{self.subject.label}-{self.dtype}-{self.device}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the options ask for.
+
+    Args:
+        checks: the chosen ones.
+        xfails: patterns of ids, each with its reason.
+    """
+
+    checks: tuple[Check, ...]
+    xfails: tuple[tuple[str, str], ...]
+
+
+def planned(config: pytest.Config) -> list[Any]:
+    """Return the checks as parameters, with the marks of expected failures."""
+    plan = config.stash.get(_PLAN, None) or make_plan(config)
+    return [
+        pytest.param(
+            check,
+            id=check.id,
+            marks=[
+                pytest.mark.xfail(reason=reason, strict=True)
+                for pattern, reason in plan.xfails
+                if fnmatchcase(check.id, pattern)
+            ][:1],
+        )
+        for check in plan.checks
+    ]
+
+
+def make_plan(config: pytest.Config) -> Plan:
+    """Read options into a plan, and keep it.
+
+    Raises:
+        pytest.UsageError: one of them cannot be read, or matches nothing.
+    """
+    from pytest_bninvariants.batchnorm.laws import LAWS, chosen
+
+    settings = config.stash[SETTINGS]
+    try:
+        laws = chosen(settings.bn_laws)
+    except ValueError as error:
+        raise pytest.UsageError(f"--bn-laws={error}") from None
+    subjects = list(_subjects(settings))
+    checks = tuple(_checks(laws, subjects, settings))
+    if not checks:
+        raise pytest.UsageError("--bn-laws and --bn-dtype leave no test")
+    every = [check.id for check in _checks(list(LAWS.values()), subjects, settings)]
+    plan = Plan(checks, tuple(_read_xfails(settings.bn_xfails, every)))
+    config.stash[_PLAN] = plan
+    return plan
+
+
+def _subjects(settings: Settings) -> Iterator[Subject]:
+    from pytest_bninvariants.batchnorm.subjects import parse
+
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    specs = tuple(dict.fromkeys(settings.bn_impls)) or _DEFAULT
+    found = {}
+    for spec in specs:
+        try:
+            found[spec] = parse(spec, settings.devices[0])
+        except ValueError as error:
+            raise pytest.UsageError(f"--bn-impl={spec}: {error}") from None
+    labels = Counter(subject.label for subject in found.values())
+    for spec, subject in found.items():
+        yield subject if labels[subject.label] == 1 else subject.labelled(spec)
+
+
+def _checks(laws: list[Law], subjects: list[Subject], settings: Settings) -> Iterator[Check]:
+    for device in settings.devices:
+        for subject in subjects:
+            for law in laws:
+                for dtype in law.dtypes:
+                    if not settings.bn_dtypes or dtype in settings.bn_dtypes:
+                        if device.startswith("mps") and dtype == "float64":
+                            continue  # the hardware has none
+                        yield Check(law, subject, dtype, device, settings.bn_examples)
+
+
+def _read_xfails(file: str | None, ids: list[str]) -> Iterator[tuple[str, str]]:
+    """Read lines `ID-PATTERN: REASON`; empty lines and those that begin with # say nothing."""
+    if file is None:
+        return
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise pytest.UsageError(f"--bn-xfails={file}: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        pattern, _, reason = (part.strip() for part in line.partition(": "))
+        if not reason:
+            raise pytest.UsageError(
+                f"{file}:{number}: {line.strip()!r} has no reason; a line is 'ID-PATTERN: REASON'"
+            )
+        if not any(fnmatchcase(each, pattern) for each in ids):
+            raise pytest.UsageError(
+                f"{file}:{number}: {pattern!r} matches no test; an id is such as {ids[0]!r}"
+            )
+        yield pattern, reason

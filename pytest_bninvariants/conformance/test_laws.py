@@ -1,0 +1,32 @@
+"""One test for each law, layer, dtype and device."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_bninvariants.conformance.plan import Check, planned
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Take on each check that the options ask for."""
+    metafunc.parametrize("check", planned(metafunc.config))
+
+
+def test_law(check: Check, record_property: pytest.RecordProperty) -> None:
+    """Hold that a layer satisfies a law."""
+    __tracebackhide__ = True
+    from pytest_bninvariants.batchnorm.conform import check_law
+    from pytest_bninvariants.errors import LawBroken
+
+    try:
+        tally = check_law(
+            check.law,
+            check.subject,
+            dtype=check.dtype,
+            device=check.device,
+            examples=check.examples,
+        )
+    except LawBroken as broken:
+        pytest.fail(str(broken), pytrace=False)
+    record_property("bn_examples", tally.examples)
+    record_property("bn_ill_posed", [tally.ill_posed, tally.posed])
