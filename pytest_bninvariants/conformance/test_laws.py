@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from pytest_bninvariants.conformance.plan import Check, planned
@@ -12,7 +14,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("check", planned(metafunc.config))
 
 
-def test_law(check: Check, record_property: pytest.RecordProperty) -> None:
+def test_law(check: Check, record_property: Callable[[str, object], None]) -> None:
     """Hold that a layer satisfies a law."""
     __tracebackhide__ = True
     from pytest_bninvariants.batchnorm.conform import check_law
