@@ -79,14 +79,15 @@ class Arithmetic:
         sum_unit: unit roundoff of sums.
         input: dtype of input, output and the input's gradient.
         state: dtype of parameters, their gradients and running statistics.
-        welford: whether the variance may come from Welford's update, as on GPUs.
+        welford_unit: unit roundoff of a variance by Welford's update: `torch.var` runs it in
+            float64 on the CPU, and GPUs run it in the sums' precision.
     """
 
     unit: float
     sum_unit: float
     input: torch.dtype
     state: torch.dtype
-    welford: bool = False
+    welford_unit: float
 
     @classmethod
     def of(
@@ -100,7 +101,7 @@ class Arithmetic:
             sum_unit=UNIT[widest],
             input=input_dtype,
             state=state_dtype,
-            welford=device != "cpu",
+            welford_unit=UNIT[FLOAT64] if device == "cpu" and not all_half else UNIT[widest],
         )
 
     def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -146,9 +147,9 @@ def statistics_bounds(values: Tensor, true: Statistics, depth: int, a: Arithmeti
     magnitude = values.abs().mean(1)
     mean = g * magnitude + a.gamma(2) * true.mean.abs()
     var = (g + a.gamma(4)) * (true.var + mean.square()) + mean.square()
-    if a.welford:
-        kappa = (1 + true.mean.square() / true.var.clamp(min=TINY[torch.float32])).sqrt()
-        var = var + g * kappa * true.var
+    # Welford's update is off by gamma(h) kappa var, kappa^2 = 1 + mean^2 / var
+    spread = (true.var * (true.var + true.mean.square())).sqrt()
+    var = var + gamma(depth, a.welford_unit) * spread
     return Statistics(mean, var)
 
 

@@ -215,9 +215,11 @@ class Case(NamedTuple):
         return bn
 
 
-shapes = st.tuples(
-    st.integers(2, 5), st.integers(1, 3), st.lists(st.integers(1, 3), max_size=3)
-).map(lambda drawn: (drawn[0], drawn[1], *drawn[2]))
+shapes = (
+    st.tuples(st.integers(1, 5), st.integers(1, 3), st.lists(st.integers(1, 3), max_size=3))
+    .map(lambda drawn: (drawn[0], drawn[1], *drawn[2]))
+    .filter(lambda shape: math.prod(shape) > shape[1])
+)
 cases = st.builds(
     Case,
     shape=shapes,
