@@ -174,23 +174,23 @@ class ReferenceBatchNorm(nn.Module):
                 those of one value per channel.
         """
         self._check(x)
-        updates = self.training and self.num_batches_tracked is not None
-        updates = updates and self.track_running_stats
-        if updates:
-            assert self.num_batches_tracked is not None
+        tracks = self.training and self.track_running_stats
+        if tracks and self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
-        values = rows(x)
-        if not values.numel():
-            return x.to("cpu", torch.float64)
-        if self.uses_batch_statistics and values.shape[1] == 1:
-            raise ValueError(f"one value per channel has no variance: input {tuple(x.shape)}")
-        statistics = self.statistics(values)
-        if updates:
-            self._track(statistics, values.shape[1])
-        y = normalised(values, statistics, self.eps)
+        y = values = rows(x)
+        if values.numel():
+            y = self._normalised(values, tracks)
         if self.weight is not None and self.bias is not None:
             y = y * self.weight[:, None] + self.bias[:, None]
         return unrows(y, x.shape)
+
+    def _normalised(self, values: Tensor, tracks: bool) -> Tensor:
+        if self.uses_batch_statistics and values.shape[1] == 1:
+            raise ValueError("one value per channel has no variance")
+        statistics = self.statistics(values)
+        if tracks and self.running_mean is not None:
+            self._track(statistics, values.shape[1])
+        return normalised(values, statistics, self.eps)
 
     @torch.no_grad()
     def _track(self, statistics: Statistics, n: int) -> None:
@@ -213,6 +213,8 @@ class ReferenceBatchNorm(nn.Module):
             grad: g, the gradient with respect to the output, shape of x.
         """
         self._check(x)
+        if grad.shape != x.shape:
+            raise ValueError(f"grad has shape {tuple(grad.shape)}, the input {tuple(x.shape)}")
         values, g = rows(x), rows(grad)
         if not values.numel():
             zero = torch.zeros(x.shape[1], dtype=torch.float64)

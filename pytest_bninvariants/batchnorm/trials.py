@@ -6,6 +6,7 @@ A law speaks in lines such as `y = layer(x)`, so what a failure prints is what h
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -239,7 +240,11 @@ class Trial:
             message: what is said if it is not; braces hold expressions.
         """
         if not self[condition]:
-            self.broken(message.format_map(_Shown(self)), condition)
+            self.broken(self._filled(message), condition)
+
+    def _filled(self, message: str) -> str:
+        """Return a message with the values of the expressions in its braces."""
+        return re.sub(r"\{(.+?)\}", lambda match: _brief(self[match[1]]), message)
 
     def same(self, first: str, second: str, what: str) -> None:
         """Hold that two tensors have the same dtype, shape and values, NaN equal to NaN."""
@@ -302,17 +307,6 @@ class Trial:
         if check is not None:
             lines.append(f"assert {check}")
         return [part for line in lines for part in line.split("\n")]
-
-
-class _Shown(dict[str, Any]):
-    """Fill a message's braces with the values of expressions."""
-
-    def __init__(self, trial: Trial) -> None:
-        super().__init__()
-        self._trial = trial
-
-    def __missing__(self, expression: str) -> Any:
-        return _brief(self._trial[expression])
 
 
 def _brief(value: object) -> str:

@@ -239,7 +239,10 @@ def state_dtype(trial: Trial, case: Case) -> None:
     trial.run(f"before = {shapes}")
     trial.feed(case.batches[0], grad=True)
     trial.run("layer(x).sum().backward()")
-    trial.require(f"{shapes} == before", f"state was {{before}}, and is {{{shapes[1:-1]}}}")
+    trial.require(
+        f"{shapes} == before",
+        "training changed a dtype, shape or device of the state, which was {before}",
+    )
     trial.require("before['num_batches_tracked'][0] == torch.int64", "the counter is no int64")
     trial.require(
         f"all(v.dtype == torch.{case.state_dtype} for k, v in layer.state_dict().items()"

@@ -1,0 +1,487 @@
+"""Layers with one defect each, by the law that must find it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+BROKEN: dict[str, list[type[nn.Module]]] = {}
+
+
+def breaks(*laws: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Register a layer under the laws that it breaks."""
+
+    def register(layer: type[nn.Module]) -> type[nn.Module]:
+        for law in laws:
+            BROKEN.setdefault(law, []).append(layer)
+        return layer
+
+    return register
+
+
+def column(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(1, -1, *[1] * (x.dim() - 2))
+
+
+class Composed(nn.BatchNorm2d):
+    """A right BatchNorm of torch's operators, in parts that a defect can replace."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        if x.shape[1] != self.num_features:
+            raise ValueError(f"expected {self.num_features} channels")
+        use_batch = self.training or self.running_mean is None
+        updates = self.training and self.track_running_stats
+        if updates:
+            self.count()
+        if not x.numel():
+            return self.of_nothing(x)
+        values = x if x.dtype == self.dtype(x) else x.to(self.dtype(x))
+        if not use_batch:
+            return self.affine_map(x, values, self.running_mean, self.running_var).to(x.dtype)
+        if values.numel() == values.shape[1]:
+            raise ValueError("Expected more than 1 value per channel when training")
+        dims = [0, *range(2, x.dim())]
+        mean = self.mean(values, dims)
+        var = self.var(values, mean, dims)
+        if updates:
+            self.track(mean, var, values.numel() // values.shape[1])
+        return self.affine_map(x, values, mean, var).to(x.dtype)
+
+    def dtype(self, x: Tensor) -> torch.dtype:
+        return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+    def count(self) -> None:
+        self.num_batches_tracked.add_(1)
+
+    def of_nothing(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+    def mean(self, values: Tensor, dims: list[int]) -> Tensor:
+        return values.mean(dims)
+
+    def var(self, values: Tensor, mean: Tensor, dims: list[int]) -> Tensor:
+        return (values - column(mean, values)).square().mean(dims)
+
+    def factor(self) -> float:
+        return 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+    def unbias(self, n: int) -> float:
+        return n / (n - 1)
+
+    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+        m = self.factor()
+        with torch.no_grad():
+            self.running_mean.mul_(1 - m).add_(m * mean)
+            self.running_var.mul_(1 - m).add_(m * self.unbias(n) * var)
+
+    def scale(self, var: Tensor) -> Tensor:
+        return (var + self.eps).rsqrt()
+
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        wide = values.dtype
+        y = (values - column(mean.to(wide), x)) * column(self.scale(var.to(wide)), x)
+        if self.weight is None:
+            return y
+        return y * column(self.weight.to(wide), x) + column(self.bias.to(wide), x)
+
+
+@breaks("training_output")
+class NormalisesWithUnbiasedVariance(Composed):
+    def var(self, values: Tensor, mean: Tensor, dims: list[int]) -> Tensor:
+        n = values.numel() // values.shape[1]
+        return super().var(values, mean, dims) * n / (n - 1)
+
+    def unbias(self, n: int) -> float:
+        return 1
+
+
+@breaks("training_output", "running_var")
+class OnePassVariance(Composed):
+    def var(self, values: Tensor, mean: Tensor, dims: list[int]) -> Tensor:
+        return (values.square().mean(dims) - mean.square()).clamp(min=0)
+
+
+@breaks("eval_output", "frozen_output")
+class EpsOutsideTheRootInEval(Composed):
+    def scale(self, var: Tensor) -> Tensor:
+        return super().scale(var) if self.training else 1 / (var.sqrt() + self.eps)
+
+
+@breaks("frozen_output", "eval_follows_state")
+class CachesItsScale(Composed):
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        if not self.training:
+            if not hasattr(self, "cached"):
+                self.cached = (mean.clone(), var.clone())
+            mean, var = self.cached
+        return super().affine_map(x, values, mean, var)
+
+
+@breaks("eval_output_after_training")
+class RemembersTheFirstEval(CachesItsScale):
+    pass
+
+
+@breaks("running_mean")
+class MomentumWeighsTheOldMean(Composed):
+    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+        old, m = self.running_mean.clone(), self.factor()
+        super().track(mean, var, n)
+        with torch.no_grad():
+            self.running_mean.copy_(m * old + (1 - m) * mean)
+
+
+@breaks("running_var")
+class BiasedRunningVariance(Composed):
+    def unbias(self, n: int) -> float:
+        return 1
+
+
+@breaks("momentum")
+class ZeroMomentumIsTheDefault(Composed):
+    def factor(self) -> float:
+        return super().factor() or 0.1
+
+
+@breaks("cumulative_average")
+class NoneMomentumIsTheDefault(Composed):
+    def factor(self) -> float:
+        return self.momentum or 0.1 if self.momentum is None else self.momentum
+
+
+@breaks("cumulative_average")
+class CumulativeAverageIsLate(Composed):
+    def factor(self) -> float:
+        return 1 / (int(self.num_batches_tracked) + 1) if self.momentum is None else self.momentum
+
+
+@breaks("counter")
+class CountsTwice(Composed):
+    def count(self) -> None:
+        self.num_batches_tracked.add_(2)
+
+
+@breaks("counter")
+class CountsInFloat(Composed):
+    def count(self) -> None:
+        self.num_batches_tracked.copy_((self.num_batches_tracked.float() + 1).long())
+
+
+@breaks("input_gradient", "double_backward")
+class StatisticsAreConstants(Composed):
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        return super().affine_map(x, values, mean.detach(), var.detach())
+
+
+@breaks("input_gradient")
+class VarianceIsConstant(Composed):
+    def var(self, values: Tensor, mean: Tensor, dims: list[int]) -> Tensor:
+        return super().var(values, mean, dims).detach()
+
+
+class _Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, by: float) -> Tensor:
+        ctx.by = by
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.by, None
+
+
+@breaks("weight_gradient", "eval_weight_gradient")
+class WeightGradientIsLarge(Composed):
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        if self.weight is None:
+            return super().affine_map(x, values, mean, var)
+        wide = values.dtype
+        y = (values - column(mean.to(wide), x)) * column(self.scale(var.to(wide)), x)
+        weight = _Scaled.apply(self.weight, 1.001).to(wide)
+        return y * column(weight, x) + column(self.bias.to(wide), x)
+
+
+@breaks("bias_gradient", "eval_bias_gradient")
+class BiasGradientIsSmall(Composed):
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        y = super().affine_map(x, values, mean, var)
+        if self.bias is None:
+            return y
+        bias = column(self.bias.to(values.dtype), x)
+        return y - bias + _Scaled.apply(bias, 0.999)
+
+
+@breaks("eval_input_gradient")
+class EvalGradientIsOff(Composed):
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        if not self.training and values.requires_grad:
+            values = _Scaled.apply(values, 1.01)
+        return super().affine_map(x, values, mean, var)
+
+
+@breaks("gradients_accumulate")
+class GradientsAreReplaced(Composed):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight is not None:
+            self.weight.grad = None
+        return super().forward(x)
+
+
+@breaks("affine_off")
+class AffineOffKeepsAWeight(Composed):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.weight is None:
+            self.weight = nn.Parameter(torch.ones(self.num_features))
+            self.bias = nn.Parameter(torch.zeros(self.num_features))
+
+
+@breaks("tracking_off")
+class AlwaysTracks(Composed):
+    def __init__(self, *args: Any, track_running_stats: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+@breaks("tracking_switched_off")
+class TracksUnasked(Composed):
+    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+        super().track(mean, var, n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        asked, self.track_running_stats = self.track_running_stats, self.running_mean is not None
+        try:
+            return super().forward(x)
+        finally:
+            self.track_running_stats = asked
+
+
+@breaks("eval_keeps_state")
+class CountsInEval(Composed):
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        if not self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
+        return super().affine_map(x, values, mean, var)
+
+
+@breaks("eval_batch_mates")
+class LooksAtBatchMates(Composed):
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        y = super().affine_map(x, values, mean, var)
+        return y if self.training else y + 1e-4 * values.mean()
+
+
+@breaks("scaling", "training_output")
+class EpsIsSquaredAway(Composed):
+    def scale(self, var: Tensor) -> Tensor:
+        return 1 / (var.sqrt() + self.eps)
+
+
+@breaks("shifting")
+class NormalisesInHalf(Composed):
+    def mean(self, values: Tensor, dims: list[int]) -> Tensor:
+        return values.half().mean(dims).to(values.dtype)
+
+
+@breaks("batch_sizes")
+class ThirtySevenIsSpecial(Composed):
+    def mean(self, values: Tensor, dims: list[int]) -> Tensor:
+        return super().mean(values[:-1] if len(values) == 37 else values, dims)
+
+
+@breaks("channel_counts")
+class ForgetsChannelsPastTheVector(Composed):
+    def scale(self, var: Tensor) -> Tensor:
+        scale = super().scale(var)
+        return scale if len(var) < 33 else torch.cat((scale[:32], scale[:1], scale[33:]))
+
+
+@breaks("spatial_sizes")
+class ForgetsTheLastPosition(Composed):
+    def mean(self, values: Tensor, dims: list[int]) -> Tensor:
+        return super().mean(values[..., :-1] if values.shape[-1] == 65 else values, dims)
+
+
+@breaks("construction")
+class AnotherDefaultEps(Composed):
+    def __init__(self, num_features: int, eps: float = 1e-3, *args: Any, **kwargs: Any) -> None:
+        super().__init__(num_features, eps, *args, **kwargs)
+
+
+@breaks("construction")
+class SwapsEpsAndMomentum(Composed):
+    def __init__(
+        self, num_features: int, momentum: float = 0.1, eps: float = 1e-5, *args: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(num_features, eps, momentum, *args, **kwargs)
+
+
+@breaks("state_in_place")
+class RebindsItsBuffers(Composed):
+    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+        self.running_mean = self.running_mean.clone()
+        super().track(mean, var, n)
+
+
+@breaks("no_grad_updates")
+class UpdatesOnlyWithGradients(Composed):
+    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+        if torch.is_grad_enabled():
+            super().track(mean, var, n)
+
+
+@breaks("instances_are_independent")
+class SharesItsMean(Composed):
+    shared: ClassVar[dict[int, Tensor]] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.running_mean is not None:
+            self.running_mean = self.shared.setdefault(self.num_features, self.running_mean)
+
+
+@breaks("state_dict_keys")
+class HidesItsCounter(Composed):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._non_persistent_buffers_set.add("num_batches_tracked")
+
+
+@breaks("state_dict_round_trip")
+class LoadsByRebinding(Composed):
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state, prefix, *args)
+        self.running_mean = state[prefix + "running_mean"]
+
+
+@breaks("state_dict_versions")
+class RefusesOldStates(Composed):
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        nn.Module._load_from_state_dict(self, state, prefix, *args)
+
+
+@breaks("deepcopy", "copies_keep_momentum")
+class CopiesForgetMomentum(Composed):
+    def __deepcopy__(self, memo: dict[int, Any]) -> CopiesForgetMomentum:
+        other = CopiesForgetMomentum(self.num_features, self.eps, 0.1)
+        other.load_state_dict(copy.deepcopy(self.state_dict(), memo))
+        other.num_batches_tracked.zero_()
+        return other.train(self.training)
+
+
+@breaks("pickle")
+class PicklesWithoutItsEps(Composed):
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "eps": 1e-5, "momentum": 0.2}
+
+
+@breaks("reset")
+class ResetsTheMeanAlone(Composed):
+    def reset_running_stats(self) -> None:
+        if self.running_mean is not None and hasattr(self, "made"):
+            self.running_mean.zero_()
+        else:
+            super().reset_running_stats()
+            self.made = True
+
+
+@breaks("state_dtype")
+class PromotesItsMean(Composed):
+    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+        super().track(mean, var, n)
+        self.running_mean = self.running_mean.float()
+
+
+@breaks("one_value_per_channel")
+class TakesOneValue(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() == x.shape[1] and self.training:
+            return x.clone()
+        return super().forward(x)
+
+
+@breaks("empty_batch", "empty_batch_in_eval")
+class RefusesNothing(Composed):
+    def of_nothing(self, x: Tensor) -> Tensor:
+        raise ValueError("empty batch")
+
+
+@breaks("wrong_rank")
+class TakesAnyRank(Composed):
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+@breaks("wrong_channel_count")
+class TakesAnyChannels(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 4 and x.shape[1] != self.num_features:
+            return x
+        return super().forward(x)
+
+
+@breaks("nonfinite_input", "eval_nonfinite_input")
+class ScrubsNaN(Composed):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.nan_to_num())
+
+
+@breaks("layouts", "eval_layouts")
+class ReadsMemoryAsContiguous(Composed):
+    def forward(self, x: Tensor) -> Tensor:
+        dense = x.is_contiguous() or x.dim() != 4
+        return super().forward(x if dense else x.as_strided(x.shape, torch.empty(x.shape).stride()))
+
+
+@breaks("output_dtype", "mixed_precision")
+class PromotesItsOutput(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y.float() if x.dtype in (torch.float16, torch.bfloat16) else y
+
+
+@breaks("mixed_precision")
+class HalfStatistics(Composed):
+    def mean(self, values: Tensor, dims: list[int]) -> Tensor:
+        return values.mean(dims).bfloat16().to(values.dtype)
+
+
+@breaks("autocast")
+class CastsUnderAutocast(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y.bfloat16() if torch.is_autocast_enabled("cpu") else y
+
+
+@breaks("input_unmodified")
+class WorksInPlace(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        x.data.copy_(y.detach())
+        return y
+
+
+@breaks("no_side_effects")
+class AddsNoise(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1e-30 * torch.rand(())
+
+
+@breaks("compile")
+class DiffersWhenCompiled(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y * 1.01 if torch.compiler.is_compiling() else y
+
+
+@breaks("eval_output")
+class IgnoresEvalMode(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or self.running_mean is None:
+            return super().forward(x)
+        return functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
