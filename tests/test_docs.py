@@ -106,6 +106,8 @@ def test_the_readmes_commands_are_those_that_ci_and_newcomers_run() -> None:
     make = "python3 -m venv .venv && .venv/bin/pip install -e "
     assert found == [
         "pip install pytest-bninvariants",
+        "pytest --pyargs pytest_bninvariants.conformance "
+        "--bn-impl='timm.layers:BatchNormAct2d(apply_act=False)'",
         f"{make}'.[examples]' && .venv/bin/pytest docs/examples",
         f"{make}'.[test]' && .venv/bin/pytest",
     ]

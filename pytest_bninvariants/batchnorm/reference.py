@@ -179,14 +179,14 @@ class ReferenceBatchNorm(nn.Module):
             self.num_batches_tracked += 1
         y = values = rows(x)
         if values.numel():
-            y = self._normalised(values, tracks)
+            y = self._normalised(values, tracks, x.shape)
         if self.weight is not None and self.bias is not None:
             y = y * self.weight[:, None] + self.bias[:, None]
         return unrows(y, x.shape)
 
-    def _normalised(self, values: Tensor, tracks: bool) -> Tensor:
+    def _normalised(self, values: Tensor, tracks: bool, shape: torch.Size) -> Tensor:
         if self.uses_batch_statistics and values.shape[1] == 1:
-            raise ValueError("one value per channel has no variance")
+            raise ValueError(f"one value per channel has no variance: input {tuple(shape)}")
         statistics = self.statistics(values)
         if tracks and self.running_mean is not None:
             self._track(statistics, values.shape[1])

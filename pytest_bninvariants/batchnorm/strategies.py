@@ -170,6 +170,7 @@ def bn_cases(
     device: str = "cpu",
     modes: Sequence[bool] | None = (True,),
     momentum: bool = True,
+    average: bool = True,
     affine: bool | None = None,
     tracking: bool | None = True,
     min_values: int = 2,
@@ -185,6 +186,7 @@ def bn_cases(
         device: where the layer is.
         modes: training or not, for each batch; None: drawn.
         momentum: whether the momentum is drawn; else it is 0.1.
+        average: whether it may be None, the cumulative average.
         affine: whether there are weight and bias; None: drawn.
         tracking: whether there are running statistics; None: drawn.
         min_values: fewest values per channel in each batch.
@@ -210,7 +212,7 @@ def bn_cases(
     return Case(
         batches=tuple(draw(inputs) for _ in modes),
         eps=eps,
-        momentum=draw(momenta()) if momentum else 0.1,
+        momentum=draw(momenta(none=average)) if momentum else 0.1,
         affine=draw(st.booleans()) if affine is None else affine,
         track_running_stats=draw(st.booleans()) if tracking is None else tracking,
         seed=draw(st.one_of(st.none(), st.integers(0, 2**16))),

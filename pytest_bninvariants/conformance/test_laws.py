@@ -16,7 +16,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_law(check: Check, record_property: Callable[[str, object], None]) -> None:
     """Hold that a layer satisfies a law."""
-    __tracebackhide__ = True
     from pytest_bninvariants.batchnorm.conform import check_law
     from pytest_bninvariants.errors import LawBroken
 
@@ -29,6 +28,9 @@ def test_law(check: Check, record_property: Callable[[str, object], None]) -> No
             examples=check.examples,
         )
     except LawBroken as broken:
-        pytest.fail(str(broken), pytrace=False)
-    record_property("bn_examples", tally.examples)
-    record_property("bn_ill_posed", [tally.ill_posed, tally.posed])
+        report = str(broken)
+    else:
+        record_property("bn_examples", tally.examples)
+        record_property("bn_ill_posed", [tally.ill_posed, tally.posed])
+        return
+    pytest.fail(report, pytrace=False)  # outside of the except block, or pytest tells it twice

@@ -18,6 +18,7 @@ LAWS: dict[str, Law] = {}
 ALL = ("float64", "float32", "bfloat16", "float16")
 HALF = ("bfloat16", "float16")
 ONE = ("float32",)
+_PLAIN: dict[str, Any] = {"affine": True, "average": False}  # laws of their own try the others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,7 @@ def law(
     def register(check: Callable[[Trial, Case], None]) -> Callable[[Trial, Case], None]:
         LAWS[check.__name__] = Law(
             check=check,
-            cases=partial(bn_cases, **drawn),
+            cases=partial(bn_cases, **_PLAIN | drawn),
             dtypes=dtypes,
             share=share,
             frozen=frozen,
