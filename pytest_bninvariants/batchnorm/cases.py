@@ -17,7 +17,7 @@ _VIEWS = {
     "contiguous": "{x}",
     "channels_last": "{x}.contiguous(memory_format=torch.channels_last)",
     "channels_last_3d": "{x}.contiguous(memory_format=torch.channels_last_3d)",
-    "transposed": "{x}.transpose(0, -1).contiguous().transpose(0, -1)",
+    "transposed": "{x}.transpose(0, 1).contiguous().transpose(0, 1)",
     "strided": "torch.stack(({x}, torch.zeros_like({x})), -1)[..., 0]",
     "offset": "torch.cat(({x}.new_zeros(3), {x}.flatten()))[3:].view({x}.shape)",
     "expanded": "{x}[:1].expand({x}.shape)",

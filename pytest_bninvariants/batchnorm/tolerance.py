@@ -89,6 +89,11 @@ class Arithmetic:
     state: torch.dtype
     welford_unit: float
 
+    @property
+    def widest(self) -> torch.dtype:
+        """Return the dtype that a layer of mixed dtypes computes in."""
+        return FLOAT64 if FLOAT64 in (self.input, self.state) else torch.float32
+
     @classmethod
     def of(
         cls, input_dtype: torch.dtype, state_dtype: torch.dtype, device: str = "cpu"
@@ -108,6 +113,12 @@ class Arithmetic:
         """Return by how much a value changes when it is stored in a dtype."""
         unit = 0.0 if UNIT[dtype] <= self.unit and dtype not in _HALF else UNIT[dtype]
         return unit * value.abs() + TINY[dtype]
+
+    def underflow(self, scale: Tensor, weight: Tensor) -> Tensor:
+        """Return what intermediate results near zero lose before they are multiplied, per channel."""
+        all_half = self.input in _HALF and self.state in _HALF
+        tiny = TINY[self.state] if all_half else TINY[self.widest]
+        return 4 * tiny * (1 + scale) * (1 + weight.abs())
 
     def gamma(self, k: int) -> float:
         """Return the relative error of k operations."""
@@ -193,6 +204,7 @@ def output_bound(
     far = (values - true.mean[:, None]).abs() * (scale * (bounds.scale + a.gamma(4)))[:, None]
     bound = reached[:, None] * near + far + (a.gamma(3) * bias.abs())[:, None]
     bound = bound + a.unit * y.abs() + a.rounded(y, a.input)
+    bound = bound + a.underflow((true.var + eps).rsqrt(), weight)[:, None]
     return a.widened(bound).masked_fill(~bounds.posed[:, None], math.inf)
 
 
@@ -280,6 +292,7 @@ def gradient_bounds(
         linear = p_bound + p * (bounds.scale + 2 * a.gamma(8))
         inner = constant[:, None] + xh * linear[:, None] + a.gamma(8) * size
         of_input = (factor * (1 + bounds.scale))[:, None] * inner + own
+    of_input = of_input + a.underflow(r, weight)[:, None]
     of_input = a.widened(of_input + a.rounded(gradients.input, a.input))
     of_weight = a.widened(of_weight + a.rounded(gradients.weight, a.state))
     return Gradients(

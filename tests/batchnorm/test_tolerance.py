@@ -64,7 +64,9 @@ class Setting:
         if self.plain:
             return torch.ones_like(self.x)
         generator = torch.Generator().manual_seed(self.batch.seed + 1)
-        return torch.randn(self.batch.shape, generator=generator).to(self.x.dtype)
+        drawn = torch.randn(self.batch.shape, generator=generator)
+        # torch rounds in half, in between, where the two lie differently and the input is half
+        return torch.empty_like(self.x).copy_(drawn)
 
     def prepare(self, layer: nn.Module) -> None:
         """Give a layer a state that was not made for it, in the state's dtype."""
@@ -212,7 +214,7 @@ EASY = Setting(batch=Batch(shape=(20, 3)))
 @pytest.mark.parametrize("make", [torchs, composed])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_correct_layers_keep_to_the_bounds(precision: str, make: Make, training: bool) -> None:
-    for setting in settings_of(precision, 50 if training else 20):
+    for setting in settings_of(precision, 25 if training else 10):
         ratios = excess(make, setting, training=training)
         assert max(ratios.values()) <= 1, (ratios, setting)
 
@@ -239,7 +241,7 @@ def test_the_bounds_hold_over_many_batches_of_one_layer(precision: str, make: Ma
         ):
             assert isinstance(got, Tensor)
             assert (got.double() - value).abs().le(bound).all(), seed
-            assert bound.isfinite().all() or got is y and dtype is BF16
+            assert bound.isfinite().all() or (got is y and dtype is BF16)
 
 
 class Biased(Composed):
