@@ -115,7 +115,7 @@ class Arithmetic:
         return unit * value.abs() + TINY[dtype]
 
     def underflow(self, scale: Tensor, weight: Tensor) -> Tensor:
-        """Return what intermediate results near zero lose before they are multiplied, per channel."""
+        """Return what intermediate results near zero lose before they are multiplied."""
         all_half = self.input in _HALF and self.state in _HALF
         tiny = TINY[self.state] if all_half else TINY[self.widest]
         return 4 * tiny * (1 + scale) * (1 + weight.abs())
