@@ -12,13 +12,14 @@ from typing import Any, NoReturn
 
 import pytest
 
-from pytest_bninvariants.errors import FrozenStateChanged, GateError, never_entered
+from pytest_bninvariants.errors import FrozenStateChanged, GateError, LawBroken, never_entered
 from pytest_bninvariants.invariants.tracebacks import drop_our_frames
 from pytest_bninvariants.markers import marks_of, spelled
 from pytest_bninvariants.reporting.text import render
 
 _PACKAGE = str(Path(__file__).parent)
-_OURS = (FrozenStateChanged, GateError)
+_OURS = (FrozenStateChanged, GateError, LawBroken)
+_ENGINES = ("invariants.guards", "batchnorm.conform")
 _RAISED_AT = "_raised_at"
 _FAILURE = "__failure__"
 _EXPLANATION = "Explanation:"  # of hypothesis
@@ -98,7 +99,7 @@ def clean(item: pytest.Item, call: pytest.CallInfo[None], *, verbose: bool) -> N
 def _cleaned(
     excinfo: pytest.ExceptionInfo[BaseException], *, verbose: bool
 ) -> pytest.ExceptionInfo[BaseException]:
-    if "pytest_bninvariants.invariants.guards" not in sys.modules:
+    if not any(f"pytest_bninvariants.{engine}" in sys.modules for engine in _ENGINES):
         return excinfo  # nothing has been guarded so far
     failures = [error for error in _with_parts(excinfo.value) if isinstance(error, _OURS)]
     drop_our_frames(excinfo.value)
@@ -179,7 +180,7 @@ def strip_prefix(report: pytest.TestReport) -> None:
     """
     longrepr: Any = report.longrepr
     crash = getattr(longrepr, "reprcrash", None)
-    for kind in (FrozenStateChanged, GateError):
+    for kind in _OURS:
         prefix = f"{kind.__module__}.{kind.__qualname__}: "
         if crash is not None and crash.message.startswith(prefix):
             crash.message = crash.message.removeprefix(prefix).partition("\n")[0]

@@ -124,7 +124,9 @@ def assert_bn_conforms(
     if not count:
         raise GateError("no law is left to run in these dtypes")
     if broken:
-        raise _together(subject, broken, len(wanted))
+        failure = _together(subject, broken, len(wanted))
+        failure.__cause__ = failure.__context__ = None
+        raise failure.with_traceback(None)
 
 
 def _together(subject: Subject, broken: list[LawBroken], count: int) -> LawBroken:

@@ -111,7 +111,10 @@ def _keywords(arguments: str | None) -> dict[str, Any]:
         return {}
     try:
         call = ast.parse(f"f{arguments}", mode="eval").body
-        assert isinstance(call, ast.Call)
+        names = [each.arg for each in getattr(call, "keywords", ())]
+        one = isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        if not isinstance(call, ast.Call) or not one or len(set(names)) < len(names):
+            raise SyntaxError
         if call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError(f"{arguments}: give arguments by name")
         return {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}

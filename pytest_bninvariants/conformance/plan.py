@@ -128,6 +128,8 @@ def _read_xfails(file: str | None, ids: list[str]) -> Iterator[tuple[str, str]]:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise pytest.UsageError(f"--bn-xfails={file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise pytest.UsageError(f"--bn-xfails={file}: it is no UTF-8 text") from None
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
