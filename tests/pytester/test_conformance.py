@@ -340,8 +340,6 @@ def test_function_holds():
 
 STYLES = ("--tb=auto", "--tb=long", "--tb=short", "--tb=native")
 NAMING = (
-    "python_files=*_test.py",
-    "python_functions=check_*",
     "python_classes=",
     "addopts=--import-mode=importlib",
 )
