@@ -5,23 +5,26 @@ A case is plain data; its tensors are made from seeds, by code that a report can
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 LITERAL_VALUES = 128  # longer tensors are printed as the code that makes them
+CONTIGUOUS = ("contiguous",)
 DENSE = ("contiguous", "channels_last", "offset")
 LAYOUTS = ("contiguous", "channels_last", "transposed", "strided", "offset", "expanded")
 _VIEWS = {
-    "contiguous": "{x}",
-    "channels_last": "{x}.contiguous(memory_format=torch.channels_last)",
-    "channels_last_3d": "{x}.contiguous(memory_format=torch.channels_last_3d)",
-    "transposed": "{x}.transpose(0, 1).contiguous().transpose(0, 1)",
-    "strided": "torch.stack(({x}, torch.zeros_like({x})), -1)[..., 0]",
-    "offset": "torch.cat(({x}.new_zeros(3), {x}.flatten()))[3:].view({x}.shape)",
-    "expanded": "{x}[:1].expand({x}.shape)",
+    "contiguous": "x",
+    "channels_last": "x.contiguous(memory_format=torch.channels_last)",
+    "channels_last_3d": "x.contiguous(memory_format=torch.channels_last_3d)",
+    "transposed": "x.transpose(0, 1).contiguous().transpose(0, 1)",
+    "strided": "torch.stack((x, torch.zeros_like(x)), -1)[..., 0]",
+    "offset": "torch.cat((x.new_zeros(3), x.flatten()))[3:].view(x.shape)",
+    "expanded": "x[:1].expand(x.shape)",
 }
+_CODE = {name: compile(code, "<layout>", "eval") for name, code in _VIEWS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,20 +50,17 @@ class Batch:
     @property
     def positions(self) -> int:
         """Return the number of a sample's positions."""
-        count = 1
-        for size in self.shape[2:]:
-            count *= size
-        return count
+        return math.prod(self.shape[2:])
 
     def tensor(self, device: str = "cpu") -> Tensor:
         """Return its values, laid out as they should be, on a device."""
         x = self.values().to(getattr(torch, self.dtype)).to(device)
-        return _laid_out(x, self.view)
+        laid_out: Tensor = eval(_CODE[self.view], {"torch": torch, "x": x})
+        return laid_out
 
     def values(self) -> Tensor:
         """Return its values in float64."""
-        generator = torch.Generator().manual_seed(self.seed)
-        x = torch.randn(self.shape, generator=generator, dtype=torch.float64)
+        x = _drawn(self.seed, *self.shape)
         c = torch.arange(self.shape[1]).view(-1, *[1] * (len(self.shape) - 2))
         return (x + self.kappa * (1 - c % 2 * 2)) * self.sigma / 2 ** (c % 3)
 
@@ -84,21 +84,12 @@ class Batch:
                 f"x = (x + {self.kappa!r} * (1 - c % 2 * 2)) * {self.sigma!r} / 2 ** (c % 3)",
                 f"x = x.to(torch.{self.dtype})",
             ]
-        return (
-            lines
-            if self.view == "contiguous"
-            else [*lines, f"x = {_VIEWS[self.view]}".format(x="x")]
-        )
+        return lines if self.view == "contiguous" else [*lines, f"x = {_VIEWS[self.view]}"]
 
 
-def _laid_out(x: Tensor, view: str) -> Tensor:
-    if view == "contiguous":
-        return x
-    result: Tensor = eval(_CODE[view], {"torch": torch, "x": x})
-    return result
-
-
-_CODE = {name: compile(text.format(x="x"), "<layout>", "eval") for name, text in _VIEWS.items()}
+def _drawn(seed: int, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,24 +136,20 @@ class Case:
         """
         if self.seed is None:
             return {}
-        generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randn((4, self.channels), generator=generator, dtype=torch.float64)
-        weight, bias, mean, var = drawn.to(getattr(torch, self.state_dtype)).double()
+        dtype = getattr(torch, self.state_dtype)
+        weight, bias, mean, var = _drawn(self.seed, 4, self.channels).to(dtype).double()
         state: dict[str, Tensor] = {}
         if self.affine:
             state |= {"weight": weight.sign() * (weight.abs() + 0.25), "bias": bias}
         if self.track_running_stats:
             near = self.seed % 3 == 1 and self.state_dtype != "float16"  # it would overflow
             state |= {"running_mean": mean, "running_var": (self.eps if near else 1.0) * var.exp()}
-        dtype = getattr(torch, self.state_dtype)
         return {name: value.to(dtype) for name, value in state.items()}
 
     def gradient(self, index: int) -> Tensor:
         """Return the gradient with respect to a batch's output, in the input's dtype."""
-        shape = self.batches[index].shape
-        generator = torch.Generator().manual_seed(self.batches[index].seed + 1)
-        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return drawn.to(getattr(torch, self.dtype)).to(self.device)
+        batch = self.batches[index]
+        return _drawn(batch.seed + 1, *batch.shape).to(getattr(torch, self.dtype)).to(self.device)
 
 
 def literal(value: Tensor) -> str:

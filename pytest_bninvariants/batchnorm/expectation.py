@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import NamedTuple
 
@@ -72,26 +73,17 @@ class Twin:
         Args:
             x: shape (N, C, *), as the layer gets it.
         """
-        values = rows(x)
-        statistics = self.reference.statistics(values) if values.numel() else None
-        depth = _depth(x)
-        if statistics is None:
-            errors = self._state_errors
-            statistics = Statistics(torch.zeros_like(errors.mean), torch.ones_like(errors.var))
-        elif self.reference.uses_batch_statistics:
-            errors = statistics_bounds(values, statistics, depth, self.arithmetic)
-        else:
-            errors = self._state_errors
-            statistics = Statistics(*(each.clone() for each in statistics))
+        values, depth = rows(x), _depth(x)
         from_batch = self.reference.uses_batch_statistics
+        statistics = Statistics(*(each.clone() for each in self.reference.statistics(values)))
+        errors = self._state_errors
+        if from_batch:
+            errors = statistics_bounds(values, statistics, depth, self.arithmetic)
         old = self._state()
         y = self.reference(x)
-        if old is not None and from_batch and values.numel() and self._tracks():
+        if old is not None and values.numel() and self.reference.tracks:
             self._advance(old, statistics, errors, values.shape[1])
         return Expected(self, x, y, values, statistics, errors, depth, from_batch)
-
-    def _tracks(self) -> bool:
-        return self.reference.training and self.reference.track_running_stats
 
     def _state(self) -> Statistics | None:
         mean, var = self.reference.running_mean, self.reference.running_var
@@ -189,15 +181,12 @@ class Expected:
 
 def _depth(x: Tensor) -> int:
     """Return the depth of a channel's sums over a batch, as it lies in memory."""
-    samples, _, *positions = x.shape
-    count = 1
-    for size in positions:
-        count *= size
+    positions = math.prod(x.shape[2:])
     return sum_depth(
-        samples,
-        count,
+        x.shape[0],
+        positions,
         x.dtype,
         x.device.type,
-        rowwise=count > 1 and x.is_contiguous(),
+        rowwise=positions > 1 and x.is_contiguous(),
         threads=torch.get_num_threads(),
     )

@@ -145,6 +145,11 @@ class ReferenceBatchNorm(nn.Module):
         return self.training or self.running_mean is None
 
     @property
+    def tracks(self) -> bool:
+        """Return whether the next forward takes its batch into the state that there is."""
+        return self.training and self.track_running_stats
+
+    @property
     def factor(self) -> float:
         """Return the weight that the latest counted batch has in the running statistics."""
         if self.momentum is not None:
@@ -174,21 +179,20 @@ class ReferenceBatchNorm(nn.Module):
                 those of one value per channel.
         """
         self._check(x)
-        tracks = self.training and self.track_running_stats
-        if tracks and self.num_batches_tracked is not None:
+        if self.tracks and self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
         y = values = rows(x)
         if values.numel():
-            y = self._normalised(values, tracks, x.shape)
+            y = self._normalised(values, x.shape)
         if self.weight is not None and self.bias is not None:
             y = y * self.weight[:, None] + self.bias[:, None]
         return unrows(y, x.shape)
 
-    def _normalised(self, values: Tensor, tracks: bool, shape: torch.Size) -> Tensor:
+    def _normalised(self, values: Tensor, shape: torch.Size) -> Tensor:
         if self.uses_batch_statistics and values.shape[1] == 1:
             raise ValueError(f"one value per channel has no variance: input {tuple(shape)}")
         statistics = self.statistics(values)
-        if tracks and self.running_mean is not None:
+        if self.tracks and self.running_mean is not None:
             self._track(statistics, values.shape[1])
         return normalised(values, statistics, self.eps)
 
@@ -216,9 +220,6 @@ class ReferenceBatchNorm(nn.Module):
         if grad.shape != x.shape:
             raise ValueError(f"grad has shape {tuple(grad.shape)}, the input {tuple(x.shape)}")
         values, g = rows(x), rows(grad)
-        if not values.numel():
-            zero = torch.zeros(x.shape[1], dtype=torch.float64)
-            return Gradients(torch.zeros(x.shape, dtype=torch.float64), zero, zero.clone())
         weight = torch.ones(self.num_features).double() if self.weight is None else self.weight
         of_input, of_weight, of_bias = gradients_of(
             values, g, self.statistics(values), self.eps, weight, self.uses_batch_statistics

@@ -6,6 +6,7 @@ of a million values costs no more to draw than one of ten.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 from hypothesis import strategies as st
@@ -144,9 +145,7 @@ def bn_inputs(
     _known("dtype", dtype, DTYPES)
     positions = draw(st.sampled_from(_POSITIONS[dims]))
     c = draw(st.sampled_from(_CHANNELS)) if channels is None else channels
-    each = 1
-    for size in positions:
-        each *= size
+    each = math.prod(positions)
     fewest = -(-min_values // each)
     n = draw(batch_sizes(fewest, max(fewest, min(1025, max_values // (each * c)))))
     exponents = [k for k in (0, 1, 10, 30, 1e2, 1e3, 1e4, 1e5, 1e6) if k <= _KAPPAS[dtype]]

@@ -67,6 +67,12 @@ class Subject:
         name = str(getattr(self.factory, "__name__", ""))
         return name if name.isidentifier() else "make_layer"
 
+    def call(self, *positional: Any, **named: Any) -> str:
+        """Return code that makes it from arguments, and from the keywords besides."""
+        given = [repr(each) for each in positional]
+        given += [f"{name}={each!r}" for name, each in (named | self.keywords).items()]
+        return f"{self.name}({', '.join(given)})"
+
     def import_line(self) -> str:
         """Return a line of code that imports it."""
         module = getattr(self.factory, "__module__", None)
@@ -111,19 +117,22 @@ def _keywords(arguments: str | None) -> dict[str, Any]:
         return {}
     try:
         call = ast.parse(f"f{arguments}", mode="eval").body
-        names = [each.arg for each in getattr(call, "keywords", ())]
-        one = isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
-        if not isinstance(call, ast.Call) or not one or len(set(names)) < len(names):
-            raise SyntaxError
-        if call.args or any(keyword.arg is None for keyword in call.keywords):
-            raise ValueError(f"{arguments}: give arguments by name")
-        return {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
     except SyntaxError:
-        raise ValueError(f"{arguments}: these are no arguments") from None
-    except ValueError as error:
-        given = "give arguments" in str(error)
-        said = str(error) if given else f"{arguments}: arguments are literals, such as False or 0.1"
+        call = None
+    names = [each.arg for each in getattr(call, "keywords", ())]
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or _repeats(names):
+        raise ValueError(f"{arguments}: these are no arguments")
+    if call.args or None in names:
+        raise ValueError(f"{arguments}: give arguments by name")
+    try:
+        return {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+    except ValueError:
+        said = f"{arguments}: arguments are literals, such as False or 0.1"
         raise ValueError(said) from None
+
+
+def _repeats(names: list[str | None]) -> bool:
+    return len(set(names)) < len(names)
 
 
 def _declared(factory: Callable[..., Any]) -> tuple[int, ...] | None:

@@ -75,24 +75,29 @@ class Arithmetic:
     """The arithmetic that a layer may use.
 
     Args:
-        unit: unit roundoff of single operations.
-        sum_unit: unit roundoff of sums.
+        operations: dtype of single operations.
+        sums: dtype of sums.
+        variance: dtype of a variance by Welford's update: `torch.var` runs it in float64 on the
+            CPU, and GPUs run it in the sums' precision.
         input: dtype of input, output and the input's gradient.
         state: dtype of parameters, their gradients and running statistics.
-        welford_unit: unit roundoff of a variance by Welford's update: `torch.var` runs it in
-            float64 on the CPU, and GPUs run it in the sums' precision.
     """
 
-    unit: float
-    sum_unit: float
+    operations: torch.dtype
+    sums: torch.dtype
+    variance: torch.dtype
     input: torch.dtype
     state: torch.dtype
-    welford_unit: float
 
     @property
-    def widest(self) -> torch.dtype:
-        """Return the dtype that a layer of mixed dtypes computes in."""
-        return FLOAT64 if FLOAT64 in (self.input, self.state) else torch.float32
+    def unit(self) -> float:
+        """Return the unit roundoff of single operations."""
+        return UNIT[self.operations]
+
+    @property
+    def sum_unit(self) -> float:
+        """Return the unit roundoff of sums."""
+        return UNIT[self.sums]
 
     @classmethod
     def of(
@@ -102,11 +107,11 @@ class Arithmetic:
         widest = FLOAT64 if FLOAT64 in (input_dtype, state_dtype) else torch.float32
         all_half = input_dtype in _HALF and state_dtype in _HALF
         return cls(
-            unit=UNIT[state_dtype] if all_half else UNIT[widest],
-            sum_unit=UNIT[widest],
+            operations=state_dtype if all_half else widest,
+            sums=widest,
+            variance=FLOAT64 if device == "cpu" and not all_half else widest,
             input=input_dtype,
             state=state_dtype,
-            welford_unit=UNIT[FLOAT64] if device == "cpu" and not all_half else UNIT[widest],
         )
 
     def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -116,9 +121,7 @@ class Arithmetic:
 
     def underflow(self, scale: Tensor, weight: Tensor) -> Tensor:
         """Return what intermediate results near zero lose before they are multiplied."""
-        all_half = self.input in _HALF and self.state in _HALF
-        tiny = TINY[self.state] if all_half else TINY[self.widest]
-        return 4 * tiny * (1 + scale) * (1 + weight.abs())
+        return 4 * TINY[self.operations] * (1 + scale) * (1 + weight.abs())
 
     def gamma(self, k: int) -> float:
         """Return the relative error of k operations."""
@@ -160,7 +163,7 @@ def statistics_bounds(values: Tensor, true: Statistics, depth: int, a: Arithmeti
     var = (g + a.gamma(4)) * (true.var + mean.square()) + mean.square()
     # Welford's update is off by gamma(h) kappa var, kappa^2 = 1 + mean^2 / var
     spread = (true.var * (true.var + true.mean.square())).sqrt()
-    var = var + gamma(depth, a.welford_unit) * spread
+    var = var + gamma(depth, UNIT[a.variance]) * spread
     return Statistics(mean, var)
 
 

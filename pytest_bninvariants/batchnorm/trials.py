@@ -94,22 +94,32 @@ class Trial:
         """Bind a name to a tensor that a report prints whole."""
         self.let(name, value, lambda: [f"{name} = {literal(value)}"])
 
-    def build(self, **arguments: Any) -> None:
-        """Make the layer of the case, in its state, as `layer`.
+    def again(self, case: Case) -> Trial:
+        """Return a new trial of the same law, on another case."""
+        return Trial(self.law, self.statement, self.subject, case, self.tally)
+
+    def _settings(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {name: getattr(self.case, name) for name in _DEFAULTS} | arguments
+
+    def make(self, **arguments: Any) -> None:
+        """Make the layer of the case, as `layer`, in a new layer's state.
 
         Args:
             arguments: the constructor's, in place of the case's.
         """
         case = self.case
-        given = {name: getattr(case, name) for name in _DEFAULTS} | arguments
+        given = self._settings(arguments)
         given = {name: each for name, each in given.items() if each != _DEFAULTS.get(name)}
-        given |= self.subject.keywords
-        text = "".join(f", {name}={each!r}" for name, each in given.items())
         moved = "" if case.device == "cpu" else f"'{case.device}', "
         cast = f".to({moved}torch.{case.state_dtype})"
         if cast == ".to(torch.float32)":
             cast = ""
-        self.run(f"layer = {self.subject.name}({case.channels}{text}){cast}")
+        self.run(f"layer = {self.subject.call(case.channels, **given)}{cast}")
+
+    def build(self, **arguments: Any) -> None:
+        """Make the layer of the case, in its state, as `layer`; arguments as `make`."""
+        case = self.case
+        self.make(**arguments)
         for name, value in case.state().items():
             if not isinstance(self[f"getattr(layer, {name!r}, None)"], Tensor):
                 self.broken(f"the layer has no tensor {name!r}", f"hasattr(layer, {name!r})")
@@ -119,14 +129,9 @@ class Trial:
             self.run(f"layer.num_batches_tracked.fill_({case.count})")
 
     def twin(self, **arguments: Any) -> Twin:
-        """Return the reference in the case's state, with bounds.
-
-        Args:
-            arguments: the constructor's, in place of the case's.
-        """
+        """Return the reference in the case's state, with bounds; arguments as `make`."""
         case = self.case
-        given = {name: getattr(case, name) for name in _DEFAULTS} | arguments
-        reference = ReferenceBatchNorm(case.channels, **given)
+        reference = ReferenceBatchNorm(case.channels, **self._settings(arguments))
         with torch.no_grad():
             for name, value in case.state().items():
                 tensor = getattr(reference, name)
@@ -189,16 +194,7 @@ class Trial:
     def _count(self, bound: Tensor, axis: int) -> None:
         if not bound.numel():
             return
-        infinite = bound.isinf()
-        if infinite.any():
-            other = [d for d in range(bound.dim()) if d != axis]
-            channels = infinite.any(other) if len(other) == 1 else infinite
-            if len(other) > 1:
-                channels = infinite.transpose(0, axis).flatten(1).any(1)
-            ill = int(channels.sum())
-        else:
-            ill = 0
-        share = ill / bound.shape[axis]
+        share = int(_by_channel(bound, axis).isinf().any(1).sum()) / bound.shape[axis]
         self.tally.ill_posed += share
         self.tally.posed += 1 - share
 
@@ -207,10 +203,7 @@ class Trial:
     ) -> NoReturn:
         ratio = torch.where(wrong, (got - value).abs() / bound, torch.zeros_like(bound))
         ratio = ratio.nan_to_num(nan=math.inf, posinf=math.inf)
-        by_channel = [
-            t.transpose(0, axis).flatten(1) if t.dim() > 1 else t[:, None]
-            for t in (ratio, got, value, bound, wrong)
-        ]
+        by_channel = [_by_channel(each, axis) for each in (ratio, got, value, bound, wrong)]
         rows = []
         bad = by_channel[4].any(1).nonzero().flatten().tolist()
         for c in bad[:_SHOWN]:
@@ -263,17 +256,18 @@ class Trial:
 
     def raises(self, line: str, *kinds: type[Exception]) -> None:
         """Hold that a line raises one of these errors."""
-        names = " or ".join(kind.__name__ for kind in kinds)
+        raised: Exception | None = None
         try:
             exec(_compiled(line, "exec"), self._names)
         except kinds:
             return
         except Exception as error:  # another error is a finding, too
-            self._lines.append(line)
-            said = f"`{line}` raised {type(error).__name__} ({error}), expected {names}"
-            self.broken(said, None, cause=error)
+            raised = error
         self._lines.append(line)
-        self.broken(f"`{line}` raised nothing, expected {names}", "False")
+        names = " or ".join(kind.__name__ for kind in kinds)
+        got = "nothing" if raised is None else f"{type(raised).__name__} ({raised})"
+        check = "False" if raised is None else None
+        self.broken(f"`{line}` raised {got}, expected {names}", check, cause=raised)
 
     def broken(
         self,
@@ -309,6 +303,11 @@ class Trial:
         return [part for line in lines for part in line.split("\n")]
 
 
+def _by_channel(values: Tensor, axis: int) -> Tensor:
+    """Return values as rows, one a channel."""
+    return values.transpose(0, axis).flatten(1) if values.dim() > 1 else values[:, None]
+
+
 def _brief(value: object) -> str:
     if isinstance(value, Tensor):
         many = value.numel() > _SHOWN
@@ -322,8 +321,5 @@ def _described(case: Case) -> str:
         f"{batch.shape} {batch.layout}" + (f" at {batch.kappa:g} sigma" if batch.kappa else "")
         for batch in case.batches
     )
-    return (
-        f"batches {shapes}; modes {['eval', 'train'][case.modes[0]]}"
-        if len(case.modes) == 1
-        else f"batches {shapes}; modes " + ", ".join(["eval", "train"][m] for m in case.modes)
-    )
+    modes = ", ".join("train" if training else "eval" for training in case.modes)
+    return f"batches {shapes}; modes {modes}"

@@ -668,23 +668,24 @@ def test_two_values_per_channel_are_enough(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 1, 1, 1, 1)])
-def test_a_wrong_rank_is_an_error(shape: tuple[int, ...], training: bool) -> None:
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((), "2 to 5 dimensions, this has 0"),
+        ((3,), "2 to 5 dimensions, this has 1"),
+        ((2, 3, 1, 1, 1, 1), "2 to 5 dimensions, this has 6"),
+        ((3, 2), "expected 3 channels, got 2"),
+        ((3, 4, 3), "expected 3 channels, got 4"),
+        ((0, 1), "expected 3 channels, got 1"),
+    ],
+)
+def test_a_wrong_rank_or_number_of_channels_is_an_error(
+    shape: tuple[int, ...], said: str, training: bool
+) -> None:
     bn = ReferenceBatchNorm(3).train(training)
     before = state(bn)
     for call in (bn, lambda x: bn.gradients(x, x)):
-        with pytest.raises(ValueError, match=f"2 to 5 dimensions, this has {len(shape)}"):
-            call(numbers(*shape))
-    assert_same_state(bn, before)
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("shape", [(3, 2), (3, 4, 3), (0, 1)])
-def test_a_wrong_number_of_channels_is_an_error(shape: tuple[int, ...], training: bool) -> None:
-    bn = ReferenceBatchNorm(3).train(training)
-    before = state(bn)
-    for call in (bn, lambda x: bn.gradients(x, x)):
-        with pytest.raises(ValueError, match=f"expected 3 channels, got {shape[1]}"):
+        with pytest.raises(ValueError, match=said):
             call(numbers(*shape))
     assert_same_state(bn, before)
 

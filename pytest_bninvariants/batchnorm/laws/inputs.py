@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from pytest_bninvariants.batchnorm.cases import DENSE, LAYOUTS, Batch, Case
+from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, DENSE, LAYOUTS, Batch, Case
 from pytest_bninvariants.batchnorm.expectation import Approximation
-from pytest_bninvariants.batchnorm.laws.registry import ALL, HALF, ONE, law
-from pytest_bninvariants.batchnorm.laws.values import EVAL, KEEP, forward, start, unchanged
+from pytest_bninvariants.batchnorm.laws.registry import ALL, FEW, HALF, ONE, law
+from pytest_bninvariants.batchnorm.laws.values import (
+    EVAL,
+    KEEP,
+    forward,
+    hold_training,
+    start,
+    switch,
+    unchanged,
+)
 from pytest_bninvariants.batchnorm.trials import Trial
 
+_KEEP = "kept = [layer.running_mean.clone(), layer.running_var.clone()]"
 _REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, AssertionError)
-_FEW: dict[str, Any] = {"share": 0.2, "affine": True, "layouts": ("contiguous",), "max_values": 256}
 
 
-@law(ONE, **_FEW)
+@law(ONE, **FEW)
 def one_value_per_channel(trial: Trial, case: Case) -> None:
     """In training one value per channel raises ValueError, and statistics stay; eval takes it."""
     shape = (1, case.channels, *[1] * (len(case.batches[0].shape) - 2))
     trial.case = replace(case, batches=(replace(case.batches[0], shape=shape),))
     twin = start(trial, training=True)
     trial.feed(trial.case.batches[0])
-    trial.run("kept = [layer.running_mean.clone(), layer.running_var.clone()]")
+    trial.run(_KEEP)
     trial.raises("layer(x)", ValueError)
-    trial.same("layer.running_mean", "kept[0]", "one value per channel changed running_mean")
-    trial.same("layer.running_var", "kept[1]", "one value per channel changed running_var")
-    trial.run("layer.eval()")
-    twin.reference.eval()
+    _statistics_stay(trial, "one value per channel")
+    switch(trial, twin, training=False)
     trial.close("y", forward(trial, twin).output, axis=1)
-    off = Trial(
-        trial.law, trial.statement, trial.subject, replace(trial.case, seed=None), trial.tally
-    )
+    off = trial.again(replace(trial.case, seed=None))
     off.build(track_running_stats=False)
     off.feed(trial.case.batches[0])
     off.run("layer.eval()")
     off.raises("layer(x)", ValueError)
 
 
-@law(ONE, **_FEW)
+def _statistics_stay(trial: Trial, what: str) -> None:
+    """Hold that the running statistics are what `_KEEP` kept; the counter may move."""
+    trial.same("layer.running_mean", "kept[0]", f"{what} changed running_mean")
+    trial.same("layer.running_var", "kept[1]", f"{what} changed running_var")
+
+
+@law(ONE, **FEW)
 def empty_batch(trial: Trial, case: Case) -> None:
     """An empty batch is counted, leaves statistics and gradients, and gives an empty output."""
     _, c, *positions = case.batches[0].shape
@@ -50,12 +59,11 @@ def empty_batch(trial: Trial, case: Case) -> None:
     for shape in shapes:
         trial.case = replace(case, batches=(Batch(shape=shape),))
         start(trial, training=True)
-        trial.run("kept = [layer.running_mean.clone(), layer.running_var.clone()]")
+        trial.run(_KEEP)
         trial.feed(trial.case.batches[0], grad=True)
         trial.run("y = layer(x)", "y.sum().backward()")
         trial.require(f"y.shape == {shape}", f"the output of {shape} has shape {{tuple(y.shape)}}")
-        trial.same("layer.running_mean", "kept[0]", "an empty batch changed running_mean")
-        trial.same("layer.running_var", "kept[1]", "an empty batch changed running_var")
+        _statistics_stay(trial, "an empty batch")
         trial.require(
             f"int(layer.num_batches_tracked) == {case.count + 1}",
             f"num_batches_tracked is {{layer.num_batches_tracked}}, expected {case.count + 1}",
@@ -69,7 +77,7 @@ def empty_batch(trial: Trial, case: Case) -> None:
         trial.require(f"y.shape == {shape}", f"in eval {shape} comes out as {{tuple(y.shape)}}")
 
 
-@law(ONE, frozen=True, **(_FEW | {"momentum": False}))
+@law(ONE, frozen=True, **FEW | {"momentum": False})
 def empty_batch_in_eval(trial: Trial, case: Case) -> None:
     """In eval an empty batch gives an empty output of its shape."""
     shape = (0, *case.batches[0].shape[1:])
@@ -79,7 +87,7 @@ def empty_batch_in_eval(trial: Trial, case: Case) -> None:
     trial.require(f"y.shape == {shape}", f"{shape} comes out as {{tuple(y.shape)}}")
 
 
-@law(ONE, **_FEW)
+@law(ONE, **FEW)
 def wrong_rank(trial: Trial, case: Case) -> None:
     """An input of a rank that the layer is not for raises, in training and in eval."""
     taken = trial.subject.dims
@@ -93,7 +101,7 @@ def wrong_rank(trial: Trial, case: Case) -> None:
     unchanged(trial, "a refused input")
 
 
-@law(ONE, **_FEW)
+@law(ONE, **FEW)
 def wrong_channel_count(trial: Trial, case: Case) -> None:
     """An input with another number of channels raises, in training and in eval."""
     c, positions = case.channels, case.batches[0].shape[2:]
@@ -110,7 +118,7 @@ def _refused(trial: Trial, shape: tuple[int, ...]) -> None:
     trial.run("layer.train()")
 
 
-@law(("float32", "float64"), share=0.4, affine=True, layouts=("contiguous",), max_values=512)
+@law(("float32", "float64"), share=0.4, layouts=CONTIGUOUS, max_values=512)
 def nonfinite_input(trial: Trial, case: Case) -> None:
     """In training NaN and Inf reach output and statistics of their channel, and no other."""
     for bad in ("nan", "inf", "-inf"):
@@ -131,9 +139,7 @@ def nonfinite_input(trial: Trial, case: Case) -> None:
                 )
 
 
-@law(
-    ("float32", "float64"), share=0.4, frozen=True, max_values=512, layouts=("contiguous",), **EVAL
-)
+@law(("float32", "float64"), share=0.4, frozen=True, max_values=512, layouts=CONTIGUOUS, **EVAL)
 def eval_nonfinite_input(trial: Trial, case: Case) -> None:
     """In eval NaN and Inf reach their own place of the output, and no other."""
     twin = start(trial, training=False)
@@ -150,7 +156,7 @@ def _after_first(each: Approximation, axis: int) -> Approximation:
     return Approximation(*(t.narrow(axis, 1, t.shape[axis] - 1) for t in each))
 
 
-@law(("float64", "float32", "bfloat16"), share=0.3, affine=True)
+@law(("float64", "float32", "bfloat16"), share=0.3)
 def layouts(trial: Trial, case: Case) -> None:
     """Layout, strides and storage offset of input and gradient change nothing but rounding."""
     rank = len(case.batches[0].shape)
@@ -161,9 +167,7 @@ def layouts(trial: Trial, case: Case) -> None:
         trial.case = replace(case, batches=(batch,), plain_gradient=False)
         twin = start(trial, training=True)
         expected = forward(trial, twin, grad=True)
-        trial.close("y", expected.output, axis=1)
-        trial.close("layer.running_mean", twin.running_mean)
-        trial.close("layer.running_var", twin.running_var)
+        hold_training(trial, twin, expected)
         g = case.gradient(0)
         trial.value("g", g)
         trial.run("g = torch.stack((g, torch.zeros_like(g)), -1)[..., 0]", "y.backward(g)")
@@ -183,7 +187,7 @@ def eval_layouts(trial: Trial, case: Case) -> None:
         trial.close("y", forward(trial, twin).output, axis=1)
 
 
-@law(ALL, share=0.3, frozen=True, affine=True, momentum=False, max_values=256)
+@law(ALL, share=0.3, frozen=True, momentum=False, max_values=256)
 def output_dtype(trial: Trial, case: Case) -> None:
     """The output has dtype, shape and device of the input, and so has its gradient."""
     for mode in ("train", "eval"):
@@ -197,15 +201,13 @@ def output_dtype(trial: Trial, case: Case) -> None:
             )
 
 
-@law(HALF, affine=True, state_dtype="float32", layouts=DENSE)
+@law(HALF, state_dtype="float32", layouts=DENSE)
 def mixed_precision(trial: Trial, case: Case) -> None:
     """Half inputs with a float32 layer: arithmetic and statistics in float32, output in half."""
     twin = start(trial, training=True)
     expected = forward(trial, twin, grad=True)
     trial.require("y.dtype == x.dtype", "the output is {y.dtype}, the input {x.dtype}")
-    trial.close("y", expected.output, axis=1)
-    trial.close("layer.running_mean", twin.running_mean)
-    trial.close("layer.running_var", twin.running_var)
+    hold_training(trial, twin, expected)
     g = case.gradient(0)
     trial.value("g", g)
     trial.run("y.backward(torch.empty_like(y).copy_(g))")  # laid out as the output is
@@ -213,14 +215,11 @@ def mixed_precision(trial: Trial, case: Case) -> None:
     trial.close("x.grad", of_input, axis=1)
     trial.close("layer.weight.grad", of_weight)
     trial.close("layer.bias.grad", of_bias)
-    trial.run("layer.eval()")
-    twin.reference.eval()
+    switch(trial, twin, training=False)
     trial.close("y", forward(trial, twin).output, axis=1)
 
 
-@law(
-    ("float32", "bfloat16"), share=0.3, affine=True, state_dtype="float32", layouts=("contiguous",)
-)
+@law(("float32", "bfloat16"), share=0.3, state_dtype="float32", layouts=CONTIGUOUS)
 def autocast(trial: Trial, case: Case) -> None:
     """Under autocast the output has the input's dtype, and statistics stay float32 and right."""
     twin = start(trial, training=True)
@@ -228,12 +227,10 @@ def autocast(trial: Trial, case: Case) -> None:
     kind = torch.device(case.device).type
     trial.run(f"with torch.autocast({kind!r}, dtype=torch.bfloat16):\n    y = layer(x)")
     trial.require("y.dtype == x.dtype", "the output is {y.dtype}, the input {x.dtype}")
-    trial.close("y", twin.expect(x).output, axis=1)
-    trial.close("layer.running_mean", twin.running_mean)
-    trial.close("layer.running_var", twin.running_var)
+    hold_training(trial, twin, twin.expect(x))
 
 
-@law(ONE, frozen=True, share=0.3, affine=True, momentum=False, max_values=512)
+@law(ONE, frozen=True, share=0.3, momentum=False, max_values=512)
 def input_unmodified(trial: Trial, case: Case) -> None:
     """The input stays as it is, and the output is memory of its own, also between calls."""
     for mode in ("train", "eval"):
@@ -249,7 +246,7 @@ def input_unmodified(trial: Trial, case: Case) -> None:
         trial.same("y", "first", f"another call in {mode} changed an earlier output")
 
 
-@law(ONE, frozen=True, **(_FEW | {"momentum": False}))
+@law(ONE, frozen=True, **FEW | {"momentum": False})
 def no_side_effects(trial: Trial, case: Case) -> None:
     """A call touches neither the random state, nor grad mode, nor training flags, nor .grad."""
     for mode in ("train", "eval"):
@@ -265,7 +262,7 @@ def no_side_effects(trial: Trial, case: Case) -> None:
             trial.same("y", "z", "in eval the same input gives another output")
 
 
-@law(ONE, share=0.03, affine=True, layouts=("contiguous",), max_values=256, momentum=False)
+@law(ONE, share=0.03, layouts=CONTIGUOUS, max_values=256, momentum=False)
 def compile(trial: Trial, case: Case) -> None:
     """torch.compile gives what the reference says, with PyTorch's decompositions, in both modes."""
     torch._dynamo.reset()
@@ -274,9 +271,7 @@ def compile(trial: Trial, case: Case) -> None:
     twin = start(trial, training=True)
     trial.run("eager = layer", "layer = torch.compile(eager, backend='aot_eager_decomp_partition')")
     expected = forward(trial, twin, grad=True)
-    trial.close("y", expected.output, axis=1)
-    trial.close("eager.running_mean", twin.running_mean)
-    trial.close("eager.running_var", twin.running_var)
+    hold_training(trial, twin, expected, "eager")
     trial.require(
         f"int(eager.num_batches_tracked) == {case.count + 1}",
         f"num_batches_tracked is {{eager.num_batches_tracked}}, expected {case.count + 1}",
@@ -284,6 +279,5 @@ def compile(trial: Trial, case: Case) -> None:
     of_input, of_weight, _ = expected.gradients(trial.backward(0))
     trial.close("x.grad", of_input, axis=1)
     trial.close("eager.weight.grad", of_weight)
-    trial.run("layer.eval()")
-    twin.reference.eval()
+    switch(trial, twin, training=False)
     trial.close("y", forward(trial, twin).output, axis=1)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pytest_bninvariants.batchnorm.cases import Batch, Case
+from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Batch, Case
 from pytest_bninvariants.batchnorm.laws.registry import law
-from pytest_bninvariants.batchnorm.laws.values import forward
+from pytest_bninvariants.batchnorm.laws.values import forward, hold_training, start, switch
 from pytest_bninvariants.batchnorm.trials import Trial
 
 _EDGES = (127, 128, 129, 191, 192, 193, 255, 256, 257, 300, 511, 512, 513, 768, 1000, 1023, 1024)
 _SIZES = (*range(1, 68), *_EDGES, 1025)
 _SWEEP: dict[str, Any] = {
-    "affine": True,
-    "layouts": ("contiguous",),
+    "layouts": CONTIGUOUS,
     "momentum": False,
     "share": 0.03,
     "threads": True,
@@ -26,18 +25,14 @@ def _sweep(trial: Trial, case: Case, shapes: list[tuple[int, ...]]) -> None:
     for index, shape in enumerate(shapes):
         batch = Batch(shape=shape, seed=case.batches[0].seed + index, kappa=case.batches[0].kappa)
         one = replace(case, batches=(batch,), plain_gradient=False, count=0)
-        each = Trial(trial.law, trial.statement, trial.subject, one, trial.tally)
-        each.build()
-        twin = each.twin()
+        each = trial.again(one)
+        twin = start(each, training=True)
         expected = forward(each, twin, grad=True)
-        each.close("y", expected.output, axis=1)
-        each.close("layer.running_mean", twin.running_mean)
-        each.close("layer.running_var", twin.running_var)
+        hold_training(each, twin, expected)
         gradients = expected.gradients(each.backward(0))
         for name, gradient in zip(("x", "layer.weight", "layer.bias"), gradients, strict=True):
             each.close(f"{name}.grad", gradient, axis=int(name == "x"))
-        each.run("layer.eval()")
-        twin.reference.eval()
+        switch(each, twin, training=False)
         each.close("y", forward(each, twin).output, axis=1)
 
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pytest_bninvariants.batchnorm.cases import Case
-from pytest_bninvariants.batchnorm.laws.registry import ONE, law
-from pytest_bninvariants.batchnorm.laws.values import EVAL, KEEP, forward, start, unchanged
+from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
+from pytest_bninvariants.batchnorm.laws.registry import ALL, FEW, ONE, law
+from pytest_bninvariants.batchnorm.laws.values import (
+    EVAL,
+    KEEP,
+    forward,
+    hold_training,
+    start,
+    unchanged,
+)
 from pytest_bninvariants.batchnorm.trials import Trial
 
 STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-_FEW: dict[str, Any] = {"share": 0.2, "affine": True, "layouts": ("contiguous",), "max_values": 256}
 
 
-@law(ONE, **_FEW)
+@law(ONE, **FEW)
 def construction(trial: Trial, case: Case) -> None:
     """The constructor is nn.BatchNorm's: order, defaults, attributes and initial state."""
-    name, c = trial.subject.name, case.channels
-    keywords = "".join(f", {key}={each!r}" for key, each in trial.subject.keywords.items())
-    trial.run(f"layer = {name}({c}{keywords})")
+    call, c = trial.subject.call, case.channels
+    trial.run(f"layer = {call(c)}")
     _is_made(trial, f"{c}", "1e-05", "0.1", "True", "True")
-    trial.run(f"layer = {name}({c}, 0.25, 0.5, True, True{keywords})")
+    trial.run(f"layer = {call(c, 0.25, 0.5, True, True)}")
     _is_made(trial, f"{c}", "0.25", "0.5", "True", "True")
-    trial.run(f"layer = {name}({c}, 0.25, None, False, False{keywords})")
+    trial.run(f"layer = {call(c, 0.25, None, False, False)}")
     _is_made(trial, f"{c}", "0.25", "None", "False", "False")
 
 
@@ -44,11 +47,11 @@ def _is_made(trial: Trial, *values: str) -> None:
     trial.require("layer.training", "a new layer is not in training mode")
 
 
-@law(ONE, modes=(True, True), **_FEW)
+@law(ONE, modes=(True, True), **FEW)
 def state_in_place(trial: Trial, case: Case) -> None:
     """Training updates its buffers in place: they keep identity and memory, and carry no graph."""
     start(trial, training=True)
-    names = [name for name in STATE[2:] if case.track_running_stats]
+    names = list(STATE[2:])
     trial.run(f"before = {{name: getattr(layer, name) for name in {names}}}")
     trial.run("pointers = {name: value.data_ptr() for name, value in before.items()}")
     for batch in case.batches:
@@ -66,19 +69,17 @@ def state_in_place(trial: Trial, case: Case) -> None:
             )
 
 
-@law(ONE, **_FEW)
+@law(ONE, **FEW)
 def no_grad_updates(trial: Trial, case: Case) -> None:
     """Under no_grad and inference_mode training updates its statistics all the same."""
     twin = start(trial, training=True)
     for mode in ("no_grad", "inference_mode"):
         x = trial.feed(case.batches[0])
         trial.run(f"with torch.{mode}():\n    y = layer(x)")
-        trial.close("y", twin.expect(x).output, axis=1)
-        trial.close("layer.running_mean", twin.running_mean)
-        trial.close("layer.running_var", twin.running_var)
+        hold_training(trial, twin, twin.expect(x))
 
 
-@law(ONE, **_FEW)
+@law(ONE, **FEW)
 def instances_are_independent(trial: Trial, case: Case) -> None:
     """Training one layer leaves another one alone."""
     trial.build()
@@ -91,7 +92,7 @@ def instances_are_independent(trial: Trial, case: Case) -> None:
     trial.require("layer.weight.grad is None", "training another layer gave this one a gradient")
 
 
-@law(("float32", "bfloat16"), frozen=True, **(_FEW | {"momentum": False}))
+@law(("float32", "bfloat16"), frozen=True, **FEW | {"momentum": False})
 def state_dict_keys(trial: Trial, case: Case) -> None:
     """state_dict() holds weight, bias, running_mean, running_var and the counter, in their dtypes.
 
@@ -117,17 +118,14 @@ def state_dict_keys(trial: Trial, case: Case) -> None:
         )
 
 
-@law(ONE, frozen=True, **(_FEW | {"momentum": False}))
+@law(ONE, frozen=True, **FEW | {"momentum": False})
 def state_dict_round_trip(trial: Trial, case: Case) -> None:
     """A state that is saved and loaded into a new layer is the same state, loaded in place."""
     trial.build()
     trial.feed(case.batches[0])
     trial.run("layer.train()(x)", KEEP, "trained = layer")
-    eps = "" if case.eps == 1e-5 else f", eps={case.eps!r}"
-    keywords = "".join(f", {key}={each!r}" for key, each in trial.subject.keywords.items())
-    trial.run(f"layer = {trial.subject.name}({case.channels}{eps}{keywords})")
-    trial.run(f"layer.to({case.device!r})", "mean = layer.running_mean")
-    trial.run("layer.load_state_dict(kept)")
+    trial.make()
+    trial.run("mean = layer.running_mean", "layer.load_state_dict(kept)")
     unchanged(trial, "the round trip")
     trial.require("layer.running_mean is mean", "load_state_dict() put another tensor in its place")
     trial.run("y, z = layer.eval()(x), trained.eval()(x)")
@@ -139,7 +137,7 @@ def state_dict_round_trip(trial: Trial, case: Case) -> None:
     )
 
 
-@law(ONE, **_FEW)
+@law(ONE, **FEW)
 def state_dict_versions(trial: Trial, case: Case) -> None:
     """A state from before the counter loads, and keeps the counter; a newer one must have it."""
     trial.build()
@@ -184,13 +182,13 @@ def _copy(trial: Trial, case: Case, way: str) -> None:
     unchanged(trial, f"training the {way}")
 
 
-@law(ONE, frozen=True, **(_FEW | {"momentum": False}))
+@law(ONE, frozen=True, **FEW | {"momentum": False})
 def deepcopy(trial: Trial, case: Case) -> None:
     """A deep copy has the same state and settings, and none of the original's memory."""
     _copy(trial, case, "deepcopy")
 
 
-@law(ONE, frozen=True, **(_FEW | {"momentum": False}))
+@law(ONE, frozen=True, **FEW | {"momentum": False})
 def pickle(trial: Trial, case: Case) -> None:
     """A pickled layer comes back with the same state and settings."""
     module = str(getattr(trial.subject.factory, "__qualname__", "<locals>"))
@@ -199,7 +197,7 @@ def pickle(trial: Trial, case: Case) -> None:
     return _copy(trial, case, "pickle")
 
 
-@law(ONE, modes=(True, True), momentum=True, **_FEW)
+@law(ONE, modes=(True, True), momentum=True, **FEW)
 def copies_keep_momentum(trial: Trial, case: Case) -> None:
     """A deep copy goes on with the same momentum and the same count."""
     twin = start(trial, training=True)
@@ -210,7 +208,7 @@ def copies_keep_momentum(trial: Trial, case: Case) -> None:
     trial.close("layer.running_var", twin.running_var)
 
 
-@law(ONE, **_FEW)
+@law(ONE, **FEW)
 def reset(trial: Trial, case: Case) -> None:
     """reset_running_stats() makes mean 0, var 1, count 0; reset_parameters() weight 1, bias 0."""
     trial.build()
@@ -231,7 +229,7 @@ def _starts(trial: Trial, call: str, names: tuple[str, ...], values: tuple[int, 
         )
 
 
-@law(("float64", "float32", "bfloat16", "float16"), share=0.3, affine=True, layouts=("contiguous",))
+@law(ALL, share=0.3, layouts=CONTIGUOUS)
 def state_dtype(trial: Trial, case: Case) -> None:
     """Training leaves dtype, shape and device of the state as they were; the counter is int64."""
     start(trial, training=True)
@@ -251,7 +249,7 @@ def state_dtype(trial: Trial, case: Case) -> None:
     )
 
 
-@law(ONE, frozen=True, **(_FEW | EVAL))
+@law(ONE, frozen=True, **FEW | EVAL)
 def eval_follows_state(trial: Trial, case: Case) -> None:
     """In eval the output follows changes of the state: nothing is cached."""
     twin = start(trial, training=False)
@@ -263,10 +261,7 @@ def eval_follows_state(trial: Trial, case: Case) -> None:
         ("bias", 3.0),
     ):
         trial.run(f"layer.{name}.data.add_({change})")
-        for value in (
-            dict(twin.reference.named_buffers()) | dict(twin.reference.named_parameters()),
-        ):
-            value[name].data.add_(change)
+        getattr(twin.reference, name).data.add_(change)
         trial.close("layer(x)", twin.expect(trial["x"]).output, axis=1)
     trial.run("changed = {k: v * 2 for k, v in layer.state_dict().items()}")
     trial.run("layer.load_state_dict(changed)")
