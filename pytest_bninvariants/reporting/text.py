@@ -117,22 +117,32 @@ def _wrapped(text: str, *, first: str, rest: str) -> list[str]:
 def _cause(cause: Cause) -> list[str]:
     lines = _wrapped(f"{cause.name}: {cause.why}", first="why  ", rest="     ")
     if cause.place is not None:
-        lines += _wrapped(_place(cause.place), first="     ", rest="     ")
+        told = f"{cause.did} {_place(cause.place)}"
+        lines += _wrapped(told, first="     ", rest="     ")
     return [*lines, *_wrapped(cause.fix, first="fix  ", rest="     ")]
 
 
 def _place(place: Place) -> str:
     tool = f", by {place.tool}" if place.tool else ""
-    where = f"{relative(place.file)}:{place.line} in {place.function}"
-    return f"put in training mode by {place.call} at {where}{tool}"
+    return f"{place.call} at {relative(place.file)}:{place.line} in {place.function}{tool}"
 
 
 def _hazards(hazards: Iterable[Hazard]) -> list[str]:
+    return [
+        line for text in _by_text(hazards) for line in _wrapped(text, first="also ", rest="     ")
+    ]
+
+
+def hazards_in_a_line(hazards: Iterable[Hazard]) -> str:
+    """Return hazards as one sentence's end."""
+    return "; ".join(_by_text(hazards))
+
+
+def _by_text(hazards: Iterable[Hazard]) -> list[str]:
     grouped: dict[str, list[str]] = {}
     for hazard in hazards:
-        grouped.setdefault(hazard.text, []).append(hazard.name)
-    lines = []
-    for text, names in grouped.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        lines += _wrapped(f"{names[0]}{more}: {text}", first="also ", rest="     ")
-    return lines
+        grouped.setdefault(hazard.text, []).append(hazard.name or "the model")
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+        for text, names in grouped.items()
+    ]
