@@ -117,20 +117,9 @@ class Auditor(Observer):
         seen = self._look_at(layer)
         self.layers += not seen.normalised
         seen.normalised = True
-        freeze = seen.freeze
-        if freeze is None:
-            return
-        own = how == "own_forwards"  # nothing is known of these but what they have done by now
-        if own and not _moved(freeze, _buffers(layer)):
+        if seen.freeze is not None and not self._counts(seen.freeze, layer, how):
             seen.freeze = None
-            return
-        freeze.run = freeze.run or run_of(layer)
-        if freeze.run is None:
-            seen.freeze = None
-            return
-        freeze.batches += 1
-        self._frozen.setdefault(freeze.run.model, set()).add(freeze.run.name)
-        if own:
+        if how == "own_forwards":
             self._judge(seen, _buffers(layer))
 
     def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
@@ -180,6 +169,25 @@ class Auditor(Observer):
         key, dead = id(layer), self._dead
         self._seen[key] = seen = _Seen(weakref.ref(layer, lambda _: dead.append(key)))
         return seen
+
+    def _counts(self, freeze: _Freeze, layer: nn.Module, how: How) -> bool:
+        """Count a batch of a frozen layer; tell whether it is one that may make a leak."""
+        if how == "own_forwards" and not _moved(freeze, _buffers(layer)):
+            return False  # all that is known of these is what they have done by now
+        if freeze.run is None and not self._is_copy(layer):
+            freeze.run = run_of(layer)
+        if freeze.run is None:
+            return False
+        freeze.batches += 1
+        self._frozen.setdefault(freeze.run.model, set()).add(freeze.run.name)
+        return True
+
+    def _is_copy(self, layer: nn.Module) -> bool:
+        """Tell whether a layer's statistics are those of one that runs too, as compilers do it."""
+        others = (seen.freeze for seen in self._seen.values() if seen.layer() is not layer)
+        kept = (freeze.kept for freeze in others if freeze is not None and freeze.run is not None)
+        mean = layer._buffers["running_mean"]
+        return any(mean is each.watched.tensor for tensors in kept for each in tensors.values())
 
     def _judge(self, seen: _Seen, now: Mapping[str, Tensor] | None = None) -> None:
         """End a freeze: it leaked if its statistics moved and its parameters did not.

@@ -75,7 +75,7 @@ def _cause(leaks: list[Leak]) -> Cause:
         layers=tuple(names),
         tensors=tuple(change.name for leak in leaks for change in leak.changes),
         why=_why(first, names, span([leak.batches for leak in leaks], "batch", "batches")),
-        fix=_fix(name_list(names), first.place),
+        fix=_fix(name_list(names), first.place or first.ran_at),
         place=first.place,
     )
 
@@ -85,9 +85,10 @@ def _why(first: Leak, names: list[str], batches: str) -> str:
     if first.cause == "mode-flip":
         told += f"{one_or_many(names, 'was', 'were')} in eval, then put in training mode, and "
     told += f"{one_or_many(names, '', 'each ')}normalised {batches} with batch statistics"
-    if first.ran_at is not None:
-        told += f", first at {relative(first.ran_at.file)}:{first.ran_at.line}"
-        told += f" in {first.ran_at.function}"
+    ran_at = first.ran_at
+    if ran_at is not None:
+        told += f", first at {relative(ran_at.file)}:{ran_at.line} in {ran_at.function}"
+        told += f", by {ran_at.tool}" if ran_at.tool else ""
     if first.place is None:
         told += ", in training mode since before the test or since it was made"
     return f"{told}; requires_grad=False does not stop running statistics"

@@ -43,7 +43,7 @@ def run_of(layer: nn.Module) -> Run | None:
     Args:
         layer: a layer that runs, or is about to.
     """
-    stack = list(_stack())
+    stack = list(_callers(sys._getframe(1)))  # without this frame: it must not hold itself
     if any((f.f_globals.get("__name__"), f.f_code.co_name) in _ON_PURPOSE for f in stack):
         return None
     for depth in reversed(range(len(stack))):
@@ -72,8 +72,7 @@ def _run(layer: nn.Module, outermost: nn.Module, caller: FrameType | None) -> Ru
     )
 
 
-def _stack() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
+def _callers(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
