@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from pytest_bninvariants.invariants.audience import Finish
 from pytest_bninvariants.invariants.places import place_of
 from pytest_bninvariants.invariants.selection import named_modules
-from pytest_bninvariants.invariants.snapshot import Content, content_of, same_content
+from pytest_bninvariants.invariants.snapshot import Content, address, content_of, same_content
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.verdict import Place
 
@@ -126,7 +126,8 @@ class Operations:
         self, name: str, tensors: Iterable[Tensor], frame: FrameType | None
     ) -> Finish | None:
         """Look at what a collective is given; return what looks again after it."""
-        given = [tensor for tensor in tensors if id(tensor) in self._handled]
+        addresses = {address(tensor) for tensor in tensors} - {0}  # DDP passes detached aliases
+        given = [tensor for tensor, _ in self._handled.values() if address(tensor) in addresses]
         if not given:
             return None
         with undisturbed():
