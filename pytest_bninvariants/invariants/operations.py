@@ -190,8 +190,8 @@ class _Step:
             return not same_content(self.content, tensor)
         if self.version is not None and self.version != tensor._version:
             return True
-        now = None if self.glance is None else _glance(tensor)
-        return now is not None and not torch.equal(self.glance, now)
+        now = _glance(tensor)
+        return self.glance is not None and now is not None and not torch.equal(self.glance, now)
 
     def told(self, optimizer: Optimizer, place: Place | None) -> Stepped:
         group = optimizer.param_groups[self.group]
