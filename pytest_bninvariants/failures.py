@@ -19,7 +19,7 @@ from pytest_bninvariants.reporting.text import render
 
 _PACKAGE = str(Path(__file__).parent)
 _OURS = (FrozenStateChanged, GateError, LawBroken)
-_ENGINES = ("invariants.guards", "batchnorm.conform")
+_ENGINES = ("invariants.guards", "invariants.audit", "batchnorm.conform")
 _RAISED_AT = "_raised_at"
 _FAILURE = "__failure__"
 _EXPLANATION = "Explanation:"  # of hypothesis

@@ -26,6 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     settings = config.stash[SETTINGS] = Settings.from_config(config)
     config.add_cleanup(registry.use(settings.bn_layer_types))
+    if settings.bn_audit:
+        from pytest_bninvariants.auditing import add_audit
+
+        add_audit(config, settings.bn_audit)
     if settings.bn_impls or settings.bn_laws or settings.bn_xfails:
         from pytest_bninvariants.conformance.plan import make_plan
 

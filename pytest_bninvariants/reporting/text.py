@@ -63,13 +63,13 @@ def _body(verdict: Verdict, *, verbose: bool) -> str:
     subject = f"{verdict.guard} on {verdict.model}{source}"
     changed = f"{tensors} of {total} watched tensor{plural} changed"
     lines = [
-        *_wrapped(f"{subject}: {changed}", first="", rest="  "),
+        *wrapped(f"{subject}: {changed}", first="", rest="  "),
         "",
         *_table(verdict.changes, verbose=verbose),
         "",
     ]
     for cause in verdict.causes:
-        lines += _cause(cause)
+        lines += explained(cause)
     lines += _hazards(verdict.hazards)
     return "\n".join(lines).rstrip()
 
@@ -83,9 +83,9 @@ def _table(changes: Sequence[Change], *, verbose: bool) -> list[str]:
     lines = [f"  {'tensor':{column}}  change"]
     for name, text in rows:
         if len(name) <= column:
-            lines += _wrapped(text, first=f"  {name:{column}}  ", rest=" " * (column + 4))
+            lines += wrapped(text, first=f"  {name:{column}}  ", rest=" " * (column + 4))
         else:
-            lines += [f"  {name}", *_wrapped(text, first=" " * 8, rest=" " * 8)]
+            lines += [f"  {name}", *wrapped(text, first=" " * 8, rest=" " * 8)]
     return lines
 
 
@@ -103,7 +103,8 @@ def _folded(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
     return rows
 
 
-def _wrapped(text: str, *, first: str, rest: str) -> list[str]:
+def wrapped(text: str, *, first: str, rest: str) -> list[str]:
+    """Return a text as lines, with what the first line and the others begin with."""
     return textwrap.wrap(
         text,
         WIDTH,
@@ -114,12 +115,13 @@ def _wrapped(text: str, *, first: str, rest: str) -> list[str]:
     )
 
 
-def _cause(cause: Cause) -> list[str]:
-    lines = _wrapped(f"{cause.name}: {cause.why}", first="why  ", rest="     ")
+def explained(cause: Cause) -> list[str]:
+    """Return the lines that say why, where, and what to do."""
+    lines = wrapped(f"{cause.name}: {cause.why}", first="why  ", rest="     ")
     if cause.place is not None:
         told = f"{cause.did} {_place(cause.place)}"
-        lines += _wrapped(told, first="     ", rest="     ")
-    return [*lines, *_wrapped(cause.fix, first="fix  ", rest="     ")]
+        lines += wrapped(told, first="     ", rest="     ")
+    return [*lines, *wrapped(cause.fix, first="fix  ", rest="     ")]
 
 
 def _place(place: Place) -> str:
@@ -129,7 +131,7 @@ def _place(place: Place) -> str:
 
 def _hazards(hazards: Iterable[Hazard]) -> list[str]:
     return [
-        line for text in _by_text(hazards) for line in _wrapped(text, first="also ", rest="     ")
+        line for text in _by_text(hazards) for line in wrapped(text, first="also ", rest="     ")
     ]
 
 
