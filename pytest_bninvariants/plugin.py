@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_bninvariants import failures, markers
+from pytest_bninvariants.conformance import summary
 from pytest_bninvariants.fixtures import bn_conforms, bn_device, frozen, frozen_bn, reference_bn
 from pytest_bninvariants.invariants import registry, reruns
 from pytest_bninvariants.options import SETTINGS, Settings, add_options
@@ -96,3 +97,8 @@ def pytest_runtest_makereport(
         failures.insist(item, report, gate_error)
     failures.strip_prefix(report)
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in summary.lines(terminalreporter.getreports("passed")):
+        terminalreporter.write_line(line)

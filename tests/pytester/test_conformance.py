@@ -210,6 +210,52 @@ def test_expected_failures_are_expected_and_strictly_so(
     assert result.parseoutcomes() == {"passed": 1, "failed": 2, "xfailed": 1}
 
 
+ILL_POSED = """
+import pytest
+
+
+@pytest.mark.parametrize("ill_posed, posed", [(1.5, 8.5), (0, 10), (4, 6), (1.25, 4.75)])
+def test_it(record_property, ill_posed, posed):
+    record_property("bn_law", "running_var" if ill_posed > 1.25 else "momentum")
+    record_property("bn_examples", 2000)
+    record_property("bn_ill_posed", [ill_posed, posed])
+
+
+def test_fails(record_property):
+    record_property("bn_law", "counter")
+    record_property("bn_examples", 2000)
+    record_property("bn_ill_posed", [1, 0])
+    assert 0
+
+
+def test_user(record_property):
+    record_property("mine", 1)
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "two_workers"])
+def test_a_run_ends_with_what_it_judged_and_names_laws_that_were_notably_ill_posed(
+    pytester: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    if workers:
+        pytest.importorskip("xdist")
+    pytester.makepyfile(test_recorded=ILL_POSED)
+    result = run(pytester, "test_recorded.py", *workers)
+    assert [line for line in result.outlines if line.startswith("bn conformance")] == [
+        "bn conformance: 4 checks held on 8,000 cases; 18.8% of comparisons ill-posed",
+        "bn conformance: notably ill-posed: running_var 28%",
+    ]
+    result = run(pytester, *KIT, *QUICK, *workers)
+    assert [line for line in result.outlines if line.startswith("bn conformance")] == [
+        "bn conformance: 3 checks held on 6 cases; 0.0% of comparisons ill-posed"
+    ]
+
+
+def test_a_run_without_laws_says_nothing_of_them(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it="def test_it(record_property): record_property('mine', 1)")
+    assert "bn conformance" not in run(pytester, "test_it.py").stdout.str()
+
+
 def test_arguments_are_not_evaluated(pytester: pytest.Pytester, folder: Path) -> None:
     given = "--bn-impl=mine:Biased2d(eps=__import__('os').mkdir('evaluated'))"
     result = run(pytester, *KIT, given)
