@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_bninvariants import failures, markers
-from pytest_bninvariants.conformance import summary
+from pytest_bninvariants.conformance import plan, summary
 from pytest_bninvariants.fixtures import bn_conforms, bn_device, frozen, frozen_bn, reference_bn
 from pytest_bninvariants.invariants import registry, reruns
 from pytest_bninvariants.options import SETTINGS, Settings, add_options
@@ -27,16 +27,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     settings = config.stash[SETTINGS] = Settings.from_config(config)
     config.add_cleanup(registry.use(settings.bn_layer_types))
-    if settings.bn_impls or settings.bn_laws or settings.bn_xfails:
-        from pytest_bninvariants.conformance.plan import make_plan
-
-        make_plan(config)  # errors of usage now, not in the midst of a session
+    if settings.choosing:
+        plan.make_plan(config)  # errors of usage now, not in the midst of a session
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "bn_device" in metafunc.fixturenames and _is_free("bn_device", metafunc):
         devices = metafunc.config.stash[SETTINGS].devices
         metafunc.parametrize("bn_device", devices, indirect=True, scope="session")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and the like leave tests out
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
+    plan.insist_on_use(config)
 
 
 def _is_free(fixture: str, metafunc: pytest.Metafunc) -> bool:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _DEFAULT = ("torch.nn:BatchNorm1d", "torch.nn:BatchNorm2d", "torch.nn:BatchNorm3d")
 _PLAN = pytest.StashKey["Plan"]()
+_USED = pytest.StashKey[bool]()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Plan:
 def planned(config: pytest.Config) -> list[Any]:
     """Return the checks as parameters, with the marks of expected failures."""
     plan = config.stash.get(_PLAN, None) or make_plan(config)
+    config.stash[_USED] = True
     return [
         pytest.param(
             check,
@@ -90,6 +92,27 @@ def make_plan(config: pytest.Config) -> Plan:
     plan = Plan(checks, tuple(_read_xfails(settings.bn_xfails, every)))
     config.stash[_PLAN] = plan
     return plan
+
+
+def insist_on_use(config: pytest.Config) -> None:
+    """Fail a run whose options choose what the kit runs, if it has collected no test of the kit.
+
+    Raises:
+        pytest.UsageError: so it is; a worker of xdist, where that would be a crash, says it in a
+            report.
+    """
+    options = config.stash[SETTINGS].choosing
+    left_out = config.getoption("lf", False)  # it passes over files in which nothing has failed
+    if not options or _USED in config.stash or left_out:
+        return
+    said = (
+        f"{', '.join(options)}: no test of the conformance kit was collected; "
+        "give `--pyargs pytest_bninvariants.conformance`, too"
+    )
+    if not hasattr(config, "workerinput"):
+        raise pytest.UsageError(said)
+    report = pytest.CollectReport(options[0], "failed", said, [])
+    config.hook.pytest_collectreport(report=report)
 
 
 def _subjects(settings: Settings) -> Iterator[Subject]:

@@ -295,6 +295,10 @@ WRONG = {  # option: what the message says besides
     f"{NORM}(eps=1).absent(momentum=1)": "(eps=1).absent(momentum=1)",
     f"{NORM}(eps=1) + (2)": "(eps=1) + (2)",
     f"{NORM}(eps=1, eps=2)": "(eps=1, eps=2)",
+    "--bn-laws=": "--bn-laws=: is empty; give a name, or leave it out",
+    "--bn-laws= ,": "--bn-laws= ,: is empty",
+    "--bn-dtype=": "--bn-dtype=: is empty",
+    "--bn-xfails=": "--bn-xfails=: is empty; give a file, or leave it out",
     "--bn-laws=running": "there are frozen (a set), training_output",
     "--bn-laws=running_var,absent": "absent",
     "--bn-laws=batchnorm*": "matches no law",
@@ -384,6 +388,13 @@ def test_function_holds():
     assert_bn_conforms(Biased2d, laws="running_mean", dtypes=["float32"], examples=2, eps=0.1)
 """
 
+PLAIN = ("test_plain.py", "-q")
+UNUSED = (
+    *("--bn-impl=mine:Norm", "--bn-laws=counter"),
+    *("--bn-dtype=float32", "--bn-xfails=biased.txt"),
+)
+EFFORT = ("--bn-examples=quick", "--bn-device=cpu")
+LEFT_OUT = (*KIT, *PLAIN, "-k", "test_plain", "--bn-laws=counter")
 STYLES = ("--tb=auto", "--tb=long", "--tb=short", "--tb=native")
 NAMING = (
     "python_classes=",
@@ -408,6 +419,9 @@ EXPECTED = (
 SESSIONS = [
     *((*KIT, "-q", "--co", option) for option in WRONG),
     *(("test_it.py", "-rA", SOME, style) for style in STYLES),
+    *((*PLAIN, option, *more) for option in UNUSED for more in ((), ("--co",))),
+    *((*PLAIN, option) for option in EFFORT),
+    LEFT_OUT,
     *((*KIT, "-q", "--co", "-o", ini, NORM, *QUICK) for ini in NAMING),
     *((*KIT, *given) for given in (TWO, EXPECTED, FROZEN, TIMM)),
 ]
@@ -475,6 +489,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Many:
         "failing.py": b"1 / 0\n",
         "biased.txt": b"running_var-*: biased\n",
         "test_it.py": USERS.encode(),
+        "test_plain.py": b"def test_plain(): pass\n",
     }
     for name, content in contents.items():
         (here / name).write_bytes(content)
@@ -505,6 +520,52 @@ def test_a_wrong_value_is_a_usage_error_that_names_it(many: Many, option: str) -
 
 def test_of_all_those_values_none_was_evaluated(many: Many) -> None:
     assert not (many.folder / "evaluated").exists()
+
+
+NONE = "no test of the conformance kit was collected; give `--pyargs pytest_bninvariants.conform"
+
+
+@pytest.mark.parametrize("more", [(), ("--co",)], ids=["run", "collect"])
+@pytest.mark.parametrize("option", UNUSED)
+def test_an_option_of_the_kit_in_a_run_without_the_kit_is_a_usage_error(
+    many: Many, option: str, more: tuple[str, ...]
+) -> None:
+    said = many[*PLAIN, option, *more]
+    assert said.code == pytest.ExitCode.USAGE_ERROR, said.text
+    assert f"ERROR: {option.partition('=')[0]}: {NONE}" in said.text
+
+
+def test_workers_fail_the_run_for_such_an_option(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    pytester.makepyfile(test_plain="def test_plain(): pass")
+    result = run(pytester, *PLAIN, "-n", "2", *QUICK)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert result.parseoutcomes() == {"passed": 1, "errors": 1}
+    assert f"--bn-laws, --bn-dtype: {NONE}" in result.stdout.str()
+
+
+@pytest.mark.parametrize("option", EFFORT)
+def test_how_many_examples_and_where_may_be_said_in_any_run(many: Many, option: str) -> None:
+    said = many[*PLAIN, option]
+    assert said.code == 0, said.text
+
+
+def test_a_run_that_leaves_the_kit_out_by_name_is_no_error(many: Many) -> None:
+    said = many[LEFT_OUT]
+    assert said.code == 0, said.text
+    assert "1 passed, 6 deselected" in said.text
+
+
+def test_a_run_of_what_failed_last_needs_no_test_of_the_kit(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_plain="def test_plain(): pass")
+    cache = pytester.mkdir("cache")
+    (cache / "v" / "cache").mkdir(parents=True)
+    (cache / "v" / "cache" / "lastfailed").write_text('{"test_plain.py::test_plain": true}')
+    result = pytester.runpytest_subprocess(
+        *("-o", f"cache_dir={cache}", *ARGS[2:]), *(*KIT, *PLAIN, "--lf", "--bn-laws=counter")
+    )
+    assert result.ret == 0, result.stdout.str() + result.stderr.str()
+    assert result.parseoutcomes() == {"passed": 1}
 
 
 def test_one_class_with_two_sets_of_arguments_has_two_names(many: Many) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 from hypothesis.strategies import SearchStrategy
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
+from pytest_bninvariants.batchnorm.dtypes import DTYPES
 from pytest_bninvariants.batchnorm.strategies import bn_cases
 from pytest_bninvariants.batchnorm.trials import Trial
 
 LAWS: dict[str, Law] = {}
-ALL = ("float64", "float32", "bfloat16", "float16")
-HALF = ("bfloat16", "float16")
+ALL = DTYPES
 ONE = ("float32",)
 FEW: dict[str, Any] = {"share": 0.2, "layouts": CONTIGUOUS, "max_values": 256}
 _PLAIN: dict[str, Any] = {"affine": True, "average": False}  # laws of their own try the others
