@@ -45,7 +45,7 @@ def check_law(
         print_blob=False,
         suppress_health_check=list(HealthCheck),
     )
-    @given(law.cases(dims=subject.dims, dtype=dtype, device=device))
+    @given(law.cases(dims=law.ranks(subject.dims), dtype=dtype, device=device))
     def run(case: Case) -> None:
         own = Tally()
         law.check(Trial(law.name, law.statement, subject, case, own), case)
@@ -105,6 +105,7 @@ def assert_bn_conforms(
     """
     subject = Subject.of(factory, rank=rank, keywords=keywords, device=device)
     wanted = chosen([laws] if isinstance(laws, str) else laws)
+    wanted = [law for law in wanted if law.ranks(subject.dims)]
     known = {name for law in LAWS.values() for name in law.dtypes}
     for name in dtypes or ():
         if name not in known:
@@ -120,7 +121,7 @@ def assert_bn_conforms(
                 broken.append(error)
                 break
     if not count:
-        raise GateError("no law is left to run in these dtypes")
+        raise GateError("no law is left to run in these dtypes, on a layer of these ranks")
     if broken:
         failure = _together(subject, broken, len(wanted))
         failure.__cause__ = failure.__context__ = None

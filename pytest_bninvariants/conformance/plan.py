@@ -87,7 +87,7 @@ def make_plan(config: pytest.Config) -> Plan:
     subjects = list(_subjects(settings))
     checks = tuple(_checks(laws, subjects, settings))
     if not checks:
-        raise pytest.UsageError("--bn-laws and --bn-dtype leave no test")
+        raise pytest.UsageError("--bn-laws, --bn-dtype and the ranks of --bn-impl leave no test")
     every = [check.id for check in _checks(list(LAWS.values()), subjects, settings)]
     plan = Plan(checks, tuple(_read_xfails(settings.bn_xfails, every)))
     config.stash[_PLAN] = plan
@@ -135,6 +135,8 @@ def _subjects(settings: Settings) -> Iterator[Subject]:
 
 def _checks(laws: list[Law], subjects: list[Subject], settings: Settings) -> Iterator[Check]:
     for device, subject, law in product(settings.devices, subjects, laws):
+        if not law.ranks(subject.dims):
+            continue
         for dtype in law.dtypes:
             wanted = not settings.bn_dtypes or dtype in settings.bn_dtypes
             if wanted and (device, dtype) != ("mps", "float64"):  # that hardware has none

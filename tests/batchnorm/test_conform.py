@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_bninvariants.batchnorm.cases import Batch, Case
-from pytest_bninvariants.batchnorm.conform import check_law
+from pytest_bninvariants.batchnorm.conform import assert_bn_conforms, check_law
 from pytest_bninvariants.batchnorm.laws import LAWS, Law
 from pytest_bninvariants.batchnorm.subjects import Subject
-from pytest_bninvariants.batchnorm.trials import Tally
+from pytest_bninvariants.batchnorm.trials import Tally, Trial
 from pytest_bninvariants.errors import GateError
 
 LAYER = Subject.of(nn.BatchNorm1d)
@@ -48,3 +48,30 @@ def test_a_case_counts_for_its_share() -> None:
     for posed, ill_posed in ((3, 1), (0, 0), (1, 1)):
         tally.take(Tally(posed=posed, ill_posed=ill_posed))
     assert tally == Tally(posed=4, ill_posed=2, examples=3, unjudged=0.75)
+
+
+class Flat(nn.modules.batchnorm._BatchNorm):
+    """A layer for (N, C) alone."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() != 2:
+            raise ValueError("expected (N, C)")
+
+
+def test_a_law_of_positions_draws_inputs_that_have_some() -> None:
+    ranks = set()
+
+    def see(trial: Trial, case: Case) -> None:
+        ranks.add(len(case.batches[0].shape))
+
+    check_law(replace(LAWS["spatial_sizes"], check=see, share=1.0), Subject.of(nn.BatchNorm1d))
+    assert ranks == {3}
+
+
+def test_a_law_of_positions_says_nothing_of_a_layer_without_them() -> None:
+    law = LAWS["spatial_sizes"]
+    assert law.ranks((2,)) == ()
+    assert law.ranks((2, 3, 4, 5)) == (3, 4, 5)
+    assert_bn_conforms(Flat, laws=["spatial_sizes", "counter"], examples=2)
+    with pytest.raises(GateError, match="no law is left to run in these dtypes, on a layer of"):
+        assert_bn_conforms(Flat, laws="spatial_sizes", examples=2)

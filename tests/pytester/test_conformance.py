@@ -47,6 +47,14 @@ class Told2d(nn.BatchNorm2d):
         super().__init__(*args, **keywords)
 
 
+class Flat(nn.modules.batchnorm._BatchNorm):
+    """It takes (N, C) alone."""
+
+    def _check_input_dim(self, input):
+        if input.dim() != 2:
+            raise ValueError("expected (N, C)")
+
+
 class Norm(nn.BatchNorm2d):
     """Its name has no rank, and it needs none."""
 
@@ -394,6 +402,8 @@ UNUSED = (
     *("--bn-dtype=float32", "--bn-xfails=biased.txt"),
 )
 EFFORT = ("--bn-examples=quick", "--bn-device=cpu")
+FLAT = (*KIT, "-q", "--co", "--bn-laws=*_sizes", NORM, "--bn-impl=mine:Flat")
+NOTHING = (*KIT, "--bn-laws=spatial_sizes", "--bn-impl=mine:Flat")
 LEFT_OUT = (*KIT, *PLAIN, "-k", "test_plain", "--bn-laws=counter")
 STYLES = ("--tb=auto", "--tb=long", "--tb=short", "--tb=native")
 NAMING = (
@@ -422,6 +432,7 @@ SESSIONS = [
     *((*PLAIN, option, *more) for option in UNUSED for more in ((), ("--co",))),
     *((*PLAIN, option) for option in EFFORT),
     LEFT_OUT,
+    *(FLAT, NOTHING),
     *((*KIT, "-q", "--co", "-o", ini, NORM, *QUICK) for ini in NAMING),
     *((*KIT, *given) for given in (TWO, EXPECTED, FROZEN, TIMM)),
 ]
@@ -581,6 +592,18 @@ def test_a_run_with_expected_failures_only_succeeds(many: Many) -> None:
     said = many[*KIT, *EXPECTED]
     assert said.code == 0, said.text
     assert "1 passed, 1 xfailed" in said.text
+
+
+def test_a_law_of_positions_is_left_out_for_a_layer_without_them(many: Many) -> None:
+    said = many[FLAT]
+    assert [line.partition("::")[2] for line in said.lines if "::" in line] == [
+        "test_law[batch_sizes-Norm-float32-cpu]",
+        "test_law[spatial_sizes-Norm-float32-cpu]",
+        "test_law[batch_sizes-Flat-float32-cpu]",
+    ]
+    said = many[NOTHING]
+    assert said.code == pytest.ExitCode.USAGE_ERROR
+    assert "--bn-laws, --bn-dtype and the ranks of --bn-impl leave no test" in said.text
 
 
 def test_the_frozen_laws_tell_frozen_layers_from_others(many: Many) -> None:
