@@ -35,11 +35,20 @@ class Tally:
         posed: comparisons; one in which some channels have no bound counts for its share.
         ill_posed: comparisons that were not made, likewise.
         examples: cases that were run.
+        unjudged: how many of these, each counted for its share of ill-posed comparisons.
     """
 
     posed: float = 0
     ill_posed: float = 0
     examples: int = 0
+    unjudged: float = 0
+
+    def take(self, case: Tally) -> None:
+        """Count what was compared in a case."""
+        self.posed += case.posed
+        self.ill_posed += case.ill_posed
+        self.examples += 1
+        self.unjudged += case.ill_posed / (case.posed + case.ill_posed or 1)
 
 
 @lru_cache(maxsize=4096)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pytest_bninvariants.batchnorm import expectation
 from pytest_bninvariants.batchnorm.cases import DENSE, LAYOUTS, Batch
 from pytest_bninvariants.batchnorm.expectation import Approximation, Expected, Twin
 from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm, Statistics
@@ -414,6 +415,30 @@ def test_gamma_is_infinite_from_where_its_roundings_reach_1(unit: float) -> None
     values = [gamma(k, unit) for k in range(1, 200, 7)]
     assert values == sorted(values)
     assert all(gamma(k, unit) >= k * unit for k in range(1, 200, 7))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0, None])
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+def test_a_sum_too_deep_for_its_precision_has_no_bound_and_never_nan(
+    fill: float, momentum: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.full((8, 2), fill, dtype=F16)
+    twin = Twin(ReferenceBatchNorm(2, momentum=momentum), Arithmetic.of(F16, F16))
+    monkeypatch.setattr(expectation, "sum_depth", lambda *args, **kwargs: 2**24)
+    expected = twin.expect(x)
+    found = [expected.output, *expected.gradients(fill * x), twin.running_mean, twin.running_var]
+    assert all(each.bound.isposinf().all() for each in found)
+
+    twin.reference.eval()
+    for each in (twin.expect(x).output, *twin.expect(x).gradients(fill * x)):
+        assert each.bound.isposinf().all()
+
+    fresh = Twin(ReferenceBatchNorm(2).eval(), Arithmetic.of(F16, F16)).expect(x)
+    of_input, of_weight, of_bias = fresh.gradients(fill * x)
+    assert fresh.output.bound.isfinite().all()
+    assert of_input.bound.isfinite().all()
+    assert of_weight.bound.isposinf().all()
+    assert of_bias.bound.isposinf().all()
 
 
 def in_precision(precision: str) -> dict[str, Approximation]:
