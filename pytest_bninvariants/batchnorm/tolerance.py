@@ -165,7 +165,11 @@ def statistics_bounds(values: Tensor, true: Statistics, depth: int, a: Arithmeti
     var = (g + a.gamma(4)) * (true.var + mean.square()) + mean.square()
     # Welford's update is off by gamma(h) kappa var, kappa^2 = 1 + mean^2 / var
     spread = (true.var * (true.var + true.mean.square())).sqrt()
-    return Statistics(mean, var + welford * spread)
+    var = var + welford * spread
+    if a.operations is torch.float16:  # a sum of squares that is kept in it may overflow
+        squares = values.shape[1] * true.var
+        var = torch.where(2 * squares > torch.finfo(torch.float16).max, _nothing(var), var)
+    return Statistics(mean, var)
 
 
 def _nothing(value: Tensor) -> Tensor:

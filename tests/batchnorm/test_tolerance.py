@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from pytest_bninvariants.batchnorm import expectation
 from pytest_bninvariants.batchnorm.cases import DENSE, LAYOUTS, Batch
 from pytest_bninvariants.batchnorm.expectation import Approximation, Expected, Twin
-from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm, Statistics
+from pytest_bninvariants.batchnorm.reference import (
+    ReferenceBatchNorm,
+    Statistics,
+    batch_statistics,
+)
 from pytest_bninvariants.batchnorm.tolerance import (
     TINY,
     UNIT,
@@ -25,6 +29,7 @@ from pytest_bninvariants.batchnorm.tolerance import (
     cascade_depth,
     gamma,
     normalisation_bounds,
+    statistics_bounds,
     sum_depth,
 )
 
@@ -567,3 +572,18 @@ def test_a_bound_is_never_nan(eps: float, training: bool) -> None:
                     for _, bound in found:
                         assert not bound.isnan().any(), (x, momentum, weight, pair)
                         assert (bound >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("state", "bounded"),
+    [(torch.float16, False), (torch.bfloat16, True), (torch.float32, True)],
+)
+def test_a_sum_of_squares_that_float16_cannot_hold_bounds_nothing(
+    state: torch.dtype, bounded: bool
+) -> None:
+    values = 30 * torch.randn(2, 100, generator=torch.Generator().manual_seed(0)).double()
+    true = batch_statistics(values)
+    half = torch.float16 if state is torch.float16 else torch.bfloat16
+    errors = statistics_bounds(values, true, 101, Arithmetic.of(half, state))
+    assert bool(errors.var.isfinite().all()) == bounded
+    assert errors.mean.isfinite().all()
