@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import TypeVar
 
 from hypothesis import strategies as st
@@ -30,6 +31,8 @@ from pytest_bninvariants.errors import shown
 
 T = TypeVar("T")
 _KAPPAS = (0.0, 1.0, 10.0, 30.0, 1e2, 1e3, 1e4, 1e5, 1e6)
+_SEEDS = st.integers(0, 2**16)
+_STATE_SEEDS = st.none() | _SEEDS
 _LARGEST_KAPPA = {"float64": 1e6, "float32": 1e4, "float16": 30.0, "bfloat16": 5.0}
 
 
@@ -150,11 +153,11 @@ def bn_inputs(
     """
     check_batch(dims, channels, dtype, min_values, max_values, layouts)
     check_fraction("eps", eps)
-    return _inputs(dims, channels, dtype, eps, Limits(min_values, max_values), tuple(layouts))
+    limits, fit = Limits(min_values, max_values), layouts_of(dims, layouts)
+    return st.composite(_batch)(dims, channels, dtype, eps, limits, fit)
 
 
-@st.composite
-def _inputs(
+def _batch(
     draw: st.DrawFn,
     dims: int,
     channels: int | None,
@@ -168,10 +171,10 @@ def _inputs(
     n = _one(draw, limits.samples(c, math.prod(positions)))
     return Batch(
         shape=(n, c, *positions),
-        seed=draw(st.integers(0, 2**16)),
+        seed=draw(_SEEDS),
         sigma=_one(draw, (1.0, max(eps, 1e-8) ** 0.5, 30.0, 0.05)),
         kappa=_one(draw, tuple(k for k in _KAPPAS if k <= _LARGEST_KAPPA[dtype])),
-        layout=_one(draw, layouts_of(dims, layouts)),
+        layout=_one(draw, layouts),
         dtype=dtype,
     )
 
@@ -182,7 +185,12 @@ def _one(draw: st.DrawFn, options: tuple[T, ...]) -> T:
     Hypothesis holds a case of fewer choices for simpler: a shape that leaves one batch size would
     win over a plain one.
     """
-    return draw(st.sampled_from(options if len(options) > 1 else options * 2))
+    return options[draw(_index(max(len(options), 2))) % len(options)]
+
+
+@cache
+def _index(count: int) -> st.SearchStrategy[int]:
+    return st.integers(0, count - 1)
 
 
 def bn_cases(
@@ -221,7 +229,8 @@ def bn_cases(
     """
     for rank in listed("dims", dims):
         check_batch(rank, None, dtype, min_values, max_values, layouts)
-    check_known("state_dtype", dtype if state_dtype is None else state_dtype, DTYPES)
+    state_dtype = dtype if state_dtype is None else state_dtype
+    check_known("state_dtype", state_dtype, DTYPES)
     check_device(device)
     for training in () if modes is None else listed("modes", modes):
         check_flag("a mode", training)
@@ -229,17 +238,19 @@ def bn_cases(
     check_flag("average", average)
     check_flag("affine", affine, none=True)
     check_flag("tracking", tracking, none=True)
+    half = "float16" in (dtype, state_dtype)
+    either = st.booleans()
     return _cases(
-        dims=tuple(dims),
-        dtype=dtype,
-        state_dtype=dtype if state_dtype is None else state_dtype,
-        device=device,
-        modes=None if modes is None else tuple(modes),
-        momenta=momenta(none=average) if momentum else st.just(0.1),
-        affine=affine,
-        tracking=tracking,
+        layouts={rank: layouts_of(rank, layouts) for rank in dims},
         limits=Limits(min_values, max_values),
-        layouts=tuple(layouts),
+        modes=st.lists(either, min_size=1, max_size=5) if modes is None else st.just(modes),
+        eps=epsilons(1e-5 if half else 1e-8 if dtype != "float64" else 1e-12),
+        momentum=momenta(none=average) if momentum else st.just(0.1),
+        affine=either if affine is None else st.just(affine),
+        tracking=either if tracking is None else st.just(tracking),
+        dtype=dtype,
+        state_dtype=state_dtype,
+        device=device,
     )
 
 
@@ -247,33 +258,31 @@ def bn_cases(
 def _cases(
     draw: st.DrawFn,
     *,
-    dims: tuple[int, ...],
+    layouts: dict[int, tuple[str, ...]],
+    limits: Limits,
+    modes: st.SearchStrategy[Sequence[bool]],
+    eps: st.SearchStrategy[float],
+    momentum: st.SearchStrategy[float | None],
+    affine: st.SearchStrategy[bool],
+    tracking: st.SearchStrategy[bool],
     dtype: str,
     state_dtype: str,
     device: str,
-    modes: tuple[bool, ...] | None,
-    momenta: st.SearchStrategy[float | None],
-    affine: bool | None,
-    tracking: bool | None,
-    limits: Limits,
-    layouts: tuple[str, ...],
 ) -> Case:
-    half = "float16" in (dtype, state_dtype)
-    eps = draw(epsilons(1e-5 if half else 1e-8 if dtype != "float64" else 1e-12))
-    if modes is None:
-        modes = tuple(draw(st.lists(st.booleans(), min_size=1, max_size=5)))
-    rank = _one(draw, dims)
-    channels = _one(draw, limits.channels()[: 4 if len(modes) > 1 else None])
-    inputs = _inputs(rank, channels, dtype, eps, limits, layouts)
+    training, e = tuple(draw(modes)), draw(eps)
+    rank = _one(draw, tuple(layouts))
+    channels = _one(draw, limits.channels()[: 4 if len(training) > 1 else None])
     return Case(
-        batches=tuple(draw(inputs) for _ in modes),
-        eps=eps,
-        momentum=draw(momenta),
-        affine=draw(st.booleans()) if affine is None else affine,
-        track_running_stats=draw(st.booleans()) if tracking is None else tracking,
-        seed=draw(st.one_of(st.none(), st.integers(0, 2**16))),
-        count=draw(st.sampled_from((0, 1, 7, 2**24, 2**31))),
-        modes=modes,
+        batches=tuple(
+            _batch(draw, rank, channels, dtype, e, limits, layouts[rank]) for _ in training
+        ),
+        eps=e,
+        momentum=draw(momentum),
+        affine=draw(affine),
+        track_running_stats=draw(tracking),
+        seed=draw(_STATE_SEEDS),
+        count=_one(draw, (0, 1, 7, 2**24, 2**31)),
+        modes=training,
         dtype=dtype,
         state_dtype=state_dtype,
         device=device,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pytest_bninvariants.batchnorm.cases import Batch, Case
 from pytest_bninvariants.batchnorm.conform import assert_bn_conforms, check_law
+from pytest_bninvariants.batchnorm.expectation import Approximation
 from pytest_bninvariants.batchnorm.laws import LAWS, Law
 from pytest_bninvariants.batchnorm.subjects import Subject
 from pytest_bninvariants.batchnorm.trials import Tally, Trial
-from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.errors import GateError, LawBroken
 
 LAYER = Subject.of(nn.BatchNorm1d)
 POSED = Case(batches=(Batch(shape=(20, 3)),))
@@ -75,3 +78,25 @@ def test_a_law_of_positions_says_nothing_of_a_layer_without_them() -> None:
     assert_bn_conforms(Flat, laws=["spatial_sizes", "counter"], examples=2)
     with pytest.raises(GateError, match="no law is left to run in these dtypes, on a layer of"):
         assert_bn_conforms(Flat, laws="spatial_sizes", examples=2)
+
+
+def comparison(bound: float) -> Tally:
+    """Return the count of a comparison of two channels, the second of which has this bound."""
+    tally = Tally()
+    trial = Trial("momentum", "It is so.", LAYER, POSED, tally)
+    trial.value("y", torch.tensor([1.0, 2.0]))
+    value = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    trial.close("y", Approximation(value, torch.tensor([0.0, bound], dtype=torch.float64)))
+    return tally
+
+
+def test_a_bound_that_is_nan_is_no_judgement() -> None:
+    with pytest.raises(GateError, match="momentum: a bound is NaN, so nothing was compared"):
+        comparison(math.nan)
+
+
+def test_a_channel_without_a_bound_counts_for_its_share() -> None:
+    assert comparison(math.inf) == Tally(posed=0.5, ill_posed=0.5)
+    assert comparison(1.0) == Tally(posed=1)
+    with pytest.raises(LawBroken, match="y is off in 1 of 2 channels"):
+        comparison(0.5)
