@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import pytest
 
+from pytest_bninvariants.batchnorm.dtypes import DTYPES
 from pytest_bninvariants.devices import resolve
 
 EFFORTS = {"quick": 15, "default": 100, "thorough": 2000}
 _AUDITS = ("report", "fail")
-_DTYPES = ("float64", "float32", "bfloat16", "float16")
 SETTINGS = pytest.StashKey["Settings"]()
 
 
@@ -37,6 +37,17 @@ class Settings:
     bn_dtypes: tuple[str, ...] = ()
     bn_xfails: str | None = None
     bn_examples: int = 100
+
+    @property
+    def choosing(self) -> tuple[str, ...]:
+        """Return the options that were given of those that choose what the conformance kit runs."""
+        options = {
+            "--bn-impl": self.bn_impls,
+            "--bn-laws": self.bn_laws,
+            "--bn-dtype": self.bn_dtypes,
+            "--bn-xfails": self.bn_xfails,
+        }
+        return tuple(option for option, value in options.items() if value)
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Settings:
@@ -65,9 +76,9 @@ class Settings:
             bn_layer_types=types,
             bn_audit=_audit(config.getoption("bn_audit"), config.getini("bn_audit")),
             bn_impls=tuple(config.getoption("bn_impl") or ()),
-            bn_laws=_listed(config.getoption("bn_laws")),
+            bn_laws=_listed("--bn-laws", config.getoption("bn_laws")),
             bn_dtypes=_dtypes(config.getoption("bn_dtype")),
-            bn_xfails=config.getoption("bn_xfails"),
+            bn_xfails=_file("--bn-xfails", config.getoption("bn_xfails")),
             bn_examples=_examples(config.getoption("bn_examples")),
         )
 
@@ -82,17 +93,29 @@ def _audit(given: str | None, by_ini: str) -> str | None:
     )
 
 
-def _listed(given: list[str] | None) -> tuple[str, ...]:
-    return tuple(name.strip() for each in given or () for name in each.split(",") if name.strip())
+def _listed(option: str, given: list[str] | None) -> tuple[str, ...]:
+    """Return names out of texts with commas; a text without a name would mean all of them."""
+    found: list[str] = []
+    for each in given or ():
+        names = [name.strip() for name in each.split(",") if name.strip()]
+        if not names:
+            raise pytest.UsageError(f"{option}={each}: is empty; give a name, or leave it out")
+        found += names
+    return tuple(found)
+
+
+def _file(option: str, given: str | None) -> str | None:
+    if given == "":
+        raise pytest.UsageError(f"{option}=: is empty; give a file, or leave it out")
+    return given
 
 
 def _dtypes(given: list[str] | None) -> tuple[str, ...]:
-    for name in _listed(given):
-        if name not in _DTYPES:
-            raise pytest.UsageError(
-                f"--bn-dtype={name}: unknown; accepted are {', '.join(_DTYPES)}"
-            )
-    return _listed(given)
+    names = _listed("--bn-dtype", given)
+    for name in names:
+        if name not in DTYPES:
+            raise pytest.UsageError(f"--bn-dtype={name}: unknown; accepted are {', '.join(DTYPES)}")
+    return names
 
 
 def _examples(given: str | None) -> int:
@@ -150,7 +173,7 @@ def add_options(parser: pytest.Parser) -> None:
         action="append",
         default=None,
         metavar="DTYPE",
-        help=f"{kit}only inputs of this dtype: {', '.join(_DTYPES)}; repeatable",
+        help=f"{kit}only inputs of this dtype: {', '.join(DTYPES)}; repeatable",
     )
     group.addoption(
         "--bn-xfails",

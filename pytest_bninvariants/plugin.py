@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_bninvariants import failures, markers
+from pytest_bninvariants.conformance import plan, summary
 from pytest_bninvariants.fixtures import bn_conforms, bn_device, frozen, frozen_bn, reference_bn
 from pytest_bninvariants.invariants import registry, reruns
 from pytest_bninvariants.options import SETTINGS, Settings, add_options
@@ -30,16 +31,19 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_bninvariants.auditing import add_audit
 
         add_audit(config, settings.bn_audit)
-    if settings.bn_impls or settings.bn_laws or settings.bn_xfails:
-        from pytest_bninvariants.conformance.plan import make_plan
-
-        make_plan(config)  # errors of usage now, not in the midst of a session
+    if settings.choosing:
+        plan.make_plan(config)  # errors of usage now, not in the midst of a session
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "bn_device" in metafunc.fixturenames and _is_free("bn_device", metafunc):
         devices = metafunc.config.stash[SETTINGS].devices
         metafunc.parametrize("bn_device", devices, indirect=True, scope="session")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and the like leave tests out
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
+    plan.insist_on_use(config)
 
 
 def _is_free(fixture: str, metafunc: pytest.Metafunc) -> bool:
@@ -100,3 +104,8 @@ def pytest_runtest_makereport(
         failures.insist(item, report, gate_error)
     failures.strip_prefix(report)
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in summary.lines(terminalreporter.getreports("passed")):
+        terminalreporter.write_line(line)

@@ -7,27 +7,36 @@ of a million values costs no more to draw than one of ten.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from functools import cache
+from typing import TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument
 
+from pytest_bninvariants.batchnorm.arguments import (
+    check_batch,
+    check_device,
+    check_flag,
+    check_fraction,
+    check_known,
+    layouts_of,
+    listed,
+    whole,
+)
 from pytest_bninvariants.batchnorm.cases import LAYOUTS, Batch, Case
+from pytest_bninvariants.batchnorm.dtypes import DTYPES
+from pytest_bninvariants.batchnorm.shapes import MOST_SAMPLES, Limits, sizes
 from pytest_bninvariants.errors import shown
 
-_BOUNDARIES = (63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 4097)
-_KAPPAS = {"float64": 1e6, "float32": 1e4, "float16": 30.0, "bfloat16": 5.0}
-DTYPES = tuple(_KAPPAS)
-_POSITIONS = {
-    2: ((),),
-    3: ((1,), (2,), (3,), (5,), (8,), (17,), (33,)),
-    4: ((1, 1), (1, 2), (2, 2), (3, 2), (1, 7), (4, 4), (5, 7)),
-    5: ((1, 1, 1), (1, 1, 2), (2, 2, 2), (3, 1, 2), (3, 4, 5)),
-}
-_CHANNELS = (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 65)
+T = TypeVar("T")
+_KAPPAS = (0.0, 1.0, 10.0, 30.0, 1e2, 1e3, 1e4, 1e5, 1e6)
+_SEEDS = st.integers(0, 2**16)
+_STATE_SEEDS = st.none() | _SEEDS
+_LARGEST_KAPPA = {"float64": 1e6, "float32": 1e4, "float16": 30.0, "bfloat16": 5.0}
 
 
-def batch_sizes(min_size: int = 1, max_size: int = 1025) -> st.SearchStrategy[int]:
+def batch_sizes(min_size: int = 1, max_size: int = MOST_SAMPLES) -> st.SearchStrategy[int]:
     """Return a strategy for batch sizes: each small one, and those around powers of two.
 
     Args:
@@ -37,14 +46,9 @@ def batch_sizes(min_size: int = 1, max_size: int = 1025) -> st.SearchStrategy[in
     Raises:
         InvalidArgument: a size is no whole number, negative, or they are in the wrong order.
     """
-    for name, value in (("min_size", min_size), ("max_size", max_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise InvalidArgument(f"{name} is a whole number from 0, not {shown(value)}")
-    if max_size < min_size:
+    if whole("max_size", max_size) < whole("min_size", min_size):
         raise InvalidArgument(f"max_size={max_size} is below min_size={min_size}")
-    small = range(min_size, min(max_size, max(66, min_size)) + 1)
-    large = [size for size in _BOUNDARIES if size not in small and min_size <= size <= max_size]
-    return st.sampled_from([*small, *large])
+    return st.sampled_from(sizes(min_size, max_size))
 
 
 def momenta(*, none: bool = True) -> st.SearchStrategy[float | None]:
@@ -52,10 +56,14 @@ def momenta(*, none: bool = True) -> st.SearchStrategy[float | None]:
 
     Args:
         none: whether None, the cumulative average, is among them.
+
+    Raises:
+        InvalidArgument: that is neither True nor False.
     """
-    corners: list[float | None] = [0.1, 0.0, 1.0, 0.5, 0.9, 0.01, 0.003]
+    check_flag("none", none)
+    corners: tuple[float | None, ...] = (0.1, 0.0, 1.0, 0.5, 0.9, 0.01, 0.003)
     numbers = st.floats(0.0, 1.0, width=16)
-    return st.one_of(st.sampled_from(corners + [None] * none), numbers)
+    return st.one_of(st.sampled_from(corners + (None,) * none), numbers)
 
 
 def epsilons(min_value: float = 1e-12) -> st.SearchStrategy[float]:
@@ -63,11 +71,13 @@ def epsilons(min_value: float = 1e-12) -> st.SearchStrategy[float]:
 
     Args:
         min_value: the smallest.
+
+    Raises:
+        InvalidArgument: that is no number from 0 to 1.
     """
-    if not isinstance(min_value, (int, float)) or not 0 <= min_value <= 1:
-        raise InvalidArgument(f"min_value is a number from 0 to 1, not {shown(min_value)}")
+    check_fraction("min_value", min_value)
     usual = (1e-5, 1e-3, 1e-2, 0.1, 1.0, 1e-6, 1e-8, 1e-12)
-    return st.sampled_from([eps for eps in usual if eps >= min_value])
+    return st.sampled_from(tuple(eps for eps in usual if eps >= min_value))
 
 
 def devices(*names: str) -> st.SearchStrategy[str]:
@@ -79,8 +89,11 @@ def devices(*names: str) -> st.SearchStrategy[str]:
     Raises:
         InvalidArgument: a device is unknown or not there.
     """
-    from pytest_bninvariants.devices import resolve
+    from pytest_bninvariants.devices import ACCEPTED, resolve
 
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidArgument(f"a device is one of {ACCEPTED}, not {shown(name)}")
     try:
         return st.sampled_from(resolve(names or ("all",), "devices"))
     except ValueError as error:
@@ -91,11 +104,14 @@ def dtypes(*names: str) -> st.SearchStrategy[str]:
     """Return a strategy for names of dtypes.
 
     Args:
-        names: which; none: float64, float32, float16 and bfloat16.
+        names: which; none: float32 and then float64, bfloat16 and float16.
+
+    Raises:
+        InvalidArgument: a name is unknown.
     """
     for name in names:
-        _known("dtype", name, DTYPES)
-    return st.sampled_from(names or ("float32", "float64", "bfloat16", "float16"))
+        check_known("dtype", name, DTYPES)
+    return st.sampled_from(names or sorted(DTYPES, key=lambda name: name != "float32"))
 
 
 def memory_formats(dims: int = 4, layouts: Sequence[str] = LAYOUTS) -> st.SearchStrategy[str]:
@@ -104,23 +120,14 @@ def memory_formats(dims: int = 4, layouts: Sequence[str] = LAYOUTS) -> st.Search
     Args:
         dims: the rank, 2 to 5.
         layouts: which of them.
+
+    Raises:
+        InvalidArgument: the rank or a layout is unknown, or the rank can have none of them.
     """
-    _known("dims", dims, _POSITIONS)
-    for name in layouts:
-        _known("layout", name, LAYOUTS)
-    fit = [name for name in layouts if name != "channels_last" or dims >= 4]
-    return st.sampled_from(fit)
+    return st.sampled_from(layouts_of(dims, layouts))
 
 
-def _known(what: str, value: object, accepted: Collection[object]) -> None:
-    if value not in accepted:
-        allowed = ", ".join(map(str, accepted))
-        raise InvalidArgument(f"{what} is one of {allowed}, not {shown(value)}")
-
-
-@st.composite
 def bn_inputs(
-    draw: st.DrawFn,
     *,
     dims: int = 4,
     channels: int | None = None,
@@ -129,8 +136,8 @@ def bn_inputs(
     min_values: int = 2,
     max_values: int = 4096,
     layouts: Sequence[str] = LAYOUTS,
-) -> Batch:
-    """Draw a batch: shape, seed, layout, variance (also near eps) and offset over it.
+) -> st.SearchStrategy[Batch]:
+    """Return a strategy for batches: shape, seed, layout, variance (also near eps), offset over it.
 
     Args:
         dims: the rank, 2 to 5.
@@ -140,28 +147,53 @@ def bn_inputs(
         min_values: fewest values per channel.
         max_values: most values in all.
         layouts: how it may lie in memory.
+
+    Raises:
+        InvalidArgument: an argument is unknown, or no batch is as they say.
     """
-    _known("dims", dims, _POSITIONS)
-    _known("dtype", dtype, DTYPES)
-    positions = draw(st.sampled_from(_POSITIONS[dims]))
-    c = draw(st.sampled_from(_CHANNELS)) if channels is None else channels
-    each = math.prod(positions)
-    fewest = -(-min_values // each)
-    n = draw(batch_sizes(fewest, max(fewest, min(1025, max_values // (each * c)))))
-    exponents = [k for k in (0, 1, 10, 30, 1e2, 1e3, 1e4, 1e5, 1e6) if k <= _KAPPAS[dtype]]
+    check_batch(dims, channels, dtype, min_values, max_values, layouts)
+    check_fraction("eps", eps)
+    limits, fit = Limits(min_values, max_values), layouts_of(dims, layouts)
+    return st.composite(_batch)(dims, channels, dtype, eps, limits, fit)
+
+
+def _batch(
+    draw: st.DrawFn,
+    dims: int,
+    channels: int | None,
+    dtype: str,
+    eps: float,
+    limits: Limits,
+    layouts: tuple[str, ...],
+) -> Batch:
+    c = _one(draw, limits.channels()) if channels is None else channels
+    positions = _one(draw, limits.positions(dims, c))
+    n = _one(draw, limits.samples(c, math.prod(positions)))
     return Batch(
         shape=(n, c, *positions),
-        seed=draw(st.integers(0, 2**16)),
-        sigma=draw(st.sampled_from((1.0, max(eps, 1e-8) ** 0.5, 30.0, 0.05))),
-        kappa=draw(st.sampled_from(exponents)),
-        layout=draw(memory_formats(dims, layouts)),
+        seed=draw(_SEEDS),
+        sigma=_one(draw, (1.0, max(eps, 1e-8) ** 0.5, 30.0, 0.05)),
+        kappa=_one(draw, tuple(k for k in _KAPPAS if k <= _LARGEST_KAPPA[dtype])),
+        layout=_one(draw, layouts),
         dtype=dtype,
     )
 
 
-@st.composite
+def _one(draw: st.DrawFn, options: tuple[T, ...]) -> T:
+    """Draw one of several; a lone one costs a choice, too.
+
+    Hypothesis holds a case of fewer choices for simpler: a shape that leaves one batch size would
+    win over a plain one.
+    """
+    return options[draw(_index(max(len(options), 2))) % len(options)]
+
+
+@cache
+def _index(count: int) -> st.SearchStrategy[int]:
+    return st.integers(0, count - 1)
+
+
 def bn_cases(
-    draw: st.DrawFn,
     *,
     dims: Sequence[int] = (2, 3, 4, 5),
     dtype: str = "float32",
@@ -175,8 +207,8 @@ def bn_cases(
     min_values: int = 2,
     max_values: int = 4096,
     layouts: Sequence[str] = LAYOUTS,
-) -> Case:
-    """Draw a whole case: constructor arguments, initial state, batches and modes.
+) -> st.SearchStrategy[Case]:
+    """Return a strategy for whole cases: constructor arguments, initial state, batches, modes.
 
     Args:
         dims: ranks that the layer takes.
@@ -191,32 +223,66 @@ def bn_cases(
         min_values: fewest values per channel in each batch.
         max_values: most values in a batch.
         layouts: how batches may lie in memory.
+
+    Raises:
+        InvalidArgument: an argument is unknown, or no case is as they say.
     """
+    for rank in listed("dims", dims):
+        check_batch(rank, None, dtype, min_values, max_values, layouts)
     state_dtype = dtype if state_dtype is None else state_dtype
-    half = dtype == "float16" or state_dtype == "float16"
-    eps = draw(epsilons(1e-5 if half else 1e-8 if dtype != "float64" else 1e-12))
-    if modes is None:
-        modes = draw(st.lists(st.booleans(), min_size=1, max_size=5))
-    rank = draw(st.sampled_from(tuple(dims)))
-    channels = draw(st.sampled_from(_CHANNELS[: 4 if len(modes) > 1 else None]))
-    inputs = bn_inputs(
-        dims=rank,
-        channels=channels,
+    check_known("state_dtype", state_dtype, DTYPES)
+    check_device(device)
+    for training in () if modes is None else listed("modes", modes):
+        check_flag("a mode", training)
+    check_flag("momentum", momentum)
+    check_flag("average", average)
+    check_flag("affine", affine, none=True)
+    check_flag("tracking", tracking, none=True)
+    half = "float16" in (dtype, state_dtype)
+    either = st.booleans()
+    return _cases(
+        layouts={rank: layouts_of(rank, layouts) for rank in dims},
+        limits=Limits(min_values, max_values),
+        modes=st.lists(either, min_size=1, max_size=5) if modes is None else st.just(modes),
+        eps=epsilons(1e-5 if half else 1e-8 if dtype != "float64" else 1e-12),
+        momentum=momenta(none=average) if momentum else st.just(0.1),
+        affine=either if affine is None else st.just(affine),
+        tracking=either if tracking is None else st.just(tracking),
         dtype=dtype,
-        eps=eps,
-        min_values=min_values,
-        max_values=max_values,
-        layouts=layouts,
+        state_dtype=state_dtype,
+        device=device,
     )
+
+
+@st.composite
+def _cases(
+    draw: st.DrawFn,
+    *,
+    layouts: dict[int, tuple[str, ...]],
+    limits: Limits,
+    modes: st.SearchStrategy[Sequence[bool]],
+    eps: st.SearchStrategy[float],
+    momentum: st.SearchStrategy[float | None],
+    affine: st.SearchStrategy[bool],
+    tracking: st.SearchStrategy[bool],
+    dtype: str,
+    state_dtype: str,
+    device: str,
+) -> Case:
+    training, e = tuple(draw(modes)), draw(eps)
+    rank = _one(draw, tuple(layouts))
+    channels = _one(draw, limits.channels()[: 4 if len(training) > 1 else None])
     return Case(
-        batches=tuple(draw(inputs) for _ in modes),
-        eps=eps,
-        momentum=draw(momenta(none=average)) if momentum else 0.1,
-        affine=draw(st.booleans()) if affine is None else affine,
-        track_running_stats=draw(st.booleans()) if tracking is None else tracking,
-        seed=draw(st.one_of(st.none(), st.integers(0, 2**16))),
-        count=draw(st.sampled_from((0, 1, 7, 2**24, 2**31))),
-        modes=tuple(modes),
+        batches=tuple(
+            _batch(draw, rank, channels, dtype, e, limits, layouts[rank]) for _ in training
+        ),
+        eps=e,
+        momentum=draw(momentum),
+        affine=draw(affine),
+        track_running_stats=draw(tracking),
+        seed=draw(_STATE_SEEDS),
+        count=_one(draw, (0, 1, 7, 2**24, 2**31)),
+        modes=training,
         dtype=dtype,
         state_dtype=state_dtype,
         device=device,

@@ -157,14 +157,24 @@ def statistics_bounds(values: Tensor, true: Statistics, depth: int, a: Arithmeti
         depth: of their sums, see `sum_depth`.
         a: the layer's arithmetic.
     """
-    g = gamma(depth, a.sum_unit)
+    g, welford = gamma(depth, a.sum_unit), gamma(depth, UNIT[a.variance])
+    if math.isinf(g + welford):
+        return Statistics(_nothing(true.mean), _nothing(true.var))
     magnitude = values.abs().mean(1)
     mean = g * magnitude + a.gamma(2) * true.mean.abs()
     var = (g + a.gamma(4)) * (true.var + mean.square()) + mean.square()
     # Welford's update is off by gamma(h) kappa var, kappa^2 = 1 + mean^2 / var
     spread = (true.var * (true.var + true.mean.square())).sqrt()
-    var = var + gamma(depth, UNIT[a.variance]) * spread
+    var = var + welford * spread
+    if a.operations is torch.float16:  # a sum of squares that is kept in it may overflow
+        squares = values.shape[1] * true.var
+        var = torch.where(2 * squares > torch.finfo(torch.float16).max, _nothing(var), var)
     return Statistics(mean, var)
+
+
+def _nothing(value: Tensor) -> Tensor:
+    """Return the bound of what nothing bounds; an infinite gamma times 0 would be NaN."""
+    return torch.full_like(value, math.inf)
 
 
 def normalisation_bounds(true: Statistics, errors: Statistics, eps: float, a: Arithmetic) -> Bounds:
@@ -235,6 +245,7 @@ def running_bound(
     reach = abs(1 - m) + abs(m)  # old + m (batch - old) rounds m old, too
     mixing = own * (reach * (old.abs() + old_bound) + abs(m) * (batch.abs() + batch_bound))
     bound = abs(1 - m) * old_bound + abs(m) * batch_bound + mixing
+    bound = torch.where((old_bound + batch_bound).isinf(), _nothing(bound), bound)
     return a.widened(bound + a.rounded(new, a.state))
 
 
@@ -298,6 +309,8 @@ def gradient_bounds(
     of_input = of_input + a.underflow(r, weight)[:, None]
     of_input = a.widened(of_input + a.rounded(gradients.input, a.input))
     of_weight = a.widened(of_weight + a.rounded(gradients.weight, a.state))
+    if math.isinf(g_sum):
+        of_weight, of_bias = _nothing(of_weight), _nothing(of_bias)
     return Gradients(
         of_input.masked_fill(~bounds.posed[:, None], math.inf),
         of_weight.masked_fill(~bounds.posed, math.inf),

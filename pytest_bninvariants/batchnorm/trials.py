@@ -35,11 +35,20 @@ class Tally:
         posed: comparisons; one in which some channels have no bound counts for its share.
         ill_posed: comparisons that were not made, likewise.
         examples: cases that were run.
+        unjudged: how many of these, each counted for its share of ill-posed comparisons.
     """
 
     posed: float = 0
     ill_posed: float = 0
     examples: int = 0
+    unjudged: float = 0
+
+    def take(self, case: Tally) -> None:
+        """Count what was compared in a case."""
+        self.posed += case.posed
+        self.ill_posed += case.ill_posed
+        self.examples += 1
+        self.unjudged += case.ill_posed / (case.posed + case.ill_posed or 1)
 
 
 @lru_cache(maxsize=4096)
@@ -179,22 +188,23 @@ class Trial:
             shape = tuple(expected.value.shape)
             said = f"{expression} has shape {tuple(got.shape)}, expected {shape}"
             self.broken(said, f"{expression}.shape == {shape}")
-        limit = torch.finfo(got.dtype).max if got.dtype.is_floating_point else math.inf
-        got64, value, bound = got.detach().to("cpu", torch.float64), *expected
-        bound = bound.detach()
-        if bound.isnan().any():
-            raise GateError(f"{self.law}: a bound is NaN, so nothing was compared")
-        self._count(bound, axis)
-        error = (got64 - value.detach()).abs()
-        overflown = (value.abs() + bound > limit) & got64.isinf() & (got64.sign() == value.sign())
-        right = (error <= bound) | (bound.isinf()) | overflown
+        got64, value, bound = (each.detach().to("cpu", torch.float64) for each in (got, *expected))
+        if bound.numel():
+            self._count(bound, axis)
+        right = (got64 - value).abs() <= bound
         if not bool(right.all()):
-            self._report(expression, got64, value.detach(), bound, ~right, axis)
+            limit = torch.finfo(got.dtype).max if got.dtype.is_floating_point else math.inf
+            past = got64.isinf() & (got64.sign() == value.sign()) & (value.abs() + bound > limit)
+            right = right | bound.isinf() | past
+        if not bool(right.all()):
+            self._report(expression, got64, value, bound, ~right, axis)
 
     def _count(self, bound: Tensor, axis: int) -> None:
-        if not bound.numel():
-            return
-        share = int(_by_channel(bound, axis).isinf().any(1).sum()) / bound.shape[axis]
+        share = 0.0
+        if not bool(bound.isfinite().all()):
+            if bound.isnan().any():
+                raise GateError(f"{self.law}: a bound is NaN, so nothing was compared")
+            share = int(_by_channel(bound, axis).isinf().any(1).sum()) / bound.shape[axis]
         self.tally.ill_posed += share
         self.tally.posed += 1 - share
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _DEFAULT = ("torch.nn:BatchNorm1d", "torch.nn:BatchNorm2d", "torch.nn:BatchNorm3d")
 _PLAN = pytest.StashKey["Plan"]()
+_USED = pytest.StashKey[bool]()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Plan:
 def planned(config: pytest.Config) -> list[Any]:
     """Return the checks as parameters, with the marks of expected failures."""
     plan = config.stash.get(_PLAN, None) or make_plan(config)
+    config.stash[_USED] = True
     return [
         pytest.param(
             check,
@@ -85,11 +87,32 @@ def make_plan(config: pytest.Config) -> Plan:
     subjects = list(_subjects(settings))
     checks = tuple(_checks(laws, subjects, settings))
     if not checks:
-        raise pytest.UsageError("--bn-laws and --bn-dtype leave no test")
+        raise pytest.UsageError("--bn-laws, --bn-dtype and the ranks of --bn-impl leave no test")
     every = [check.id for check in _checks(list(LAWS.values()), subjects, settings)]
     plan = Plan(checks, tuple(_read_xfails(settings.bn_xfails, every)))
     config.stash[_PLAN] = plan
     return plan
+
+
+def insist_on_use(config: pytest.Config) -> None:
+    """Fail a run whose options choose what the kit runs, if it has collected no test of the kit.
+
+    Raises:
+        pytest.UsageError: so it is; a worker of xdist, where that would be a crash, says it in a
+            report.
+    """
+    options = config.stash[SETTINGS].choosing
+    left_out = config.getoption("lf", False)  # it passes over files in which nothing has failed
+    if not options or _USED in config.stash or left_out:
+        return
+    said = (
+        f"{', '.join(options)}: no test of the conformance kit was collected; "
+        "give `--pyargs pytest_bninvariants.conformance`, too"
+    )
+    if not hasattr(config, "workerinput"):
+        raise pytest.UsageError(said)
+    report = pytest.CollectReport(options[0], "failed", said, [])
+    config.hook.pytest_collectreport(report=report)
 
 
 def _subjects(settings: Settings) -> Iterator[Subject]:
@@ -112,6 +135,8 @@ def _subjects(settings: Settings) -> Iterator[Subject]:
 
 def _checks(laws: list[Law], subjects: list[Subject], settings: Settings) -> Iterator[Check]:
     for device, subject, law in product(settings.devices, subjects, laws):
+        if not law.ranks(subject.dims):
+            continue
         for dtype in law.dtypes:
             wanted = not settings.bn_dtypes or dtype in settings.bn_dtypes
             if wanted and (device, dtype) != ("mps", "float64"):  # that hardware has none

@@ -30,6 +30,7 @@ def test_law(check: Check, record_property: Callable[[str, object], None]) -> No
     except LawBroken as broken:
         report = str(broken)
     else:
+        record_property("bn_law", check.law.name)
         record_property("bn_examples", tally.examples)
         record_property("bn_ill_posed", [tally.ill_posed, tally.posed])
         return

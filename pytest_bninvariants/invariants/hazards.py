@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pytest_bninvariants.invariants.selection import STATISTICS, all_tensors
+from pytest_bninvariants.invariants.selection import STATISTICS, all_tensors, is_bn_layer
 from pytest_bninvariants.invariants.sides import SETTINGS, After, Before, plain
 from pytest_bninvariants.invariants.verdict import Change, Hazard
 from pytest_bninvariants.invariants.witness import Witness
@@ -82,6 +82,10 @@ def _of_settings(before: Before, after: After, swapped: set[str]) -> Iterator[Ha
 
 def _of_statistics(before: Before, after: After, witness: Witness) -> Iterator[Hazard]:
     """Yield watched BN layers whose statistics are not those of any data."""
+    others_have_data = any(
+        _has_data(module) and not witness.seen_of(module).normalised
+        for module in before.names.modules.values()
+    )
     for key, old in before.selection.bn_layers.items():
         layer = after.module(key, old)
         mean, var = (_readable(getattr(layer, name, None)) for name in STATISTICS)
@@ -92,7 +96,8 @@ def _of_statistics(before: Before, after: After, witness: Witness) -> Iterator[H
             yield Hazard(name=name, text="running_mean and running_var share memory")
         if not bool(mean.isfinite().all() and var.isfinite().all()):
             yield Hazard(name=name, text="has running statistics that are not finite")
-        if witness.ran_module(layer) and _is_initial(layer, mean, var):
+        ran = layer is not None and witness.ran_module(layer)
+        if ran and _is_initial(layer) and (_is_meant_to_be_loaded(layer) or others_have_data):
             text = "ran with running_mean 0 and running_var 1, as a new layer has them: "
             yield Hazard(name=name, text=text + "was its checkpoint loaded?")
 
@@ -103,10 +108,28 @@ def _readable(value: object) -> Tensor | None:
     return value if value.layout == torch.strided else None
 
 
-def _is_initial(layer: nn.Module | None, mean: Tensor, var: Tensor) -> bool:
-    counter = getattr(layer, "num_batches_tracked", None)
-    counted = isinstance(counter, Tensor) and bool(counter.any())
-    return not counted and not bool(mean.any()) and bool((var == 1).all())
+def _has_data(module: nn.Module) -> bool:
+    """Tell whether a module is a BN layer with statistics of some data."""
+    mean = _readable(getattr(module, "running_mean", None)) if is_bn_layer(module) else None
+    return mean is not None and not _is_initial(module)
+
+
+def _is_initial(layer: nn.Module | None) -> bool:
+    """Tell whether a layer has the statistics of a new one."""
+    mean, var, counter = (
+        _readable(getattr(layer, name, None)) for name in (*STATISTICS, "num_batches_tracked")
+    )
+    counted = counter is not None and bool(counter.any())
+    fresh = mean is not None and var is not None and not mean.any() and bool((var == 1).all())
+    return fresh and not counted
+
+
+def _is_meant_to_be_loaded(layer: nn.Module | None) -> bool:
+    """Tell whether a layer's weight came from somewhere, or can come from a checkpoint alone."""
+    weight = _readable(getattr(layer, "weight", None))
+    if weight is None or layer is None:
+        return False
+    return "weight" in layer._buffers or not bool((weight == 1).all())
 
 
 def _of_optimizers(model: nn.Module, before: Before, witness: Witness) -> Iterator[Hazard]:

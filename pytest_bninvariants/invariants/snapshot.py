@@ -85,6 +85,15 @@ def same_bytes(kept: Tensor, now: Tensor) -> bool:
     raise AssertionError("every tensor of bytes has a uint8 view")
 
 
+def address(tensor: Tensor) -> int:
+    """Return where a tensor's values lie, which its aliases share; 0 if nowhere."""
+    try:
+        with torch._C.DisableTorchFunction():
+            return 0 if is_lazy(tensor) or tensor.is_meta else tensor.data_ptr()
+    except RuntimeError:  # sparse and fake tensors have no address
+        return 0
+
+
 Content = tuple[Tensor, ...]
 """Copies of the bytes of a tensor's parts."""
 _UNREADABLE = (Incomparable, RuntimeError, NotImplementedError)

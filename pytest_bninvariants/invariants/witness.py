@@ -10,7 +10,6 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants import observers
@@ -25,6 +24,7 @@ from pytest_bninvariants.invariants.selection import (
     named_modules,
     own_tensors,
 )
+from pytest_bninvariants.invariants.snapshot import address
 from pytest_bninvariants.invariants.verdict import Place
 
 
@@ -103,7 +103,7 @@ class Witness:
         self._idle = modules.keys() - self._runs - scripted
         self._scripted_layers = [layer for layer in self._bn_layers if id(layer) in scripted]
         watched = [kept.tensor for kept in selection.tensors.values()]
-        self._memory = {_address(tensor) for tensor in watched} - {0}
+        self._memory = {address(tensor) for tensor in watched} - {0}
         self._marks = _marks(model)
         self._operations = Operations(watched)
         self._ran: set[int] = set()
@@ -144,7 +144,7 @@ class Witness:
             self._forward_seen = (
                 id(module) in self._runs
                 or any(id(below) in self._watched for _, below in named_modules(module))
-                or any(_address(tensor) in self._memory for tensor in all_tensors(module))
+                or any(address(tensor) in self._memory for tensor in all_tensors(module))
             )
         if _is_compiled(module):
             for _, layer in named_modules(module):
@@ -217,7 +217,7 @@ class Witness:
 
     def stranger(self, tensor: Tensor) -> Place | None:
         """Tell of a module outside of the model that holds a tensor's memory and ran."""
-        return self._strangers.ran_at.get(_address(tensor))
+        return self._strangers.ran_at.get(address(tensor))
 
     @property
     def saw_compiled(self) -> bool:
@@ -251,7 +251,7 @@ class _Strangers:
             return
         known[key] = weakref.ref(module, lambda _: known.pop(key, None) and None)
         parts = [m for _, m in named_modules(module) if id(m) not in self._modules]
-        held = {_address(tensor) for part in parts for _, _, tensor in own_tensors(part)}
+        held = {address(tensor) for part in parts for _, _, tensor in own_tensors(part)}
         place = place_of_outermost_call(sys._getframe(1))
         if place is not None:
             self.ran_at = dict.fromkeys(held & self._memory, place) | self.ran_at
@@ -277,15 +277,6 @@ def _parents_of_plain(model: nn.Module, watched: set[int]) -> set[int]:
         for child in parent._modules.values()
         if child is not None and id(child) in watched and not is_bn_layer(child)
     }
-
-
-def _address(tensor: Tensor) -> int:
-    """Return where a tensor's values lie, which traced and exported modules share; 0 if nowhere."""
-    try:
-        with torch._C.DisableTorchFunction():
-            return 0 if is_lazy(tensor) or tensor.is_meta else tensor.data_ptr()
-    except RuntimeError:  # sparse and fake tensors have no address
-        return 0
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -14,9 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pytest_bninvariants.batchnorm import expectation
 from pytest_bninvariants.batchnorm.cases import DENSE, LAYOUTS, Batch
 from pytest_bninvariants.batchnorm.expectation import Approximation, Expected, Twin
-from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm, Statistics
+from pytest_bninvariants.batchnorm.reference import (
+    ReferenceBatchNorm,
+    Statistics,
+    batch_statistics,
+)
 from pytest_bninvariants.batchnorm.tolerance import (
     TINY,
     UNIT,
@@ -24,6 +29,7 @@ from pytest_bninvariants.batchnorm.tolerance import (
     cascade_depth,
     gamma,
     normalisation_bounds,
+    statistics_bounds,
     sum_depth,
 )
 
@@ -416,6 +422,30 @@ def test_gamma_is_infinite_from_where_its_roundings_reach_1(unit: float) -> None
     assert all(gamma(k, unit) >= k * unit for k in range(1, 200, 7))
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0, None])
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+def test_a_sum_too_deep_for_its_precision_has_no_bound_and_never_nan(
+    fill: float, momentum: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.full((8, 2), fill, dtype=F16)
+    twin = Twin(ReferenceBatchNorm(2, momentum=momentum), Arithmetic.of(F16, F16))
+    monkeypatch.setattr(expectation, "sum_depth", lambda *args, **kwargs: 2**24)
+    expected = twin.expect(x)
+    found = [expected.output, *expected.gradients(fill * x), twin.running_mean, twin.running_var]
+    assert all(each.bound.isposinf().all() for each in found)
+
+    twin.reference.eval()
+    for each in (twin.expect(x).output, *twin.expect(x).gradients(fill * x)):
+        assert each.bound.isposinf().all()
+
+    fresh = Twin(ReferenceBatchNorm(2).eval(), Arithmetic.of(F16, F16)).expect(x)
+    of_input, of_weight, of_bias = fresh.gradients(fill * x)
+    assert fresh.output.bound.isfinite().all()
+    assert of_input.bound.isfinite().all()
+    assert of_weight.bound.isposinf().all()
+    assert of_bias.bound.isposinf().all()
+
+
 def in_precision(precision: str) -> dict[str, Approximation]:
     """Return the bounds of one and the same batch, whose values are in bfloat16 and float16."""
     dtype, state, _ = PRECISIONS[precision]
@@ -542,3 +572,18 @@ def test_a_bound_is_never_nan(eps: float, training: bool) -> None:
                     for _, bound in found:
                         assert not bound.isnan().any(), (x, momentum, weight, pair)
                         assert (bound >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("state", "bounded"),
+    [(torch.float16, False), (torch.bfloat16, True), (torch.float32, True)],
+)
+def test_a_sum_of_squares_that_float16_cannot_hold_bounds_nothing(
+    state: torch.dtype, bounded: bool
+) -> None:
+    values = 30 * torch.randn(2, 100, generator=torch.Generator().manual_seed(0)).double()
+    true = batch_statistics(values)
+    half = torch.float16 if state is torch.float16 else torch.bfloat16
+    errors = statistics_bounds(values, true, 101, Arithmetic.of(half, state))
+    assert bool(errors.var.isfinite().all()) == bounded
+    assert errors.mean.isfinite().all()

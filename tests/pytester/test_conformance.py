@@ -47,6 +47,14 @@ class Told2d(nn.BatchNorm2d):
         super().__init__(*args, **keywords)
 
 
+class Flat(nn.modules.batchnorm._BatchNorm):
+    """It takes (N, C) alone."""
+
+    def _check_input_dim(self, input):
+        if input.dim() != 2:
+            raise ValueError("expected (N, C)")
+
+
 class Norm(nn.BatchNorm2d):
     """Its name has no rank, and it needs none."""
 
@@ -210,6 +218,52 @@ def test_expected_failures_are_expected_and_strictly_so(
     assert result.parseoutcomes() == {"passed": 1, "failed": 2, "xfailed": 1}
 
 
+ILL_POSED = """
+import pytest
+
+
+@pytest.mark.parametrize("ill_posed, posed", [(1.5, 8.5), (0, 10), (4, 6), (1.25, 4.75)])
+def test_it(record_property, ill_posed, posed):
+    record_property("bn_law", "running_var" if ill_posed > 1.25 else "momentum")
+    record_property("bn_examples", 2000)
+    record_property("bn_ill_posed", [ill_posed, posed])
+
+
+def test_fails(record_property):
+    record_property("bn_law", "counter")
+    record_property("bn_examples", 2000)
+    record_property("bn_ill_posed", [1, 0])
+    assert 0
+
+
+def test_user(record_property):
+    record_property("mine", 1)
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "two_workers"])
+def test_a_run_ends_with_what_it_judged_and_names_laws_that_were_notably_ill_posed(
+    pytester: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    if workers:
+        pytest.importorskip("xdist")
+    pytester.makepyfile(test_recorded=ILL_POSED)
+    result = run(pytester, "test_recorded.py", *workers)
+    assert [line for line in result.outlines if line.startswith("bn conformance")] == [
+        "bn conformance: 4 checks held on 8,000 cases; 18.8% of comparisons ill-posed",
+        "bn conformance: notably ill-posed: running_var 28%",
+    ]
+    result = run(pytester, *KIT, *QUICK, *workers)
+    assert [line for line in result.outlines if line.startswith("bn conformance")] == [
+        "bn conformance: 3 checks held on 6 cases; 0.0% of comparisons ill-posed"
+    ]
+
+
+def test_a_run_without_laws_says_nothing_of_them(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it="def test_it(record_property): record_property('mine', 1)")
+    assert "bn conformance" not in run(pytester, "test_it.py").stdout.str()
+
+
 def test_arguments_are_not_evaluated(pytester: pytest.Pytester, folder: Path) -> None:
     given = "--bn-impl=mine:Biased2d(eps=__import__('os').mkdir('evaluated'))"
     result = run(pytester, *KIT, given)
@@ -249,6 +303,10 @@ WRONG = {  # option: what the message says besides
     f"{NORM}(eps=1).absent(momentum=1)": "(eps=1).absent(momentum=1)",
     f"{NORM}(eps=1) + (2)": "(eps=1) + (2)",
     f"{NORM}(eps=1, eps=2)": "(eps=1, eps=2)",
+    "--bn-laws=": "--bn-laws=: is empty; give a name, or leave it out",
+    "--bn-laws= ,": "--bn-laws= ,: is empty",
+    "--bn-dtype=": "--bn-dtype=: is empty",
+    "--bn-xfails=": "--bn-xfails=: is empty; give a file, or leave it out",
     "--bn-laws=running": "there are frozen (a set), training_output",
     "--bn-laws=running_var,absent": "absent",
     "--bn-laws=batchnorm*": "matches no law",
@@ -338,6 +396,15 @@ def test_function_holds():
     assert_bn_conforms(Biased2d, laws="running_mean", dtypes=["float32"], examples=2, eps=0.1)
 """
 
+PLAIN = ("test_plain.py", "-q")
+UNUSED = (
+    *("--bn-impl=mine:Norm", "--bn-laws=counter"),
+    *("--bn-dtype=float32", "--bn-xfails=biased.txt"),
+)
+EFFORT = ("--bn-examples=quick", "--bn-device=cpu")
+FLAT = (*KIT, "-q", "--co", "--bn-laws=*_sizes", NORM, "--bn-impl=mine:Flat")
+NOTHING = (*KIT, "--bn-laws=spatial_sizes", "--bn-impl=mine:Flat")
+LEFT_OUT = (*KIT, *PLAIN, "-k", "test_plain", "--bn-laws=counter")
 STYLES = ("--tb=auto", "--tb=long", "--tb=short", "--tb=native")
 NAMING = (
     "python_classes=",
@@ -362,6 +429,10 @@ EXPECTED = (
 SESSIONS = [
     *((*KIT, "-q", "--co", option) for option in WRONG),
     *(("test_it.py", "-rA", SOME, style) for style in STYLES),
+    *((*PLAIN, option, *more) for option in UNUSED for more in ((), ("--co",))),
+    *((*PLAIN, option) for option in EFFORT),
+    LEFT_OUT,
+    *(FLAT, NOTHING),
     *((*KIT, "-q", "--co", "-o", ini, NORM, *QUICK) for ini in NAMING),
     *((*KIT, *given) for given in (TWO, EXPECTED, FROZEN, TIMM)),
 ]
@@ -429,6 +500,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Many:
         "failing.py": b"1 / 0\n",
         "biased.txt": b"running_var-*: biased\n",
         "test_it.py": USERS.encode(),
+        "test_plain.py": b"def test_plain(): pass\n",
     }
     for name, content in contents.items():
         (here / name).write_bytes(content)
@@ -461,6 +533,52 @@ def test_of_all_those_values_none_was_evaluated(many: Many) -> None:
     assert not (many.folder / "evaluated").exists()
 
 
+NONE = "no test of the conformance kit was collected; give `--pyargs pytest_bninvariants.conform"
+
+
+@pytest.mark.parametrize("more", [(), ("--co",)], ids=["run", "collect"])
+@pytest.mark.parametrize("option", UNUSED)
+def test_an_option_of_the_kit_in_a_run_without_the_kit_is_a_usage_error(
+    many: Many, option: str, more: tuple[str, ...]
+) -> None:
+    said = many[*PLAIN, option, *more]
+    assert said.code == pytest.ExitCode.USAGE_ERROR, said.text
+    assert f"ERROR: {option.partition('=')[0]}: {NONE}" in said.text
+
+
+def test_workers_fail_the_run_for_such_an_option(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    pytester.makepyfile(test_plain="def test_plain(): pass")
+    result = run(pytester, *PLAIN, "-n", "2", *QUICK)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert result.parseoutcomes() == {"passed": 1, "errors": 1}
+    assert f"--bn-laws, --bn-dtype: {NONE}" in result.stdout.str()
+
+
+@pytest.mark.parametrize("option", EFFORT)
+def test_how_many_examples_and_where_may_be_said_in_any_run(many: Many, option: str) -> None:
+    said = many[*PLAIN, option]
+    assert said.code == 0, said.text
+
+
+def test_a_run_that_leaves_the_kit_out_by_name_is_no_error(many: Many) -> None:
+    said = many[LEFT_OUT]
+    assert said.code == 0, said.text
+    assert "1 passed, 6 deselected" in said.text
+
+
+def test_a_run_of_what_failed_last_needs_no_test_of_the_kit(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_plain="def test_plain(): pass")
+    cache = pytester.mkdir("cache")
+    (cache / "v" / "cache").mkdir(parents=True)
+    (cache / "v" / "cache" / "lastfailed").write_text('{"test_plain.py::test_plain": true}')
+    result = pytester.runpytest_subprocess(
+        *("-o", f"cache_dir={cache}", *ARGS[2:]), *(*KIT, *PLAIN, "--lf", "--bn-laws=counter")
+    )
+    assert result.ret == 0, result.stdout.str() + result.stderr.str()
+    assert result.parseoutcomes() == {"passed": 1}
+
+
 def test_one_class_with_two_sets_of_arguments_has_two_names(many: Many) -> None:
     said = many[*KIT, *TWO]
     assert said.code == 0
@@ -474,6 +592,18 @@ def test_a_run_with_expected_failures_only_succeeds(many: Many) -> None:
     said = many[*KIT, *EXPECTED]
     assert said.code == 0, said.text
     assert "1 passed, 1 xfailed" in said.text
+
+
+def test_a_law_of_positions_is_left_out_for_a_layer_without_them(many: Many) -> None:
+    said = many[FLAT]
+    assert [line.partition("::")[2] for line in said.lines if "::" in line] == [
+        "test_law[batch_sizes-Norm-float32-cpu]",
+        "test_law[spatial_sizes-Norm-float32-cpu]",
+        "test_law[batch_sizes-Flat-float32-cpu]",
+    ]
+    said = many[NOTHING]
+    assert said.code == pytest.ExitCode.USAGE_ERROR
+    assert "--bn-laws, --bn-dtype and the ranks of --bn-impl leave no test" in said.text
 
 
 def test_the_frozen_laws_tell_frozen_layers_from_others(many: Many) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, DENSE, LAYOUTS, Batch, Case
+from pytest_bninvariants.batchnorm.dtypes import HALF
 from pytest_bninvariants.batchnorm.expectation import Approximation
-from pytest_bninvariants.batchnorm.laws.registry import ALL, FEW, HALF, ONE, law
+from pytest_bninvariants.batchnorm.laws.registry import ALL, FEW, ONE, law
 from pytest_bninvariants.batchnorm.laws.values import (
     EVAL,
     KEEP,

@@ -11,12 +11,12 @@ from typing import Any
 from hypothesis.strategies import SearchStrategy
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
+from pytest_bninvariants.batchnorm.dtypes import DTYPES
 from pytest_bninvariants.batchnorm.strategies import bn_cases
 from pytest_bninvariants.batchnorm.trials import Trial
 
 LAWS: dict[str, Law] = {}
-ALL = ("float64", "float32", "bfloat16", "float16")
-HALF = ("bfloat16", "float16")
+ALL = DTYPES
 ONE = ("float32",)
 FEW: dict[str, Any] = {"share": 0.2, "layouts": CONTIGUOUS, "max_values": 256}
 _PLAIN: dict[str, Any] = {"affine": True, "average": False}  # laws of their own try the others
@@ -34,6 +34,7 @@ class Law:
         frozen: whether a layer with frozen statistics must satisfy it.
         every: whether a whole BatchNorm must.
         threads: whether it runs with as many threads as there are.
+        least_rank: the lowest rank of inputs that it is about.
     """
 
     check: Callable[[Trial, Case], None]
@@ -43,6 +44,11 @@ class Law:
     frozen: bool
     every: bool
     threads: bool
+    least_rank: int
+
+    def ranks(self, dims: Iterable[int]) -> tuple[int, ...]:
+        """Return those of a layer's ranks that it is about; none: it says nothing of the layer."""
+        return tuple(rank for rank in dims if rank >= self.least_rank)
 
     @property
     def name(self) -> str:
@@ -62,6 +68,7 @@ def law(
     frozen: bool = False,
     every: bool = True,
     threads: bool = False,
+    least_rank: int = 2,
     **drawn: Any,
 ) -> Callable[[Callable[[Trial, Case], None]], Callable[[Trial, Case], None]]:
     """Make a function a law.
@@ -72,6 +79,7 @@ def law(
         frozen: whether it is of the frozen set.
         every: whether it is of the set for whole BatchNorms.
         threads: whether it runs with as many threads as there are.
+        least_rank: the lowest rank of inputs that it is about.
         drawn: what `bn_cases` is told.
     """
 
@@ -84,6 +92,7 @@ def law(
             frozen=frozen,
             every=every,
             threads=threads,
+            least_rank=least_rank,
         )
         return check
 

@@ -1,0 +1,105 @@
+"""What the strategies take: a bad argument is refused by name, with what would be accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from hypothesis.errors import InvalidArgument
+
+from pytest_bninvariants.batchnorm.cases import LAYOUTS
+from pytest_bninvariants.batchnorm.dtypes import DTYPES
+from pytest_bninvariants.errors import shown
+
+RANKS = (2, 3, 4, 5)
+T = TypeVar("T")
+
+
+def whole(name: str, value: object, least: int = 0) -> int:
+    """Return a whole number.
+
+    Raises:
+        InvalidArgument: it is none, or below the least.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidArgument(f"{name} is a whole number from {least}, not {shown(value)}")
+    return value
+
+
+def check_fraction(name: str, value: object) -> None:
+    """Refuse what is no number from 0 to 1."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:  # type: ignore[operator]
+        raise InvalidArgument(f"{name} is a number from 0 to 1, not {shown(value)}")
+
+
+def check_flag(name: str, value: object, *, none: bool = False) -> None:
+    """Refuse what is neither True nor False, nor, where that may be, None."""
+    if not isinstance(value, bool) and not (none and value is None):
+        accepted = "True, False or None" if none else "True or False"
+        raise InvalidArgument(f"{name} is {accepted}, not {shown(value)}")
+
+
+def check_known(name: str, value: object, accepted: Sequence[object]) -> None:
+    """Refuse what is not one of the accepted."""
+    if not isinstance(value, type(accepted[0])) or value not in accepted:
+        allowed = ", ".join(map(str, accepted))
+        raise InvalidArgument(f"{name} is one of {allowed}, not {shown(value)}")
+
+
+def listed(name: str, value: Sequence[T]) -> tuple[T, ...]:
+    """Return a list's members.
+
+    Raises:
+        InvalidArgument: it is no list, or empty.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise InvalidArgument(f"{name} is a list of one or more, not {shown(value)}")
+    return tuple(value)
+
+
+def check_device(value: object) -> None:
+    """Refuse what torch does not take for the name of a device."""
+    try:
+        if not isinstance(value, str):
+            raise TypeError(value)
+        torch.device(value)
+    except (TypeError, RuntimeError):
+        said = "the name of a torch device, such as cpu or cuda:1"
+        raise InvalidArgument(f"device is {said}, not {shown(value)}") from None
+
+
+def layouts_of(dims: int, layouts: Sequence[str]) -> tuple[str, ...]:
+    """Return those of some layouts that a batch of a rank can have.
+
+    Raises:
+        InvalidArgument: the rank or a layout is unknown, or none is left.
+    """
+    check_known("dims", dims, RANKS)
+    for layout in listed("layouts", layouts):
+        check_known("layout", layout, LAYOUTS)
+    fit = tuple(layout for layout in layouts if layout != "channels_last" or dims >= 4)
+    if not fit:
+        raise InvalidArgument(f"layouts has channels_last only, which dims={dims} cannot have")
+    return fit
+
+
+def check_batch(
+    dims: int,
+    channels: int | None,
+    dtype: str,
+    min_values: int,
+    max_values: int,
+    layouts: Sequence[str],
+) -> None:
+    """Refuse what no batch can be; arguments as `bn_inputs`."""
+    layouts_of(dims, layouts)
+    check_known("dtype", dtype, DTYPES)
+    width = 1 if channels is None else whole("channels", channels, 1)
+    needed = width * whole("min_values", min_values)
+    if whole("max_values", max_values) < needed:
+        each = "" if channels is None else f" in each of {channels} channels"
+        raise InvalidArgument(
+            f"max_values={max_values} is below {needed}, which min_values={min_values}{each} needs"
+        )
