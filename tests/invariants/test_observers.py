@@ -456,3 +456,20 @@ def test_code_that_was_not_compiled_is_not_taken_for_it(net: Any, batch: Tensor)
         net(batch)
         torch.compiler.disable(net)(batch)
     assert ear.of("compilation") == []
+
+
+def test_a_wrapper_that_is_on_and_off_all_the_time_is_made_once(batch: Tensor) -> None:
+    made = set()
+
+    class Layer(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            made.add(torch.batch_norm)
+            return super().forward(x)
+
+    layer = Layer(2).eval()
+    for _ in range(3):
+        with frozen_bn(layer):
+            layer(batch)
+            layer(batch)
+    assert len(made) == 1
+    assert torch.batch_norm not in made
