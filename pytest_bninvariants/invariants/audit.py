@@ -153,10 +153,11 @@ class Auditor(Observer):
 
     def _look_at(self, layer: nn.Module) -> _Seen:
         seen = self._of(layer)
-        if not _is_frozen(layer, seen):
-            self._judge(seen)
-        elif seen.freeze is None and _is_readable(layer):
-            seen.freeze = _Freeze(type(layer).__name__, _take(layer, seen.holder))
+        with torch._C.DisableTorchFunction():  # a user's mode is not to hear of our questions
+            if not _is_frozen(layer, seen):
+                self._judge(seen)
+            elif seen.freeze is None and _is_readable(layer):
+                seen.freeze = _Freeze(type(layer).__name__, _take(layer, seen.holder))
         return seen
 
     def _of(self, layer: nn.Module) -> _Seen:
@@ -175,7 +176,8 @@ class Auditor(Observer):
         if how == "own_forwards" and not _moved(freeze, _buffers(layer)):
             return False  # all that is known of these is what they have done by now
         if freeze.run is None and not self._is_copy(layer):
-            freeze.run = run_of(layer)
+            with torch._C.DisableTorchFunction():
+                freeze.run = run_of(layer)
         if freeze.run is None:
             return False
         freeze.batches += 1

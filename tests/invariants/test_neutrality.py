@@ -19,9 +19,22 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, frozen, frozen_bn
+from pytest_bninvariants.invariants.audit import Auditor
 
 Guard = Callable[..., Any]
-GUARDS = pytest.mark.parametrize("guard", [frozen, frozen_bn])
+
+
+@contextlib.contextmanager
+def audit(model: nn.Module) -> Iterator[None]:
+    auditor = Auditor()
+    auditor.start()
+    try:
+        yield
+    finally:
+        auditor.stop()
+
+
+GUARDS = pytest.mark.parametrize("guard", [frozen, frozen_bn, audit])
 
 
 def bare(model: nn.Module) -> contextlib.AbstractContextManager[object]:
@@ -94,6 +107,13 @@ class Small(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         return self.head(self.norm(self.drop(F.relu(self.bn(self.conv(batch))))).mean((2, 3)))
+
+
+def small_and_leaking() -> nn.Module:
+    model = Small()
+    model.bn.requires_grad_(False)
+    model.norm.requires_grad_(False)
+    return model
 
 
 class Attention(nn.Module):
@@ -176,6 +196,7 @@ LOOPS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]] = {
     "momentum": (Small, with_momentum),
     "scaler": (Attention, with_a_scaler),
     "modes": (Small, between_modes),
+    "leak": (small_and_leaking, between_modes),
     "closure": (Small, with_a_closure),
 }
 
@@ -254,7 +275,7 @@ def test_a_users_own_modes_do_not_see_the_guard(guard: Guard) -> None:
             seen.append(str(func))
             return func(*args, **(kwargs or {}))
 
-    model = Small().eval()
+    model = small_and_leaking() if guard is audit else Small().eval()
     batch = torch.randn(2, 3, 8, 8)
 
     def recorded(guard: Guard) -> list[str]:
@@ -417,6 +438,16 @@ def test_guarded_and_bare_runs_compile_the_same_graphs(how: str, layer: str, whe
     assert graphs == expected[0]
     assert counters == expected[1]
     assert out == expected[2]
+
+
+@pytest.mark.parametrize("when", ["cold", "warm", "inside"])
+@pytest.mark.parametrize("how", COMPILE)
+def test_audited_and_bare_runs_of_a_leak_compile_the_same_graphs(how: str, when: str) -> None:
+    def leaking(features: int) -> nn.Module:
+        return nn.BatchNorm1d(features).requires_grad_(False)
+
+    expected = compiled_run(bare, COMPILE[how], leaking, when)
+    assert compiled_run(audit, COMPILE[how], leaking, when) == expected
 
 
 def test_a_second_guard_compiles_nothing_again() -> None:
