@@ -59,6 +59,20 @@ def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: boo
             break
         call = f"{type(owner).__name__}.{frame.f_code.co_name}({training})"
         frame = frame.f_back
+    return place_of_call(frame, call)
+
+
+def place_of_call(frame: FrameType | None, call: str) -> Place | None:
+    """Find who made a call.
+
+    Args:
+        frame: the frame that makes it.
+        call: what is called there.
+
+    Returns:
+        The first line of the user's own code, or the frame's where there is none, and the library
+        function in between, if one acted.
+    """
     tool = None
     nearest = frame
     while frame is not None and not is_users(frame.f_code.co_filename):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 
-from pytest_bninvariants.invariants.paths import relative
-from pytest_bninvariants.invariants.verdict import Cause, Change, Hazard, Place, Verdict
+from pytest_bninvariants.invariants.verdict import Cause, Change, Hazard, Verdict
+from pytest_bninvariants.reporting.lines import where, wrapped
+from pytest_bninvariants.reporting.writers import writers
 
-WIDTH = 76  # pytest puts "E   " before each line
+_TRACED = "traced in this run, in which what torch.compile had made ran eagerly"
 _UNFOLDED_ROWS = 30
 _NAMED_LAYERS = 2
 _COLUMN = 36
@@ -63,13 +63,16 @@ def _body(verdict: Verdict, *, verbose: bool) -> str:
     subject = f"{verdict.guard} on {verdict.model}{source}"
     changed = f"{tensors} of {total} watched tensor{plural} changed"
     lines = [
-        *_wrapped(f"{subject}: {changed}", first="", rest="  "),
+        *wrapped(f"{subject}: {changed}", first="", rest="  "),
         "",
         *_table(verdict.changes, verbose=verbose),
         "",
     ]
     for cause in verdict.causes:
         lines += _cause(cause)
+    if verdict.writes:
+        lines += writers(verdict.writes, verbose=verbose)
+        lines += wrapped(_TRACED, first="     ", rest="     ")
     lines += _hazards(verdict.hazards)
     return "\n".join(lines).rstrip()
 
@@ -83,9 +86,9 @@ def _table(changes: Sequence[Change], *, verbose: bool) -> list[str]:
     lines = [f"  {'tensor':{column}}  change"]
     for name, text in rows:
         if len(name) <= column:
-            lines += _wrapped(text, first=f"  {name:{column}}  ", rest=" " * (column + 4))
+            lines += wrapped(text, first=f"  {name:{column}}  ", rest=" " * (column + 4))
         else:
-            lines += [f"  {name}", *_wrapped(text, first=" " * 8, rest=" " * 8)]
+            lines += [f"  {name}", *wrapped(text, first=" " * 8, rest=" " * 8)]
     return lines
 
 
@@ -103,28 +106,12 @@ def _folded(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
     return rows
 
 
-def _wrapped(text: str, *, first: str, rest: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=rest,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
 def _cause(cause: Cause) -> list[str]:
-    lines = _wrapped(f"{cause.name}: {cause.why}", first="why  ", rest="     ")
+    lines = wrapped(f"{cause.name}: {cause.why}", first="why  ", rest="     ")
     if cause.place is not None:
-        lines += _wrapped(_place(cause.place), first="     ", rest="     ")
-    return [*lines, *_wrapped(cause.fix, first="fix  ", rest="     ")]
-
-
-def _place(place: Place) -> str:
-    tool = f", by {place.tool}" if place.tool else ""
-    where = f"{relative(place.file)}:{place.line} in {place.function}"
-    return f"put in training mode by {place.call} at {where}{tool}"
+        told = f"put in training mode by {cause.place.call} at {where(cause.place)}"
+        lines += wrapped(told, first="     ", rest="     ")
+    return [*lines, *wrapped(cause.fix, first="fix  ", rest="     ")]
 
 
 def _hazards(hazards: Iterable[Hazard]) -> list[str]:
@@ -134,5 +121,5 @@ def _hazards(hazards: Iterable[Hazard]) -> list[str]:
     lines = []
     for text, names in grouped.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        lines += _wrapped(f"{names[0]}{more}: {text}", first="also ", rest="     ")
+        lines += wrapped(f"{names[0]}{more}: {text}", first="also ", rest="     ")
     return lines
