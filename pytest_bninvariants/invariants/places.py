@@ -59,10 +59,10 @@ def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: boo
             break
         call = f"{type(owner).__name__}.{frame.f_code.co_name}({training})"
         frame = frame.f_back
-    return place_of_call(frame, call)
+    return place_of(frame, call)
 
 
-def place_of_call(frame: FrameType | None, call: str) -> Place | None:
+def place_of(frame: FrameType | None, call: str) -> Place | None:
     """Find who made a call.
 
     Args:

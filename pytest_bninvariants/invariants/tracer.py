@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import (
 
 from pytest_bninvariants.invariants import assignments, tracing
 from pytest_bninvariants.invariants.addresses import Addresses
-from pytest_bninvariants.invariants.places import place_of_call
+from pytest_bninvariants.invariants.places import place_of
 from pytest_bninvariants.invariants.snapshot import Kept, unchanged
 from pytest_bninvariants.invariants.verdict import Change, Place, Write
 
@@ -139,7 +139,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if operator.startswith(_MOVING):
             self._index()
         if changed:
-            place = place_of_call(frame, operator)
+            place = place_of(frame, operator)
             backward = torch._C._current_graph_task_id() != -1
             for name in changed:
                 self._found(Write(name=name, operator=operator, place=place, in_backward=backward))
@@ -147,7 +147,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _look_at_next(self, operator: str) -> None:
         name = self._queue[0]
         self._queue.rotate(-1)
-        place = place_of_call(_caller(), operator)
+        place = place_of(_caller(), operator)
         if self._is_unchanged(name):
             self._seen_unchanged[name] = place
         else:
