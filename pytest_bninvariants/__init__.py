@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm as ReferenceBatchNorm
     from pytest_bninvariants.errors import FrozenStateChanged as FrozenStateChanged
     from pytest_bninvariants.errors import GateError as GateError
+    from pytest_bninvariants.errors import InvariantHazard as InvariantHazard
     from pytest_bninvariants.errors import LawBroken as LawBroken
     from pytest_bninvariants.invariants.guards import Guard as Guard
     from pytest_bninvariants.invariants.guards import frozen as frozen
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "FrozenStateChanged": "pytest_bninvariants.errors",
     "GateError": "pytest_bninvariants.errors",
+    "InvariantHazard": "pytest_bninvariants.errors",
     "LawBroken": "pytest_bninvariants.errors",
     "ReferenceBatchNorm": "pytest_bninvariants.batchnorm.reference",
     "assert_bn_conforms": "pytest_bninvariants.batchnorm.conform",
@@ -31,6 +33,7 @@ __all__ = [
     "FrozenStateChanged",
     "GateError",
     "Guard",
+    "InvariantHazard",
     "LawBroken",
     "ReferenceBatchNorm",
     "Verdict",

@@ -73,6 +73,10 @@ class GateError(Exception):
     """
 
 
+class InvariantHazard(UserWarning):
+    """Say of an invariant that holds what may break it later."""
+
+
 def shown(value: object) -> str:
     """Return a value as an error message shows it: its repr, cut, and its type."""
     text = " ".join(repr(value).split())

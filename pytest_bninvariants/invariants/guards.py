@@ -14,20 +14,22 @@ from pytest_bninvariants.errors import (
     DriftNote,
     FrozenStateChanged,
     GateError,
+    InvariantHazard,
     never_entered,
     shown,
 )
 from pytest_bninvariants.invariants import reruns, tracer
-from pytest_bninvariants.invariants.comparison import Before, compare, take
+from pytest_bninvariants.invariants.comparison import compare
 from pytest_bninvariants.invariants.paths import relative
 from pytest_bninvariants.invariants.places import users_line
 from pytest_bninvariants.invariants.reruns import Slot
 from pytest_bninvariants.invariants.selection import Scope, names_of
+from pytest_bninvariants.invariants.sides import Before, take
 from pytest_bninvariants.invariants.tracebacks import drop_our_frames
 from pytest_bninvariants.invariants.tracer import Tracer
 from pytest_bninvariants.invariants.verdict import Verdict
 from pytest_bninvariants.invariants.witness import Witness
-from pytest_bninvariants.reporting.text import render
+from pytest_bninvariants.reporting.text import hazards_in_a_line, render
 
 _NOT_FAILURES = (KeyboardInterrupt, GeneratorExit)
 
@@ -120,6 +122,12 @@ class Guard:
         if self._witness is not None:
             self._witness.stop()
 
+    def warn(self) -> None:
+        """Warn of what may go wrong later, once for each place and text."""
+        if self.verdict is not None and self.verdict.hazards:
+            told = f"{self.spelled} holds, but {hazards_in_a_line(self.verdict.hazards)}"
+            warnings.warn_explicit(told, InvariantHazard, *self._made, registry=_warned)
+
     def finish(self) -> Verdict:
         """Stop watching and judge.
 
@@ -155,6 +163,9 @@ class Guard:
         return verdict
 
 
+_warned: dict[str | tuple[str, type[Warning], int], int] = {}
+
+
 def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
     """End a step: judge, and raise what must be raised.
 
@@ -182,7 +193,10 @@ def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
         except GateError as gate_error:
             blind.append(str(gate_error))
         else:
-            broken += [] if verdict.holds else [verdict]
+            if verdict.holds:
+                guard.warn()
+            else:
+                broken.append(verdict)
     told = render(broken) if broken else ""
     if blind:
         failure = GateError("\n".join(blind))

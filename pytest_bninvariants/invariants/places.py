@@ -62,16 +62,27 @@ def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: boo
     return place_of(frame, call)
 
 
+def place_of_outermost_call(frame: FrameType | None) -> Place | None:
+    """Find the user's line that called the outermost of the modules that run at the moment."""
+    outermost, call = frame, "a forward"
+    while frame is not None:
+        module = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
+        if isinstance(module, nn.Module) and frame.f_code.co_filename.startswith(_OURS):
+            outermost, call = frame.f_back, f"{type(module).__name__}.forward()"
+        frame = frame.f_back
+    return place_of(outermost, call)
+
+
 def place_of(frame: FrameType | None, call: str) -> Place | None:
-    """Find who made a call.
+    """Find the user's line that led to a call.
 
     Args:
-        frame: the frame that makes it.
-        call: what is called there.
+        frame: the frame that made the call.
+        call: what was called.
 
     Returns:
-        The first line of the user's own code, or the frame's where there is none, and the library
-        function in between, if one acted.
+        The first line of the user's own code, with the library function in between, if one acted;
+        where no code of the user's is on the stack, the library's own line.
     """
     tool = None
     nearest = frame

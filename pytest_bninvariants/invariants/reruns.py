@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from pytest_bninvariants.invariants.comparison import Before
+    from pytest_bninvariants.invariants.sides import Before
     from pytest_bninvariants.invariants.verdict import Cause
 
 

@@ -85,6 +85,61 @@ def same_bytes(kept: Tensor, now: Tensor) -> bool:
     raise AssertionError("every tensor of bytes has a uint8 view")
 
 
+def address(tensor: Tensor) -> int:
+    """Return where a tensor's values lie, which its aliases share; 0 if nowhere."""
+    try:
+        with torch._C.DisableTorchFunction():
+            return 0 if is_lazy(tensor) or tensor.is_meta else tensor.data_ptr()
+    except RuntimeError:  # sparse and fake tensors have no address
+        return 0
+
+
+Content = tuple[Tensor, ...]
+"""Copies of the bytes of a tensor's parts."""
+_UNREADABLE = (Incomparable, RuntimeError, NotImplementedError)
+
+
+@torch.no_grad()
+def content_of(tensor: Tensor) -> Content | None:
+    """Return a copy of a tensor's bytes; None if they cannot be read."""
+    try:
+        return tuple(as_bytes(part).clone() for part in parts(tensor))
+    except _UNREADABLE:
+        return None
+
+
+@torch.no_grad()
+def same_content(content: Content | None, tensor: Tensor) -> bool:
+    """Tell whether a tensor's bytes are still those of a copy, as far as both could be read."""
+    try:
+        now = [as_bytes(part) for part in parts(tensor)]
+    except _UNREADABLE:
+        return True
+    if content is None:
+        return True
+    moved = [part.to(kept.device) for part, kept in zip(now, content, strict=False)]
+    return len(now) == len(content) and all(map(same_bytes, content, moved))
+
+
+def uniform_factor(kept: Kept, tensor: Tensor) -> float | None:
+    """Return the factor below 1 by which all values of a tensor shrank, as weight decay does.
+
+    Rounding makes the factors differ; they count as one while they differ by less than a quarter
+    of what is missing to 1.
+    """
+    plain = len(kept.content) == 1 and kept.dtype == tensor.dtype and kept.dtype.is_floating_point
+    if not plain or kept.shape != _shape(tensor) or tensor.layout != torch.strided:
+        return None
+    old = kept.content[0].view(kept.dtype).double()
+    new = as_bytes(tensor.detach()).to(old.device).view(kept.dtype).double()
+    counts = old.abs() > torch.finfo(kept.dtype).tiny
+    factors = new[counts] / old[counts]
+    if not len(factors):
+        return None
+    factor, spread = float(factors.mean()), float(factors.max() - factors.min())
+    return factor if 0 < factor < 1 and spread <= (1 - factor) / 4 else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
     """What a snapshot holds of one watched tensor.
@@ -148,7 +203,7 @@ def take(tensors: Mapping[str, Watched]) -> dict[str, Kept]:
                 found = parts(tensor)
                 content = tuple(as_bytes(part).clone() for part in found)
                 copies[id(tensor)] = tuple(part.shape for part in found), content
-            except (Incomparable, RuntimeError, NotImplementedError) as error:
+            except _UNREADABLE as error:
                 raise GateError(
                     f"cannot compare {watched.name} ({type(tensor).__name__}, "
                     f"{_name(tensor.dtype)}, {_name(tensor.layout)}): {error}; "
@@ -232,7 +287,7 @@ def _difference(before: Kept, after: Watched) -> tuple[str, str] | None:
     try:
         found = parts(tensor)
         content = [as_bytes(part) for part in found]
-    except (Incomparable, RuntimeError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         return "values", f"can no longer be compared: {error}"
     now = [part.to(kept.device) for part, kept in zip(content, before.content, strict=False)]
     same_shapes = tuple(part.shape for part in found) == before.shapes

@@ -16,7 +16,20 @@ ChangeKind = Literal[
     "eps",
     "batch-statistics",
 ]
-CauseName = Literal["training-mode", "mode-flip", "no-stored-statistics", "replaced"]
+CauseName = Literal[
+    "no-stored-statistics",
+    "loaded",
+    "broadcast",
+    "replaced",
+    "gradient-step",
+    "weight-decay",
+    "stale-momentum",
+    "recomputation",
+    "mode-flip",
+    "training-mode",
+    "update-in-eval",
+    "in-place",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +74,11 @@ class Change:
         """Tell whether it is of a tensor that normalising with batch statistics updates."""
         return self.name.endswith(("running_mean", "running_var", "num_batches_tracked"))
 
+    @property
+    def of_tensor(self) -> bool:
+        """Tell whether it is of a tensor, and not of a layer's setting or way to normalise."""
+        return self.kind not in ("eps", "batch-statistics")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
@@ -69,16 +87,20 @@ class Cause:
     Args:
         name: the word that DESIGN and docs use for it.
         layers: qualified names of the layers that it explains.
+        tensors: qualified names of the tensors that it explains.
         why: what was seen, in a sentence or more.
         fix: what to do, in the imperative.
         place: where it was done, if that was seen.
+        did: what was done there, up to the call, e.g. `put in training mode by`.
     """
 
     name: CauseName
     layers: tuple[str, ...]
     why: str
     fix: str
+    tensors: tuple[str, ...] = ()
     place: Place | None = None
+    did: str = "put in training mode by"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,5 +172,4 @@ class Verdict:
     @property
     def changed_tensors(self) -> tuple[str, ...]:
         """Return the names of the tensors that changed, in the model's order."""
-        of_layers = ("eps", "batch-statistics")
-        return tuple(dict.fromkeys(c.name for c in self.changes if c.kind not in of_layers))
+        return tuple(dict.fromkeys(c.name for c in self.changes if c.of_tensor))

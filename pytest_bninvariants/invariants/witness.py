@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from dataclasses import dataclass
 from types import FrameType
@@ -9,13 +10,13 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants import observers
+from pytest_bninvariants.invariants.audience import Finish, How
 from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
-from pytest_bninvariants.invariants.observers import How
-from pytest_bninvariants.invariants.places import place_of_mode_call
+from pytest_bninvariants.invariants.operations import Handled, Operations
+from pytest_bninvariants.invariants.places import place_of_mode_call, place_of_outermost_call
 from pytest_bninvariants.invariants.selection import (
     Selection,
     all_tensors,
@@ -23,6 +24,7 @@ from pytest_bninvariants.invariants.selection import (
     named_modules,
     own_tensors,
 )
+from pytest_bninvariants.invariants.snapshot import address
 from pytest_bninvariants.invariants.verdict import Place
 
 
@@ -38,8 +40,11 @@ class Seen:
         in_compiled_code: whether a compiled module above it ran while its mode said to use them;
             the forward itself cannot be seen then.
         beside_compiled_code: whether any compiled code ran while its mode said so.
+        in_eval: how many of `batches` it normalised while its mode was eval.
+        recomputed: how many of `batches` it normalised inside of a backward.
         flipped: whether it was in eval and then put in training mode.
         put_in_training: where it was put in training mode, last before its first such forward.
+        ran_at: where the outermost call was made that led to its first such forward.
     """
 
     batches: int = 0
@@ -47,8 +52,11 @@ class Seen:
     own_forwards: int = 0
     in_compiled_code: bool = False
     beside_compiled_code: bool = False
+    in_eval: int = 0
+    recomputed: int = 0
     flipped: bool = False
     put_in_training: Place | None = None
+    ran_at: Place | None = None
 
     @property
     def normalised(self) -> bool:
@@ -90,13 +98,19 @@ class Witness:
         self._watched = {id(module) for module in selection.modules.values()}
         self._bn_layers = [m for m in selection.modules.values() if is_bn_layer(m)]
         self._runs = self._watched | _parents_of_plain(model, self._watched)
-        scripted = {id(m) for _, m in named_modules(model) if isinstance(m, torch.jit.ScriptModule)}
-        self._idle = {id(m) for _, m in named_modules(model)} - self._runs - scripted
-        watched = (kept.tensor for kept in selection.tensors.values())
-        self._memory = {_address(tensor) for tensor in watched} - {0}
+        modules = {id(module): module for _, module in named_modules(model)}
+        scripted = {key for key, m in modules.items() if isinstance(m, torch.jit.ScriptModule)}
+        self._idle = modules.keys() - self._runs - scripted
+        self._scripted_layers = [layer for layer in self._bn_layers if id(layer) in scripted]
+        watched = [kept.tensor for kept in selection.tensors.values()]
+        self._memory = {address(tensor) for tensor in watched} - {0}
         self._marks = _marks(model)
+        self._operations = Operations(watched)
+        self._ran: set[int] = set()
+        self._strangers = _Strangers(set(modules), self._memory)
         self._forward_seen = False
         self._optimizer_seen = False
+        self.stepped_for: set[int] = set()
         self._compiled_seen = not observers.sees_compiled_code()
         self._began_in_training = {id(m) for m in selection.modules.values() if m.training}
         self._seen = _ByIdentity()
@@ -124,20 +138,29 @@ class Witness:
 
     def saw_forward(self, module: nn.Module) -> None:
         """Note that a module is about to run."""
+        self._ran.add(id(module))
+        self._strangers.saw(module)
         if not self._forward_seen and id(module) not in self._idle:
             self._forward_seen = (
                 id(module) in self._runs
                 or any(id(below) in self._watched for _, below in named_modules(module))
-                or any(_address(tensor) in self._memory for tensor in all_tensors(module))
+                or any(address(tensor) in self._memory for tensor in all_tensors(module))
             )
         if _is_compiled(module):
             for _, layer in named_modules(module):
                 if id(layer) in self._watched and has_known_forward(layer):
                     self._seen.of(layer).in_compiled_code |= uses_batch_statistics(layer)
+        for layer in self._scripted_layers:
+            self._seen.of(layer).in_compiled_code |= layer.training
 
     def saw_batch_statistics(self, layer: nn.Module, how: How) -> None:
         """Note that a BN layer normalises a batch with batch statistics."""
         seen = self._seen.of(layer)
+        if seen.ran_at is None and id(layer) in self._watched:
+            seen.ran_at = place_of_outermost_call(sys._getframe(1))
+        if how == "batches":
+            seen.in_eval += not layer.training
+            seen.recomputed += torch._C._current_graph_task_id() != -1
         setattr(seen, how, getattr(seen, how) + 1)
 
     def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
@@ -153,13 +176,25 @@ class Witness:
         if (flips or seen.put_in_training is None) and not restores:
             seen.put_in_training = place_of_mode_call(frame, module, True)
 
-    def saw_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Note that an optimizer has stepped."""
+    def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
+        """Note that an optimizer is about to step."""
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self.stepped_for |= held
         if not self._optimizer_seen:
             mine = {id(tensor) for tensor in all_tensors(self._model)}
             mine |= {id(watched.tensor) for watched in self._selection.tensors.values()}
-            groups = optimizer.param_groups
-            self._optimizer_seen = any(id(p) in mine for group in groups for p in group["params"])
+            self._optimizer_seen = bool(held & mine)
+        return self._operations.before_step(optimizer, frame)
+
+    def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
+        """Note that a module is about to load a state."""
+        return self._operations.before_load(module, frame)
+
+    def before_collective(
+        self, name: str, tensors: list[Tensor], frame: FrameType | None
+    ) -> Finish | None:
+        """Note that processes are about to exchange tensors."""
+        return self._operations.before_collective(name, tensors, frame)
 
     def saw_compiled_code(self) -> None:
         """Note that compiled code runs, in which forwards are unseen."""
@@ -172,10 +207,54 @@ class Witness:
         """Return what was seen of a module."""
         return self._seen.get(module) or Seen()
 
+    def done_to(self, tensor: Tensor) -> Handled:
+        """Return what operations did to a watched tensor."""
+        return self._operations.of(tensor)
+
+    def ran_module(self, module: nn.Module | None) -> bool:
+        """Tell whether a module of the model was called, in eager code."""
+        return id(module) in self._ran
+
+    def stranger(self, tensor: Tensor) -> Place | None:
+        """Tell of a module outside of the model that holds a tensor's memory and ran."""
+        return self._strangers.ran_at.get(address(tensor))
+
+    @property
+    def saw_compiled(self) -> bool:
+        """Tell whether code ran that nobody can see into."""
+        return self._compiled_seen
+
     def used_batch_statistics(self, seen: Seen) -> bool:
         """Tell whether a layer did normalise with batch statistics, as far as its mode tells."""
         all_compiled = seen.beside_compiled_code and not self._forward_seen
         return seen.batches > 0 or seen.in_compiled_code or all_compiled
+
+
+class _Strangers:
+    """Modules outside of a model that hold memory of its tensors, as traced and exported ones do.
+
+    Args:
+        modules: ids of the model's own modules.
+        memory: addresses of the model's tensors.
+    """
+
+    def __init__(self, modules: set[int], memory: set[int]) -> None:
+        self._modules = modules
+        self._memory = memory
+        self._known: dict[int, weakref.ref[nn.Module]] = {}
+        self.ran_at: dict[int, Place] = {}
+
+    def saw(self, module: nn.Module) -> None:
+        """Look at a module that is about to run, once."""
+        key, known = id(module), self._known
+        if key in self._modules or key in known:
+            return
+        known[key] = weakref.ref(module, lambda _: known.pop(key, None) and None)
+        parts = [m for _, m in named_modules(module) if id(m) not in self._modules]
+        held = {address(tensor) for part in parts for _, _, tensor in own_tensors(part)}
+        place = place_of_outermost_call(sys._getframe(1))
+        if place is not None:
+            self.ran_at = dict.fromkeys(held & self._memory, place) | self.ran_at
 
 
 def _marks(model: nn.Module) -> list[tuple[object, ...]]:
@@ -198,15 +277,6 @@ def _parents_of_plain(model: nn.Module, watched: set[int]) -> set[int]:
         for child in parent._modules.values()
         if child is not None and id(child) in watched and not is_bn_layer(child)
     }
-
-
-def _address(tensor: Tensor) -> int:
-    """Return where a tensor's values lie, which traced and exported modules share; 0 if nowhere."""
-    try:
-        with torch._C.DisableTorchFunction():
-            return 0 if is_lazy(tensor) or tensor.is_meta else tensor.data_ptr()
-    except RuntimeError:  # sparse and fake tensors have no address
-        return 0
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -109,17 +109,27 @@ def _folded(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
 def _cause(cause: Cause) -> list[str]:
     lines = wrapped(f"{cause.name}: {cause.why}", first="why  ", rest="     ")
     if cause.place is not None:
-        told = f"put in training mode by {cause.place.call} at {where(cause.place)}"
+        told = f"{cause.did} {cause.place.call} at {where(cause.place)}"
         lines += wrapped(told, first="     ", rest="     ")
     return [*lines, *wrapped(cause.fix, first="fix  ", rest="     ")]
 
 
 def _hazards(hazards: Iterable[Hazard]) -> list[str]:
+    return [
+        line for text in _by_text(hazards) for line in wrapped(text, first="also ", rest="     ")
+    ]
+
+
+def hazards_in_a_line(hazards: Iterable[Hazard]) -> str:
+    """Return hazards as one sentence's end."""
+    return "; ".join(_by_text(hazards))
+
+
+def _by_text(hazards: Iterable[Hazard]) -> list[str]:
     grouped: dict[str, list[str]] = {}
     for hazard in hazards:
-        grouped.setdefault(hazard.text, []).append(hazard.name)
-    lines = []
-    for text, names in grouped.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        lines += wrapped(f"{names[0]}{more}: {text}", first="also ", rest="     ")
-    return lines
+        grouped.setdefault(hazard.text, []).append(hazard.name or "the model")
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+        for text, names in grouped.items()
+    ]

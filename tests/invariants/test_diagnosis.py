@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, Verdict, frozen, frozen_bn
-from pytest_bninvariants.invariants.diagnosis import few
+from pytest_bninvariants.invariants.wording import few
 
 
 def verdict_of(

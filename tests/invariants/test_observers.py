@@ -36,8 +36,16 @@ class Ear:
     def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
         self.heard.append(("training", module))
 
-    def saw_optimizer_step(self, optimizer: Optimizer) -> None:
-        self.heard.append(("optimizer", optimizer))
+    def before_step(self, optimizer: Optimizer, frame: object) -> Callable[[], None]:
+        return lambda: self.heard.append(("optimizer", optimizer))
+
+    def before_load(self, module: nn.Module, frame: object) -> Callable[[], None]:
+        return lambda: self.heard.append(("load", module))
+
+    def before_collective(
+        self, name: str, tensors: list[Tensor], frame: object
+    ) -> Callable[[], None]:
+        return lambda: self.heard.append((name, tensors))
 
     def saw_compiled_code(self) -> None:
         self.heard.append(("compilation", None))

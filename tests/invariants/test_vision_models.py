@@ -32,6 +32,7 @@ def test_layers_of_other_libraries_are_bn_layers(layer: nn.Module) -> None:
 @pytest.mark.parametrize("layer", [FrozenBatchNorm2d, FrozenBatchNormAct2d])
 def test_frozen_batch_norms_are_fine_in_training_mode(layer: Callable[[int], nn.Module]) -> None:
     model = nn.Sequential(layer(4)).train()
+    model[0].running_mean.fill_(0.5)
     with frozen_bn(model) as guard:
         model(image())
     assert guard.verdict is not None

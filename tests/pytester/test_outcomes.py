@@ -675,7 +675,7 @@ def test_an_interrupt_leaves_no_observer_behind(sessions: Sessions) -> None:
     )
     session = sessions.run(
         """
-        from pytest_bninvariants.invariants import observers
+        from pytest_bninvariants.invariants import audience
 
         call, setattr_ = nn.Module.__call__, nn.Module.__setattr__
 
@@ -684,7 +684,7 @@ def test_an_interrupt_leaves_no_observer_behind(sessions: Sessions) -> None:
             yield
             assert nn.Module.__call__ is call
             assert nn.Module.__setattr__ is setattr_
-            assert observers._observers.present == ()
+            assert audience.present == ()
             print("nothing is left")
 
         @pytest.mark.frozen_bn

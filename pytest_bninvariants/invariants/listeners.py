@@ -1,0 +1,171 @@
+"""Hear what BN layers normalise with, while they run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from pytest_bninvariants.invariants import audience
+from pytest_bninvariants.invariants.audience import How, unseen
+from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
+from pytest_bninvariants.invariants.patches import Patch, Patches, Switch
+from pytest_bninvariants.invariants.selection import own_tensors
+
+_Function = Callable[..., Any]
+_RUNNING_MEAN, _USES_BATCH = 3, 5  # positions in torch.batch_norm and in torch.instance_norm
+
+
+@dataclass(slots=True)
+class _Running:
+    """A module whose forward runs.
+
+    Args:
+        module: the module.
+        is_layer: whether it is a BN layer.
+        heard: whether one of torch's normalising functions was called for it.
+    """
+
+    module: nn.Module
+    is_layer: bool
+    heard: bool = False
+
+
+class Listeners:
+    """Hear what BN layers normalise with, from the calls that they make while they run.
+
+    What a layer calls decides, not its mode: hooks may change that between the call and the
+    forward, and a forward of a user's own may do as it likes. The mode decides only where a forward
+    of torch's own made no such call, because it raised before, or because it does without.
+    """
+
+    def __init__(self) -> None:
+        self._running = threading.local()
+        self._lock = threading.Lock()
+        self._count = 0
+        self._patches = Patches(
+            Patch(torch, "batch_norm", observing_batch_norm),
+            Patch(torch, "instance_norm", observing_instance_norm),
+        )
+
+    def enter(self, module: nn.Module, *, is_layer: bool) -> bool:
+        """Begin to listen to a BN layer, or to a module inside of one; tell whether to `leave`."""
+        stack = self._stack()
+        if is_layer or stack:
+            stack.append(_Running(module, is_layer))
+            self._count_by(1)
+            return True
+        return False
+
+    def leave(self, *, failed: bool) -> None:
+        """End what `enter` began."""
+        self._count_by(-1)
+        ended = self._stack().pop()
+        layer = ended.module
+        if not ended.is_layer or ended.heard:
+            return
+        if has_known_forward(layer):
+            if uses_batch_statistics(layer):
+                _tell_batch_statistics(layer, "failed" if failed else "batches")
+        elif layer.training:
+            _tell_batch_statistics(layer, "own_forwards")
+
+    def heard(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str) -> None:
+        """Take note of a normalising call and its arguments."""
+        mean = args[_RUNNING_MEAN] if len(args) > _RUNNING_MEAN else kwargs.get("running_mean")
+        batch = args[_USES_BATCH] if len(args) > _USES_BATCH else kwargs.get(flag)
+        values = args[0] if args else kwargs.get("input")
+        running = self._meant(name, mean, values)
+        if running is not None:
+            running.heard = True
+            if batch:
+                _tell_batch_statistics(running.module, "batches")
+
+    def _meant(self, name: str, mean: object, values: object) -> _Running | None:
+        """Return the layer that a call normalises for; layers make other such calls too."""
+        stack = self._stack()
+        if mean is not None:
+            layers = [running for running in stack if running.is_layer]
+            owner = (r for r in layers if any(b is mean for b in r.module._buffers.values()))
+            return next(owner, layers[-1] if layers else None)
+        if not stack or not stack[-1].is_layer:
+            return None
+        layer = stack[-1].module
+        if name == "instance_norm" and not isinstance(layer, _InstanceNorm):
+            return None
+        return None if _shares_memory(values, layer) else stack[-1]
+
+    def suspend(self) -> None:
+        """Take the wrappers off for a while."""
+        with self._lock:
+            self._patches.remove()
+
+    def resume(self) -> None:
+        """Put them back if any layer runs."""
+        self._count_by(0)
+
+    def _count_by(self, step: int) -> None:
+        with self._lock:
+            self._count += step
+            if self._count:
+                self._patches.install()
+            else:
+                self._patches.remove()
+
+    def _stack(self) -> list[_Running]:
+        if not hasattr(self._running, "stack"):
+            self._running.stack = []
+        stack: list[_Running] = self._running.stack
+        return stack
+
+
+def _shares_memory(values: object, layer: nn.Module) -> bool:
+    """Tell whether values are a layer's own parameter, which weight standardisation normalises."""
+    if not isinstance(values, Tensor):
+        return False
+    with torch._C.DisableTorchFunction():
+        start = values.untyped_storage().data_ptr()
+        return any(t.untyped_storage().data_ptr() == start for _, _, t in own_tensors(layer))
+
+
+def _tell_batch_statistics(layer: nn.Module, how: How) -> None:
+    for observer in audience.present:
+        observer.saw_batch_statistics(layer, how)
+
+
+@unseen
+def _tell_normalising(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str) -> None:
+    listeners.heard(name, args, kwargs, flag)
+
+
+def observing_batch_norm(original: _Function, switch: Switch) -> _Function:
+    """Wrap torch.batch_norm."""
+
+    def batch_norm(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if switch.on and not is_dynamo_compiling():
+            _tell_normalising("batch_norm", args, kwargs, "training")
+        return original(*args, **kwargs)
+
+    return batch_norm
+
+
+def observing_instance_norm(original: _Function, switch: Switch) -> _Function:
+    """Wrap torch.instance_norm."""
+
+    def instance_norm(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if switch.on and not is_dynamo_compiling():
+            _tell_normalising("instance_norm", args, kwargs, "use_input_stats")
+        return original(*args, **kwargs)
+
+    return instance_norm
+
+
+listeners = Listeners()

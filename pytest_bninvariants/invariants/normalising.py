@@ -1,0 +1,184 @@
+"""Causes by which a BN layer's forward moves its statistics."""
+
+from __future__ import annotations
+
+from pytest_bninvariants.invariants.evidence import Evidence, Layer, layers_of, names_of
+from pytest_bninvariants.invariants.rule import Rule
+from pytest_bninvariants.invariants.verdict import Place
+from pytest_bninvariants.invariants.wording import name_list, one_or_many, span
+
+
+def _put_in_training(evidence: Evidence) -> Place | None:
+    return evidence.layer.seen.put_in_training
+
+
+def _ran_at(evidence: Evidence) -> Place | None:
+    return evidence.layer.seen.ran_at
+
+
+def _lacks_statistics(evidence: Evidence) -> bool:
+    return evidence.normalised and not evidence.layer.stored
+
+
+def _explain_lacking(evidence: list[Evidence]) -> tuple[str, str]:
+    names = names_of(evidence)
+    listed = name_list(names)
+    has, it, its = (
+        one_or_many(names, *pair) for pair in (("has", "have"), ("it", "they"), ("its", "their"))
+    )
+    return (
+        f"{listed} {has} no running statistics, so {it} {_did(evidence)}, whatever {its} mode",
+        f"build {listed} with track_running_stats=True and load statistics, "
+        "or accept it with allow_batch_stats=True",
+    )
+
+
+def _is_recomputed(evidence: Evidence) -> bool:
+    seen = evidence.layer.seen
+    return evidence.normalised and 0 < seen.batches == seen.recomputed
+
+
+def _explain_recomputation(evidence: list[Evidence]) -> tuple[str, str]:
+    names = names_of(evidence)
+    return (
+        f"{name_list(names)} {_did(evidence)}, all in backward, where activation checkpointing "
+        "runs a forward again",
+        f"keep {name_list(names)} in eval until backward is over: the forward is run again in the "
+        "mode of that moment",
+    )
+
+
+def _updates_in_eval(evidence: Evidence) -> bool:
+    seen = evidence.layer.seen
+    return evidence.normalised and 0 < seen.batches == seen.in_eval
+
+
+def _explain_update_in_eval(evidence: list[Evidence]) -> tuple[str, str]:
+    names = names_of(evidence)
+    its = one_or_many(names, "its", "their")
+    return (
+        f"{name_list(names)} {one_or_many(names, 'was', 'were')} in eval and {_did(evidence)}: "
+        f"{its} forward does not ask {its} mode",
+        f"have the forward of {name_list(names)} pass training=self.training to batch_norm, or "
+        f"put nn.BatchNorm in {its} place",
+    )
+
+
+def _is_flipped(evidence: Evidence) -> bool:
+    layer = evidence.layer
+    return evidence.normalised and layer.seen.flipped and not layer.began_in_training
+
+
+def _explain_flip(evidence: list[Evidence]) -> tuple[str, str]:
+    names = names_of(evidence)
+    was = one_or_many(names, "was", "were")
+    return (
+        f"{name_list(names)} {was} in eval, then put in training mode, and {_did(evidence)}",
+        _keep_in_eval(evidence),
+    )
+
+
+def _is_in_training(evidence: Evidence) -> bool:
+    return evidence.normalised and evidence.layer.began_in_training
+
+
+def _explain_training(evidence: list[Evidence]) -> tuple[str, str]:
+    names, layers = names_of(evidence), layers_of(evidence)
+    why = f"{name_list(names)} {one_or_many(names, '', 'each ')}{_did(evidence)}"
+    seen = layers[0].seen
+    if seen.put_in_training is None:
+        why += ", in training mode since before the step"
+        if seen.ran_at is not None and seen.ran_at.tool is not None:
+            why += f"; the forward was run by {seen.ran_at.tool}"
+    if not any(layer.trains for layer in layers):
+        why += "; requires_grad=False does not stop running statistics"
+    return why, _keep_in_eval(evidence)
+
+
+def _keep_in_eval(evidence: list[Evidence]) -> str:
+    names = name_list(names_of(evidence))
+    place = evidence[0].layer.seen.put_in_training
+    if place is not None and place.tool is not None:
+        return f"override train() on the model, so that it ends with .eval() on {names}"
+    return f"call .eval() on {names} after every model.train(), or override train() on the model"
+
+
+def _did(evidence: list[Evidence]) -> str:
+    """Return what layers did, as far as it was seen."""
+    layers = layers_of(evidence)
+    eager = [layer.seen.batches or layer.seen.failed for layer in layers]
+    own = [layer.seen.own_forwards for layer in layers]
+    if all(eager):
+        return f"normalised {_batches(eager)} with batch statistics{_in_backward(layers)}"
+    if all(own):
+        its = one_or_many(names_of(evidence), "its", "their")
+        return f"ran {_batches(own)} in training mode, by a forward of {its} own"
+    return "normalised with batch statistics, some of it in compiled code"
+
+
+def _batches(counts: list[int]) -> str:
+    return span(counts, "batch", "batches")
+
+
+def _in_backward(layers: list[Layer]) -> str:
+    counts = [layer.seen.recomputed for layer in layers]
+    partly = any(0 < layer.seen.recomputed < layer.seen.batches for layer in layers)
+    return f", {max(counts)} of them again in backward" if partly else ""
+
+
+def _is_of_stranger(evidence: Evidence) -> bool:
+    return evidence.change.of_statistics and evidence.stranger is not None
+
+
+def _explain_stranger(evidence: list[Evidence]) -> tuple[str, str]:
+    names = name_list(names_of(evidence))
+    return (
+        f"statistics of {names} moved without a forward of the layer with batch statistics; "
+        "a module outside of the model that shares their memory ran, as a traced, scripted or "
+        "exported one does, in whatever mode it was made in",
+        "call model.eval() before tracing or exporting, or trace a deep copy of the model",
+    )
+
+
+NO_STORED_STATISTICS = Rule(
+    cause="no-stored-statistics",
+    applies=_lacks_statistics,
+    explain=_explain_lacking,
+    place=_put_in_training,
+    did="put in training mode by",
+)
+RECOMPUTATION = Rule(
+    cause="recomputation",
+    applies=_is_recomputed,
+    explain=_explain_recomputation,
+    place=_ran_at,
+    did="run by",
+)
+UPDATE_IN_EVAL = Rule(
+    cause="update-in-eval",
+    applies=_updates_in_eval,
+    explain=_explain_update_in_eval,
+    place=_ran_at,
+    did="run by",
+)
+MODE_FLIP = Rule(
+    cause="mode-flip",
+    applies=_is_flipped,
+    explain=_explain_flip,
+    place=_put_in_training,
+    did="put in training mode by",
+)
+TRAINING_MODE = Rule(
+    cause="training-mode",
+    applies=_is_in_training,
+    explain=_explain_training,
+    place=_put_in_training,
+    did="put in training mode by",
+)
+UPDATE_BY_STRANGER = Rule(
+    cause="update-in-eval",
+    applies=_is_of_stranger,
+    explain=_explain_stranger,
+    place=lambda evidence: evidence.stranger,
+    did="run by",
+)

@@ -1,0 +1,233 @@
+"""Tell which of torch's operations moved a watched tensor: it is compared before and after each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pytest_bninvariants.invariants.audience import Finish
+from pytest_bninvariants.invariants.places import place_of
+from pytest_bninvariants.invariants.selection import named_modules
+from pytest_bninvariants.invariants.snapshot import Content, address, content_of, same_content
+from pytest_bninvariants.invariants.undisturbed import undisturbed
+from pytest_bninvariants.invariants.verdict import Place
+
+Gradient = Literal["nonzero", "zero", "none"]
+_GLANCE = 16  # values
+_MACHINERY = re.compile(r"torch\.(optim|_dynamo)\b|pytest_bninvariants\b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """A step of an optimizer that moved a tensor.
+
+    Args:
+        optimizer: class name of the optimizer.
+        group: which of its groups holds the tensor.
+        gradient: what the tensor's gradient was.
+        state: whether the optimizer had moments for it that are not zero.
+        decay: the group's weight decay.
+        place: where it was called.
+    """
+
+    optimizer: str
+    group: int
+    gradient: Gradient
+    state: bool
+    decay: float
+    place: Place | None
+
+
+@dataclass(slots=True)
+class Handled:
+    """What operations did to one tensor.
+
+    Args:
+        held_by: class name of an optimizer that holds it and stepped.
+        stepped: the first step that moved it with a gradient, or else the first that moved it.
+        loaded: where a load moved it first.
+        collective: where a collective operation between processes moved it first.
+    """
+
+    held_by: str = ""
+    stepped: Stepped | None = None
+    loaded: Place | None = None
+    collective: Place | None = None
+
+
+class Operations:
+    """Follow some tensors through optimizer steps, loads and collectives.
+
+    Args:
+        tensors: what is followed.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._handled = {id(tensor): (tensor, Handled()) for tensor in tensors}
+
+    def of(self, tensor: Tensor) -> Handled:
+        """Return what was done to a tensor."""
+        return self._handled[id(tensor)][1] if id(tensor) in self._handled else Handled()
+
+    def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
+        """Look at what an optimizer holds; return what looks again after its step."""
+        held = [
+            (tensor, number)
+            for number, group in enumerate(optimizer.param_groups)
+            for tensor in group["params"]
+            if id(tensor) in self._handled
+        ]
+        if not held:
+            return None
+        with undisturbed():
+            steps = [_Step.about_to(optimizer, *each) for each in held]
+        for tensor, _ in held:
+            self.of(tensor).held_by = type(optimizer).__name__
+
+        def finish() -> None:
+            with undisturbed():
+                moved = [step for step in steps if step.moved()]
+            place = _place_of_step(frame, optimizer) if moved else None
+            for step in moved:
+                handled = self.of(step.tensor)
+                known = handled.stepped
+                if known is None or (known.gradient != "nonzero" and step.gradient == "nonzero"):
+                    handled.stepped = step.told(optimizer, place)
+
+        return finish
+
+    def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
+        """Look at what a module holds; return what looks again after its load_state_dict()."""
+        slots = [each for each in _slots(module) if id(each[2]) in self._handled]
+        if not slots:
+            return None
+        with undisturbed():
+            before = [content_of(tensor) for _, _, tensor in slots]
+
+        def finish() -> None:
+            place = place_of(frame, f"{type(module).__name__}.load_state_dict()")
+            with undisturbed():
+                for (registry, name, tensor), content in zip(slots, before, strict=True):
+                    now = registry.get(name)
+                    handled = self.of(tensor)
+                    if now is not None and handled.loaded is None:
+                        handled.loaded = None if same_content(content, now) else place
+
+        return finish
+
+    def before_collective(
+        self, name: str, tensors: Iterable[Tensor], frame: FrameType | None
+    ) -> Finish | None:
+        """Look at what a collective is given; return what looks again after it."""
+        addresses = {address(tensor) for tensor in tensors} - {0}  # DDP passes detached aliases
+        given = [tensor for tensor, _ in self._handled.values() if address(tensor) in addresses]
+        if not given:
+            return None
+        with undisturbed():
+            before = [content_of(tensor) for tensor in given]
+
+        def finish() -> None:
+            place = place_of(frame, f"torch.distributed.{name}()")
+            with undisturbed():
+                for tensor, content in zip(given, before, strict=True):
+                    handled = self.of(tensor)
+                    if handled.collective is None and not same_content(content, tensor):
+                        handled.collective = place
+
+        return finish
+
+
+def _slots(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Yield where a module and all below it keep their tensors, and the tensors."""
+    for _, below in named_modules(module):
+        for registry in (below._parameters, below._buffers):
+            for name, tensor in registry.items():
+                if tensor is not None:
+                    yield registry, name, tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """One tensor, about to go through an optimizer's step.
+
+    Without a gradient it should not move, so it is only glanced at: watching what is frozen rightly
+    must cost next to nothing.
+    """
+
+    tensor: Tensor
+    group: int
+    gradient: Gradient
+    state: bool
+    version: int | None
+    content: Content | None
+
+    @classmethod
+    def about_to(cls, optimizer: Optimizer, tensor: Tensor, group: int) -> _Step:
+        gradient = _gradient(tensor)
+        return cls(
+            tensor=tensor,
+            group=group,
+            gradient=gradient,
+            state=gradient != "nonzero" and _has_moments(optimizer, tensor),
+            version=None if tensor.is_inference() else tensor._version,
+            content=_glance(tensor) if gradient == "none" else content_of(tensor),
+        )
+
+    def moved(self) -> bool:
+        tensor = self.tensor
+        if self.gradient != "none":
+            return not same_content(self.content, tensor)
+        if self.version is not None and self.version != tensor._version:
+            return True
+        return not same_content(self.content, _glanced(tensor))
+
+    def told(self, optimizer: Optimizer, place: Place | None) -> Stepped:
+        group = optimizer.param_groups[self.group]
+        return Stepped(
+            optimizer=type(optimizer).__name__,
+            group=self.group,
+            gradient=self.gradient,
+            state=self.state,
+            decay=float(group.get("weight_decay", 0.0) or 0.0),
+            place=place,
+        )
+
+
+def _gradient(tensor: Tensor) -> Gradient:
+    grad = tensor.grad
+    if grad is None:
+        return "none"
+    values = grad._values() if grad.is_sparse else grad
+    return "nonzero" if bool(values.any()) else "zero"
+
+
+def _has_moments(optimizer: Optimizer, tensor: Tensor) -> bool:
+    state = optimizer.state.get(tensor, {})
+    moments = (value for name, value in state.items() if name != "step")
+    return any(isinstance(each, Tensor) and bool(each.any()) for each in moments)
+
+
+def _glanced(tensor: Tensor) -> Tensor:
+    """Return a view of a tensor's first values in memory."""
+    plain = tensor.layout == torch.strided and type(tensor) in (Tensor, nn.Parameter)
+    if not plain or tensor.numel() <= _GLANCE:
+        return tensor
+    return tensor.detach().as_strided((_GLANCE,), (1,))
+
+
+def _glance(tensor: Tensor) -> Content | None:
+    return content_of(_glanced(tensor))
+
+
+def _place_of_step(frame: FrameType | None, optimizer: Optimizer) -> Place | None:
+    """Find who called an optimizer's step; torch.optim wraps it, and schedulers do once more."""
+    while frame is not None and _MACHINERY.match(str(frame.f_globals.get("__name__"))):
+        frame = frame.f_back
+    return place_of(frame, f"{type(optimizer).__name__}.step()")

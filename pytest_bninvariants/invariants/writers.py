@@ -1,0 +1,101 @@
+"""Hear of the operations of torch that write state: optimizer steps, loads, collectives."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch.distributed
+from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from pytest_bninvariants.invariants import audience
+from pytest_bninvariants.invariants.audience import Finish, unseen
+from pytest_bninvariants.invariants.patches import Patch, Switch
+
+_Function = Callable[..., Any]
+_COLLECTIVES = ("_broadcast_coalesced", "broadcast", "all_reduce")  # the first is DDP's
+_stepping: dict[int, list[Finish]] = {}
+
+
+def hook_optimizers() -> list[Callable[[], None]]:
+    """Put hooks around every optimizer's step, and return what takes them off."""
+    return [
+        register_optimizer_step_pre_hook(_before_step).remove,
+        register_optimizer_step_post_hook(_after_step).remove,
+    ]
+
+
+@unseen
+def _before_step(optimizer: Optimizer, *_: object) -> None:
+    frame = sys._getframe(1)
+    heard = [observer.before_step(optimizer, frame) for observer in audience.present]
+    _stepping[id(optimizer)] = [finish for finish in heard if finish is not None]
+
+
+@unseen
+def _after_step(optimizer: Optimizer, *_: object) -> None:
+    for finish in _stepping.pop(id(optimizer), ()):
+        finish()
+
+
+def patches() -> list[Patch]:
+    """Return the wrappers around loads and collectives."""
+    there = torch.distributed.is_available()
+    names = [name for name in _COLLECTIVES if there and hasattr(torch.distributed, name)]
+    return [
+        Patch(nn.Module, "load_state_dict", _observing_load),
+        *(Patch(torch.distributed, name, _observing(name)) for name in names),
+    ]
+
+
+def _observing_load(original: _Function, switch: Switch) -> _Function:
+    def load_state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if not switch.on or is_dynamo_compiling():
+            return original(self, *args, **kwargs)
+        frame = sys._getframe(1)
+        heard = [observer.before_load(self, frame) for observer in audience.present]
+        return _finished(original(self, *args, **kwargs), heard)
+
+    return load_state_dict
+
+
+def _observing(name: str) -> Callable[[_Function, Switch], _Function]:
+    def observing(original: _Function, switch: Switch) -> _Function:
+        def collective(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            if not switch.on or is_dynamo_compiling():
+                return original(*args, **kwargs)
+            heard = _before_collective(name, args, kwargs, sys._getframe(1))
+            return _finished(original(*args, **kwargs), heard)
+
+        return collective
+
+    return observing
+
+
+def _before_collective(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType | None
+) -> list[Finish | None]:
+    tensors = [
+        each
+        for value in (*args, *kwargs.values())
+        for each in (value if isinstance(value, list) else [value])
+        if isinstance(each, Tensor)
+    ]
+    return [observer.before_collective(name, tensors, frame) for observer in audience.present]
+
+
+def _finished(result: Any, heard: list[Finish | None]) -> Any:
+    for finish in heard:
+        if finish is not None:
+            finish()
+    return result

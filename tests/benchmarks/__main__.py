@@ -1,0 +1,7 @@
+"""Run every benchmark, as `python -m tests.benchmarks`."""
+
+from __future__ import annotations
+
+from tests.benchmarks import bounds
+
+bounds.main()

@@ -1,0 +1,147 @@
+"""What is worth saying of a step that keeps its invariant, and of one that does not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from pytest_bninvariants import FrozenStateChanged, InvariantHazard, frozen, frozen_bn
+
+
+def warned_of(guard: Any, model: nn.Module, step: Callable[[], object], *modules: str) -> str:
+    with pytest.warns(InvariantHazard) as caught, guard(model, *modules):
+        step()
+    (warning,) = caught
+    assert warning.filename == __file__
+    return str(warning.message)
+
+
+def quiet(guard: Any, model: nn.Module, step: Callable[[], object], *modules: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InvariantHazard)
+        with guard(model, *modules):
+            step()
+    return True
+
+
+def test_a_frozen_parameter_that_an_optimizer_holds(net: Any, batch: Tensor) -> None:
+    net.backbone.requires_grad_(False)
+    optimizer = torch.optim.AdamW(net.parameters())
+
+    def step() -> None:
+        net(batch).sum().backward()
+        optimizer.step()
+
+    said = warned_of(frozen, net, step, "backbone")
+    assert said.startswith("frozen('backbone') holds, but backbone.conv.weight and 3 more: ")
+    assert "is in the groups of AdamW, which stepped" in said
+
+
+def test_an_optimizer_of_the_rest_is_no_hazard(net: Any, batch: Tensor) -> None:
+    net.backbone.requires_grad_(False)
+    parameters = [p for p in net.parameters() if p.requires_grad]
+
+    def step() -> None:
+        net(batch).sum().backward()
+        torch.optim.AdamW(parameters).step()
+
+    assert quiet(frozen, net, step, "backbone")
+
+
+def test_a_frozen_parameter_with_a_gradient(net: Any, batch: Tensor) -> None:
+    said = warned_of(frozen, net, lambda: net(batch).sum().backward(), "backbone.conv")
+    assert "backbone.conv.weight and 1 more: has requires_grad=True and a gradient" in said
+
+
+def test_a_trainable_parameter_that_no_optimizer_holds(net: Any, batch: Tensor) -> None:
+    net.backbone.requires_grad_(False)
+
+    def step() -> None:
+        net(batch).sum().backward()
+        torch.optim.SGD(net.head.parameters(), lr=0.1).step()
+
+    said = warned_of(frozen, net, step, "backbone")
+    assert "neck.weight and 1 more: has requires_grad=True and is in no optimizer's groups" in said
+
+
+def test_where_no_optimizer_of_the_model_steps_none_lacks_a_parameter(
+    net: Any, batch: Tensor
+) -> None:
+    other = nn.Linear(1, 1)
+
+    def step() -> None:
+        net(batch)
+        other(torch.ones(1, 1)).sum().backward()
+        torch.optim.SGD(other.parameters(), lr=0.1).step()
+
+    assert quiet(frozen_bn, net, step)
+
+
+def test_statistics_of_a_new_layer_beside_some_that_were_loaded(net: Any, batch: Tensor) -> None:
+    net.neck.reset_running_stats()
+    said = warned_of(frozen_bn, net, lambda: net(batch))
+    assert "neck: ran with running_mean 0 and running_var 1" in said
+    assert "backbone.bn" not in said
+
+
+def test_statistics_of_a_new_layer_whose_weight_was_loaded() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2)).eval()
+    nn.init.uniform_(model[0].weight)
+    assert "0: ran with running_mean 0" in warned_of(
+        frozen_bn, model, lambda: model(torch.randn(4, 2))
+    )
+
+
+def test_statistics_of_a_frozen_batch_norm_that_nothing_was_loaded_into() -> None:
+    model = nn.Sequential(FrozenBatchNorm2d(3))
+    said = warned_of(frozen_bn, model, lambda: model(torch.randn(2, 3, 4, 4)))
+    assert "0: ran with running_mean 0" in said
+
+
+def test_a_new_model_is_no_hazard() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2)).eval()
+    assert quiet(frozen_bn, model, lambda: model(torch.randn(4, 2)))
+
+
+def test_a_layer_that_did_not_run_is_no_hazard(net: Any, batch: Tensor) -> None:
+    net.neck.reset_running_stats()
+    assert quiet(frozen_bn, net, lambda: net.backbone(batch))
+
+
+def test_statistics_that_share_memory(net: Any, batch: Tensor) -> None:
+    net.neck.running_var = net.neck.running_mean
+    said = warned_of(frozen_bn, net, lambda: net(batch))
+    assert "neck: running_mean and running_var share memory" in said
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_statistics_that_are_not_finite(net: Any, batch: Tensor, bad: float) -> None:
+    net.neck.running_var[1] = bad
+    said = warned_of(frozen_bn, net, lambda: net(batch))
+    assert "neck: has running statistics that are not finite" in said
+
+
+def test_a_failure_lists_hazards_and_does_not_warn(net: Any, batch: Tensor) -> None:
+    net.neck.running_var[0] = float("nan")
+    net.backbone.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InvariantHazard)
+        with pytest.raises(FrozenStateChanged) as caught, frozen_bn(net):
+            net(batch)
+    assert "also neck: has running statistics that are not finite" in str(caught.value)
+
+
+def test_a_loop_of_guards_warns_once() -> None:
+    model = nn.Sequential(FrozenBatchNorm2d(3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            with frozen_bn(model):
+                model(torch.randn(2, 3, 4, 4))
+    assert len(caught) == 1

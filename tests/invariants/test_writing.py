@@ -1,0 +1,334 @@
+"""Whatever writes to a frozen tensor is told apart, by what was seen and not by guessing."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import pytest_bninvariants
+from pytest_bninvariants import FrozenStateChanged, Verdict, frozen
+
+OPTIMIZERS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
+    "ASGD": (torch.optim.ASGD, {}),
+    "Adadelta": (torch.optim.Adadelta, {}),
+    "Adafactor": (getattr(torch.optim, "Adafactor", torch.optim.Adam), {}),
+    "Adagrad": (torch.optim.Adagrad, {}),
+    "Adam": (torch.optim.Adam, {}),
+    "AdamW": (torch.optim.AdamW, {}),
+    "Adamax": (torch.optim.Adamax, {}),
+    "NAdam": (torch.optim.NAdam, {}),
+    "RAdam": (torch.optim.RAdam, {}),
+    "RMSprop": (torch.optim.RMSprop, {"momentum": 0.9}),
+    "Rprop": (torch.optim.Rprop, {}),
+    "SGD": (torch.optim.SGD, {"momentum": 0.9}),
+}
+FORMS: dict[str, dict[str, Any]] = {
+    "for-loop": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+FUSED = ("SGD", "Adam", "AdamW", "Adagrad")
+WITH_MOMENTS = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RMSprop")
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(3, 3)
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.head(self.frozen(batch))
+
+
+@pytest.fixture
+def model() -> Branches:
+    torch.manual_seed(0)
+    return Branches()
+
+
+def batch() -> Tensor:
+    return torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+
+
+def train(model: nn.Module, optimizer: Optimizer) -> None:
+    optimizer.zero_grad()
+    model(batch()).square().mean().backward()
+    optimizer.step()
+
+
+def verdict_of(model: nn.Module, step: Callable[[], object], *modules: str) -> Verdict:
+    with pytest.raises(FrozenStateChanged) as caught, frozen(model, *(modules or ("frozen",))):
+        step()
+    return caught.value.verdict
+
+
+def the_cause(verdict: Verdict) -> Any:
+    (cause,) = verdict.causes
+    assert cause.tensors == verdict.changed_tensors
+    return cause
+
+
+def made(name: str, form: str, parameters: Any, **options: Any) -> Optimizer:
+    kind, given = OPTIMIZERS[name]
+    if form == "fused" and name not in FUSED:
+        pytest.skip(f"{name} has no fused form")
+    try:
+        return kind(parameters, lr=0.05, **{**given, **FORMS[form], **options})
+    except (TypeError, RuntimeError, ValueError) as error:
+        pytest.skip(f"this torch has no such form of {name}: {error}")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_with_a_gradient(model: Branches, name: str, form: str) -> None:
+    optimizer = made(name, form, model.parameters())
+    cause = the_cause(verdict_of(model, lambda: train(model, optimizer)))
+    assert cause.name == "gradient-step"
+    assert cause.place.function == "train"
+    assert cause.place.call == f"{type(optimizer).__name__}.step()"
+    assert cause.place.tool is None
+    assert "requires_grad is True" in cause.why
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", WITH_MOMENTS)
+def test_a_step_with_a_gradient_of_zeros_and_moments(model: Branches, name: str, form: str) -> None:
+    optimizer = made(name, form, model.parameters())
+    train(model, optimizer)
+    model.frozen.requires_grad_(False)
+    for parameter in model.frozen.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    def step() -> None:
+        model(batch()).square().mean().backward()
+        optimizer.step()
+
+    cause = the_cause(verdict_of(model, step))
+    assert cause.name == "stale-momentum"
+    assert "with a gradient of zeros" in cause.why
+    assert "set .grad = None" in cause.fix
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
+def test_a_step_with_a_gradient_of_zeros_and_weight_decay(
+    model: Branches, name: str, form: str
+) -> None:
+    optimizer = made(name, form, model.parameters(), weight_decay=0.1)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    cause = the_cause(verdict_of(model, optimizer.step))
+    assert cause.name == "weight-decay"
+    assert "(weight_decay=0.1)" in cause.why
+
+
+def test_decoupled_weight_decay_is_told_from_moments_by_its_factor(model: Branches) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # its moments come from the decay alone
+    cause = the_cause(verdict_of(model, optimizer.step))
+    assert cause.name == "weight-decay"
+    assert "all values by the factor 0.99" in cause.why
+
+
+def test_a_gradient_is_the_news_even_where_it_comes_after_a_stale_step(model: Branches) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, optimizer)
+    optimizer.zero_grad(set_to_none=False)
+
+    def step() -> None:
+        optimizer.step()
+        train(model, optimizer)
+
+    assert the_cause(verdict_of(model, step)).name == "gradient-step"
+
+
+def test_a_gradient_of_a_parameter_that_asks_for_none(model: Branches) -> None:
+    model(batch()).sum().backward()
+    model.frozen.requires_grad_(False)
+    cause = the_cause(verdict_of(model, torch.optim.SGD(model.parameters(), lr=0.1).step))
+    assert cause.name == "gradient-step"
+    assert "requires_grad is False, but an optimizer looks at .grad alone" in cause.why
+
+
+def test_requires_grad_that_is_switched_on_in_the_step(model: Branches) -> None:
+    model.frozen.requires_grad_(False)
+
+    def step() -> None:
+        model.requires_grad_(True)
+        train(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+    cause = the_cause(verdict_of(model, step))
+    assert cause.name == "gradient-step"
+    assert "requires_grad was switched on during the step" in cause.why
+
+
+class Shrinking(Optimizer):
+    """Decay whatever it holds, with a gradient or without, by ways that no version counts."""
+
+    def __init__(self, parameters: Any, factor: float) -> None:
+        super().__init__(parameters, {"factor": factor})
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.mul_(group["factor"])
+
+
+def test_an_optimizer_of_somebodys_own_that_decays_without_a_gradient(model: Branches) -> None:
+    cause = the_cause(verdict_of(model, Shrinking(model.parameters(), 0.75).step))
+    assert cause.name == "weight-decay"
+    assert "Shrinking (group 0) with no gradient, all values by the factor 0.75" in cause.why
+
+
+def test_an_optimizer_of_somebodys_own_that_grows_without_a_gradient(model: Branches) -> None:
+    cause = the_cause(verdict_of(model, Shrinking(model.parameters(), 1.5).step))
+    assert cause.name == "in-place"
+    assert "moved in a step of Shrinking (group 0) with no gradient" in cause.why
+
+
+def test_the_group_that_holds_the_tensor_is_named(model: Branches) -> None:
+    groups = [{"params": model.head.parameters()}, {"params": model.frozen.parameters()}]
+    cause = the_cause(verdict_of(model, lambda: train(model, torch.optim.SGD(groups, lr=0.1))))
+    assert "SGD (group 1)" in cause.why
+
+
+def test_two_optimizers_are_two_causes(model: Branches) -> None:
+    weight = torch.optim.SGD([model.frozen.weight], lr=0.1)
+    bias = torch.optim.Adam([model.frozen.bias])
+
+    def step() -> None:
+        model(batch()).sum().backward()
+        weight.step()
+        bias.step()
+
+    causes = verdict_of(model, step).causes
+    assert [(cause.name, cause.tensors) for cause in causes] == [
+        ("gradient-step", ("frozen.weight",)),
+        ("gradient-step", ("frozen.bias",)),
+    ]
+
+
+def test_a_step_under_a_gradient_scaler_names_the_scaler(model: Branches) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu")
+
+    def step() -> None:
+        scaler.scale(model(batch()).sum()).backward()
+        scaler.step(optimizer)
+
+    cause = the_cause(verdict_of(model, step))
+    assert cause.name == "gradient-step"
+    assert cause.place.tool.startswith("torch.amp.grad_scaler.")
+    assert cause.place.function == "step"
+
+
+def test_a_step_under_a_learning_rate_scheduler_is_the_users_own(model: Branches) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    assert the_cause(verdict_of(model, lambda: train(model, optimizer))).place.tool is None
+
+
+def test_an_optimizer_that_holds_a_tensor_and_leaves_it_is_not_blamed(model: Branches) -> None:
+    model.frozen.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+
+    def step() -> None:
+        train(model, optimizer)
+        with torch.no_grad():
+            model.frozen.weight.mul_(2)
+
+    assert the_cause(verdict_of(model, step)).name == "in-place"
+
+
+def test_a_load(model: Branches) -> None:
+    other = Branches().state_dict()
+    cause = the_cause(verdict_of(model, lambda: model.load_state_dict(other)))
+    assert cause.name == "loaded"
+    assert cause.place.call == "Branches.load_state_dict()"
+    assert cause.place.file == __file__
+
+
+def test_a_load_into_a_part(model: Branches) -> None:
+    other = nn.Linear(3, 3).state_dict()
+    cause = the_cause(verdict_of(model, lambda: model.frozen.load_state_dict(other)))
+    assert (cause.name, cause.place.call) == ("loaded", "Linear.load_state_dict()")
+
+
+def test_a_load_that_assigns(model: Branches) -> None:
+    other = Branches().state_dict()
+    cause = the_cause(verdict_of(model, lambda: model.load_state_dict(other, assign=True)))
+    assert cause.name == "loaded"
+
+
+def test_a_load_of_equal_values_is_not_blamed_for_what_comes_after(model: Branches) -> None:
+    def step() -> None:
+        model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()})
+        model.frozen.weight.data.add_(1)
+
+    assert the_cause(verdict_of(model, step)).name == "in-place"
+
+
+def test_a_write_in_place_says_what_was_not_seen(model: Branches) -> None:
+    def step() -> None:
+        model(batch())
+        model.frozen.weight.data.add_(1)
+
+    cause = the_cause(verdict_of(model, step))
+    assert cause.name == "in-place"
+    assert "frozen.weight was written to by code that is none of an optimizer's step" in cause.why
+    assert "the forward of frozen ran, and may do it" in cause.why
+    assert "--bn-trace" in cause.fix
+
+
+def test_an_average_is_a_write_in_place(model: Branches) -> None:
+    average = torch.optim.swa_utils.AveragedModel(model)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    average.update_parameters(model)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    verdict = verdict_of(average, lambda: average.update_parameters(model), "module.frozen")
+    assert the_cause(verdict).name == "in-place"
+
+
+def test_several_causes_of_one_layer_are_told_apart_by_tensor() -> None:
+    layer = nn.BatchNorm1d(3)
+    model = nn.Sequential(layer)
+    optimizer = torch.optim.SGD([layer.weight], lr=0.1)
+
+    def step() -> None:
+        model(batch()).square().sum().backward()
+        optimizer.step()
+        layer.bias.data.add_(1)
+
+    verdict = verdict_of(model, step, "0")
+    assert {cause.name: cause.tensors for cause in verdict.causes} == {
+        "gradient-step": ("0.weight",),
+        "training-mode": ("0.running_mean", "0.running_var", "0.num_batches_tracked"),
+        "in-place": ("0.bias",),
+    }
+
+
+def test_a_long_loop_keeps_no_more_than_a_short_one(model: Branches) -> None:
+    ours = tracemalloc.Filter(True, f"{Path(pytest_bninvariants.__file__).parent}/*")
+    model.frozen.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with frozen(model, "frozen"):
+        tracemalloc.start()
+        train(model, optimizer)
+        sizes = []
+        for _ in range(2):
+            for _ in range(1_000):
+                train(model, optimizer)
+            kept = tracemalloc.take_snapshot().filter_traces([ours])
+            sizes.append(sum(trace.size for trace in kept.traces))
+        tracemalloc.stop()
+    assert sizes[1] - sizes[0] < 1_000
