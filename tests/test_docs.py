@@ -15,7 +15,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FAILING = {"README.md": {"test_finetune.py"}}
+FAILING = {"README.md": {"test_finetune.py"}, "tracing.md": {"test_average.py"}}
 
 
 @dataclass(frozen=True)
