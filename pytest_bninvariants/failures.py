@@ -26,7 +26,7 @@ from pytest_bninvariants.reporting.text import render
 
 _PACKAGE = str(Path(__file__).parent)
 _OURS = (FrozenStateChanged, GateError, LawBroken)
-_ENGINES = ("invariants.guards", "batchnorm.conform")
+_ENGINES = ("invariants.guards", "invariants.audit", "batchnorm.conform")
 _RAISED_AT = "_raised_at"
 _FAILURE = "__failure__"
 _EXPLANATION = "Explanation:"  # of hypothesis
@@ -52,20 +52,28 @@ def raise_at(
     raise AssertionError("the code above raises")
 
 
+def line_of(function: Callable[..., Any]) -> tuple[str, int]:
+    """Return the file of a test, and the line of its `def`."""
+    code = getattr(inspect.unwrap(getattr(function, "__func__", function)), "__code__", None)
+    if code is None:  # a callable object
+        return "<test>", 1
+    return code.co_filename, code.co_firstlineno + _lines_to_def(code)
+
+
 def _code_at(function: Callable[..., Any]) -> CodeType:
     test = getattr(function, "__code__", None)
     if test is None:  # a callable object
         return compile(f"raise {_FAILURE}", "<test>", "exec")
-    first = test.co_firstlineno
-    down = _lines_to_def(test.co_filename, first)
+    first, down = test.co_firstlineno, _lines_to_def(test)
     # replacing the first line number moves all others with it, so count from there
     code = compile("\n" * down + f"raise {_FAILURE}", test.co_filename, "exec")
     return code.replace(co_name=test.co_name, co_qualname=test.co_qualname, co_firstlineno=first)
 
 
-def _lines_to_def(filename: str, first: int) -> int:
+def _lines_to_def(code: CodeType) -> int:
     """Count the lines of decorators between a function's first line and its `def`."""
-    for number, line in enumerate(linecache.getlines(filename)[first - 1 :]):
+    lines = linecache.getlines(code.co_filename)[code.co_firstlineno - 1 :]
+    for number, line in enumerate(lines):
         if line.lstrip().startswith(("def ", "async def ")):
             return number
     return 0

@@ -12,6 +12,7 @@ from pytest_bninvariants.devices import resolve
 
 EFFORTS = {"quick": 15, "default": 100, "thorough": 2000}
 TRACES = ("rerun", "same-run")
+_AUDITS = ("report", "fail")
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
 SETTINGS = pytest.StashKey["Settings"]()
 
@@ -23,6 +24,7 @@ class Settings:
     Args:
         devices: names of the torch devices that `bn_device` takes on, all of them present.
         bn_layer_types: names of types that count as BN layers.
+        bn_audit: `report` or `fail`; None: no audit.
         bn_impls: layers that the conformance kit is run on; none: torch's own.
         bn_laws: patterns of laws; none: all.
         bn_dtypes: names of dtypes; none: each law's own.
@@ -33,6 +35,7 @@ class Settings:
 
     devices: tuple[str, ...] = ("cpu",)
     bn_layer_types: tuple[str, ...] = ()
+    bn_audit: str | None = None
     bn_impls: tuple[str, ...] = ()
     bn_laws: tuple[str, ...] = ()
     bn_dtypes: tuple[str, ...] = ()
@@ -65,6 +68,7 @@ class Settings:
         return cls(
             devices=resolved,
             bn_layer_types=types,
+            bn_audit=_audit(config.getoption("bn_audit"), config.getini("bn_audit")),
             bn_impls=tuple(config.getoption("bn_impl") or ()),
             bn_laws=_listed(config.getoption("bn_laws")),
             bn_dtypes=_dtypes(config.getoption("bn_dtype")),
@@ -72,6 +76,16 @@ class Settings:
             bn_examples=_examples(config.getoption("bn_examples")),
             bn_trace=_trace(config),
         )
+
+
+def _audit(given: str | None, by_ini: str) -> str | None:
+    option, value = ("bn_audit", by_ini) if given is None else ("--bn-audit", given)
+    if value in _AUDITS or not (value or given):
+        return value or None
+    raise pytest.UsageError(
+        f"{option}={value}: accepted are {' and '.join(_AUDITS)}"
+        + (f"; before a path write --bn-audit={_AUDITS[0]}" if given else "")
+    )
 
 
 def _listed(given: list[str] | None) -> tuple[str, ...]:
@@ -136,6 +150,15 @@ def add_options(parser: pytest.Parser) -> None:
         help="find who wrote to what changed, by operator and line: run a test that broke a guard "
         "again under tracing (`rerun`, the default), or trace every run (`same-run`)",
     )
+    group.addoption(
+        "--bn-audit",
+        nargs="?",
+        const=_AUDITS[0],
+        default=None,
+        metavar="HOW",
+        help="audit every test: report, in the summary, frozen BN layers whose statistics move "
+        "(the default), or fail the tests in which they do",
+    )
     kit = "of `--pyargs pytest_bninvariants.conformance`: "
     group.addoption(
         "--bn-impl",
@@ -176,6 +199,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini(
         "bn_device", "devices for the `bn_device` fixture, as --bn-device", type="args", default=[]
     )
+    parser.addini("bn_audit", "report or fail, as --bn-audit", default="")
     parser.addini(
         "bn_layer_types",
         "types that count as BN layers besides those that are recognised: "

@@ -29,6 +29,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(tracing.use(tracing.Trace() if settings.bn_trace else None))
     if settings.bn_trace == "rerun":
         config.pluginmanager.register(Retracer(), "bninvariants-retracer")
+    if settings.bn_audit:
+        from pytest_bninvariants.auditing import add_audit
+
+        add_audit(config, settings.bn_audit)
     if settings.bn_impls or settings.bn_laws or settings.bn_xfails:
         from pytest_bninvariants.conformance.plan import make_plan
 

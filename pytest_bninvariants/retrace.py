@@ -15,7 +15,7 @@ from _pytest.runner import runtestprotocol
 from pytest_bninvariants.failures import verdicts_in
 from pytest_bninvariants.invariants import reruns, tracing
 from pytest_bninvariants.invariants.tracing import Trace
-from pytest_bninvariants.invariants.verdict import Verdict
+from pytest_bninvariants.invariants.verdict import AUDIT, Verdict
 from pytest_bninvariants.reporting.writers import compared
 
 RERUNNERS = ("rerunfailures", "flaky")
@@ -93,7 +93,7 @@ class Retracer:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Hear of failures."""
         report = yield
-        verdicts = verdicts_in(call.excinfo.value if call.excinfo else None)
+        verdicts = _of_guards(call.excinfo.value if call.excinfo else None)
         if self._run is not None and report.failed and verdicts:
             self._run.broken.append((report, verdicts))
         return report
@@ -102,6 +102,11 @@ class Retracer:
         """Hear of subtests, which are reported while a test runs."""
         if self._run is not None:
             self._run.has_subtests |= hasattr(report, "context")
+
+
+def _of_guards(error: BaseException | None) -> tuple[Verdict, ...]:
+    """Return the verdicts that an exception gives, but for an audit's, which traces nothing."""
+    return tuple(verdict for verdict in verdicts_in(error) if verdict.guard != AUDIT)
 
 
 def _others_run_again(item: pytest.Item) -> bool:

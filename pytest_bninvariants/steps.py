@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_bninvariants.errors import FrozenStateChanged, GateError
-from pytest_bninvariants.failures import raise_at
+from pytest_bninvariants.failures import line_of, raise_at
 from pytest_bninvariants.invariants import reruns
 from pytest_bninvariants.invariants.guards import Guard, conclude
 from pytest_bninvariants.invariants.state import ModelState
@@ -79,7 +79,9 @@ class Step:
         for mark in self._marks:
             with _asked_for_by(mark):
                 request = Request.of(mark)
-                self._guards.append(request.guard(*find(values, request.model)))
+                guard = request.guard(*find(values, request.model))
+            guard.made = line_of(self._function)
+            self._guards.append(guard)
         if self._put_back:
             models = {id(guard.model): guard.model for guard in self._guards}
             self._states = [ModelState(model) for model in models.values()]

@@ -15,7 +15,11 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FAILING = {"README.md": {"test_finetune.py"}, "tracing.md": {"test_average.py"}}
+FAILING = {
+    "README.md": {"test_finetune.py"},
+    "causes.md": {"test_causes.py"},
+    "tracing.md": {"test_average.py"},
+}
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,21 @@ def test_python_blocks_pass_or_fail_as_the_page_says(page: Path, folder: Path) -
 
 
 def test_shown_output_is_what_pytest_prints(page: Path, folder: Path) -> None:
+    printed: dict[str, str] = {}
     for block in blocks(page):
         if block.language == "text":
             command, *expected = block.text.splitlines()
             assert command.startswith("$ pytest "), command
-            run = run_pytest(folder, *command.removeprefix("$ pytest ").split())
-            printed = [re.sub(r" +\[ *\d+%\]$", "", line) for line in run.stdout.splitlines()]
-            lines = [line.rstrip() for line in printed if set(line.strip()) != {"^"}]
-            assert "\n".join(expected) in "\n".join(lines), run.stdout
+            if command not in printed:
+                printed[command] = output_of(folder, *command.removeprefix("$ pytest ").split())
+            assert "\n".join(expected) in printed[command]
+
+
+def output_of(folder: Path, *arguments: str) -> str:
+    """Return what pytest prints, without what depends on its version."""
+    lines = run_pytest(folder, *arguments).stdout.splitlines()
+    printed = [re.sub(r" +\[ *\d+%\]$", "", line).rstrip() for line in lines]
+    return "\n".join(line for line in printed if set(line.strip()) != {"^"})
 
 
 def test_other_blocks_are_well_formed(page: Path) -> None:

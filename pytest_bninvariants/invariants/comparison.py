@@ -109,6 +109,7 @@ def _evidence_of(
             stranger=witness.stranger(was.watched.tensor),
             had_gradient=was.requires_grad,
             has_gradient=now.tensor.requires_grad,
+            buffer=was.watched.kind == "buffer",
             compiled=witness.saw_compiled,
         )
 

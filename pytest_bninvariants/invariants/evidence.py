@@ -54,6 +54,7 @@ class Evidence:
         stranger: where a module outside of the model that holds the tensor's memory ran.
         had_gradient: whether the tensor asked for a gradient when the step began.
         has_gradient: whether it asks for one now.
+        buffer: whether it is of a buffer.
         compiled: whether compiled code ran, into which nobody sees.
     """
 
@@ -64,6 +65,7 @@ class Evidence:
     stranger: Place | None = None
     had_gradient: bool = False
     has_gradient: bool = False
+    buffer: bool = False
     compiled: bool = False
 
     @property

@@ -54,6 +54,10 @@ class Guard:
         model: the model.
         scope: what is watched in it.
         source: where the model was found; empty where it was passed.
+
+    Attributes:
+        made: file and line that warnings are about.
+        verdict: what was found, once it has ended.
     """
 
     def __init__(
@@ -71,8 +75,8 @@ class Guard:
         self._tracer: Tracer | None = None
         self._used = False
         self._number = next(_numbers)
-        self._made = users_line()
-        file, line = self._made
+        self.made = users_line()
+        file, line = self.made
         pending[self._number] = f"{self.spelled}, made at {relative(file)}:{line},"
 
     def __enter__(self) -> Guard:
@@ -92,7 +96,7 @@ class Guard:
         if not getattr(self, "_used", True):
             told = never_entered(pending.get(self._number, self.spelled))
             with suppress(GuardNeverEntered):  # an error here would go nowhere
-                warnings.warn_explicit(told, GuardNeverEntered, *self._made)
+                warnings.warn_explicit(told, GuardNeverEntered, *self.made)
 
     def start(self) -> None:
         """Take the snapshot and begin to watch.
@@ -126,7 +130,7 @@ class Guard:
         """Warn of what may go wrong later, once for each place and text."""
         if self.verdict is not None and self.verdict.hazards:
             told = f"{self.spelled} holds, but {hazards_in_a_line(self.verdict.hazards)}"
-            warnings.warn_explicit(told, InvariantHazard, *self._made, registry=_warned)
+            warnings.warn_explicit(told, InvariantHazard, *self.made, registry=_warned)
 
     def finish(self) -> Verdict:
         """Stop watching and judge.

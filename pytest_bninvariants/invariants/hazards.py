@@ -82,7 +82,10 @@ def _of_settings(before: Before, after: After, swapped: set[str]) -> Iterator[Ha
 
 def _of_statistics(before: Before, after: After, witness: Witness) -> Iterator[Hazard]:
     """Yield watched BN layers whose statistics are not those of any data."""
-    others_have_data = any(map(_has_data, before.names.modules.values()))
+    others_have_data = any(
+        _has_data(module) and not witness.seen_of(module).normalised
+        for module in before.names.modules.values()
+    )
     for key, old in before.selection.bn_layers.items():
         layer = after.module(key, old)
         mean, var = (_readable(getattr(layer, name, None)) for name in STATISTICS)

@@ -54,6 +54,11 @@ class Listeners:
             Patch(torch, "instance_norm", observing_instance_norm),
         )
 
+    @property
+    def listening(self) -> bool:
+        """Tell whether any BN layer runs."""
+        return self._count > 0
+
     def enter(self, module: nn.Module, *, is_layer: bool) -> bool:
         """Begin to listen to a BN layer, or to a module inside of one; tell whether to `leave`."""
         stack = self._stack()

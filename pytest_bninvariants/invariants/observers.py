@@ -112,7 +112,12 @@ def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """Tell of a call; return whether `_after_call` must follow."""
     for observer in audience.present:
         observer.saw_forward(module)
-    return _has_values(args, kwargs) and listeners.enter(module, is_layer=is_bn_layer(module))
+    is_layer = is_bn_layer(module)
+    return (
+        (is_layer or listeners.listening)
+        and _has_values(args, kwargs)
+        and listeners.enter(module, is_layer=is_layer)
+    )
 
 
 @unseen

@@ -84,12 +84,14 @@ class Operations:
             for tensor in group["params"]
             if id(tensor) in self._handled
         ]
+        for tensor, _ in held:
+            self.of(tensor).held_by = type(optimizer).__name__
+        if _leaves_what_has_no_gradient(optimizer):
+            held = [each for each in held if each[0].grad is not None]
         if not held:
             return None
         with undisturbed():
             steps = [_Step.about_to(optimizer, *each) for each in held]
-        for tensor, _ in held:
-            self.of(tensor).held_by = type(optimizer).__name__
 
         def finish() -> None:
             with undisturbed():
@@ -165,8 +167,9 @@ class _Step:
     group: int
     gradient: Gradient
     state: bool
-    version: int | None
     content: Content | None
+    glance: Tensor | None
+    version: int | None
 
     @classmethod
     def about_to(cls, optimizer: Optimizer, tensor: Tensor, group: int) -> _Step:
@@ -176,8 +179,9 @@ class _Step:
             group=group,
             gradient=gradient,
             state=gradient != "nonzero" and _has_moments(optimizer, tensor),
+            content=None if gradient == "none" else content_of(tensor),
+            glance=_glance(tensor) if gradient == "none" else None,
             version=None if tensor.is_inference() else tensor._version,
-            content=_glance(tensor) if gradient == "none" else content_of(tensor),
         )
 
     def moved(self) -> bool:
@@ -186,7 +190,8 @@ class _Step:
             return not same_content(self.content, tensor)
         if self.version is not None and self.version != tensor._version:
             return True
-        return not same_content(self.content, _glanced(tensor))
+        now = _glance(tensor)
+        return self.glance is not None and now is not None and not torch.equal(self.glance, now)
 
     def told(self, optimizer: Optimizer, place: Place | None) -> Stepped:
         group = optimizer.param_groups[self.group]
@@ -214,16 +219,21 @@ def _has_moments(optimizer: Optimizer, tensor: Tensor) -> bool:
     return any(isinstance(each, Tensor) and bool(each.any()) for each in moments)
 
 
-def _glanced(tensor: Tensor) -> Tensor:
-    """Return a view of a tensor's first values in memory."""
-    plain = tensor.layout == torch.strided and type(tensor) in (Tensor, nn.Parameter)
-    if not plain or tensor.numel() <= _GLANCE:
-        return tensor
-    return tensor.detach().as_strided((_GLANCE,), (1,))
+def _glance(tensor: Tensor) -> Tensor | None:
+    """Return the bytes of a tensor's first values in memory."""
+    if tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Parameter):
+        return None
+    count = min(_GLANCE, tensor.numel())
+    return tensor.detach().as_strided((count,), (1,)).clone().view(torch.uint8)
 
 
-def _glance(tensor: Tensor) -> Content | None:
-    return content_of(_glanced(tensor))
+def _leaves_what_has_no_gradient(optimizer: Optimizer) -> bool:
+    """Tell whether an optimizer is torch's own, all of which pass over a gradient of None.
+
+    All but LBFGS, which steps along one direction for all.
+    """
+    own = type(optimizer).__module__.startswith("torch.optim")
+    return own and not isinstance(optimizer, torch.optim.LBFGS)
 
 
 def _place_of_step(frame: FrameType | None, optimizer: Optimizer) -> Place | None:

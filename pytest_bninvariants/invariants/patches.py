@@ -20,7 +20,7 @@ _ours: WeakKeyDictionary[Callable[..., Any], tuple[Callable[..., Any], Switch]] 
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Patch:
     """A way to wrap one attribute.
 
@@ -28,11 +28,13 @@ class Patch:
         owner: the class or module that has it.
         name: its name.
         make: makes a wrapper from the original and a switch that the wrapper must obey.
+        last: the wrapper that was made last, which serves again: some are on and off all the time.
     """
 
     owner: object
     name: str
     make: Callable[[Callable[..., Any], Switch], Callable[..., Any]]
+    last: Callable[..., Any] | None = None
 
     def install(self) -> Callable[[], None]:
         """Wrap what is there, and return what takes the wrapper off.
@@ -41,11 +43,13 @@ class Patch:
         off. If they put ours back, it goes when the next of ours does.
         """
         original = getattr(self.owner, self.name)
-        switch = Switch(on=True)
-        wrapper = self.make(original, switch)
-        setattr(self.owner, self.name, wrapper)
-
-        _ours[wrapper] = original, switch
+        if self.last is None or _ours[self.last][0] is not original:
+            switch = Switch(on=False)
+            self.last = self.make(original, switch)
+            _ours[self.last] = original, switch
+        switch = _ours[self.last][1]
+        switch.on = True
+        setattr(self.owner, self.name, self.last)
 
         def undo() -> None:
             switch.on = False

@@ -30,6 +30,8 @@ CauseName = Literal[
     "update-in-eval",
     "in-place",
 ]
+AUDIT = "--bn-audit"
+"""The guard of a verdict that an audit came to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -147,7 +147,8 @@ def _explain_in_place(evidence: list[Evidence]) -> tuple[str, str]:
         )
     why = f"{names} {_was(evidence)} written to by code that is none of an optimizer's step, "
     why += "a load, an exchange between processes, or a normalisation that was seen"
-    ran = [layer.name for layer in layers_of(evidence) if layer.ran]
+    buffers = [each for each in evidence if each.buffer]
+    ran = [layer.name for layer in layers_of(buffers) if layer.ran and not layer.is_bn]
     if ran:
         why += f"; the forward of {name_list(ran)} ran, and may do it"
     if evidence[0].compiled:

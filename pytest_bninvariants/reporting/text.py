@@ -69,7 +69,7 @@ def _body(verdict: Verdict, *, verbose: bool) -> str:
         "",
     ]
     for cause in verdict.causes:
-        lines += _cause(cause)
+        lines += explained(cause)
     if verdict.writes:
         lines += writers(verdict.writes, verbose=verbose)
         lines += wrapped(_TRACED, first="     ", rest="     ")
@@ -106,7 +106,8 @@ def _folded(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
     return rows
 
 
-def _cause(cause: Cause) -> list[str]:
+def explained(cause: Cause) -> list[str]:
+    """Return the lines that say why, where, and what to do."""
     lines = wrapped(f"{cause.name}: {cause.why}", first="why  ", rest="     ")
     if cause.place is not None:
         told = f"{cause.did} {cause.place.call} at {where(cause.place)}"

@@ -420,3 +420,22 @@ def test_a_marker_that_a_fixture_adds_guards_the_test(sessions: Sessions) -> Non
             drift(model)
     """)
     assert session.outcomes == {"test_holds": "passed", "test_drifts": "failed"}
+
+
+def test_a_hazard_of_a_marked_test_is_told_at_its_line(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.fixture
+        def broken(model):
+            model.bn1.running_var[0] = float("nan")
+            return model
+
+        @pytest.mark.frozen_bn(model="broken")
+        def test_that_it_holds(broken):
+            hold(broken)
+    """
+    )
+    said = "InvariantHazard: frozen_bn() holds, but bn1: has running statistics that are not finite"
+    assert re.search(
+        rf"test_it.py:\d+: {re.escape(said)}.*\n +def test_that_it_holds", session.output
+    )

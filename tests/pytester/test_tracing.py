@@ -435,6 +435,31 @@ def test_a_test_with_subtests_is_not_run_again(sessions: Sessions) -> None:
     assert "a test with subtests is not run again; --bn-trace=same-run" in said(session)
 
 
+def test_an_audits_failure_has_no_second_run_and_a_guards_has(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        runs = []
+
+        def test_leaks(model):
+            runs.append(1)
+            model.requires_grad_(False)
+            drift(model)
+
+        def test_runs():
+            assert runs == [1]
+
+        @pytest.mark.frozen_bn
+        def test_it(model):
+            drift(model)
+    """,
+        "--bn-trace",
+        "--bn-audit=fail",
+    )
+    assert session.outcomes == {"test_leaks": "failed", "test_runs": "passed", "test_it": "failed"}
+    assert TITLE not in session.texts["test_leaks"]
+    assert WRITER in said(session)
+
+
 def test_the_debugger_stops_once_and_what_it_shows_was_traced(sessions: Sessions) -> None:
     session = sessions.run(DRIFT, "--bn-trace", "--pdb", alone=True, stdin=b"c\n")
     assert session.output.count("entering PDB") == 1

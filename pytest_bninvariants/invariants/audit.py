@@ -1,0 +1,285 @@
+"""Watch all models at once, and find the frozen BN layers whose statistics move.
+
+Nobody says here what is frozen, so the model must tell: a BN layer is, while none of its parameters
+requires a gradient, or, where it has none, none of the innermost module around it that has some.
+That is asked at each of its forwards in training mode. The state that a frozen layer has before the
+first of these is kept, and compared when the layer is frozen no more, or at the end.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.invariants import observers, snapshot
+from pytest_bninvariants.invariants.audience import Finish, How, Observer
+from pytest_bninvariants.invariants.leaks import Leak, verdicts
+from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
+from pytest_bninvariants.invariants.places import place_of_mode_call
+from pytest_bninvariants.invariants.runs import Run, run_of
+from pytest_bninvariants.invariants.selection import (
+    STATISTICS,
+    Watched,
+    has_stored_statistics,
+    named_modules,
+)
+from pytest_bninvariants.invariants.snapshot import Kept
+from pytest_bninvariants.invariants.undisturbed import undisturbed
+from pytest_bninvariants.invariants.verdict import Change, Place, Verdict
+
+_STATE = (*STATISTICS, "num_batches_tracked")
+_TELLING = 2  # parameters: who averages one model into another writes all of them
+
+
+@dataclass(slots=True)
+class _Freeze:
+    """A stretch of a layer's forwards while it is frozen.
+
+    Args:
+        kind: the layer's class name.
+        kept: its state before the first of them.
+        run: what that one was part of; None as long as none has used batch statistics.
+        batches: how many have.
+    """
+
+    kind: str
+    kept: dict[str, Kept]
+    run: Run | None = None
+    batches: int = 0
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was seen of one BN layer.
+
+    Args:
+        layer: the layer.
+        holder: whose parameters tell whether it is frozen, where it has none.
+        normalised: whether it used batch statistics.
+        flipped: whether it was in eval and then put in training mode.
+        put_in_training: where it was put in training mode, last before it ran frozen.
+        freeze: while it is frozen and runs in training mode.
+    """
+
+    layer: weakref.ref[nn.Module]
+    holder: weakref.ref[nn.Module] | None = None
+    normalised: bool = False
+    flipped: bool = False
+    put_in_training: Place | None = None
+    freeze: _Freeze | None = None
+
+
+class Auditor(Observer):
+    """Watch every BN layer that runs, from `start` to `stop`."""
+
+    def __init__(self) -> None:
+        self.layers = 0
+        """How many BN layers have run in training mode."""
+        self._seen: dict[int, _Seen] = {}
+        self._dead: list[int] = []
+        self._frozen: dict[str, set[str]] = {}
+        self._leaks: dict[tuple[str, str], Leak] = {}
+
+    def start(self) -> None:
+        """Begin to watch."""
+        observers.add(self)
+
+    def stop(self) -> tuple[Verdict, ...]:
+        """Watch no longer, and return a verdict for each model that leaked."""
+        observers.discard(self)
+        for seen in list(self._seen.values()):
+            self._judge(seen)
+        self._seen.clear()
+        frozen = {model: len(layers) for model, layers in self._frozen.items()}
+        return verdicts(self._leaks.values(), frozen)
+
+    def saw_forward(self, module: nn.Module) -> None:
+        """Look at a BN layer that is about to run in training mode."""
+        if module.training and module._buffers and has_stored_statistics(module):
+            self._look_at(module)
+        if _is_compiled(module):
+            for _, layer in named_modules(module):
+                if has_known_forward(layer) and uses_batch_statistics(layer):
+                    self.saw_batch_statistics(layer, "batches")
+
+    def saw_batch_statistics(self, layer: nn.Module, how: How) -> None:
+        """Count a batch that a BN layer normalises."""
+        if not has_stored_statistics(layer):
+            return
+        seen = self._look_at(layer)
+        self.layers += not seen.normalised
+        seen.normalised = True
+        if seen.freeze is not None and not self._counts(seen.freeze, layer, how):
+            seen.freeze = None
+        if how == "own_forwards":
+            self._judge(seen, _buffers(layer))
+
+    def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
+        """Note where a BN layer is put in training mode."""
+        if not (getattr(module, "_buffers", None) and has_stored_statistics(module)):
+            return
+        seen = self._of(module)
+        if seen.freeze is not None:
+            return  # what led to the first batch is what counts
+        flips = not module.training
+        seen.flipped |= flips
+        if flips or seen.put_in_training is None:
+            seen.put_in_training = place_of_mode_call(frame, module, True)
+
+    def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
+        """Pay no heed to optimizers: they write no statistics."""
+        return None
+
+    def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
+        """Pay no heed to loads."""
+        return None
+
+    def before_collective(
+        self, name: str, tensors: list[Tensor], frame: FrameType | None
+    ) -> Finish | None:
+        """Pay no heed to collectives."""
+        return None
+
+    def saw_compiled_code(self) -> None:
+        """Pay no heed to compiled code: there layers are seen below a compiled module."""
+
+    def _look_at(self, layer: nn.Module) -> _Seen:
+        seen = self._of(layer)
+        if not _is_frozen(layer, seen):
+            self._judge(seen)
+        elif seen.freeze is None and _is_readable(layer):
+            seen.freeze = _Freeze(type(layer).__name__, _take(layer, seen.holder))
+        return seen
+
+    def _of(self, layer: nn.Module) -> _Seen:
+        """Return what was seen of a layer, to be added to."""
+        seen = self._seen.get(id(layer))
+        if seen is not None and seen.layer() is layer:
+            return seen
+        while self._dead:  # judged here, since a layer may die at any moment
+            self._judge(self._seen.pop(self._dead.pop()))
+        key, dead = id(layer), self._dead
+        self._seen[key] = seen = _Seen(weakref.ref(layer, lambda _: dead.append(key)))
+        return seen
+
+    def _counts(self, freeze: _Freeze, layer: nn.Module, how: How) -> bool:
+        """Count a batch of a frozen layer; tell whether it is one that may make a leak."""
+        if how == "own_forwards" and not _moved(freeze, _buffers(layer)):
+            return False  # all that is known of these is what they have done by now
+        if freeze.run is None and not self._is_copy(layer):
+            freeze.run = run_of(layer)
+        if freeze.run is None:
+            return False
+        freeze.batches += 1
+        self._frozen.setdefault(freeze.run.model, set()).add(freeze.run.name)
+        return True
+
+    def _is_copy(self, layer: nn.Module) -> bool:
+        """Tell whether a layer's statistics are those of one that runs too, as compilers do it."""
+        others = (seen.freeze for seen in self._seen.values() if seen.layer() is not layer)
+        kept = (freeze.kept for freeze in others if freeze is not None and freeze.run is not None)
+        mean = layer._buffers["running_mean"]
+        return any(mean is each.watched.tensor for tensors in kept for each in tensors.values())
+
+    def _judge(self, seen: _Seen, now: Mapping[str, Tensor] | None = None) -> None:
+        """End a freeze: it leaked if its statistics moved and its parameters did not.
+
+        Args:
+            seen: the layer's.
+            now: its tensors by name; the kept ones if they are to be trusted.
+        """
+        freeze, seen.freeze = seen.freeze, None
+        if freeze is None or freeze.run is None:
+            return
+        moved = _moved(freeze, now or {})
+        if not moved:
+            return
+        run = freeze.run
+        prefix = f"{run.name}." if run.name else ""
+        leak = Leak(
+            model=run.model,
+            layer=run.name,
+            kind=freeze.kind,
+            cause="mode-flip" if seen.flipped else "training-mode",
+            place=seen.put_in_training,
+            ran_at=run.place,
+            batches=freeze.batches,
+            changes=tuple(replace(c, name=f"{prefix}{c.name}", layer=run.name) for c in moved),
+            tensors=sum(key in _STATE for key in freeze.kept),
+        )
+        self._leaks.setdefault((leak.model, leak.layer), leak)
+
+
+def _is_frozen(layer: nn.Module, seen: _Seen) -> bool:
+    own = [parameter for parameter in layer._parameters.values() if parameter is not None]
+    if own:
+        return all(map(_asks_for_none, own))
+    if seen.holder is None:
+        run = run_of(layer)
+        seen.holder = None if run is None else run.holder
+    holder = None if seen.holder is None else seen.holder()
+    return holder is not None and all(map(_asks_for_none, holder.parameters()))
+
+
+def _asks_for_none(parameter: Tensor) -> bool:
+    """Tell whether a parameter asks for no gradient; what `functional_call` puts there is none."""
+    return not parameter.requires_grad and isinstance(parameter, nn.Parameter)
+
+
+def _is_readable(layer: nn.Module) -> bool:
+    """Tell whether a layer has values, which are its own and not a function transform's."""
+    inside_transform = torch._C._functorch.peek_interpreter_stack() is not None
+    return not inside_transform and not is_lazy(_buffers(layer)["running_mean"])
+
+
+def _buffers(layer: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer for name, buffer in layer._buffers.items() if buffer is not None}
+
+
+def _take(layer: nn.Module, holder: weakref.ref[nn.Module] | None) -> dict[str, Kept]:
+    """Copy a layer's statistics, and of its parameters, or its holder's, what tells of writes."""
+    of = None if holder is None else holder()
+    parameters = (p for p in (of or layer).parameters() if not is_lazy(p))
+    telling = sorted(parameters, key=Tensor.numel)[:_TELLING]
+    tensors = {name: buffer for name, buffer in _buffers(layer).items() if name in _STATE}
+    tensors |= {f"parameter {number}": tensor for number, tensor in enumerate(telling)}
+    watched = {
+        key: Watched(
+            name=key, layer="", kind="buffer" if key in _STATE else "parameter", tensor=tensor
+        )
+        for key, tensor in tensors.items()
+    }
+    try:
+        with undisturbed():
+            return snapshot.take(watched)
+    except GateError:  # it cannot be compared
+        return {}
+
+
+def _moved(freeze: _Freeze, now: Mapping[str, Tensor]) -> list[Change]:
+    """Return a layer's changes, if statistics are among them and parameters are not.
+
+    Args:
+        freeze: what was kept.
+        now: tensors to compare by name; the very tensors that were copied, where it has none.
+    """
+    watched = {
+        key: replace(kept.watched, tensor=now.get(key, kept.watched.tensor))
+        for key, kept in freeze.kept.items()
+    }
+    with undisturbed():
+        found = snapshot.changes(freeze.kept, watched, ())
+    moved = {change.name for change in found if change.kind == "values"}
+    return found if moved & {*STATISTICS} and moved <= {*_STATE} else []
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
