@@ -250,7 +250,7 @@ BAD_OF_BOTH = [
     ({"max_values": True}, "max_values is a whole number from 0, not True (bool)"),
     ({"max_values": 1}, "max_values=1 is below 2, which min_values=2 needs"),
     ({"min_values": 4097}, "max_values=4096 is below 4097, which min_values=4097 needs"),
-    ({"layouts": ("nchw",)}, "layout is one of contiguous, channels_last, transposed, strided, "),
+    ({"layouts": ("nchw",)}, "layout is one of contiguous, channels_last, transposed, swapped, "),
     ({"layouts": ("nchw",)}, "not 'nchw' (str)"),
     ({"layouts": "contiguous"}, "layouts is a list of one or more, not 'contiguous' (str)"),
     ({"layouts": ()}, "layouts is a list of one or more, not () (tuple)"),
