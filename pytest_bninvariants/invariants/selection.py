@@ -188,7 +188,8 @@ def is_bn_layer(module: nn.Module) -> bool:
     """Tell whether a module is a BN layer: by family, by its buffers, or by `bn_layer_types`."""
     if isinstance(module, _InstanceNorm):
         return has_stored_statistics(module)
-    if isinstance(module, _NormBase) or all(name in module._buffers for name in STATISTICS):
+    buffers = module._buffers
+    if isinstance(module, _NormBase) or ("running_mean" in buffers and "running_var" in buffers):
         return True
     return registry.names(type(module))
 
