@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_bninvariants.invariants.verdict import Verdict
 
 
@@ -27,6 +29,23 @@ class FrozenStateChanged(AssertionError):
 
     def __reduce__(self) -> tuple[type[FrozenStateChanged], tuple[str, tuple[Verdict, ...]]]:
         return type(self), (str(self), self.verdicts)
+
+
+class DriftNote(str):
+    """A note on another exception that says what had changed.
+
+    Args:
+        text: the note.
+        verdicts: the broken guards' verdicts.
+    """
+
+    verdicts: tuple[Verdict, ...]
+
+    def __new__(cls, text: str, verdicts: Sequence[Verdict] = ()) -> DriftNote:
+        """Make the string."""
+        note = super().__new__(cls, text)
+        note.verdicts = tuple(verdicts)
+        return note
 
 
 class LawBroken(AssertionError):

@@ -12,8 +12,15 @@ from typing import Any, NoReturn
 
 import pytest
 
-from pytest_bninvariants.errors import FrozenStateChanged, GateError, LawBroken, never_entered
+from pytest_bninvariants.errors import (
+    DriftNote,
+    FrozenStateChanged,
+    GateError,
+    LawBroken,
+    never_entered,
+)
 from pytest_bninvariants.invariants.tracebacks import drop_our_frames
+from pytest_bninvariants.invariants.verdict import Verdict
 from pytest_bninvariants.markers import marks_of, spelled
 from pytest_bninvariants.reporting.text import render
 
@@ -154,6 +161,18 @@ def gate_error_in(error: BaseException | None) -> GateError | None:
     """Return the gate error that an exception is, or contains."""
     parts = () if error is None else _with_parts(error)
     return next((part for part in parts if isinstance(part, GateError)), None)
+
+
+def verdicts_in(error: BaseException | None) -> tuple[Verdict, ...]:
+    """Return the verdicts that an exception gives, itself or in a note."""
+    parts = () if error is None else _with_parts(error)
+    told = (each for part in parts for each in (part, *getattr(part, "__notes__", ())))
+    return tuple(
+        verdict
+        for each in told
+        if isinstance(each, FrozenStateChanged | DriftNote)
+        for verdict in each.verdicts
+    )
 
 
 def insist_on_gate_errors(item: Any) -> None:

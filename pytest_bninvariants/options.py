@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from pytest_bninvariants.batchnorm.dtypes import DTYPES
 from pytest_bninvariants.devices import resolve
 
 EFFORTS = {"quick": 15, "default": 100, "thorough": 2000}
+TRACES = ("rerun", "same-run")
 _AUDITS = ("report", "fail")
 SETTINGS = pytest.StashKey["Settings"]()
 
@@ -27,6 +30,7 @@ class Settings:
         bn_dtypes: names of dtypes; none: each law's own.
         bn_xfails: the file of expected failures.
         bn_examples: how many cases a law is tried on.
+        bn_trace: in which run the writers of what changed are sought, of `TRACES`; None: in none.
     """
 
     devices: tuple[str, ...] = ("cpu",)
@@ -37,6 +41,7 @@ class Settings:
     bn_dtypes: tuple[str, ...] = ()
     bn_xfails: str | None = None
     bn_examples: int = 100
+    bn_trace: str | None = None
 
     @property
     def choosing(self) -> tuple[str, ...]:
@@ -80,6 +85,7 @@ class Settings:
             bn_dtypes=_dtypes(config.getoption("bn_dtype")),
             bn_xfails=_file("--bn-xfails", config.getoption("bn_xfails")),
             bn_examples=_examples(config.getoption("bn_examples")),
+            bn_trace=_trace(config),
         )
 
 
@@ -130,6 +136,22 @@ def _examples(given: str | None) -> int:
     )
 
 
+def _trace(config: pytest.Config) -> str | None:
+    given: str | None = config.getoption("bn_trace")
+    debugging = config.getoption("usepdb", False) or config.getoption("trace", False)
+    return "same-run" if given and debugging else given  # one stop at a failure is enough
+
+
+class _Trace(argparse.Action):
+    """Read `--bn-trace` and `--bn-trace=WORD`: option strings of their own.
+
+    An option with an optional value would take the next argument for it, which is a path.
+    """
+
+    def __call__(self, parser: object, namespace: object, values: object, option: Any = "") -> None:
+        setattr(namespace, self.dest, str(option).partition("=")[2] or TRACES[0])
+
+
 def add_options(parser: pytest.Parser) -> None:
     """Declare the options; their defaults are None, so that ini can speak."""
     group = parser.getgroup("bninvariants", "frozen BatchNorm and other training invariants")
@@ -140,6 +162,16 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="DEVICE",
         help="run tests that use the `bn_device` fixture on DEVICE: cpu (the default), cuda, "
         "cuda:N, mps, xpu, auto (the best there is) or all (each kind there is); repeatable",
+    )
+    group.addoption(
+        "--bn-trace",
+        *(f"--bn-trace={word}" for word in TRACES),
+        action=_Trace,
+        nargs=0,
+        default=None,
+        dest="bn_trace",
+        help="find who wrote to what changed, by operator and line: run a test that broke a guard "
+        "again under tracing (`rerun`, the default), or trace every run (`same-run`)",
     )
     group.addoption(
         "--bn-audit",

@@ -11,11 +11,11 @@ import pytest
 from pytest_bninvariants import failures, markers
 from pytest_bninvariants.conformance import plan, summary
 from pytest_bninvariants.fixtures import bn_conforms, bn_device, frozen, frozen_bn, reference_bn
-from pytest_bninvariants.invariants import registry, reruns
+from pytest_bninvariants.invariants import registry, reruns, tracing
 from pytest_bninvariants.options import SETTINGS, Settings, add_options
+from pytest_bninvariants.retrace import RERUNNERS, Retracer
 
 __all__ = ["bn_conforms", "bn_device", "frozen", "frozen_bn", "reference_bn"]
-_RERUN = ("rerunfailures", "flaky")  # plugins that run a test again
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,6 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     settings = config.stash[SETTINGS] = Settings.from_config(config)
     config.add_cleanup(registry.use(settings.bn_layer_types))
+    config.add_cleanup(tracing.use(tracing.Trace() if settings.bn_trace else None))
+    if settings.bn_trace == "rerun":
+        config.pluginmanager.register(Retracer(), "bninvariants-retracer")
     if settings.bn_audit:
         from pytest_bninvariants.auditing import add_audit
 
@@ -58,7 +61,7 @@ def _is_free(fixture: str, metafunc: pytest.Metafunc) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
-    if not any(map(item.config.pluginmanager.hasplugin, _RERUN)):
+    if not any(map(item.config.pluginmanager.hasplugin, RERUNNERS)):
         return (yield)
     with reruns.remembering(reruns.Memory()):
         return (yield)

@@ -53,7 +53,7 @@ class Step:
         try:
             self._start()
         except BaseException as error:
-            for guard in self._guards:
+            for guard in reversed(self._guards):
                 guard.stop()
             if isinstance(error, GateError):
                 self._fail(error)

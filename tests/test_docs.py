@@ -15,7 +15,11 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FAILING = {"README.md": {"test_finetune.py"}, "causes.md": {"test_causes.py"}}
+FAILING = {
+    "README.md": {"test_finetune.py"},
+    "causes.md": {"test_causes.py"},
+    "tracing.md": {"test_average.py"},
+}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from hypothesis.errors import InvalidArgument
 
-from pytest_bninvariants.batchnorm.cases import LAYOUTS
+from pytest_bninvariants.batchnorm.cases import LAYOUTS, LEAST_DIMS
 from pytest_bninvariants.batchnorm.dtypes import DTYPES
 from pytest_bninvariants.errors import shown
 
@@ -79,9 +79,10 @@ def layouts_of(dims: int, layouts: Sequence[str]) -> tuple[str, ...]:
     check_known("dims", dims, RANKS)
     for layout in listed("layouts", layouts):
         check_known("layout", layout, LAYOUTS)
-    fit = tuple(layout for layout in layouts if layout != "channels_last" or dims >= 4)
+    fit = tuple(layout for layout in layouts if LEAST_DIMS.get(layout, 2) <= dims)
     if not fit:
-        raise InvalidArgument(f"layouts has channels_last only, which dims={dims} cannot have")
+        only = " and ".join(dict.fromkeys(layouts))
+        raise InvalidArgument(f"layouts has {only} only, which dims={dims} cannot have")
     return fit
 
 

@@ -14,12 +14,24 @@ from torch import Tensor
 LITERAL_VALUES = 128  # longer tensors are printed as the code that makes them
 CONTIGUOUS = ("contiguous",)
 DENSE = ("contiguous", "channels_last", "offset")
-LAYOUTS = ("contiguous", "channels_last", "transposed", "strided", "offset", "expanded")
+LAYOUTS = (
+    "contiguous",
+    "channels_last",
+    "transposed",
+    "swapped",
+    "sliced",
+    "strided",
+    "offset",
+    "expanded",
+)
+LEAST_DIMS = {"channels_last": 4, "swapped": 3}
 _VIEWS = {
     "contiguous": "x",
     "channels_last": "x.contiguous(memory_format=torch.channels_last)",
     "channels_last_3d": "x.contiguous(memory_format=torch.channels_last_3d)",
     "transposed": "x.transpose(0, 1).contiguous().transpose(0, 1)",
+    "swapped": "x.transpose(-1, -2).contiguous().transpose(-1, -2)",
+    "sliced": "torch.cat((x, x), 1)[:, : x.shape[1]]",
     "strided": "torch.stack((x, torch.zeros_like(x)), -1)[..., 0]",
     "offset": "torch.cat((x.new_zeros(3), x.flatten()))[3:].view(x.shape)",
     "expanded": "x[:1].expand(x.shape)",
@@ -36,6 +48,7 @@ class Batch:
         seed: of its values.
         sigma: standard deviation in channel 0; the next two have a half and a quarter of it.
         kappa: mean over standard deviation; signs alternate.
+        rectified: whether what is below 0 is 0, as behind a ReLU.
         layout: how it lies in memory, one of `LAYOUTS`.
         dtype: name of its dtype, such as `float32`.
     """
@@ -44,6 +57,7 @@ class Batch:
     seed: int = 0
     sigma: float = 1.0
     kappa: float = 0.0
+    rectified: bool = False
     layout: str = "contiguous"
     dtype: str = "float32"
 
@@ -62,7 +76,8 @@ class Batch:
         """Return its values in float64."""
         x = _drawn(self.seed, *self.shape)
         c = torch.arange(self.shape[1]).view(-1, *[1] * (len(self.shape) - 2))
-        return (x + self.kappa * (1 - c % 2 * 2)) * self.sigma / 2 ** (c % 3)
+        x = (x + self.kappa * (1 - c % 2 * 2)) * self.sigma / 2 ** (c % 3)
+        return x.relu() if self.rectified else x
 
     @property
     def view(self) -> str:
@@ -82,6 +97,7 @@ class Batch:
                 f"x = torch.randn({self.shape}, generator=generator, dtype=torch.float64)",
                 f"c = {c}",
                 f"x = (x + {self.kappa!r} * (1 - c % 2 * 2)) * {self.sigma!r} / 2 ** (c % 3)",
+                *(["x = x.relu()"] if self.rectified else []),
                 f"x = x.to(torch.{self.dtype})",
             ]
         return lines if self.view == "contiguous" else [*lines, f"x = {_VIEWS[self.view]}"]
@@ -132,7 +148,8 @@ class Case:
     def state(self) -> dict[str, Tensor]:
         """Return the state that the layer starts from, by name; empty: that of a new layer.
 
-        The running variance is spread around eps and around 1, so that eps shows.
+        The running variance is spread around eps, so that eps shows, around 1 and far above. The
+        weight is all ones or has a zero now and then: kernels and ports make cases of both.
         """
         if self.seed is None:
             return {}
@@ -140,10 +157,16 @@ class Case:
         weight, bias, mean, var = _drawn(self.seed, 4, self.channels).to(dtype).double()
         state: dict[str, Tensor] = {}
         if self.affine:
-            state |= {"weight": weight.sign() * (weight.abs() + 0.25), "bias": bias}
+            weight = weight.sign() * (weight.abs() + 0.25)
+            if self.seed % 5 == 3:
+                weight = torch.ones_like(weight)
+            elif self.seed % 5 == 4:
+                weight[-1] = 0.0
+            state |= {"weight": weight, "bias": bias}
         if self.track_running_stats:
-            near = self.seed % 3 == 1 and self.state_dtype != "float16"  # it would overflow
-            state |= {"running_mean": mean, "running_var": (self.eps if near else 1.0) * var.exp()}
+            half = self.state_dtype == "float16"  # others would overflow
+            around = 1.0 if half else (1.0, self.eps, 1e5)[self.seed % 3]
+            state |= {"running_mean": mean, "running_var": around * var.exp()}
         return {name: value.to(dtype) for name, value in state.items()}
 
     def gradient(self, index: int) -> Tensor:

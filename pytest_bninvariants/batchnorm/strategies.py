@@ -34,6 +34,7 @@ _KAPPAS = (0.0, 1.0, 10.0, 30.0, 1e2, 1e3, 1e4, 1e5, 1e6)
 _SEEDS = st.integers(0, 2**16)
 _STATE_SEEDS = st.none() | _SEEDS
 _LARGEST_KAPPA = {"float64": 1e6, "float32": 1e4, "float16": 30.0, "bfloat16": 5.0}
+_LARGEST_MIXED_KAPPA = 1e2  # half input of a layer that computes in float32
 
 
 def batch_sizes(min_size: int = 1, max_size: int = MOST_SAMPLES) -> st.SearchStrategy[int]:
@@ -154,7 +155,8 @@ def bn_inputs(
     check_batch(dims, channels, dtype, min_values, max_values, layouts)
     check_fraction("eps", eps)
     limits, fit = Limits(min_values, max_values), layouts_of(dims, layouts)
-    return st.composite(_batch)(dims, channels, dtype, eps, limits, fit)
+    kappa = _LARGEST_KAPPA[dtype]
+    return st.composite(_batch)(dims, channels, dtype, eps, limits, fit, kappa)
 
 
 def _batch(
@@ -165,6 +167,7 @@ def _batch(
     eps: float,
     limits: Limits,
     layouts: tuple[str, ...],
+    largest_kappa: float,
 ) -> Batch:
     c = _one(draw, limits.channels()) if channels is None else channels
     positions = _one(draw, limits.positions(dims, c))
@@ -172,8 +175,9 @@ def _batch(
     return Batch(
         shape=(n, c, *positions),
         seed=draw(_SEEDS),
-        sigma=_one(draw, (1.0, max(eps, 1e-8) ** 0.5, 30.0, 0.05)),
-        kappa=_one(draw, tuple(k for k in _KAPPAS if k <= _LARGEST_KAPPA[dtype])),
+        sigma=_one(draw, (1.0, max(eps, 1e-8) ** 0.5, 30.0, 0.05, 300.0)),
+        kappa=_one(draw, tuple(k for k in _KAPPAS if k <= largest_kappa)),
+        rectified=_one(draw, (False, False, False, True)),
         layout=_one(draw, layouts),
         dtype=dtype,
     )
@@ -270,11 +274,13 @@ def _cases(
     device: str,
 ) -> Case:
     training, e = tuple(draw(modes)), draw(eps)
+    mixed = _LARGEST_MIXED_KAPPA if state_dtype == "float32" else 0.0
+    kappa = max(_LARGEST_KAPPA[dtype], mixed)
     rank = _one(draw, tuple(layouts))
     channels = _one(draw, limits.channels()[: 4 if len(training) > 1 else None])
     return Case(
         batches=tuple(
-            _batch(draw, rank, channels, dtype, e, limits, layouts[rank]) for _ in training
+            _batch(draw, rank, channels, dtype, e, limits, layouts[rank], kappa) for _ in training
         ),
         eps=e,
         momentum=draw(momentum),

@@ -77,15 +77,12 @@ class Arithmetic:
     Args:
         operations: dtype of single operations.
         sums: dtype of sums.
-        variance: dtype of a variance by Welford's update: `torch.var` runs it in float64 on the
-            CPU, and GPUs run it in the sums' precision.
         input: dtype of input, output and the input's gradient.
         state: dtype of parameters, their gradients and running statistics.
     """
 
     operations: torch.dtype
     sums: torch.dtype
-    variance: torch.dtype
     input: torch.dtype
     state: torch.dtype
 
@@ -100,16 +97,13 @@ class Arithmetic:
         return UNIT[self.sums]
 
     @classmethod
-    def of(
-        cls, input_dtype: torch.dtype, state_dtype: torch.dtype, device: str = "cpu"
-    ) -> Arithmetic:
+    def of(cls, input_dtype: torch.dtype, state_dtype: torch.dtype) -> Arithmetic:
         """Return what dtypes ask for: float32 inside, half only where all tensors are half."""
         widest = FLOAT64 if FLOAT64 in (input_dtype, state_dtype) else torch.float32
         all_half = input_dtype in _HALF and state_dtype in _HALF
         return cls(
             operations=state_dtype if all_half else widest,
             sums=widest,
-            variance=FLOAT64 if device == "cpu" and not all_half else widest,
             input=input_dtype,
             state=state_dtype,
         )
@@ -157,15 +151,14 @@ def statistics_bounds(values: Tensor, true: Statistics, depth: int, a: Arithmeti
         depth: of their sums, see `sum_depth`.
         a: the layer's arithmetic.
     """
-    g, welford = gamma(depth, a.sum_unit), gamma(depth, UNIT[a.variance])
-    if math.isinf(g + welford):
+    g = gamma(depth, a.sum_unit)
+    if math.isinf(g):
         return Statistics(_nothing(true.mean), _nothing(true.var))
     magnitude = values.abs().mean(1)
     mean = g * magnitude + a.gamma(2) * true.mean.abs()
     var = (g + a.gamma(4)) * (true.var + mean.square()) + mean.square()
     # Welford's update is off by gamma(h) kappa var, kappa^2 = 1 + mean^2 / var
-    spread = (true.var * (true.var + true.mean.square())).sqrt()
-    var = var + welford * spread
+    var = var + g * (true.var * (true.var + true.mean.square())).sqrt()
     if a.operations is torch.float16:  # a sum of squares that is kept in it may overflow
         squares = values.shape[1] * true.var
         var = torch.where(2 * squares > torch.finfo(torch.float16).max, _nothing(var), var)
@@ -285,8 +278,8 @@ def gradient_bounds(
     total = size.sum(1)
 
     of_bias = (g_sum + a.unit) * total
-    # with stored statistics a layer may multiply x by a folded scale, and pay for x, not x - mean
-    paid = deviation if from_batch else values.abs() + true.mean.abs()[:, None]
+    # a layer may sum g x and g mean apart, or fold the scale: it pays for x, and not for x - mean
+    paid = values.abs() + true.mean.abs()[:, None]
     of_weight = reached * (
         (g_sum + a.gamma(3)) * (size * paid).sum(1) + bounds.mean * (1 + g_sum) * total
     ) + gradients.weight.abs() * (bounds.scale + a.gamma(2))
@@ -305,6 +298,7 @@ def gradient_bounds(
         constant = constant + reached * bounds.mean * (p + p_bound)
         linear = p_bound + p * (bounds.scale + 2 * a.gamma(8))
         inner = constant[:, None] + xh * linear[:, None] + a.gamma(8) * size
+        inner = inner + a.gamma(3) * (p * reached)[:, None] * paid
         of_input = (factor * (1 + bounds.scale))[:, None] * inner + own
     of_input = of_input + a.underflow(r, weight)[:, None]
     of_input = a.widened(of_input + a.rounded(gradients.input, a.input))

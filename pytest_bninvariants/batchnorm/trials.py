@@ -149,8 +149,7 @@ class Trial:
             if reference.num_batches_tracked is not None:
                 reference.num_batches_tracked.fill_(case.count)
         input_dtype, state_dtype = (getattr(torch, n) for n in (case.dtype, case.state_dtype))
-        device = torch.device(case.device).type
-        return Twin(reference, Arithmetic.of(input_dtype, state_dtype, device))
+        return Twin(reference, Arithmetic.of(input_dtype, state_dtype))
 
     def feed(self, batch: Batch, *, grad: bool = False) -> Tensor:
         """Bind `x` to a batch, and return it."""

@@ -11,13 +11,14 @@ from types import TracebackType
 from torch import nn
 
 from pytest_bninvariants.errors import (
+    DriftNote,
     FrozenStateChanged,
     GateError,
     InvariantHazard,
     never_entered,
     shown,
 )
-from pytest_bninvariants.invariants import reruns
+from pytest_bninvariants.invariants import reruns, tracer
 from pytest_bninvariants.invariants.comparison import compare
 from pytest_bninvariants.invariants.paths import relative
 from pytest_bninvariants.invariants.places import users_line
@@ -25,6 +26,7 @@ from pytest_bninvariants.invariants.reruns import Slot
 from pytest_bninvariants.invariants.selection import Scope, names_of
 from pytest_bninvariants.invariants.sides import Before, take
 from pytest_bninvariants.invariants.tracebacks import drop_our_frames
+from pytest_bninvariants.invariants.tracer import Tracer
 from pytest_bninvariants.invariants.verdict import Verdict
 from pytest_bninvariants.invariants.witness import Witness
 from pytest_bninvariants.reporting.text import hazards_in_a_line, render
@@ -70,6 +72,7 @@ class Guard:
         self._scope = scope
         self._source = source
         self._witness: Witness | None = None
+        self._tracer: Tracer | None = None
         self._used = False
         self._number = next(_numbers)
         self.made = users_line()
@@ -109,6 +112,7 @@ class Guard:
         self._before = self._slot.earlier or now
         self._witness = Witness(self.model, now.selection)
         self._witness.start()
+        self._tracer = tracer.begin(now.kept.values())
 
     def _use(self) -> None:
         self._used = True
@@ -117,6 +121,8 @@ class Guard:
     def stop(self) -> None:
         """Watch no longer."""
         self._use()
+        if self._tracer is not None:
+            self._tracer.stop()
         if self._witness is not None:
             self._witness.stop()
 
@@ -146,6 +152,7 @@ class Guard:
             changes=found.changes,
             causes=found.causes or (self._slot.causes if found.changes else ()),
             hazards=found.hazards,
+            writes=self._tracer.writes(found.changes) if self._tracer else (),
         )
         if verdict.holds and not self._witness.ran():
             raise GateError(
@@ -156,7 +163,7 @@ class Guard:
         if not verdict.holds:
             self._slot.keep(self.model, self._before, verdict.causes)
         self.verdict = verdict
-        self._before = self._witness = None
+        self._before = self._witness = self._tracer = None
         return verdict
 
 
@@ -175,7 +182,7 @@ def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
         GateError: a guard could not judge.
     """
     __tracebackhide__ = True
-    for guard in guards:
+    for guard in reversed(guards):
         guard.stop()
     if error is not None:
         drop_our_frames(error)
@@ -198,7 +205,7 @@ def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
     if blind:
         failure = GateError("\n".join(blind))
         if told:
-            failure.add_note(told)
+            failure.add_note(DriftNote(told, broken))
         raise failure
     if broken:
         raise FrozenStateChanged(told, tuple(broken))
@@ -211,9 +218,8 @@ def _note(guards: Sequence[Guard], error: BaseException) -> None:
         except GateError:
             continue
         if not verdict.holds:
-            error.add_note(
-                f"\nwhen this was raised, frozen state had changed:\n{render([verdict])}"
-            )
+            told = f"\nwhen this was raised, frozen state had changed:\n{render([verdict])}"
+            error.add_note(DriftNote(told, [verdict]))
 
 
 def _spelled(invariant: str, scope: Scope) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_bninvariants.invariants.paths import relative
-from pytest_bninvariants.invariants.verdict import Cause, Change, Place, Verdict
+from pytest_bninvariants.invariants.verdict import AUDIT, Cause, Change, Place, Verdict
 from pytest_bninvariants.invariants.wording import name_list, one_or_many, span
 
 
@@ -56,7 +56,7 @@ def _verdict(model: str, leaks: list[Leak], frozen: int) -> Verdict:
     for leak in leaks:
         groups.setdefault((leak.cause, leak.place, leak.kind), []).append(leak)
     return Verdict(
-        guard="--bn-audit",
+        guard=AUDIT,
         noun="frozen BN layer",
         model=model,
         source="",

@@ -224,6 +224,19 @@ def take(tensors: Mapping[str, Watched]) -> dict[str, Kept]:
 
 
 @torch.no_grad()
+def unchanged(kept: Kept, tensor: Tensor) -> bool:
+    """Tell whether a tensor has the bytes, dtype, shape and layout that were kept."""
+    facts = _shape(tensor), tensor.dtype, tensor.layout
+    if facts != (kept.shape, kept.dtype, kept.layout):
+        return False
+    try:
+        now = [as_bytes(part).to(kept.device) for part in parts(tensor)]
+    except (Incomparable, RuntimeError, NotImplementedError):
+        return False
+    return len(now) == len(kept.content) and all(map(same_bytes, kept.content, now))
+
+
+@torch.no_grad()
 def changes(
     kept: Mapping[str, Kept], now: Mapping[str, Watched], new: Iterable[str]
 ) -> list[Change]:

@@ -30,6 +30,8 @@ CauseName = Literal[
     "update-in-eval",
     "in-place",
 ]
+AUDIT = "--bn-audit"
+"""The guard of a verdict that an audit came to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,26 @@ class Hazard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """The first write to a tensor that changed, as tracing saw it.
+
+    Args:
+        name: the tensor's qualified name.
+        operator: what wrote, e.g. `aten.add_.Tensor`; None where no operator was seen to.
+        place: the line of the user's own code that ran then.
+        in_backward: whether autograd was running a backward pass.
+        between: where no operator was seen to write: those after which the tensor was last seen
+            unchanged and first seen changed, as far as that is known.
+    """
+
+    name: str
+    operator: str | None = None
+    place: Place | None = None
+    in_backward: bool = False
+    between: tuple[Place | None, Place | None] = (None, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What one guard found around one step.
 
@@ -125,6 +147,7 @@ class Verdict:
         changes: what broke the invariant; empty when it held.
         causes: why, most specific first.
         hazards: what else is worth saying.
+        writes: who wrote first to each tensor that changed, if the step was traced.
     """
 
     guard: str
@@ -136,6 +159,7 @@ class Verdict:
     changes: tuple[Change, ...] = ()
     causes: tuple[Cause, ...] = ()
     hazards: tuple[Hazard, ...] = ()
+    writes: tuple[Write, ...] = ()
 
     @property
     def holds(self) -> bool:

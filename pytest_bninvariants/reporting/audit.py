@@ -8,7 +8,8 @@ from typing import Any
 
 from pytest_bninvariants.invariants.verdict import Cause, Place
 from pytest_bninvariants.invariants.wording import name_list
-from pytest_bninvariants.reporting.text import explained, wrapped
+from pytest_bninvariants.reporting.lines import wrapped
+from pytest_bninvariants.reporting.text import explained
 
 _NAMED_TESTS = 3
 

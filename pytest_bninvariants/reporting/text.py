@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 
-from pytest_bninvariants.invariants.paths import relative
-from pytest_bninvariants.invariants.verdict import Cause, Change, Hazard, Place, Verdict
+from pytest_bninvariants.invariants.verdict import Cause, Change, Hazard, Verdict
+from pytest_bninvariants.reporting.lines import where, wrapped
+from pytest_bninvariants.reporting.writers import writers
 
-WIDTH = 76  # pytest puts "E   " before each line
+_TRACED = "traced in this run, in which what torch.compile had made ran eagerly"
 _UNFOLDED_ROWS = 30
 _NAMED_LAYERS = 2
 _COLUMN = 36
@@ -70,6 +70,9 @@ def _body(verdict: Verdict, *, verbose: bool) -> str:
     ]
     for cause in verdict.causes:
         lines += explained(cause)
+    if verdict.writes:
+        lines += writers(verdict.writes, verbose=verbose)
+        lines += wrapped(_TRACED, first="     ", rest="     ")
     lines += _hazards(verdict.hazards)
     return "\n".join(lines).rstrip()
 
@@ -103,30 +106,13 @@ def _folded(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
     return rows
 
 
-def wrapped(text: str, *, first: str, rest: str) -> list[str]:
-    """Return a text as lines, with what the first line and the others begin with."""
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=rest,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
 def explained(cause: Cause) -> list[str]:
     """Return the lines that say why, where, and what to do."""
     lines = wrapped(f"{cause.name}: {cause.why}", first="why  ", rest="     ")
     if cause.place is not None:
-        told = f"{cause.did} {_place(cause.place)}"
+        told = f"{cause.did} {cause.place.call} at {where(cause.place)}"
         lines += wrapped(told, first="     ", rest="     ")
     return [*lines, *wrapped(cause.fix, first="fix  ", rest="     ")]
-
-
-def _place(place: Place) -> str:
-    tool = f", by {place.tool}" if place.tool else ""
-    return f"{place.call} at {relative(place.file)}:{place.line} in {place.function}{tool}"
 
 
 def _hazards(hazards: Iterable[Hazard]) -> list[str]:

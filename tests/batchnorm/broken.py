@@ -485,3 +485,100 @@ class IgnoresEvalMode(nn.BatchNorm2d):
         if self.training or self.running_mean is None:
             return super().forward(x)
         return functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+@breaks("graphs_are_independent")
+class DifferentiatesWithItsLatestStatistics(Composed):
+    """Keep the batch's statistics on the module, where another forward overwrites them."""
+
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        y = super().affine_map(x, values, mean, var)
+        if not y.requires_grad:
+            return y
+        self.latest = self.scale(var).detach()
+        mine = self.latest
+        y.register_hook(lambda g: g * column(self.latest / mine, g))
+        return y
+
+
+@breaks("graphs_are_independent")
+class WritesTheGradientItself(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if y.requires_grad and self.weight is not None:
+            y.register_hook(lambda g: setattr(self.weight, "grad", g.sum(dim=[0, 2, 3])))
+        return y
+
+
+@breaks("settings_are_read")
+class ReadsItsSettingsOnce(Composed):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.first_momentum = self.momentum
+
+    def factor(self) -> float:
+        momentum, self.momentum = self.momentum, self.first_momentum
+        try:
+            return super().factor()
+        finally:
+            self.momentum = momentum
+
+
+@breaks("many_batches")
+class RestsAtTheHundredth(Composed):
+    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+        if int(self.num_batches_tracked) % 100:
+            super().track(mean, var, n)
+
+
+@breaks("no_grad_updates")
+class CountsWithGradientsOnly(Composed):
+    def count(self) -> None:
+        self.num_batches_tracked.add_(int(torch.is_grad_enabled()))
+
+
+@breaks("reset")
+class ResetsIntoNewTensors(nn.BatchNorm2d):
+    def reset_running_stats(self) -> None:
+        super().reset_running_stats()
+        if self.running_var is not None:
+            self.running_var = self.running_var.clone()
+
+
+@breaks("state_dict_round_trip")
+class LoadsItsWeightAnew(nn.BatchNorm2d):
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().load_state_dict(*args, **kwargs)
+        self.weight = nn.Parameter(self.weight.detach().clone())
+        return result
+
+
+@breaks("weight_gradient")
+class RecoversXhFromItsOutput(Composed):
+    """Compute d weight as the sum of g (y - b) / w, which is nothing where w is 0."""
+
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        if self.weight is None:
+            return super().affine_map(x, values, mean, var)
+        zero = (self.weight == 0).detach()
+        weight = torch.where(zero, self.weight.detach(), self.weight)
+        xh = (values - column(mean.to(values.dtype), x)) * column(
+            self.scale(var.to(values.dtype)), x
+        )
+        wide = values.dtype
+        return xh * column(weight.to(wide), x) + column(self.bias.to(wide), x)
+
+
+@breaks("training_output")
+class CountsNonzeroValues(Composed):
+    def mean(self, values: Tensor, dims: list[int]) -> Tensor:
+        return values.sum(dims) / (values != 0).sum(dims).clamp(min=1)
+
+
+@breaks("input_unmodified", "no_side_effects")
+class TurnsGradientsOn(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            torch.set_grad_enabled(True)
+            x.requires_grad_(x.is_leaf)
+        return super().forward(x)

@@ -111,7 +111,8 @@ def test_dtypes_are_names_of_torchs() -> None:
 
 @pytest.mark.parametrize("dims", [2, 3, 4, 5])
 def test_memory_formats_are_those_of_the_rank(dims: int) -> None:
-    expected = set(LAYOUTS) - (set() if dims >= 4 else {"channels_last"})
+    lacking = {2: {"channels_last", "swapped"}, 3: {"channels_last"}}.get(dims, set())
+    expected = set(LAYOUTS) - lacking
     assert set(drawn(memory_formats(dims))) == expected
     assert set(drawn(memory_formats(dims, ["offset"]))) == {"offset"}
 
@@ -249,7 +250,7 @@ BAD_OF_BOTH = [
     ({"max_values": True}, "max_values is a whole number from 0, not True (bool)"),
     ({"max_values": 1}, "max_values=1 is below 2, which min_values=2 needs"),
     ({"min_values": 4097}, "max_values=4096 is below 4097, which min_values=4097 needs"),
-    ({"layouts": ("nchw",)}, "layout is one of contiguous, channels_last, transposed, strided, "),
+    ({"layouts": ("nchw",)}, "layout is one of contiguous, channels_last, transposed, swapped, "),
     ({"layouts": ("nchw",)}, "not 'nchw' (str)"),
     ({"layouts": "contiguous"}, "layouts is a list of one or more, not 'contiguous' (str)"),
     ({"layouts": ()}, "layouts is a list of one or more, not () (tuple)"),

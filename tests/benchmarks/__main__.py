@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import bounds
+from tests.benchmarks import bounds, tracing
 
 bounds.main()
+tracing.main()

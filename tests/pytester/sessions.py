@@ -16,7 +16,7 @@ import pytest
 from torch import nn
 
 import pytest_bninvariants
-from pytest_bninvariants.invariants import audience, registry
+from pytest_bninvariants.invariants import assignments, audience, registry, tracing
 
 NETS = '''
 """Models that do what a test asks of them."""
@@ -252,6 +252,8 @@ class Sessions:
 def hold_that_nothing_is_left_behind() -> None:
     """Hold that no observer, wrapper or setting of a session outlives it in this process."""
     assert audience.present == ()
+    assert assignments._listeners == []
+    assert tracing.active is None
     assert nn.Module.__call__ is _CALL
     assert nn.Module.__setattr__ is _SETATTR
     assert registry.bn_layer_types == frozenset()

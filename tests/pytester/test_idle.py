@@ -35,7 +35,9 @@ def modules_after(folder: Path, *args: str) -> tuple[int, set[str], str]:
     return code, set(modules), output
 
 
-@pytest.mark.parametrize("option", ["--co", "--bn-device=cpu", "--bn-audit", "--strict-markers"])
+@pytest.mark.parametrize(
+    "option", ["--co", "--bn-device=cpu", "--bn-audit", "--bn-trace", "--strict-markers"]
+)
 def test_an_empty_folder_loads_nothing_big(tmp_path: Path, option: str) -> None:
     code, modules, _ = modules_after(tmp_path, option)
     assert code == pytest.ExitCode.NO_TESTS_COLLECTED
@@ -93,6 +95,7 @@ SAYS = {
         "--bn-device=DEVICE",
         "--bn-audit=[HOW]",
         "bn_audit (string):",
+        "--bn-trace, --bn-trace=rerun, --bn-trace=same-run",
         "bn_device (args):",
         "bn_layer_types (args):",
         "frozen BatchNorm and other training invariants",

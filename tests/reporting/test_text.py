@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pytest_bninvariants import Verdict
 from pytest_bninvariants.invariants.verdict import Cause, Change, Hazard, Place
-from pytest_bninvariants.reporting.text import WIDTH, headline, render
+from pytest_bninvariants.reporting.lines import WIDTH
+from pytest_bninvariants.reporting.text import headline, render
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 

@@ -51,7 +51,8 @@ def batch_sizes(trial: Trial, case: Case) -> None:
 @law(("float32",), **_SWEEP)
 def channel_counts(trial: Trial, case: Case) -> None:
     """Every number of channels is right: all to 67, and those around powers of two to 1025."""
-    _sweep(trial, case, [(3, c, *_positions(len(case.batches[0].shape))) for c in _SIZES])
+    counts = (*_SIZES, 2048, 4097)
+    _sweep(trial, case, [(3, c, *_positions(len(case.batches[0].shape))) for c in counts])
 
 
 @law(("float32",), least_rank=3, **_SWEEP)
@@ -61,5 +62,7 @@ def spatial_sizes(trial: Trial, case: Case) -> None:
     ones = (1,) * (rank - 3)
     shapes = [(2, 2, *ones, length) for length in _SIZES]
     if rank > 3:
-        shapes += [(2, 2, *ones[1:], side, side) for side in (5, 7, 8, 14, 28, 33)]
+        shapes += [(2, 2, *ones[1:], side, side) for side in (5, 7, 8, 14, 28, 33, 70)]
+        shapes += [(2, 2, *ones[1:], *sides) for sides in ((2, 9), (3, 64), (33, 4), (128, 2))]
+    shapes.append((1, 1, *ones, 2**16 + 1))
     _sweep(trial, case, shapes)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
+
+import torch
+
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
+from pytest_bninvariants.batchnorm.expectation import Twin
 from pytest_bninvariants.batchnorm.laws.registry import ALL, FEW, ONE, law
 from pytest_bninvariants.batchnorm.laws.values import (
     EVAL,
@@ -19,7 +25,10 @@ STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 @law(ONE, **FEW)
 def construction(trial: Trial, case: Case) -> None:
-    """The constructor is nn.BatchNorm's: order, defaults, attributes and initial state."""
+    """The constructor is nn.BatchNorm's: order, defaults, attributes and initial state.
+
+    Of `dtype` and `bias`, which not every torch has, those that it takes.
+    """
     call, c = trial.subject.call, case.channels
     trial.run(f"layer = {call(c)}")
     _is_made(trial, f"{c}", "1e-05", "0.1", "True", "True")
@@ -27,6 +36,25 @@ def construction(trial: Trial, case: Case) -> None:
     _is_made(trial, f"{c}", "0.25", "0.5", "True", "True")
     trial.run(f"layer = {call(c, 0.25, None, False, False)}")
     _is_made(trial, f"{c}", "0.25", "None", "False", "False")
+    if _takes(trial, "dtype"):
+        trial.run(f"layer = {call(c, dtype=torch.float64)}")
+        trial.require(
+            "layer.weight.dtype == layer.running_mean.dtype == torch.float64",
+            "dtype=torch.float64 gives a weight in {layer.weight.dtype}",
+        )
+    if _takes(trial, "bias"):
+        trial.run(f"layer = {call(c, bias=False)}")
+        trial.require(
+            "layer.bias is None and layer.weight is not None",
+            "bias=False gives the bias {layer.bias} and the weight {layer.weight}",
+        )
+
+
+def _takes(trial: Trial, keyword: str) -> bool:
+    try:
+        return keyword in inspect.signature(trial.subject.factory).parameters
+    except (TypeError, ValueError):  # some callables have no signature
+        return False
 
 
 def _is_made(trial: Trial, *values: str) -> None:
@@ -77,6 +105,10 @@ def no_grad_updates(trial: Trial, case: Case) -> None:
         x = trial.feed(case.batches[0])
         trial.run(f"with torch.{mode}():\n    y = layer(x)")
         hold_training(trial, twin, twin.expect(x))
+    trial.require(
+        f"int(layer.num_batches_tracked) == {case.count + 2}",
+        f"num_batches_tracked is {{layer.num_batches_tracked}}, expected {case.count + 2}",
+    )
 
 
 @law(ONE, **FEW)
@@ -85,6 +117,11 @@ def instances_are_independent(trial: Trial, case: Case) -> None:
     trial.build()
     trial.run("other, layer = layer, None")
     trial.build()
+    trial.require(
+        "not {v.data_ptr() for v in layer.state_dict().values()}"
+        " & {v.data_ptr() for v in other.state_dict().values()}",
+        "two layers share memory",
+    )
     trial.run(KEEP.replace("layer", "other"))
     trial.feed(case.batches[0], grad=True)
     trial.run("layer.train()(x).sum().backward()", "layer = other")
@@ -125,9 +162,10 @@ def state_dict_round_trip(trial: Trial, case: Case) -> None:
     trial.feed(case.batches[0])
     trial.run("layer.train()(x)", KEEP, "trained = layer")
     trial.make()
-    trial.run("mean = layer.running_mean", "layer.load_state_dict(kept)")
+    trial.run(_HELD, "layer.train()", "layer.load_state_dict(kept)")
     unchanged(trial, "the round trip")
-    trial.require("layer.running_mean is mean", "load_state_dict() put another tensor in its place")
+    trial.require("layer.training", "load_state_dict() changed the mode")
+    _holds(trial, "load_state_dict()")
     trial.run("y, z = layer.eval()(x), trained.eval()(x)")
     trial.same("y", "z", "the loaded layer gives another output in eval")
     trial.run("layer.running_mean.add_(1)")
@@ -149,6 +187,17 @@ def state_dict_versions(trial: Trial, case: Case) -> None:
     trial.raises("layer.load_state_dict(new)", RuntimeError)
 
 
+_HELD = "held = {k: getattr(layer, k) for k in layer.state_dict()}"
+
+
+def _holds(trial: Trial, call: str) -> None:
+    """Hold that the state's tensors are those that `_HELD` kept."""
+    for name in list(trial["held"]):
+        trial.require(
+            f"layer.{name} is held[{name!r}]", f"{call} put another tensor in {name}'s place"
+        )
+
+
 _COPIES = {
     "deepcopy": ("import copy", "copied = copy.deepcopy(layer)"),
     "pickle": ("import pickle", "copied = pickle.loads(pickle.dumps(layer))"),
@@ -158,8 +207,11 @@ _COPIES = {
 def _copy(trial: Trial, case: Case, way: str) -> None:
     trial.build()
     trial.feed(case.batches[0])
+    trial.run("layer.eval()", "layer.weight.requires_grad_(False)")
     trial.run(KEEP, "shares = {k: v.data_ptr() for k, v in layer.state_dict().items()}")
     trial.run(*_COPIES[way], "original, layer = layer, copied")
+    trial.require("not layer.training", f"{way} of a layer in eval is in training mode")
+    trial.require("not layer.weight.requires_grad", f"{way} thawed the weight")
     unchanged(trial, way)
     trial.require("type(layer) is type(original)", f"{way} gives another type")
     for name in ("eps", "momentum", "num_features", "track_running_stats"):
@@ -191,18 +243,24 @@ def deepcopy(trial: Trial, case: Case) -> None:
 @law(ONE, frozen=True, **FEW | {"momentum": False})
 def pickle(trial: Trial, case: Case) -> None:
     """A pickled layer comes back with the same state and settings."""
-    module = str(getattr(trial.subject.factory, "__qualname__", "<locals>"))
-    if "<locals>" in module or not isinstance(trial.subject.factory, type):
-        return _copy(trial, case, "deepcopy")  # a local class cannot be pickled, by pickle's rules
-    return _copy(trial, case, "pickle")
+    _copy(trial, case, "pickle" if can_be_pickled(trial) else "deepcopy")
 
 
-@law(ONE, modes=(True, True), momentum=True, **FEW)
+def can_be_pickled(trial: Trial) -> bool:
+    """Tell whether pickle's rules allow it: a local class cannot be."""
+    factory = trial.subject.factory
+    return isinstance(factory, type) and "<locals>" not in factory.__qualname__
+
+
+@law(ONE, modes=(True, True), momentum=True, average=True, **FEW)
 def copies_keep_momentum(trial: Trial, case: Case) -> None:
-    """A deep copy goes on with the same momentum and the same count."""
+    """A copy goes on with the same momentum, None too, and the same count."""
+    trial.case = replace(case, count=case.count % 8)
     twin = start(trial, training=True)
     forward(trial, twin)
     trial.run("import copy", "layer = copy.deepcopy(layer)")
+    if can_be_pickled(trial):
+        trial.run("import pickle", "layer = pickle.loads(pickle.dumps(layer))")
     forward(trial, twin, 1)
     trial.close("layer.running_mean", twin.running_mean)
     trial.close("layer.running_var", twin.running_var)
@@ -214,11 +272,19 @@ def reset(trial: Trial, case: Case) -> None:
     trial.build()
     trial.feed(case.batches[0])
     trial.run("layer.train()(x)", "weight = layer.weight.detach().clone()")
-    trial.run("layer.reset_running_stats()")
+    trial.run("layer.eval()(x)", _HELD, "layer.reset_running_stats()")
     _starts(trial, "reset_running_stats()", STATE[2:], (0, 1, 0))
+    _holds(trial, "reset_running_stats()")
+    twin = trial.twin()
+    twin.reference.eval()
+    for name, value in zip(STATE[2:4], (0.0, 1.0), strict=True):
+        getattr(twin.reference, name).fill_(value)
+    trial.close("layer(x)", twin.expect(trial["x"]).output, axis=1)
+    trial.run("layer.train()")
     trial.same("layer.weight.detach()", "weight", "reset_running_stats() changed weight")
     trial.run("layer(x)", "layer.reset_parameters()")
     _starts(trial, "reset_parameters()", STATE, (1, 0, 0, 1, 0))
+    _holds(trial, "reset_parameters()")
 
 
 def _starts(trial: Trial, call: str, names: tuple[str, ...], values: tuple[int, ...]) -> None:
@@ -251,9 +317,31 @@ def state_dtype(trial: Trial, case: Case) -> None:
 
 @law(ONE, frozen=True, **FEW | EVAL)
 def eval_follows_state(trial: Trial, case: Case) -> None:
-    """In eval the output follows changes of the state: nothing is cached."""
+    """In eval the output follows changes of the state, a cast too: nothing is cached."""
+    for mode in ("enable_grad", "no_grad"):
+        _follow(trial, case, mode)
+    trial.run("layer.to(torch.float16)(x.half())", "layer.to(torch.bfloat16)")
+    trial.run("y = layer(x.bfloat16())", "values = layer.state_dict()")
+    trial.make()
+    trial.run("layer.eval().to(torch.bfloat16).load_state_dict(values)")
+    trial.same(
+        "y", "layer(x.bfloat16())", "a cast layer gives what one loaded in bfloat16 does not"
+    )
+
+
+def _follow(trial: Trial, case: Case, mode: str) -> None:
     twin = start(trial, training=False)
     forward(trial, twin)
+    trial.run(f"torch.set_grad_enabled({mode == 'enable_grad'})")
+    try:
+        _follow_changes(trial, twin)
+    finally:
+        torch.set_grad_enabled(True)
+    trial.run("torch.set_grad_enabled(True)")
+
+
+def _follow_changes(trial: Trial, twin: Twin) -> None:
+    trial.run("layer(x)")
     for name, change in (
         ("running_mean", 1.0),
         ("running_var", 2.0),

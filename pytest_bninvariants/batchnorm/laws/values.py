@@ -120,7 +120,8 @@ def momentum(trial: Trial, case: Case) -> None:
 @law(modes=(True, True, True), momentum=False, layouts=CONTIGUOUS)
 def cumulative_average(trial: Trial, case: Case) -> None:
     """With momentum=None the running statistics are averages: the k-th batch weighs 1/k."""
-    trial.case = replace(case, momentum=None, count=case.count % 8)
+    counts = {0: 0, 1: 1, 7: 5, 2**24: 2049, 2**31: 70_000}
+    trial.case = replace(case, momentum=None, count=counts.get(case.count, case.count))
     _track(trial, trial.case, "running_mean", "running_var")
 
 
@@ -146,11 +147,11 @@ def counter(trial: Trial, case: Case) -> None:
 
 
 def _gradients(
-    trial: Trial, case: Case, *, training: bool, grad: bool
+    trial: Trial, case: Case, *, training: bool, grad: bool = False, frozen: str = ""
 ) -> tuple[Approximation, Approximation, Approximation]:
     twin = start(trial, training=training)
-    if grad and case.seed is not None and case.seed % 2:
-        trial.run("layer.requires_grad_(False)")
+    if frozen and case.seed is not None and case.seed % 2:
+        trial.run(f"{frozen}.requires_grad_(False)")
     expected = forward(trial, twin, grad=grad)
     return expected.gradients(trial.backward(0))
 
@@ -158,52 +159,105 @@ def _gradients(
 @law()
 def input_gradient(trial: Trial, case: Case) -> None:
     """In training d x is w r (g - mean(g) - xh mean(g xh)): statistics depend on x."""
-    trial.close("x.grad", _gradients(trial, case, training=True, grad=True)[0], axis=1)
+    trial.close(
+        "x.grad", _gradients(trial, case, training=True, grad=True, frozen="layer")[0], axis=1
+    )
 
 
 @law()
 def weight_gradient(trial: Trial, case: Case) -> None:
     """In training d weight is the sum over a channel of g xh."""
-    trial.close("layer.weight.grad", _gradients(trial, case, training=True, grad=False)[1])
+    gradients = _gradients(trial, case, training=True, frozen="layer.bias")
+    trial.close("layer.weight.grad", gradients[1])
 
 
 @law()
 def bias_gradient(trial: Trial, case: Case) -> None:
     """In training d bias is the sum over a channel of g."""
-    trial.close("layer.bias.grad", _gradients(trial, case, training=True, grad=False)[2])
+    gradients = _gradients(trial, case, training=True, frozen="layer.weight")
+    trial.close("layer.bias.grad", gradients[2])
 
 
 @law(frozen=True, **EVAL)
 def eval_input_gradient(trial: Trial, case: Case) -> None:
     """In eval d x is w r g: statistics are constants."""
-    trial.close("x.grad", _gradients(trial, case, training=False, grad=True)[0], axis=1)
+    trial.close(
+        "x.grad", _gradients(trial, case, training=False, grad=True, frozen="layer")[0], axis=1
+    )
 
 
 @law(**EVAL)
 def eval_weight_gradient(trial: Trial, case: Case) -> None:
     """In eval d weight is the sum over a channel of g xh, of stored statistics."""
-    trial.close("layer.weight.grad", _gradients(trial, case, training=False, grad=False)[1])
+    gradients = _gradients(trial, case, training=False, frozen="layer.bias")
+    trial.close("layer.weight.grad", gradients[1])
 
 
 @law(**EVAL)
 def eval_bias_gradient(trial: Trial, case: Case) -> None:
     """In eval d bias is the sum over a channel of g."""
-    trial.close("layer.bias.grad", _gradients(trial, case, training=False, grad=False)[2])
+    gradients = _gradients(trial, case, training=False, frozen="layer.weight")
+    trial.close("layer.bias.grad", gradients[2])
 
 
 @law(("float32",), share=0.3, layouts=CONTIGUOUS, max_values=256)
 def gradients_accumulate(trial: Trial, case: Case) -> None:
-    """A second backward adds its gradients to those that are there."""
-    start(trial, training=True)
-    trial.feed(case.batches[0], grad=True)
+    """A second backward adds to the gradients that are there, of a new graph or a kept one."""
+    trial.value("g", case.gradient(0))
+    for again in ("layer(x).backward(g)", "y.backward(g)"):
+        start(trial, training=True)
+        trial.feed(case.batches[0], grad=True)
+        trial.run("y = layer(x)", "y.backward(g, retain_graph=True)")
+        trial.run("once = [each.grad.clone() for each in (x, layer.weight, layer.bias)]", again)
+        for index, name in enumerate(("x.grad", "layer.weight.grad", "layer.bias.grad")):
+            trial.same(
+                name, f"2 * once[{index}]", f"{name} after a second backward is not twice the first"
+            )
+
+
+@law(("float32",), share=0.3, modes=(True, True), layouts=CONTIGUOUS, max_values=256)
+def graphs_are_independent(trial: Trial, case: Case) -> None:
+    """Each forward has a graph of its own, which autograd differentiates without touching .grad."""
+    twin = start(trial, training=True)
+    expected = forward(trial, twin, grad=True)
+    trial.run("first, y_of_first = x, y")
+    forward(trial, twin, 1)
     g = case.gradient(0)
     trial.value("g", g)
-    trial.run("layer(x).backward(g)", "once = [x.grad.clone(), layer.weight.grad.clone()]")
-    trial.run("layer(x).backward(g)")
-    for index, name in enumerate(("x.grad", "layer.weight.grad")):
-        trial.same(
-            name, f"2 * once[{index}]", f"{name} after a second backward is not twice the first"
-        )
+    wanted = "(first, layer.weight, layer.bias)"
+    trial.run(f"gradients = torch.autograd.grad(y_of_first, {wanted}, g)")
+    for index, gradient in enumerate(expected.gradients(g)):
+        trial.close(f"gradients[{index}]", gradient, axis=int(index == 0))
+    trial.require(
+        f"all(each.grad is None for each in {wanted})", "torch.autograd.grad left a .grad behind"
+    )
+
+
+@law(("float32",), share=0.3, modes=(True, True), layouts=CONTIGUOUS, max_values=256)
+def settings_are_read(trial: Trial, case: Case) -> None:
+    """momentum and eps count from when they are set, as recipes that change them rely on."""
+    momentum = case.momentum
+    trial.build(eps=0.5, momentum=0.25)
+    twin = trial.twin(eps=0.5, momentum=0.25)
+    switch(trial, twin, training=True)
+    hold_training(trial, twin, forward(trial, twin))
+    trial.run(f"layer.eps, layer.momentum = {case.eps!r}, {momentum!r}")
+    twin.reference.eps, twin.reference.momentum = case.eps, momentum
+    hold_training(trial, twin, forward(trial, twin, 1))
+    switch(trial, twin, training=False)
+    trial.close("y", forward(trial, twin, 1).output, axis=1)
+
+
+@law(("float32",), share=0.02, layouts=CONTIGUOUS, max_values=64)
+def many_batches(trial: Trial, case: Case) -> None:
+    """The hundredth batch counts as the first did."""
+    twin = start(trial, training=True)
+    batch = case.batches[0]
+    for index in range(130):
+        trial.case = replace(case, batches=(replace(batch, seed=batch.seed + index),))
+        forward(trial, twin)
+    trial.close("layer.running_mean", twin.running_mean)
+    trial.close("layer.running_var", twin.running_var)
 
 
 @law(("float64",), share=0.5, modes=(True,), layouts=CONTIGUOUS, max_values=128)
@@ -221,19 +275,22 @@ def double_backward(trial: Trial, case: Case) -> None:
     trial.value("g", g)
     trial.value("v", v)
     trial.run("g.requires_grad_()", "y = layer(x)")
-    trial.run("(first,) = torch.autograd.grad(y, x, g, create_graph=True)")
-    trial.run("loss = (first * v).sum() + (first * first).sum()")
-    trial.run("second = torch.autograd.grad(loss, (x, g), materialize_grads=True)")
+    trial.run("first, of_weight = torch.autograd.grad(y, (x, layer.weight), g, create_graph=True)")
+    trial.run("loss = (first * v).sum() + (first * first).sum() + (of_weight * of_weight).sum()")
+    trial.run("of = (x, g, layer.weight)")
+    trial.run("second = torch.autograd.grad(loss, of, materialize_grads=True)")
     x64 = x.cpu().clone().requires_grad_()
     g64 = g.detach().cpu().clone().requires_grad_()
     y64 = twin.reference(x64)
-    (first,) = torch.autograd.grad(y64, x64, g64, create_graph=True)
-    loss = (first * v.cpu()).sum() + first.square().sum()
-    seconds = torch.autograd.grad(loss, (x64, g64), materialize_grads=True)
+    weight = twin.reference.weight
+    assert weight is not None
+    first, of_weight = torch.autograd.grad(y64, (x64, weight), g64, create_graph=True)
+    loss = (first * v.cpu()).sum() + first.square().sum() + of_weight.square().sum()
+    seconds = torch.autograd.grad(loss, (x64, g64, weight), materialize_grads=True)
     for index, value in enumerate(seconds):
         scale = 1 + float(value.abs().max())
         bound = torch.full_like(value, 2.0**-26 * scale)
-        trial.close(f"second[{index}]", Approximation(value, bound), axis=1)
+        trial.close(f"second[{index}]", Approximation(value, bound), axis=int(index < 2))
 
 
 @law(("float64", "float32"), share=0.5, affine=False, tracking=None)
@@ -259,7 +316,9 @@ def tracking_off(trial: Trial, case: Case) -> None:
     trial.require("not list(layer.buffers())", "there are buffers")
     for training in (True, False):
         switch(trial, twin, training=training)
-        trial.close("y", forward(trial, twin).output, axis=1)
+        expected = forward(trial, twin, grad=True)
+        trial.close("y", expected.output, axis=1)
+        trial.close("x.grad", expected.gradients(trial.backward(0))[0], axis=1)
 
 
 @law(("float32",), share=0.5)
@@ -277,8 +336,8 @@ def tracking_switched_off(trial: Trial, case: Case) -> None:
 @law(("float32", "bfloat16"), frozen=True, share=0.5, **EVAL)
 def eval_keeps_state(trial: Trial, case: Case) -> None:
     """In eval nothing of the state changes, in forward or backward."""
-    start(trial, training=False)
-    trial.run(KEEP)
+    trial.build()
+    trial.run(KEEP, "torch.nn.Sequential(layer).eval()")
     trial.feed(case.batches[0], grad=True)
     trial.run("y = layer(x)", "y.sum().backward()")
     unchanged(trial, "eval")

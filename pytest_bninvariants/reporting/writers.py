@@ -1,0 +1,86 @@
+"""Who wrote to the tensors that changed, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from pytest_bninvariants.invariants.verdict import Place, Verdict, Write
+from pytest_bninvariants.reporting.lines import where, wrapped
+
+_NAMED = 3
+_TOLD = 8
+_OTHERS = "NumPy, another library, another thread or compiled code may have"
+
+
+def writers(writes: Iterable[Write], *, verbose: bool = False) -> list[str]:
+    """Return lines about writes: those of one operator at one place together.
+
+    Args:
+        writes: the first write to each tensor.
+        verbose: give all names and all places, however many there are.
+    """
+    groups: dict[tuple[object, ...], list[Write]] = {}
+    for write in writes:
+        key = write.operator, write.place, write.in_backward, write.between
+        groups.setdefault(key, []).append(write)
+    told = list(groups.values()) if verbose else list(groups.values())[:_TOLD]
+    lines = []
+    for group in told:
+        names = listed([write.name for write in group], verbose=verbose)
+        sentence, *more = _sentences(group[0], names)
+        lines += wrapped(sentence, first="who  ", rest="     ")
+        for each in more:
+            lines += wrapped(each, first="     ", rest="     ")
+    untold = len(groups) - len(told)
+    return [*lines, f"     and {untold} more like these; -v gives all"] if untold else lines
+
+
+def listed(names: Sequence[str], *, verbose: bool = False) -> str:
+    """Return names as a sentence has them, the first few of many."""
+    shown = names if verbose or len(names) <= _NAMED + 1 else names[:_NAMED]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _sentences(write: Write, names: str) -> Iterator[str]:
+    if write.operator is None:
+        yield f"no operator of torch was seen to write {names}: {_OTHERS}"
+        yield from _bracket(*write.between)
+        return
+    yield f"{write.operator} wrote {names}"
+    backward = ", during backward" if write.in_backward else ""
+    yield f"at {where(write.place)}{backward}" if write.place else f"in a thread of torch{backward}"
+
+
+def _bracket(after: Place | None, before: Place | None) -> Iterator[str]:
+    if after is not None:
+        yield f"last seen unchanged after {after.call} at {where(after)}"
+    if before is not None:
+        yield f"first seen changed after {before.call} at {where(before)}"
+
+
+def compared(first: Sequence[Verdict], second: Sequence[Verdict], *, verbose: bool = False) -> str:
+    """Return what a second run, under tracing, tells of the first.
+
+    Args:
+        first: the first run's broken verdicts, at least one.
+        second: the second's.
+        verbose: give all names and all places, however many there are.
+    """
+    lines = []
+    for verdict in first:
+        of_same = [each.writes for each in second if _same_guard(each, verdict)]
+        found = {write.name: write for write in (of_same or [()])[-1]}
+        changed = verdict.changed_tensors
+        writes = [found[name] for name in changed if name in found]
+        lines += [f"{verdict.guard}:"] if len(first) > 1 else []
+        lines += writers(writes, verbose=verbose)
+        missing = [name for name in changed if name not in found]
+        if missing:
+            told = f"not written again in the second run: {listed(missing, verbose=verbose)}"
+            lines += wrapped(told, first="     ", rest="     ")
+    return "\n".join(lines)
+
+
+def _same_guard(one: Verdict, other: Verdict) -> bool:
+    return (one.guard, one.model, one.source) == (other.guard, other.model, other.source)
