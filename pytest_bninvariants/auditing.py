@@ -80,9 +80,7 @@ class _Audit:
         findings = item.stash.get(_findings, None)
         if findings is not None:
             del item.stash[_findings]
-            vars(report)["bn_audit"] = (
-                findings  # pytest's and xdist's reports keep what is plain data
-            )
+            vars(report)["bn_audit"] = findings  # plain data, which reports take across xdist
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
