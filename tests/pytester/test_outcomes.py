@@ -438,7 +438,7 @@ def test_workers_of_xdist_tell_the_same(sessions: Sessions) -> None:
             raise ValueError("own")
 
         @pytest.mark.frozen_bn
-        @settings(database=None, deadline=None, derandomize=True)
+        @settings(database=None, deadline=None, derandomize=True, print_blob=False)
         @given(size=st.integers(2, 40))
         def test_given(kept, size):
             (drift if size > 7 else hold)(kept, size)
