@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import bounds, tracing
+from tests.benchmarks import bounds, tracing, watching
 
 bounds.main()
 tracing.main()
+watching.main()

@@ -1,4 +1,4 @@
-"""Measure what watching adds to a training step of a resnet18 whose BN layers are frozen, on the CPU.
+"""Measure what watching adds to a training step of a resnet18 with frozen BN layers, on the CPU.
 
 Run as `python -m tests.benchmarks.watching`; docs/causes.md and docs/audit.md say how much it is.
 """
