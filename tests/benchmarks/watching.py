@@ -47,9 +47,8 @@ class Training:
 
 
 @contextmanager
-def witnessed(model: nn.Module) -> Iterator[None]:
-    """Watch a step without a snapshot; what is made before it is not timed."""
-    witness = Witness(model, select(model, Scope(bn_only=True)))
+def witnessed(witness: Witness) -> Iterator[None]:
+    """Watch a step without a snapshot."""
     witness.start()
     try:
         yield
@@ -75,7 +74,7 @@ def rows(rounds: int = ROUNDS) -> Iterator[tuple[str, float, float]]:
     ways = {
         "bare": lambda: nullcontext(),
         "the audit": audited,
-        "the witness": lambda: witnessed(model),
+        "the witness": lambda: witnessed(Witness(model, select(model, Scope(bn_only=True)))),
         "frozen_bn": lambda: frozen_bn(model),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
