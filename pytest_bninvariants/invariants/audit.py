@@ -22,7 +22,11 @@ from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants import observers, snapshot
 from pytest_bninvariants.invariants.audience import Finish, How, Observer
 from pytest_bninvariants.invariants.leaks import Leak, verdicts
-from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
+from pytest_bninvariants.invariants.normalisation import (
+    has_known_forward,
+    is_compiled,
+    uses_batch_statistics,
+)
 from pytest_bninvariants.invariants.places import place_of_mode_call
 from pytest_bninvariants.invariants.runs import Run, run_of
 from pytest_bninvariants.invariants.selection import (
@@ -105,7 +109,7 @@ class Auditor(Observer):
         """Look at a BN layer that is about to run in training mode."""
         if module.training and module._buffers and has_stored_statistics(module):
             self._look_at(module)
-        if _is_compiled(module):
+        if is_compiled(module):
             for _, layer in named_modules(module):
                 if has_known_forward(layer) and uses_batch_statistics(layer):
                     self.saw_batch_statistics(layer, "batches")
@@ -281,7 +285,3 @@ def _moved(freeze: _Freeze, now: Mapping[str, Tensor]) -> list[Change]:
         found = snapshot.changes(freeze.kept, watched, ())
     moved = {change.name for change in found if change.kind == "values"}
     return found if moved & {*STATISTICS} and moved <= {*_STATE} else []
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return "_orig_mod" in module._modules or module._compiled_call_impl is not None

@@ -35,3 +35,8 @@ def uses_batch_statistics(layer: nn.Module) -> bool:
     if isinstance(layer, _InstanceNorm):
         return layer.training or not layer.track_running_stats
     return layer.training or not has_stored_statistics(layer)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Tell whether torch.compile made a module, or compiled it in place."""
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None

@@ -14,7 +14,11 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.audience import Finish, How
-from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
+from pytest_bninvariants.invariants.normalisation import (
+    has_known_forward,
+    is_compiled,
+    uses_batch_statistics,
+)
 from pytest_bninvariants.invariants.operations import Handled, Operations
 from pytest_bninvariants.invariants.places import place_of_mode_call, place_of_outermost_call
 from pytest_bninvariants.invariants.selection import (
@@ -146,7 +150,7 @@ class Witness:
                 or any(id(below) in self._watched for _, below in named_modules(module))
                 or any(address(tensor) in self._memory for tensor in all_tensors(module))
             )
-        if _is_compiled(module):
+        if is_compiled(module):
             for _, layer in named_modules(module):
                 if id(layer) in self._watched and has_known_forward(layer):
                     self._seen.of(layer).in_compiled_code |= uses_batch_statistics(layer)
@@ -277,7 +281,3 @@ def _parents_of_plain(model: nn.Module, watched: set[int]) -> set[int]:
         for child in parent._modules.values()
         if child is not None and id(child) in watched and not is_bn_layer(child)
     }
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
