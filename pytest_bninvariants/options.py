@@ -11,7 +11,7 @@ import pytest
 from pytest_bninvariants.batchnorm.dtypes import DTYPES
 from pytest_bninvariants.devices import resolve
 
-EFFORTS = {"quick": 15, "default": 100, "thorough": 2000}
+EFFORTS = {"quick": 6, "default": 100, "thorough": 2000}
 TRACES = ("rerun", "same-run")
 _AUDITS = ("report", "fail")
 SETTINGS = pytest.StashKey["Settings"]()
@@ -217,7 +217,7 @@ def add_options(parser: pytest.Parser) -> None:
         "--bn-examples",
         default=None,
         metavar="N",
-        help=f"{kit}cases for each law: a number, quick (15), default (100) or thorough (2000)",
+        help=f"{kit}cases for each law: a number, quick (6), default (100) or thorough (2000)",
     )
     parser.addini(
         "bn_device", "devices for the `bn_device` fixture, as --bn-device", type="args", default=[]

@@ -319,7 +319,8 @@ def _leaves_all_alone(trial: Trial, case: Case, mode: str, grad: str) -> None:
 @law(("float32", "bfloat16"), share=0.02, state_dtype="float32", layouts=CONTIGUOUS, max_values=256)
 def compile(trial: Trial, case: Case) -> None:
     """torch.compile gives what the reference says, with PyTorch's decompositions, in both modes."""
-    for momentum, affine in ((0.1, True), (None, False)):
+    variants = ((0.1, True), (None, False))
+    for momentum, affine in variants if case.dtype == "float32" else variants[:1]:
         varied = replace(case, momentum=momentum, affine=affine, plain_gradient=False)
         _compile(trial.again(varied), varied)
 
