@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 from torch.nn import Parameter
 
-from pytest_bninvariants.invariants.snapshot import Incomparable, parts
+from pytest_bninvariants.invariants.snapshot import UNREADABLE, parts
 
 _PLAIN = (Tensor, Parameter)
 _Span = tuple[int, int]
@@ -51,7 +51,7 @@ def _spans(tensor: Tensor) -> list[_Span]:
         plain = type(tensor) in _PLAIN and not tensor.is_sparse
         found = (tensor,) if plain else parts(tensor)
         return [(part.data_ptr(), part.data_ptr() + _extent(part)) for part in found]
-    except (Incomparable, RuntimeError, NotImplementedError):
+    except UNREADABLE:
         return []
 
 

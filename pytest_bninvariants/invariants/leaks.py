@@ -8,7 +8,7 @@ from typing import Literal
 
 from pytest_bninvariants.invariants.paths import relative
 from pytest_bninvariants.invariants.verdict import AUDIT, Cause, Change, Place, Verdict
-from pytest_bninvariants.invariants.wording import name_list, one_or_many, span
+from pytest_bninvariants.invariants.wording import keep_in_eval, name_list, one_or_many, span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +70,13 @@ def _verdict(model: str, leaks: list[Leak], frozen: int) -> Verdict:
 def _cause(leaks: list[Leak]) -> Cause:
     first = leaks[0]
     names = [leak.layer for leak in leaks]
+    place = first.place or first.ran_at
     return Cause(
         name=first.cause,
         layers=tuple(names),
         tensors=tuple(change.name for leak in leaks for change in leak.changes),
         why=_why(first, names, span([leak.batches for leak in leaks], "batch", "batches")),
-        fix=_fix(name_list(names), first.place or first.ran_at),
+        fix=keep_in_eval(name_list(names), None if place is None else place.tool),
         place=first.place,
     )
 
@@ -92,9 +93,3 @@ def _why(first: Leak, names: list[str], batches: str) -> str:
     if first.place is None:
         told += ", in training mode since before the test or since it was made"
     return f"{told}; requires_grad=False does not stop running statistics"
-
-
-def _fix(names: str, place: Place | None) -> str:
-    if place is not None and place.tool is not None:
-        return f"override train() on the model, so that it ends with .eval() on {names}"
-    return f"call .eval() on {names} after every model.train(), or override train() on the model"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pytest_bninvariants.invariants.evidence import Evidence, Layer, layers_of, names_of
 from pytest_bninvariants.invariants.rule import Rule
 from pytest_bninvariants.invariants.verdict import Place
-from pytest_bninvariants.invariants.wording import name_list, one_or_many, span
+from pytest_bninvariants.invariants.wording import keep_in_eval, name_list, one_or_many, span
 
 
 def _put_in_training(evidence: Evidence) -> Place | None:
@@ -96,11 +96,8 @@ def _explain_training(evidence: list[Evidence]) -> tuple[str, str]:
 
 
 def _keep_in_eval(evidence: list[Evidence]) -> str:
-    names = name_list(names_of(evidence))
     place = evidence[0].layer.seen.put_in_training
-    if place is not None and place.tool is not None:
-        return f"override train() on the model, so that it ends with .eval() on {names}"
-    return f"call .eval() on {names} after every model.train(), or override train() on the model"
+    return keep_in_eval(name_list(names_of(evidence)), None if place is None else place.tool)
 
 
 def _did(evidence: list[Evidence]) -> str:

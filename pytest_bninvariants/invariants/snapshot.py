@@ -96,7 +96,7 @@ def address(tensor: Tensor) -> int:
 
 Content = tuple[Tensor, ...]
 """Copies of the bytes of a tensor's parts."""
-_UNREADABLE = (Incomparable, RuntimeError, NotImplementedError)
+UNREADABLE = (Incomparable, RuntimeError, NotImplementedError)
 
 
 @torch.no_grad()
@@ -104,20 +104,23 @@ def content_of(tensor: Tensor) -> Content | None:
     """Return a copy of a tensor's bytes; None if they cannot be read."""
     try:
         return tuple(as_bytes(part).clone() for part in parts(tensor))
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 
 @torch.no_grad()
 def same_content(content: Content | None, tensor: Tensor) -> bool:
     """Tell whether a tensor's bytes are still those of a copy, as far as both could be read."""
+    return content is None or _has(content, tensor) is not False
+
+
+def _has(content: Content, tensor: Tensor) -> bool | None:
+    """Tell whether a tensor has the bytes of a copy; None if they cannot be read."""
     try:
         now = [as_bytes(part) for part in parts(tensor)]
-    except _UNREADABLE:
-        return True
-    if content is None:
-        return True
-    moved = [part.to(kept.device) for part, kept in zip(now, content, strict=False)]
+        moved = [part.to(kept.device) for part, kept in zip(now, content, strict=False)]
+    except UNREADABLE:
+        return None
     return len(now) == len(content) and all(map(same_bytes, content, moved))
 
 
@@ -203,7 +206,7 @@ def take(tensors: Mapping[str, Watched]) -> dict[str, Kept]:
                 found = parts(tensor)
                 content = tuple(as_bytes(part).clone() for part in found)
                 copies[id(tensor)] = tuple(part.shape for part in found), content
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 raise GateError(
                     f"cannot compare {watched.name} ({type(tensor).__name__}, "
                     f"{_name(tensor.dtype)}, {_name(tensor.layout)}): {error}; "
@@ -229,11 +232,7 @@ def unchanged(kept: Kept, tensor: Tensor) -> bool:
     facts = _shape(tensor), tensor.dtype, tensor.layout
     if facts != (kept.shape, kept.dtype, kept.layout):
         return False
-    try:
-        now = [as_bytes(part).to(kept.device) for part in parts(tensor)]
-    except (Incomparable, RuntimeError, NotImplementedError):
-        return False
-    return len(now) == len(kept.content) and all(map(same_bytes, kept.content, now))
+    return _has(kept.content, tensor) is True
 
 
 @torch.no_grad()
@@ -287,7 +286,7 @@ def _difference(before: Kept, after: Watched) -> tuple[str, str] | None:
     try:
         found = parts(tensor)
         content = [as_bytes(part) for part in found]
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return "values", f"can no longer be compared: {error}"
     now = [part.to(kept.device) for part, kept in zip(content, before.content, strict=False)]
     same_shapes = tuple(part.shape for part in found) == before.shapes

@@ -11,6 +11,18 @@ def name_list(names: list[str]) -> str:
     return f"{named[0]}, {named[1]} and {len(named) - 2} more"
 
 
+def keep_in_eval(names: str, tool: str | None) -> str:
+    """Return what to do about layers that are in training mode, and that a tool may have put there.
+
+    Args:
+        names: the layers', as a sentence has them.
+        tool: the library function that acted, if one did.
+    """
+    if tool is not None:
+        return f"override train() on the model, so that it ends with .eval() on {names}"
+    return f"call .eval() on {names} after every model.train(), or override train() on the model"
+
+
 def few(texts: list[str], most: int = 3) -> str:
     """Join texts with semicolons, the first few of many."""
     more = len(texts) - most

@@ -131,10 +131,6 @@ def _no_gradient(stepped: Stepped) -> str:
     return "a gradient of zeros" if stepped.gradient == "zero" else "no gradient"
 
 
-def _is_unexplained(evidence: Evidence) -> bool:
-    return _is_written(evidence)
-
-
 def _explain_in_place(evidence: list[Evidence]) -> tuple[str, str]:
     stepped = evidence[0].handled.stepped
     names = _tensors(evidence)
@@ -221,7 +217,7 @@ STALE_MOMENTUM = Rule(
 )
 IN_PLACE = Rule(
     cause="in-place",
-    applies=_is_unexplained,
+    applies=_is_written,
     explain=_explain_in_place,
     place=_place_of_step,
     did="stepped by",
