@@ -10,29 +10,32 @@ if TYPE_CHECKING:
     from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm as ReferenceBatchNorm
     from pytest_bninvariants.errors import FrozenStateChanged as FrozenStateChanged
     from pytest_bninvariants.errors import GateError as GateError
+    from pytest_bninvariants.errors import InvariantBroken as InvariantBroken
     from pytest_bninvariants.errors import InvariantHazard as InvariantHazard
     from pytest_bninvariants.errors import LawBroken as LawBroken
+    from pytest_bninvariants.invariants.freezing import frozen as frozen
+    from pytest_bninvariants.invariants.freezing import frozen_bn as frozen_bn
     from pytest_bninvariants.invariants.guards import Guard as Guard
-    from pytest_bninvariants.invariants.guards import frozen as frozen
-    from pytest_bninvariants.invariants.guards import frozen_bn as frozen_bn
     from pytest_bninvariants.invariants.verdict import Verdict as Verdict
 
 _HOMES = {
     "FrozenStateChanged": "pytest_bninvariants.errors",
     "GateError": "pytest_bninvariants.errors",
+    "InvariantBroken": "pytest_bninvariants.errors",
     "InvariantHazard": "pytest_bninvariants.errors",
     "LawBroken": "pytest_bninvariants.errors",
     "ReferenceBatchNorm": "pytest_bninvariants.batchnorm.reference",
     "assert_bn_conforms": "pytest_bninvariants.batchnorm.conform",
     "Verdict": "pytest_bninvariants.invariants.verdict",
     "Guard": "pytest_bninvariants.invariants.guards",
-    "frozen": "pytest_bninvariants.invariants.guards",
-    "frozen_bn": "pytest_bninvariants.invariants.guards",
+    "frozen": "pytest_bninvariants.invariants.freezing",
+    "frozen_bn": "pytest_bninvariants.invariants.freezing",
 }
 __all__ = [
     "FrozenStateChanged",
     "GateError",
     "Guard",
+    "InvariantBroken",
     "InvariantHazard",
     "LawBroken",
     "ReferenceBatchNorm",

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from pytest_bninvariants.invariants.verdict import Verdict
 
 
-class FrozenStateChanged(AssertionError):
-    """Say that a step broke an invariant.
+class InvariantBroken(AssertionError):
+    """Say that an invariant does not hold.
 
     Args:
         message: the failure's text; its first line is the headline.
@@ -27,8 +27,12 @@ class FrozenStateChanged(AssertionError):
         """Return the first verdict; a test with several markers may have more in `verdicts`."""
         return self.verdicts[0]
 
-    def __reduce__(self) -> tuple[type[FrozenStateChanged], tuple[str, tuple[Verdict, ...]]]:
+    def __reduce__(self) -> tuple[type[InvariantBroken], tuple[str, tuple[Verdict, ...]]]:
         return type(self), (str(self), self.verdicts)
+
+
+class FrozenStateChanged(InvariantBroken):
+    """Say that a step changed what `frozen_bn` or `frozen` watch."""
 
 
 class DriftNote(str):

@@ -16,6 +16,7 @@ from pytest_bninvariants.errors import (
     DriftNote,
     FrozenStateChanged,
     GateError,
+    InvariantBroken,
     LawBroken,
     never_entered,
 )
@@ -25,7 +26,7 @@ from pytest_bninvariants.markers import marks_of, spelled
 from pytest_bninvariants.reporting.text import render
 
 _PACKAGE = str(Path(__file__).parent)
-_OURS = (FrozenStateChanged, GateError, LawBroken)
+_OURS = (InvariantBroken, GateError, LawBroken)
 _ENGINES = ("invariants.guards", "invariants.audit", "batchnorm.conform")
 _RAISED_AT = "_raised_at"
 _FAILURE = "__failure__"
@@ -119,7 +120,7 @@ def _cleaned(
     failures = [error for error in _with_parts(excinfo.value) if isinstance(error, _OURS)]
     drop_our_frames(excinfo.value)
     for failure in failures:
-        if verbose and isinstance(failure, FrozenStateChanged):
+        if verbose and isinstance(failure, InvariantBroken):
             failure.args = (render(failure.verdicts, verbose=True),)
         _drop_notes_about_us(failure)
         code = getattr(failure, _RAISED_AT, None)
@@ -170,7 +171,7 @@ def verdicts_in(error: BaseException | None) -> tuple[Verdict, ...]:
     return tuple(
         verdict
         for each in told
-        if isinstance(each, FrozenStateChanged | DriftNote)
+        if isinstance(each, InvariantBroken | DriftNote)
         for verdict in each.verdicts
     )
 
@@ -207,7 +208,7 @@ def strip_prefix(report: pytest.TestReport) -> None:
     """
     longrepr: Any = report.longrepr
     crash = getattr(longrepr, "reprcrash", None)
-    for kind in _OURS:
+    for kind in (FrozenStateChanged, *_OURS):
         prefix = f"{kind.__module__}.{kind.__qualname__}: "
         if crash is not None and crash.message.startswith(prefix):
             crash.message = crash.message.removeprefix(prefix).partition("\n")[0]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def frozen_bn() -> Callable[..., Guard]:
     """Guard BN layers: `with frozen_bn(model, "backbone"): train_step(model, batch)`."""
-    from pytest_bninvariants.invariants.guards import frozen_bn
+    from pytest_bninvariants.invariants.freezing import frozen_bn
 
     return frozen_bn
 
@@ -27,7 +27,7 @@ def frozen_bn() -> Callable[..., Guard]:
 @pytest.fixture(scope="session")
 def frozen() -> Callable[..., Guard]:
     """Guard parameters and buffers: `with frozen(model, "backbone"): train_step(model, batch)`."""
-    from pytest_bninvariants.invariants.guards import frozen
+    from pytest_bninvariants.invariants.freezing import frozen
 
     return frozen
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import pytest_bninvariants
 from pytest_bninvariants.errors import GateError, shown
 
 if TYPE_CHECKING:
@@ -109,11 +110,8 @@ class Request:
 
     def guard(self, model: nn.Module, source: str) -> Guard:
         """Make the guard."""
-        from pytest_bninvariants.invariants import guards
-
-        guard: Guard = getattr(guards, self.name)(
-            model, *self.modules, **self.options, _source=source
-        )
+        make = getattr(pytest_bninvariants, self.name)
+        guard: Guard = make(model, *self.modules, **self.options, _source=source)
         return guard
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_bninvariants.errors import FrozenStateChanged, GateError
+from pytest_bninvariants.errors import GateError, InvariantBroken
 from pytest_bninvariants.failures import line_of, raise_at
 from pytest_bninvariants.invariants import reruns
 from pytest_bninvariants.invariants.guards import Guard, conclude
@@ -68,7 +68,7 @@ class Step:
         __tracebackhide__ = True
         try:
             conclude(self._guards, error)
-        except (FrozenStateChanged, GateError) as failure:
+        except (GateError, InvariantBroken) as failure:
             self._restore()
             self._fail(failure)
         if error is not None:
@@ -93,7 +93,7 @@ class Step:
         for state in self._states:
             state.restore()
 
-    def _fail(self, failure: FrozenStateChanged | GateError) -> None:
+    def _fail(self, failure: InvariantBroken | GateError) -> None:
         __tracebackhide__ = True
         instance = getattr(self._item, "instance", None)
         values = {} if instance is None else {"self": instance}

@@ -139,15 +139,18 @@ class Verdict:
 
     Args:
         guard: the guard as its user wrote it, e.g. `frozen_bn('backbone')`.
-        noun: what its layers are called, `frozen BN layer` or `frozen layer`.
+        noun: what it judges is called, e.g. `frozen BN layer`.
+        broke: what is said of those that break it, e.g. `changed`.
+        column: what the names of its changes are called.
         model: class name of the model.
         source: where the model was found, e.g. `fixture 'model'`; empty where it was passed.
-        layers: how many layers were watched.
-        tensors: how many tensor names were watched.
+        layers: how many layers, or what the noun says, were watched.
+        tensors: how many tensor names were watched; None where what it judges is no tensor.
         changes: what broke the invariant; empty when it held.
         causes: why, most specific first.
         hazards: what else is worth saying.
         writes: who wrote first to each tensor that changed, if the step was traced.
+        notes: how it was judged, where that is worth knowing.
     """
 
     guard: str
@@ -155,11 +158,14 @@ class Verdict:
     model: str
     source: str
     layers: int
-    tensors: int
+    tensors: int | None
     changes: tuple[Change, ...] = ()
     causes: tuple[Cause, ...] = ()
     hazards: tuple[Hazard, ...] = ()
     writes: tuple[Write, ...] = ()
+    notes: tuple[str, ...] = ()
+    broke: str = "changed"
+    column: str = "tensor"
 
     @property
     def holds(self) -> bool:

@@ -12,7 +12,6 @@ _TRACED = "traced in this run, in which what torch.compile had made ran eagerly"
 _UNFOLDED_ROWS = 30
 _NAMED_LAYERS = 2
 _COLUMN = 36
-_WAYS = ((False, "changed"), (True, "normalised with batch statistics"))
 
 
 def headline(verdict: Verdict) -> str:
@@ -30,7 +29,8 @@ def headline(verdict: Verdict) -> str:
 
 def _count(verdict: Verdict) -> str:
     normalised = {change.kind == "batch-statistics" for change in verdict.changes}
-    ways = [way for happened, way in _WAYS if happened in normalised]
+    told = ((False, verdict.broke), (True, "normalised with batch statistics"))
+    ways = [way for happened, way in told if happened in normalised]
     changed = len(verdict.changed_layers)
     total = max(verdict.layers, changed)
     plural = "" if total == 1 else "s"
@@ -57,15 +57,11 @@ def render(verdicts: Sequence[Verdict], *, verbose: bool = False) -> str:
 
 def _body(verdict: Verdict, *, verbose: bool) -> str:
     source = f" ({verdict.source})" if verdict.source else ""
-    tensors = len(verdict.changed_tensors)
-    plural = "" if verdict.tensors == 1 else "s"
-    total = max(tensors, verdict.tensors)
-    subject = f"{verdict.guard} on {verdict.model}{source}"
-    changed = f"{tensors} of {total} watched tensor{plural} changed"
+    subject = f"{verdict.guard} on {verdict.model}{source}{_of_tensors(verdict)}"
     lines = [
-        *wrapped(f"{subject}: {changed}", first="", rest="  "),
+        *wrapped(subject, first="", rest="  "),
         "",
-        *_table(verdict.changes, verbose=verbose),
+        *_table(verdict, verbose=verbose),
         "",
     ]
     for cause in verdict.causes:
@@ -74,16 +70,26 @@ def _body(verdict: Verdict, *, verbose: bool) -> str:
         lines += writers(verdict.writes, verbose=verbose)
         lines += wrapped(_TRACED, first="     ", rest="     ")
     lines += _hazards(verdict.hazards)
+    lines += [line for note in verdict.notes for line in wrapped(note, first="note ", rest="     ")]
     return "\n".join(lines).rstrip()
 
 
-def _table(changes: Sequence[Change], *, verbose: bool) -> list[str]:
+def _of_tensors(verdict: Verdict) -> str:
+    if verdict.tensors is None:
+        return ""
+    changed = len(verdict.changed_tensors)
+    plural = "" if verdict.tensors == 1 else "s"
+    return f": {changed} of {max(changed, verdict.tensors)} watched tensor{plural} changed"
+
+
+def _table(verdict: Verdict, *, verbose: bool) -> list[str]:
+    changes = verdict.changes
     rows = [(change.name or "the model", change.text) for change in changes]
     if not verbose and len(rows) > _UNFOLDED_ROWS:
         foldings = (_folded(changes, depth) for depth in (2, 1, 0))
         rows = next((fold for fold in foldings if len(fold) <= _UNFOLDED_ROWS), _folded(changes, 0))
-    column = min(max(len(name) for name, _ in [("tensor", ""), *rows]), _COLUMN)
-    lines = [f"  {'tensor':{column}}  change"]
+    column = min(max(len(name) for name, _ in [(verdict.column, ""), *rows]), _COLUMN)
+    lines = [f"  {verdict.column:{column}}  change"]
     for name, text in rows:
         if len(name) <= column:
             lines += wrapped(text, first=f"  {name:{column}}  ", rest=" " * (column + 4))
