@@ -1,0 +1,161 @@
+"""The invariants `frozen_bn` and `frozen`: state keeps its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from pytest_bninvariants.errors import FrozenStateChanged, GateError
+from pytest_bninvariants.invariants import reruns, tracer
+from pytest_bninvariants.invariants.comparison import compare
+from pytest_bninvariants.invariants.guards import Guard
+from pytest_bninvariants.invariants.reruns import Slot
+from pytest_bninvariants.invariants.selection import Scope, names_of
+from pytest_bninvariants.invariants.sides import Before, take
+from pytest_bninvariants.invariants.spelling import model_of, names_among, spelled
+from pytest_bninvariants.invariants.tracer import Tracer
+from pytest_bninvariants.invariants.verdict import Verdict
+from pytest_bninvariants.invariants.witness import Witness
+
+
+class FrozenGuard(Guard):
+    """Hold that what a scope covers keeps its bytes.
+
+    Args:
+        invariant: name of the invariant.
+        noun: what its layers are called.
+        model: the model.
+        scope: what is watched in it.
+        source: where the model was found; empty where it was passed.
+    """
+
+    failure = FrozenStateChanged
+    judges_halfway = True
+
+    def __init__(
+        self, invariant: str, noun: str, model: nn.Module, scope: Scope, source: str = ""
+    ) -> None:
+        super().__init__(model, _spelled(invariant, scope))
+        self._before: Before | None = None
+        self._slot = Slot()
+        self._noun = noun
+        self._scope = scope
+        self._source = source
+        self._witness: Witness | None = None
+        self._tracer: Tracer | None = None
+
+    def _begin(self) -> None:
+        now = take(self.model, self._scope)
+        self._slot = reruns.slot(self.model, self.spelled)
+        self._before = self._slot.earlier or now
+        self._witness = Witness(self.model, now.selection)
+        self._witness.start()
+        self._tracer = tracer.begin(now.kept.values())
+
+    def _end(self) -> None:
+        if self._tracer is not None:
+            self._tracer.stop()
+        if self._witness is not None:
+            self._witness.stop()
+
+    def _judge(self) -> Verdict:
+        assert self._before is not None
+        assert self._witness is not None
+        found = compare(self._before, self.model, self._scope, self._witness)
+        verdict = Verdict(
+            guard=self.spelled,
+            noun=self._noun,
+            model=type(self.model).__name__,
+            source=self._source,
+            layers=len(self._before.layers),
+            tensors=len(self._before.kept),
+            changes=found.changes,
+            causes=found.causes or (self._slot.causes if found.changes else ()),
+            hazards=found.hazards,
+            writes=self._tracer.writes(found.changes) if self._tracer else (),
+        )
+        if verdict.holds and not self._witness.ran():
+            raise GateError(
+                f"nothing ran inside {self.spelled}: it saw no forward of a watched layer, no "
+                "step of an optimizer that holds the model's parameters and no other change of "
+                "the model; run the train step, on this very model, inside the guard"
+            )
+        if not verdict.holds:
+            self._slot.keep(self.model, self._before, verdict.causes)
+        self._before = self._witness = self._tracer = None
+        return verdict
+
+
+def _spelled(invariant: str, scope: Scope) -> str:
+    options: dict[str, object] = {}
+    if not scope.parameters:
+        options["parameters"] = False
+    if not scope.buffers:
+        options["buffers"] = False
+    if scope.allow_batch_stats:
+        options["allow_batch_stats"] = True
+    if scope.exclude:
+        options["exclude"] = scope.exclude[0] if len(scope.exclude) == 1 else list(scope.exclude)
+    return spelled(invariant, scope.modules, **options)
+
+
+def frozen_bn(
+    model: nn.Module,
+    *modules: str,
+    parameters: bool = True,
+    buffers: bool = True,
+    allow_batch_stats: bool = False,
+    exclude: Iterable[str] | str = (),
+    _source: str = "",
+) -> Guard:
+    """Hold that every BN layer keeps its state, bit for bit, and uses stored statistics throughout.
+
+    Args:
+        model: the model; names are looked up in it again after the step.
+        modules: qualified names of modules or tensors; a name covers its subtree, `*` and `?` work
+            as in a shell, wrapper prefixes such as `module.` may be left out. None: all BN layers.
+        parameters: watch weight and bias.
+        buffers: watch running statistics, and that batch statistics are not used.
+        allow_batch_stats: let the layers normalise with batch statistics.
+        exclude: names that are left out.
+
+    Returns:
+        A context manager for one step.
+
+    Raises:
+        GateError: when entered, if there is nothing to watch; when left, if nothing ran.
+        FrozenStateChanged: when left, if a layer changed.
+    """
+    scope = Scope(
+        modules=names_among(model, modules),
+        exclude=names_of(exclude),
+        parameters=parameters,
+        buffers=buffers,
+        allow_batch_stats=allow_batch_stats,
+        bn_only=True,
+    )
+    return FrozenGuard("frozen_bn", "frozen BN layer", model_of("frozen_bn", model), scope, _source)
+
+
+def frozen(
+    model: nn.Module,
+    *modules: str,
+    parameters: bool = True,
+    buffers: bool = True,
+    allow_batch_stats: bool = False,
+    exclude: Iterable[str] | str = (),
+    _source: str = "",
+) -> Guard:
+    """Hold that all parameters and buffers keep their bytes, and BN layers what `frozen_bn` says.
+
+    Args, returns and raises as `frozen_bn`.
+    """
+    scope = Scope(
+        modules=names_among(model, modules),
+        exclude=names_of(exclude),
+        parameters=parameters,
+        buffers=buffers,
+        allow_batch_stats=allow_batch_stats,
+    )
+    return FrozenGuard("frozen", "frozen layer", model_of("frozen", model), scope, _source)
