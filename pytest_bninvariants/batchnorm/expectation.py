@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from pytest_bninvariants.batchnorm.reference import (
     ReferenceBatchNorm,
     Statistics,
+    batch_statistics,
     gradients_of,
     rows,
     unrows,
@@ -90,16 +92,11 @@ class Twin:
         return None if mean is None or var is None else Statistics(mean.clone(), var.clone())
 
     def _advance(self, old: Statistics, batch: Statistics, errors: Statistics, n: int) -> None:
-        new, m, unbias = self._state(), self.reference.factor, n / (n - 1)
+        new = self._state()
         assert new is not None
-        of_batch = ((batch.mean, errors.mean), (batch.var * unbias, errors.var * unbias))
-        bounds = (
-            running_bound(*each, *contributed, m, self.arithmetic)
-            for each, contributed in zip(
-                zip(old, self._state_errors, new, strict=True), of_batch, strict=True
-            )
-        )
-        self._state_errors = Statistics(*bounds)
+        states = zip(old, self._state_errors, new, strict=True)
+        m = self.reference.factor
+        self._state_errors = _running_bounds(states, batch, errors, n, m, self.arithmetic)
 
 
 class Expected:
@@ -177,6 +174,60 @@ class Expected:
             Approximation(true.weight, bounds.weight),
             Approximation(true.bias, bounds.bias),
         )
+
+
+@torch.no_grad()
+def updated(
+    old: Statistics, x: Tensor, momentum: float, arithmetic: Arithmetic
+) -> tuple[Approximation, Approximation]:
+    """Return what running_mean and running_var must be after a batch.
+
+    Args:
+        old: what they were, float64 on the CPU.
+        x: the batch, shape (N, C, *).
+        momentum: the batch's weight.
+        arithmetic: what the layer may compute with.
+    """
+    values = rows(x)
+    n = values.shape[1]
+    batch = batch_statistics(values)
+    errors = statistics_bounds(values, batch, _depth(x), arithmetic)
+    unbiased = Statistics(batch.mean, batch.var * (n / (n - 1)))
+    exact = torch.zeros_like(batch.mean)
+    new = Statistics(
+        *((1 - momentum) * a + momentum * b for a, b in zip(old, unbiased, strict=True))
+    )
+    states = zip(old, (exact, exact), new, strict=True)
+    bounds = _running_bounds(states, batch, errors, n, momentum, arithmetic)
+    return Approximation(new.mean, bounds.mean), Approximation(new.var, bounds.var)
+
+
+def _running_bounds(
+    states: Iterable[tuple[Tensor, Tensor, Tensor]],
+    batch: Statistics,
+    errors: Statistics,
+    n: int,
+    m: float,
+    a: Arithmetic,
+) -> Statistics:
+    """Return the bounds of running statistics after a batch of n values per channel.
+
+    Args:
+        states: of the mean and the variance, the old one, its bound, and the true new one.
+        batch: the batch's statistics, biased.
+        errors: their bounds.
+        n: how many values each channel has.
+        m: the batch's weight.
+        a: the layer's arithmetic.
+    """
+    unbias = n / (n - 1)
+    of_batch = ((batch.mean, errors.mean), (batch.var * unbias, errors.var * unbias))
+    return Statistics(
+        *(
+            running_bound(*state, *contributed, m, a)
+            for state, contributed in zip(states, of_batch, strict=True)
+        )
+    )
 
 
 def _depth(x: Tensor) -> int:

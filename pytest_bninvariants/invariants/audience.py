@@ -14,6 +14,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 How = Literal["batches", "failed", "own_forwards"]
 Finish = Callable[[], None]
+End = Callable[[bool], None]
 
 
 class Observer(Protocol):
@@ -22,11 +23,20 @@ class Observer(Protocol):
     def saw_forward(self, module: nn.Module) -> None:
         """Hear of a module that is about to be called."""
 
-    def saw_batch_statistics(self, layer: nn.Module, how: How) -> None:
-        """Hear of a BN layer that normalised with batch statistics, or may have."""
+    def before_layer(self, layer: nn.Module, x: Tensor | None) -> End | None:
+        """Hear of a BN layer's forward; what is returned is called after it, and told if it failed.
 
-    def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
-        """Hear of `module.training = True`, before it is so, in this frame."""
+        x is the first tensor that the layer is called with.
+        """
+
+    def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
+        """Hear of a BN layer that normalised with batch statistics, or may have.
+
+        `values` are those that it normalises, where it called one of torch's functions for that.
+        """
+
+    def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
+        """Hear of `module.training = training`, before it is so, in this frame."""
 
     def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
         """Hear of an optimizer that is about to step; what is returned is called after it."""

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants import observers, snapshot
-from pytest_bninvariants.invariants.audience import Finish, How, Observer
+from pytest_bninvariants.invariants.audience import End, Finish, How, Observer
 from pytest_bninvariants.invariants.leaks import Leak, verdicts
 from pytest_bninvariants.invariants.normalisation import (
     has_known_forward,
@@ -112,9 +112,13 @@ class Auditor(Observer):
         if is_compiled(module):
             for _, layer in named_modules(module):
                 if has_known_forward(layer) and uses_batch_statistics(layer):
-                    self.saw_batch_statistics(layer, "batches")
+                    self.saw_batch_statistics(layer, "batches", None)
 
-    def saw_batch_statistics(self, layer: nn.Module, how: How) -> None:
+    def before_layer(self, layer: nn.Module, x: Tensor | None) -> End | None:
+        """Pay no heed to a layer's values."""
+        return None
+
+    def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
         """Count a batch that a BN layer normalises."""
         if not has_stored_statistics(layer):
             return
@@ -126,9 +130,9 @@ class Auditor(Observer):
         if how == "own_forwards":
             self._judge(seen, _buffers(layer))
 
-    def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
+    def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
         """Note where a BN layer is put in training mode."""
-        if not (getattr(module, "_buffers", None) and has_stored_statistics(module)):
+        if not (training and getattr(module, "_buffers", None) and has_stored_statistics(module)):
             return
         seen = self._of(module)
         if seen.freeze is not None:

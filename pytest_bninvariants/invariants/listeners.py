@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from pytest_bninvariants.invariants import audience
-from pytest_bninvariants.invariants.audience import How, unseen
+from pytest_bninvariants.invariants.audience import End, How, unseen
 from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
 from pytest_bninvariants.invariants.patches import Patch, Patches, Switch
 from pytest_bninvariants.invariants.selection import own_tensors
@@ -29,11 +29,13 @@ class _Running:
     Args:
         module: the module.
         is_layer: whether it is a BN layer.
+        ends: what is to be called after it.
         heard: whether one of torch's normalising functions was called for it.
     """
 
     module: nn.Module
     is_layer: bool
+    ends: list[End]
     heard: bool = False
 
 
@@ -59,11 +61,17 @@ class Listeners:
         """Tell whether any BN layer runs."""
         return self._count > 0
 
-    def enter(self, module: nn.Module, *, is_layer: bool) -> bool:
-        """Begin to listen to a BN layer, or to a module inside of one; tell whether to `leave`."""
+    def enter(self, module: nn.Module, tensors: list[Tensor], *, is_layer: bool) -> bool:
+        """Begin to listen to a BN layer, or to a module inside of one; tell whether to `leave`.
+
+        Args:
+            module: the module.
+            tensors: those that it is called with.
+            is_layer: whether it is a BN layer.
+        """
         stack = self._stack()
         if is_layer or stack:
-            stack.append(_Running(module, is_layer))
+            stack.append(_Running(module, is_layer, _begin(module, tensors) if is_layer else []))
             self._count_by(1)
             return True
         return False
@@ -72,14 +80,10 @@ class Listeners:
         """End what `enter` began."""
         self._count_by(-1)
         ended = self._stack().pop()
-        layer = ended.module
-        if not ended.is_layer or ended.heard:
-            return
-        if has_known_forward(layer):
-            if uses_batch_statistics(layer):
-                _tell_batch_statistics(layer, "failed" if failed else "batches")
-        elif layer.training:
-            _tell_batch_statistics(layer, "own_forwards")
+        if ended.is_layer and not ended.heard:
+            _tell_by_mode(ended.module, failed=failed)
+        for end in ended.ends:
+            end(failed)
 
     def heard(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str) -> None:
         """Take note of a normalising call and its arguments."""
@@ -90,7 +94,8 @@ class Listeners:
         if running is not None:
             running.heard = True
             if batch:
-                _tell_batch_statistics(running.module, "batches")
+                given = values if isinstance(values, Tensor) else None
+                _tell_batch_statistics(running.module, "batches", given)
 
     def _meant(self, name: str, mean: object, values: object) -> _Running | None:
         """Return the layer that a call normalises for; layers make other such calls too."""
@@ -139,9 +144,24 @@ def _shares_memory(values: object, layer: nn.Module) -> bool:
         return any(t.untyped_storage().data_ptr() == start for _, _, t in own_tensors(layer))
 
 
-def _tell_batch_statistics(layer: nn.Module, how: How) -> None:
+def _begin(layer: nn.Module, tensors: list[Tensor]) -> list[End]:
+    x = tensors[0] if tensors else None
+    heard = [observer.before_layer(layer, x) for observer in audience.present]
+    return [end for end in heard if end is not None]
+
+
+def _tell_by_mode(layer: nn.Module, *, failed: bool) -> None:
+    """Tell what a layer did that called none of torch's functions."""
+    if has_known_forward(layer):
+        if uses_batch_statistics(layer):
+            _tell_batch_statistics(layer, "failed" if failed else "batches")
+    elif layer.training:
+        _tell_batch_statistics(layer, "own_forwards")
+
+
+def _tell_batch_statistics(layer: nn.Module, how: How, values: Tensor | None = None) -> None:
     for observer in audience.present:
-        observer.saw_batch_statistics(layer, how)
+        observer.saw_batch_statistics(layer, how, values)
 
 
 @unseen

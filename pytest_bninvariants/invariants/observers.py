@@ -102,9 +102,9 @@ class _Observers:
 
 
 @unseen
-def _tell_training_set(module: nn.Module, frame: FrameType) -> None:
+def _tell_mode_set(module: nn.Module, training: Any, frame: FrameType) -> None:
     for observer in audience.present:
-        observer.saw_training_set(module, frame)
+        observer.saw_mode_set(module, bool(training), frame)
 
 
 @unseen
@@ -113,11 +113,10 @@ def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     for observer in audience.present:
         observer.saw_forward(module)
     is_layer = is_bn_layer(module)
-    return (
-        (is_layer or listeners.listening)
-        and _has_values(args, kwargs)
-        and listeners.enter(module, is_layer=is_layer)
-    )
+    if not (is_layer or listeners.listening):
+        return False
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    return _have_values(tensors) and listeners.enter(module, tensors, is_layer=is_layer)
 
 
 @unseen
@@ -130,9 +129,8 @@ def _tell_compiled_code() -> None:
         observer.saw_compiled_code()
 
 
-def _has_values(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _have_values(tensors: list[Tensor]) -> bool:
     """Tell whether a forward is a real one, and not a tracer's on fake tensors."""
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     with torch._C.DisableTorchFunction():  # a user's mode is not to hear of our questions
         return not any(t.is_meta or type(t).__name__ in _TRACERS for t in tensors)
 
@@ -145,8 +143,8 @@ def _has_values(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def _observing_setattr(original: _Function, switch: Switch) -> _Function:
     def __setattr__(self: nn.Module, name: str, value: Any) -> None:  # noqa: N807
         __tracebackhide__ = True
-        if name == "training" and value and switch.on and not is_dynamo_compiling():
-            _tell_training_set(self, sys._getframe(1))
+        if name == "training" and switch.on and not is_dynamo_compiling():
+            _tell_mode_set(self, value, sys._getframe(1))
         original(self, name, value)
 
     return __setattr__

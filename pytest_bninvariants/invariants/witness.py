@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants import observers
-from pytest_bninvariants.invariants.audience import Finish, How
+from pytest_bninvariants.invariants.audience import End, Finish, How
 from pytest_bninvariants.invariants.normalisation import (
     has_known_forward,
     is_compiled,
@@ -157,7 +157,11 @@ class Witness:
         for layer in self._scripted_layers:
             self._seen.of(layer).in_compiled_code |= layer.training
 
-    def saw_batch_statistics(self, layer: nn.Module, how: How) -> None:
+    def before_layer(self, layer: nn.Module, x: Tensor | None) -> End | None:
+        """Pay no heed to a layer's values: its bytes are compared when the step has ended."""
+        return None
+
+    def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
         """Note that a BN layer normalises a batch with batch statistics."""
         seen = self._seen.of(layer)
         if seen.ran_at is None and id(layer) in self._watched:
@@ -167,9 +171,9 @@ class Witness:
             seen.recomputed += torch._C._current_graph_task_id() != -1
         setattr(seen, how, getattr(seen, how) + 1)
 
-    def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
+    def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
         """Note that a module is being put in training mode."""
-        if id(module) not in self._watched or not is_bn_layer(module):
+        if not training or id(module) not in self._watched or not is_bn_layer(module):
             return
         seen = self._seen.of(module)
         if seen.normalised or seen.own_forwards:
