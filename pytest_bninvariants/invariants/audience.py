@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import FrameType
-from typing import Literal, ParamSpec, Protocol, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ Finish = Callable[[], None]
 End = Callable[[bool], None]
 
 
-class Observer(Protocol):
-    """Whoever wants to hear."""
+class Observer:
+    """Whoever wants to hear; what it does not override, it pays no heed to."""
 
     def saw_forward(self, module: nn.Module) -> None:
         """Hear of a module that is about to be called."""
@@ -28,6 +28,7 @@ class Observer(Protocol):
 
         x is the first tensor that the layer is called with.
         """
+        return None
 
     def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
         """Hear of a BN layer that normalised with batch statistics, or may have.
@@ -40,14 +41,17 @@ class Observer(Protocol):
 
     def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
         """Hear of an optimizer that is about to step; what is returned is called after it."""
+        return None
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
         """Hear of load_state_dict(), likewise."""
+        return None
 
     def before_collective(
         self, name: str, tensors: list[Tensor], frame: FrameType | None
     ) -> Finish | None:
         """Hear of an operation between processes that writes to tensors, likewise."""
+        return None
 
     def saw_compiled_code(self) -> None:
         """Hear that dynamo compiles, or that code runs that it may have compiled."""

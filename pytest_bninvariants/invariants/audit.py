@@ -16,11 +16,10 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
 
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants import observers, snapshot
-from pytest_bninvariants.invariants.audience import End, Finish, How, Observer
+from pytest_bninvariants.invariants.audience import How, Observer
 from pytest_bninvariants.invariants.leaks import Leak, verdicts
 from pytest_bninvariants.invariants.normalisation import (
     has_known_forward,
@@ -114,10 +113,6 @@ class Auditor(Observer):
                 if has_known_forward(layer) and uses_batch_statistics(layer):
                     self.saw_batch_statistics(layer, "batches", None)
 
-    def before_layer(self, layer: nn.Module, x: Tensor | None) -> End | None:
-        """Pay no heed to a layer's values."""
-        return None
-
     def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
         """Count a batch that a BN layer normalises."""
         if not has_stored_statistics(layer):
@@ -141,23 +136,6 @@ class Auditor(Observer):
         seen.flipped |= flips
         if flips or seen.put_in_training is None:
             seen.put_in_training = place_of_mode_call(frame, module, True)
-
-    def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
-        """Pay no heed to optimizers: they write no statistics."""
-        return None
-
-    def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
-        """Pay no heed to loads."""
-        return None
-
-    def before_collective(
-        self, name: str, tensors: list[Tensor], frame: FrameType | None
-    ) -> Finish | None:
-        """Pay no heed to collectives."""
-        return None
-
-    def saw_compiled_code(self) -> None:
-        """Pay no heed to compiled code: there layers are seen below a compiled module."""
 
     def _look_at(self, layer: nn.Module) -> _Seen:
         seen = self._of(layer)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants import observers
-from pytest_bninvariants.invariants.audience import End, Finish, How
+from pytest_bninvariants.invariants.audience import Finish, How, Observer
 from pytest_bninvariants.invariants.normalisation import (
     has_known_forward,
     is_compiled,
@@ -88,7 +88,7 @@ class _ByIdentity:
         return seen[key][1]
 
 
-class Witness:
+class Witness(Observer):
     """Watch one model during one step; `seen` and `ran` are read afterwards.
 
     Args:
@@ -156,10 +156,6 @@ class Witness:
                     self._seen.of(layer).in_compiled_code |= uses_batch_statistics(layer)
         for layer in self._scripted_layers:
             self._seen.of(layer).in_compiled_code |= layer.training
-
-    def before_layer(self, layer: nn.Module, x: Tensor | None) -> End | None:
-        """Pay no heed to a layer's values: its bytes are compared when the step has ended."""
-        return None
 
     def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
         """Note that a BN layer normalises a batch with batch statistics."""

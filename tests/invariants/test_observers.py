@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants import FrozenStateChanged, frozen, frozen_bn
 from pytest_bninvariants.invariants import observers
+from pytest_bninvariants.invariants.audience import How, Observer
 
 
-class Ear:
+class Ear(Observer):
     """Write down what is heard."""
 
     def __init__(self) -> None:
@@ -30,11 +31,16 @@ class Ear:
     def saw_forward(self, module: nn.Module) -> None:
         self.heard.append(("forward", module))
 
-    def saw_batch_statistics(self, layer: nn.Module, how: str) -> None:
-        self.heard.append((how, layer))
+    def before_layer(self, layer: nn.Module, x: Tensor | None) -> Callable[[bool], None]:
+        self.heard.append(("layer", x))
+        return lambda failed: self.heard.append(("raised" if failed else "ended", layer))
 
-    def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
-        self.heard.append(("training", module))
+    def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
+        self.heard.append((how, layer))
+        self.heard.append(("values", values))
+
+    def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
+        self.heard.append(("training" if training else "eval", module))
 
     def before_step(self, optimizer: Optimizer, frame: object) -> Callable[[], None]:
         return lambda: self.heard.append(("optimizer", optimizer))
@@ -92,13 +98,26 @@ def test_steps_of_any_optimizer_are_heard(net: Any) -> None:
     assert ear.of("optimizer") == made
 
 
-def test_modes_that_are_set_are_heard_and_modes_that_are_cleared_are_not(net: Any) -> None:
+def test_modes_that_are_set_and_cleared_are_heard(net: Any) -> None:
     with listening() as ear:
         net.neck.train()
         net.neck.eval()
         net.neck.training = True
         net.neck.train(False)
     assert ear.of("training") == [net.neck, net.neck]
+    assert ear.of("eval") == [net.neck, net.neck]
+
+
+def test_a_layers_forward_is_heard_with_its_input_what_it_normalises_and_its_end(net: Any) -> None:
+    x = torch.ones(2, 3, 1)
+    with listening() as ear:
+        net.neck.train()(x)
+        with pytest.raises(RuntimeError):
+            net.neck(torch.ones(2, 4, 1))
+    assert [each is x for each in ear.of("layer")] == [True, False]
+    assert ear.of("values")[0] is x
+    assert ear.of("ended") == [net.neck]
+    assert ear.of("raised") == [net.neck]
 
 
 def test_every_observer_hears_until_it_leaves(net: Any, batch: Tensor) -> None:
