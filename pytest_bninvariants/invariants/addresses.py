@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 from torch.nn import Parameter
 
-from pytest_bninvariants.invariants.snapshot import UNREADABLE, parts
+from pytest_bninvariants.invariants.content import UNREADABLE, parts
 
 _PLAIN = (Tensor, Parameter)
 _Span = tuple[int, int]

@@ -260,7 +260,7 @@ def _moved(freeze: _Freeze, now: Mapping[str, Tensor]) -> list[Change]:
         now: tensors to compare by name; the very tensors that were copied, where it has none.
     """
     watched = {
-        key: replace(kept.watched, tensor=now.get(key, kept.watched.tensor))
+        key: kept.watched._replace(tensor=now.get(key, kept.watched.tensor))
         for key, kept in freeze.kept.items()
     }
     with undisturbed():

@@ -45,13 +45,14 @@ def compare(before: Before, model: nn.Module, scope: Scope, witness: Witness) ->
         witness: what was seen in between.
     """
     with undisturbed():
-        after = After.of(model, scope)
-        new = [key for key in after.selection.tensors if key not in before.keys]
+        after = After.of(model, scope, before.selection)
+        new = [key for key in after.selection.tensors if key not in before.names.tensors]
         changes = snapshot.changes(before.kept, after.tensors, new)
         changes += _layer_changes(before, after, witness, scope, changes)
-        names = dict.fromkeys([*before.names.modules, *after.names.modules])
-        order = {name: number for number, name in enumerate(names)}
-        changes.sort(key=lambda change: order[change.layer])
+        if changes:
+            names = dict.fromkeys([*before.names.modules, *after.names.modules])
+            order = {name: number for number, name in enumerate(names)}
+            changes.sort(key=lambda change: order[change.layer])
         return Findings(
             changes=tuple(changes),
             causes=diagnose(_evidence_of(changes, before, after, witness)),
@@ -90,6 +91,8 @@ def _evidence_of(
     changes: list[Change], before: Before, after: After, witness: Witness
 ) -> Iterator[Evidence]:
     """Yield what is known of each change."""
+    if not changes:
+        return
     names = dict.fromkeys(change.layer for change in changes)
     layers = {name: _layer(name, before, after, witness) for name in names}
     kept = {each.watched.name: (key, each) for key, each in before.kept.items()}

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants.audience import Finish
+from pytest_bninvariants.invariants.content import Content, address, content_of, same_content
 from pytest_bninvariants.invariants.places import place_of
 from pytest_bninvariants.invariants.selection import named_modules
-from pytest_bninvariants.invariants.snapshot import Content, address, content_of, same_content
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.verdict import Place
 
@@ -70,11 +70,16 @@ class Operations:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._handled = {id(tensor): (tensor, Handled()) for tensor in tensors}
+        self._followed = {id(tensor): tensor for tensor in tensors}
+        self._handled: dict[int, Handled] = {}
 
     def of(self, tensor: Tensor) -> Handled:
         """Return what was done to a tensor."""
-        return self._handled[id(tensor)][1] if id(tensor) in self._handled else Handled()
+        return self._handled.get(id(tensor)) or Handled()
+
+    def _to(self, tensor: Tensor) -> Handled:
+        """Return what was done to a tensor, to be added to."""
+        return self._handled.setdefault(id(tensor), Handled())
 
     def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
         """Look at what an optimizer holds; return what looks again after its step."""
@@ -82,10 +87,10 @@ class Operations:
             (tensor, number)
             for number, group in enumerate(optimizer.param_groups)
             for tensor in group["params"]
-            if id(tensor) in self._handled
+            if id(tensor) in self._followed
         ]
         for tensor, _ in held:
-            self.of(tensor).held_by = type(optimizer).__name__
+            self._to(tensor).held_by = type(optimizer).__name__
         if _leaves_what_has_no_gradient(optimizer):
             held = [each for each in held if each[0].grad is not None]
         if not held:
@@ -98,7 +103,7 @@ class Operations:
                 moved = [step for step in steps if step.moved()]
             place = _place_of_step(frame, optimizer) if moved else None
             for step in moved:
-                handled = self.of(step.tensor)
+                handled = self._to(step.tensor)
                 known = handled.stepped
                 if known is None or (known.gradient != "nonzero" and step.gradient == "nonzero"):
                     handled.stepped = step.told(optimizer, place)
@@ -107,7 +112,7 @@ class Operations:
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
         """Look at what a module holds; return what looks again after its load_state_dict()."""
-        slots = [each for each in _slots(module) if id(each[2]) in self._handled]
+        slots = [each for each in _slots(module) if id(each[2]) in self._followed]
         if not slots:
             return None
         with undisturbed():
@@ -118,7 +123,7 @@ class Operations:
             with undisturbed():
                 for (registry, name, tensor), content in zip(slots, before, strict=True):
                     now = registry.get(name)
-                    handled = self.of(tensor)
+                    handled = self._to(tensor)
                     if now is not None and handled.loaded is None:
                         handled.loaded = None if same_content(content, now) else place
 
@@ -129,7 +134,7 @@ class Operations:
     ) -> Finish | None:
         """Look at what a collective is given; return what looks again after it."""
         addresses = {address(tensor) for tensor in tensors} - {0}  # DDP passes detached aliases
-        given = [tensor for tensor, _ in self._handled.values() if address(tensor) in addresses]
+        given = [tensor for tensor in self._followed.values() if address(tensor) in addresses]
         if not given:
             return None
         with undisturbed():
@@ -139,7 +144,7 @@ class Operations:
             place = place_of(frame, f"torch.distributed.{name}()")
             with undisturbed():
                 for tensor, content in zip(given, before, strict=True):
-                    handled = self.of(tensor)
+                    handled = self._to(tensor)
                     if handled.collective is None and not same_content(content, tensor):
                         handled.collective = place
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -20,6 +21,7 @@ STATISTICS = ("running_mean", "running_var")
 _WRAPPER_CHILDREN = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 )
+_WILDCARDS = frozenset("*?")
 _LISTED = 8
 
 
@@ -79,8 +81,7 @@ def names_of(value: object) -> tuple[str, ...]:
     raise GateError(f"exclude= takes a name or several names; got {shown(value)}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
+class Watched(NamedTuple):
     """One watched tensor, under one of its names.
 
     Args:
@@ -96,7 +97,7 @@ class Watched:
     tensor: Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Names:
     """A model's modules by name, with and without the prefixes that wrappers put into names."""
 
@@ -119,21 +120,24 @@ class Names:
         """Return a pattern, without wrapper prefixes if it matches nothing as it is."""
         if any(covers(pattern, bare, name) for name, bare in self.bare.items()):
             return pattern
-        if any(covers(pattern, key, watched.name) for key, watched in self.tensors()):
+        if any(covers(pattern, key, watched.name) for key, watched in self.tensors.items()):
             return pattern
         return ".".join(part for part in pattern.split(".") if part not in _WRAPPER_CHILDREN)
 
-    def tensors(self) -> Iterator[tuple[str, Watched]]:
-        """Yield every tensor of the model, tied ones under each name, with its bare name first."""
-        seen: set[str] = set()
+    @cached_property
+    def tensors(self) -> dict[str, Watched]:
+        """Return every tensor of the model, tied ones under each name, with its bare name first."""
+        found: dict[str, Watched] = {}
         for owner, module in self.modules.items():
             layer = owner.partition(".parametrizations.")[0]  # keeps a layer's state one level down
+            prefix = f"{owner}." if owner else ""
+            bare = f"{self.bare[owner]}." if self.bare[owner] else ""
             for kind, name, tensor in own_tensors(module):
-                full = _join(owner, name)
-                bare = _join(self.bare[owner], name)
-                key = full if bare in seen else bare  # a wrapper's own buffer may share a bare name
-                seen.add(key)
-                yield key, Watched(name=full, layer=layer, kind=kind, tensor=tensor)
+                full, key = prefix + name, bare + name
+                if key in found:
+                    key = full  # a wrapper's own buffer may share a bare name
+                found[key] = Watched(full, layer, kind, tensor)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +150,7 @@ class Selection:
         bn_layers: the watched BN layers, which must keep `eps` and use stored statistics.
         bn_names: the qualified names of all BN layers.
         modules: every module in the watched subtrees; one of them must run.
+        layout: which objects hold the model's names.
     """
 
     names: Names
@@ -153,6 +158,20 @@ class Selection:
     bn_layers: Mapping[str, nn.Module]
     bn_names: Mapping[str, str]
     modules: Mapping[str, nn.Module]
+    layout: Sequence[object]
+
+
+def layout_of(module: nn.Module) -> list[object]:
+    """Return which objects hold which names: equal, while they live, as long as all of them do."""
+    found: list[object] = [id(module), id(type(module))]
+    for held in (module._parameters, module._buffers, module._modules):
+        found.append(len(held))
+        found += held.keys()
+        found += map(id, held.values())
+    for below in module._modules.values():
+        if below is not None:
+            found += layout_of(below)
+    return found
 
 
 def named_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -211,12 +230,13 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
     Raises:
         GateError: a pattern matches nothing that can be watched, or everything is excluded.
     """
+    layout = layout_of(model)
     names = Names.of(model)
     modules = {names.bare[name]: module for name, module in names.modules.items()}
     state_of_bn = _bn_state_owners(names) if scope.bn_only else names.modules.keys()
     candidates = {
         key: watched
-        for key, watched in names.tensors()
+        for key, watched in names.tensors.items()
         if (scope.parameters if watched.kind == "parameter" else scope.buffers)
         and watched.layer in state_of_bn
     }
@@ -227,6 +247,8 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
     bn_layers = {key: names.modules[name] for key, name in bn_names.items()}
 
     def matches(pattern: str) -> tuple[set[str], set[str]]:
+        if not pattern:
+            return set(candidates), set(bn_layers if scope.bn_only else modules)
         spelled = names.spelled(pattern)
         tensors = {key for key, w in candidates.items() if covers(spelled, key, w.name)}
         below = {bare for name, bare in names.bare.items() if covers(spelled, bare, name)}
@@ -257,6 +279,7 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
     owners = {names.bare[candidates[key].layer] for key in tensors}
     return Selection(
         names=names,
+        layout=layout,
         tensors={key: watched for key, watched in candidates.items() if key in tensors},
         bn_layers={key: module for key, module in bn_layers.items() if key in below},
         bn_names=bn_names,
@@ -285,10 +308,11 @@ def _bn_state_owners(names: Names) -> set[str]:
 
 def covers(pattern: str, *names: str) -> bool:
     """Tell whether a pattern is one of these names, or the name of one of their parents."""
+    if not _WILDCARDS.intersection(pattern):
+        below = f"{pattern}."
+        return not pattern or any(name == pattern or name.startswith(below) for name in names)
     plain = pattern.replace("[", "[[]")  # to fnmatch brackets are special, in names they are not
-    return pattern == "" or any(
-        fnmatchcase(name, plain) or fnmatchcase(name, f"{plain}.*") for name in names
-    )
+    return any(fnmatchcase(name, plain) or fnmatchcase(name, f"{plain}.*") for name in names)
 
 
 def _nothing_to_watch(
@@ -301,7 +325,7 @@ def _nothing_to_watch(
     what = _what(scope)
     spelled = names.spelled(pattern)
     exists = any(covers(spelled, bare, name) for name, bare in names.bare.items())
-    exists = exists or any(covers(spelled, key, w.name) for key, w in names.tensors())
+    exists = exists or any(covers(spelled, key, w.name) for key, w in names.tensors.items())
     if scope.bn_only and not bn_layers:
         return "the model has no BN layer: there is nothing to watch"
     if exists and not candidates:

@@ -15,6 +15,7 @@ from pytest_bninvariants.invariants.selection import (
     Selection,
     Watched,
     has_stored_statistics,
+    layout_of,
     select,
 )
 from pytest_bninvariants.invariants.undisturbed import undisturbed
@@ -27,18 +28,19 @@ class Before:
     """A model's watched state before the step.
 
     Args:
-        names: the model's modules by name.
-        keys: the keys of all tensors that the model had.
         selection: what is watched.
         kept: the watched tensors' bytes.
         settings: `eps`, `momentum` and `track_running_stats` of each watched BN layer.
     """
 
-    names: Names
-    keys: frozenset[str]
     selection: Selection
     kept: dict[str, snapshot.Kept]
     settings: dict[str, dict[str, object]]
+
+    @property
+    def names(self) -> Names:
+        """Return the model's modules and tensors by name."""
+        return self.selection.names
 
     @property
     def layers(self) -> set[str]:
@@ -56,8 +58,6 @@ def take(model: nn.Module, scope: Scope) -> Before:
     with undisturbed():
         selection = select(model, scope)
         return Before(
-            names=selection.names,
-            keys=frozenset(key for key, _ in selection.names.tensors()),
             selection=selection,
             kept=snapshot.take(selection.tensors),
             settings={key: settings_of(layer) for key, layer in selection.bn_layers.items()},
@@ -83,16 +83,22 @@ class After:
     """A model after a step.
 
     Args:
-        names: its modules by name.
         modules: the modules that hold each name, without wrapper prefixes.
-        tensors: all of its tensors by key.
         selection: what the scope covers now.
     """
 
-    names: Names
     modules: Mapping[str, list[nn.Module]]
-    tensors: Mapping[str, Watched]
     selection: Selection
+
+    @property
+    def names(self) -> Names:
+        """Return the model's modules by name."""
+        return self.selection.names
+
+    @property
+    def tensors(self) -> Mapping[str, Watched]:
+        """Return all of the model's tensors by key."""
+        return self.names.tensors
 
     def module(self, key: str, before: nn.Module | None) -> nn.Module | None:
         """Return what holds a name now; of a wrapper and what it wraps, the one that did before."""
@@ -102,16 +108,11 @@ class After:
         return holders[-1] if holders else None
 
     @classmethod
-    def of(cls, model: nn.Module, scope: Scope) -> After:
-        """Read it off a model."""
-        selection = select(model, scope, complain=False)
-        names = selection.names
+    def of(cls, model: nn.Module, scope: Scope, before: Selection) -> After:
+        """Read it off a model; where each name holds what it did before, that is known."""
+        same = layout_of(model) == before.layout
+        selection = before if same else select(model, scope, complain=False)
         modules: dict[str, list[nn.Module]] = {}
-        for name, module in names.modules.items():
-            modules.setdefault(names.bare[name], []).append(module)
-        return cls(
-            names=names,
-            modules=modules,
-            tensors=dict(names.tensors()),
-            selection=selection,
-        )
+        for name, module in selection.names.modules.items():
+            modules.setdefault(selection.names.bare[name], []).append(module)
+        return cls(modules=modules, selection=selection)

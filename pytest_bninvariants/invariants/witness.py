@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.audience import Finish, How, Observer
+from pytest_bninvariants.invariants.content import address
 from pytest_bninvariants.invariants.normalisation import (
     has_known_forward,
     is_compiled,
@@ -28,7 +29,6 @@ from pytest_bninvariants.invariants.selection import (
     named_modules,
     own_tensors,
 )
-from pytest_bninvariants.invariants.snapshot import address
 from pytest_bninvariants.invariants.verdict import Place
 
 

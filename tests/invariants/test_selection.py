@@ -137,7 +137,7 @@ def test_excluding_a_tensor_leaves_its_layer_watched() -> None:
     assert set(selection.bn_layers) == {"stem.bn"}
 
 
-NAMES = [name for name, _ in Names.of(deep()).tensors()]
+NAMES = [*Names.of(deep()).tensors]
 
 
 @st.composite

@@ -1,0 +1,82 @@
+"""How much memory a snapshot may take; apart, so that setting it imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_SHARE = 4  # of the memory that is free, one in so many bytes
+_NEGLIGIBLE = 2**26
+_GROUP = Path("/sys/fs/cgroup")
+
+limit: int | None = None
+"""How many bytes a snapshot may keep on each device; None: a quarter of what is free there."""
+
+
+def use(count: int | None) -> Callable[[], None]:
+    """Set the limit, and return what puts the old one back."""
+    global limit
+    before, limit = limit, count
+
+    def put_back() -> None:
+        global limit
+        limit = before
+
+    return put_back
+
+
+def allows(count: int, device: torch.device, idle: int = 0) -> bool:
+    """Tell whether a snapshot may keep some number of bytes on a device.
+
+    Args:
+        count: how many.
+        device: where.
+        idle: how many are ours there already.
+    """
+    if limit is not None:
+        return count <= limit
+    if count <= _NEGLIGIBLE:
+        return True
+    free = _free_on(device)
+    return free is None or count <= (free + idle) // _SHARE
+
+
+def _free_on(device: torch.device) -> int | None:
+    """Return how much memory is free; None where nobody tells."""
+    if device.type == "cpu":
+        return min(
+            (n for n in (_free_in_machine(), _free_in_group()) if n is not None), default=None
+        )
+    if device.type == "cuda":
+        import torch
+
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
+    return None
+
+
+def _free_in_machine() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" in names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _free_in_group() -> int | None:
+    """Return what a container may still take."""
+    try:
+        most, now = ((_GROUP / f"memory.{name}").read_text() for name in ("max", "current"))
+        return max(int(most) - int(now), 0)
+    except (OSError, ValueError):  # there is no such file, or it says `max`
+        return None

@@ -1,0 +1,117 @@
+"""What a tensor's content is: the bytes of the plain dense tensors that make it up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+_WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+_COMPRESSED = {
+    torch.sparse_csr: ("crow_indices", "col_indices"),
+    torch.sparse_bsr: ("crow_indices", "col_indices"),
+    torch.sparse_csc: ("ccol_indices", "row_indices"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices"),
+}
+Content = tuple[Tensor, ...]
+"""Copies of the bytes of a tensor's parts."""
+
+
+class Incomparable(Exception):
+    """Say why a tensor's values cannot be read."""
+
+
+UNREADABLE = (Incomparable, RuntimeError, NotImplementedError)
+
+
+def parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the plain dense tensors whose bytes make up a tensor's content.
+
+    Raises:
+        Incomparable: the tensor has no values that could be read, as on the meta device.
+    """
+    if is_lazy(tensor):
+        return ()
+    if is_traceable_wrapper_subclass(tensor):
+        inner, _ = tensor.__tensor_flatten__()
+        return tuple(part for name in inner for part in parts(getattr(tensor, name)))
+    tensor = tensor.detach()
+    if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
+        kind = "is fake" if type(tensor).__name__ == "FakeTensor" else "is on the meta device"
+        raise Incomparable(f"it {kind} and has no values")
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in _COMPRESSED:
+        rows, columns = _COMPRESSED[tensor.layout]
+        return getattr(tensor, rows)(), getattr(tensor, columns)(), tensor.values()
+    if tensor.is_nested:
+        return tuple(part for piece in tensor.unbind() for part in parts(piece))
+    if tensor.is_mkldnn:
+        return (tensor.to_dense(),)
+    if tensor.is_quantized:
+        return tensor.int_repr(), *_quantizer(tensor)
+    return (tensor.resolve_conj().resolve_neg(),)
+
+
+def _quantizer(tensor: Tensor) -> tuple[Tensor, ...]:
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return (torch.tensor([tensor.q_scale(), tensor.q_zero_point()], dtype=torch.float64),)
+    axis = torch.tensor([tensor.q_per_channel_axis()])
+    return tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points(), axis
+
+
+def as_bytes(part: Tensor) -> Tensor:
+    """View a plain dense tensor as a flat uint8 tensor; copy only where its layout forbids it."""
+    dense = part if part.is_contiguous() else part.contiguous()
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
+
+
+def in_words(*flat: Tensor) -> list[Tensor]:
+    """View flat uint8 tensors of one length in the widest integers that fit all of them.
+
+    So NaN equals the same NaN and -0.0 differs from 0.0, and comparing takes a half to a third of
+    the time that it takes for floats.
+    """
+    ends = [end for each in flat for end in (each.numel(), each.storage_offset())]
+    word = next(word for word in _WORDS if not any(end % word.itemsize for end in ends))
+    return [each.view(word) for each in flat]
+
+
+def same_bytes(kept: Tensor, now: Tensor) -> bool:
+    """Compare two flat uint8 tensors."""
+    return kept.numel() == now.numel() and torch.equal(*in_words(kept, now))
+
+
+def address(tensor: Tensor) -> int:
+    """Return where a tensor's values lie, which its aliases share; 0 if nowhere."""
+    try:
+        with torch._C.DisableTorchFunction():
+            return 0 if is_lazy(tensor) or tensor.is_meta else tensor.data_ptr()
+    except RuntimeError:  # sparse and fake tensors have no address
+        return 0
+
+
+@torch.no_grad()
+def content_of(tensor: Tensor) -> Content | None:
+    """Return a copy of a tensor's bytes; None if they cannot be read."""
+    try:
+        return tuple(as_bytes(part).clone() for part in parts(tensor))
+    except UNREADABLE:
+        return None
+
+
+@torch.no_grad()
+def same_content(content: Content | None, tensor: Tensor) -> bool:
+    """Tell whether a tensor's bytes are still those of a copy, as far as both could be read."""
+    return content is None or has_content(content, tensor) is not False
+
+
+def has_content(content: Content, tensor: Tensor) -> bool | None:
+    """Tell whether a tensor has the bytes of a copy; None if they cannot be read."""
+    try:
+        now = [as_bytes(part) for part in parts(tensor)]
+        moved = [part.to(kept.device) for part, kept in zip(now, content, strict=False)]
+    except UNREADABLE:
+        return None
+    return len(now) == len(content) and all(map(same_bytes, content, moved))

@@ -1,0 +1,87 @@
+"""Stand in for bytes that are too many to keep: a fingerprint of each chunk of them.
+
+A flipped bit is always found; of arbitrary writes to a chunk, about one in 2**64 is not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Method = Literal["xxhash", "torch operators"]
+CHUNK = 2**20  # bytes
+_SCATTER = (-7046029254386353131, -4658895280553007687)  # odd, with bits set all over
+
+
+def method_on(device: torch.device) -> Method:
+    """Return how fingerprints are made on a device."""
+    return "xxhash" if device.type == "cpu" and _xxhash() is not None else "torch operators"
+
+
+@cache
+def _xxhash() -> Any:
+    try:
+        import xxhash
+    except ImportError:
+        return None
+    return xxhash
+
+
+def fingerprints(flat: Tensor, method: Method) -> Tensor:
+    """Return a fingerprint of each chunk of a flat uint8 tensor, as such a tensor.
+
+    Args:
+        flat: the bytes.
+        method: how; on a GPU nothing waits for it.
+    """
+    make = _by_xxhash if method == "xxhash" else _by_operators
+    return make(flat).view(torch.uint8)
+
+
+def _by_xxhash(flat: Tensor) -> Tensor:
+    digest = _xxhash().xxh3_64_intdigest
+    start, count = flat.data_ptr(), flat.numel()
+    found = [
+        digest((ctypes.c_char * min(CHUNK, count - at)).from_address(start + at))
+        for at in range(0, count, CHUNK)
+    ]
+    return torch.tensor([each - 2**63 for each in found], dtype=torch.int64, device="cpu")
+
+
+def _by_operators(flat: Tensor) -> Tensor:
+    return torch.stack([_weighted(flat[at : at + CHUNK]) for at in range(0, flat.numel(), CHUNK)])
+
+
+def _weighted(chunk: Tensor) -> Tensor:
+    """Return the sum of w (x + (x >> 32)) modulo 2**64 over all words x, each with an odd w.
+
+    The weights make it depend on where a word is. Without the shift, two words whose signs flip
+    would cancel out: in their highest bit, all odd weights are one.
+    """
+    words = _in_int64(chunk)
+    mixed = words >> 32
+    mixed += words
+    mixed *= _weights(chunk.device)[: words.numel()]
+    return mixed.sum()
+
+
+def _in_int64(chunk: Tensor) -> Tensor:
+    """Return bytes as int64, with zeros up to the next whole word."""
+    aligned = chunk if chunk.storage_offset() % 8 == 0 else chunk.clone()
+    missing = -chunk.numel() % 8
+    whole = torch.nn.functional.pad(aligned, (0, missing)) if missing else aligned
+    return whole.view(torch.int64)
+
+
+@cache
+def _weights(device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        mixed = torch.arange(1, CHUNK // 8 + 1, dtype=torch.int64, device=device)
+        for factor in _SCATTER:
+            mixed *= factor
+            mixed ^= mixed >> 29
+        return mixed | 1
