@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -85,9 +87,19 @@ def same_bytes(kept: Tensor, now: Tensor) -> bool:
 
 def address(tensor: Tensor) -> int:
     """Return where a tensor's values lie, which its aliases share; 0 if nowhere."""
+    with torch._C.DisableTorchFunction():
+        return _address(tensor)
+
+
+def addresses(tensors: Iterable[Tensor]) -> set[int]:
+    """Return where the values of tensors lie."""
+    with torch._C.DisableTorchFunction():
+        return {_address(tensor) for tensor in tensors} - {0}
+
+
+def _address(tensor: Tensor) -> int:
     try:
-        with torch._C.DisableTorchFunction():
-            return 0 if is_lazy(tensor) or tensor.is_meta else tensor.data_ptr()
+        return 0 if is_lazy(tensor) or tensor.is_meta else tensor.data_ptr()
     except RuntimeError:  # sparse and fake tensors have no address
         return 0
 

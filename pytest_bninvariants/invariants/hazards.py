@@ -29,8 +29,9 @@ def hazards(
 
 def _of_identity(before: Before, after: After, violated: set[str]) -> Iterator[Hazard]:
     """Yield names that another tensor or another place in memory holds."""
+    tensors = after.tensors
     for key, kept in before.kept.items():
-        watched, now = kept.watched, after.tensors.get(key)
+        watched, now = kept.watched, tensors.get(key)
         if now is None or watched.name in violated:
             continue
         if now.kind != watched.kind:
@@ -47,8 +48,9 @@ def _of_training(
     before: Before, after: After, violated: set[str], witness: Witness
 ) -> Iterator[Hazard]:
     """Yield frozen parameters that are on their way to be trained."""
+    tensors = after.tensors
     for key, kept in before.kept.items():
-        now, name = after.tensors.get(key), kept.watched.name
+        now, name = tensors.get(key), kept.watched.name
         if now is None:
             continue
         if now.tensor.requires_grad and not kept.requires_grad:
@@ -135,7 +137,7 @@ def _is_meant_to_be_loaded(layer: nn.Module | None) -> bool:
 def _of_optimizers(model: nn.Module, before: Before, witness: Witness) -> Iterator[Hazard]:
     """Yield trainable parameters that no optimizer holds, of those that stepped for this model."""
     held = witness.stepped_for
-    if not any(id(tensor) in held for tensor in all_tensors(model)):
+    if not held or not any(id(tensor) in held for tensor in all_tensors(model)):
         return
     watched = {id(kept.watched.tensor) for kept in before.kept.values()}
     for name, parameter in model.named_parameters():

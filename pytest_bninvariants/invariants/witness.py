@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import FrameType
 
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.audience import Finish, How, Observer
-from pytest_bninvariants.invariants.content import address
+from pytest_bninvariants.invariants.content import address, addresses
 from pytest_bninvariants.invariants.normalisation import (
     has_known_forward,
     is_compiled,
@@ -23,9 +24,11 @@ from pytest_bninvariants.invariants.normalisation import (
 from pytest_bninvariants.invariants.operations import Handled, Operations
 from pytest_bninvariants.invariants.places import place_of_mode_call, place_of_outermost_call
 from pytest_bninvariants.invariants.selection import (
+    Names,
     Selection,
     all_tensors,
     is_bn_layer,
+    layout_of,
     named_modules,
     own_tensors,
 )
@@ -99,16 +102,18 @@ class Witness(Observer):
     def __init__(self, model: nn.Module, selection: Selection) -> None:
         self._model = model
         self._selection = selection
+        names = selection.names
         self._watched = {id(module) for module in selection.modules.values()}
         self._bn_layers = [m for m in selection.modules.values() if is_bn_layer(m)]
-        self._runs = self._watched | _parents_of_plain(model, self._watched)
-        modules = {id(module): module for _, module in named_modules(model)}
+        plain = self._watched - {id(layer) for layer in self._bn_layers}
+        modules = {id(module): module for module in names.modules.values()}
+        self._runs = self._watched | _parents(modules.values(), plain)
         scripted = {key for key, m in modules.items() if isinstance(m, torch.jit.ScriptModule)}
         self._idle = modules.keys() - self._runs - scripted
         self._scripted_layers = [layer for layer in self._bn_layers if id(layer) in scripted]
         watched = [kept.tensor for kept in selection.tensors.values()]
-        self._memory = {address(tensor) for tensor in watched} - {0}
-        self._marks = _marks(model)
+        self._memory = addresses(watched)
+        self._versions = _versions(names)
         self._operations = Operations(watched)
         self._ran: set[int] = set()
         self._strangers = _Strangers(set(modules), self._memory)
@@ -137,7 +142,8 @@ class Witness(Observer):
             self._forward_seen
             or self._optimizer_seen
             or self._compiled_seen
-            or _marks(self._model) != self._marks
+            or layout_of(self._model) != self._selection.layout
+            or _versions(self._selection.names) != self._versions
         )
 
     def saw_forward(self, module: nn.Module) -> None:
@@ -255,29 +261,25 @@ class _Strangers:
             return
         known[key] = weakref.ref(module, lambda _: known.pop(key, None) and None)
         parts = [m for _, m in named_modules(module) if id(m) not in self._modules]
-        held = {address(tensor) for part in parts for _, _, tensor in own_tensors(part)}
+        held = addresses(tensor for part in parts for _, _, tensor in own_tensors(part))
         place = place_of_outermost_call(sys._getframe(1))
         if place is not None:
             self.ran_at = dict.fromkeys(held & self._memory, place) | self.ran_at
 
 
-def _marks(model: nn.Module) -> list[tuple[object, ...]]:
-    """Return marks that mostly move when state is written: evidence of presence, not of absence."""
+def _versions(names: Names) -> list[int | None]:
+    """Return what mostly moves when a tensor is written: evidence of presence, not of absence."""
+    tensors = (watched.tensor for watched in names.tensors.values())
     with torch._C.DisableTorchFunction():  # lazy parameters refuse to be asked otherwise
-        return [
-            (name, id(module), own, id(tensor), None if tensor.is_inference() else tensor._version)
-            for name, module in named_modules(model)
-            for _, own, tensor in own_tensors(module)
-        ]
+        return [None if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
-def _parents_of_plain(model: nn.Module, watched: set[int]) -> set[int]:
+def _parents(modules: Iterable[nn.Module], plain: set[int]) -> set[int]:
     """Return the parents of watched modules that are no BN layers: they may use a child's tensors
     without calling it, as `MultiheadAttention` does with its `out_proj`.
     """
     return {
         id(parent)
-        for _, parent in named_modules(model)
-        for child in parent._modules.values()
-        if child is not None and id(child) in watched and not is_bn_layer(child)
+        for parent in modules
+        if parent._modules and not plain.isdisjoint(map(id, parent._modules.values()))
     }
