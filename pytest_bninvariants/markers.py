@@ -51,6 +51,13 @@ MARKERS = {
         "the whole model).",
         options=_FREEZING,
     ),
+    "bn_updates": Marker(
+        signature="(*modules, times=1, per='step', exclude=(), model=None)",
+        help="fail the test if in its call a BN layer in these modules (default: each that is in "
+        "training) updates its running statistics another number of times, or otherwise than "
+        "BatchNorm does.",
+        options=("times", "per", "exclude"),
+    ),
 }
 
 

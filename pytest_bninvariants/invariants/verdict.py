@@ -15,6 +15,7 @@ ChangeKind = Literal[
     "new",
     "eps",
     "batch-statistics",
+    "update",
 ]
 CauseName = Literal[
     "no-stored-statistics",
@@ -29,6 +30,16 @@ CauseName = Literal[
     "training-mode",
     "update-in-eval",
     "in-place",
+    "extra-forward",
+    "stuck-in-eval",
+    "not-run",
+    "momentum-zero",
+    "tracking-off",
+    "not-written",
+    "fewer-forwards",
+    "wrong-update",
+    "not-finite",
+    "miscounted",
 ]
 AUDIT = "--bn-audit"
 """The guard of a verdict that an audit came to."""
@@ -79,7 +90,7 @@ class Change:
     @property
     def of_tensor(self) -> bool:
         """Tell whether it is of a tensor, and not of a layer's setting or way to normalise."""
-        return self.kind not in ("eps", "batch-statistics")
+        return self.kind not in ("eps", "batch-statistics", "update")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
