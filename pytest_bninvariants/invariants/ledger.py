@@ -40,6 +40,7 @@ class Account:
         idle: how many of them normalised with batch statistics and updated nothing.
         by_momentum_zero: how many of these did so because momentum was 0.
         without_tracking: how many because track_running_stats was False.
+        elsewhere: how many updates were of other tensors than those at the start.
         in_eval: how many forwards ran in eval.
         unreadable: whether its statistics could not be read at some forward.
         put_in_eval: where it was last put in eval.
@@ -54,6 +55,7 @@ class Account:
     idle: int = 0
     by_momentum_zero: int = 0
     without_tracking: int = 0
+    elsewhere: int = 0
     in_eval: int = 0
     unreadable: bool = False
     put_in_eval: Place | None = None
@@ -215,9 +217,7 @@ class Ledger(Observer):
             self._take_idle(forward, after)
             return
         account.updates += 1
-        replaced = not forward.before.shares_tensors(account.history.latest[0])
-        if replaced and account.history.of(forward.before) is None:
-            return  # other tensors are in the layer for this call, as functional_call has it
+        account.elsewhere += not forward.before.shares_tensors(account.history.origin)
         old = self._lineage(account, forward.before)
         place = place_of_outermost_call(sys._getframe()) if old.wants_place else None
         account.history.add(after, self._advanced(old, forward, after, moved, place))

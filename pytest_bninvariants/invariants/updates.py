@@ -11,7 +11,7 @@ from torch import nn
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants.guards import Guard
 from pytest_bninvariants.invariants.ledger import Account, Ledger
-from pytest_bninvariants.invariants.lineage import Lineage
+from pytest_bninvariants.invariants.lineage import Lineage, State
 from pytest_bninvariants.invariants.selection import (
     STATISTICS,
     Names,
@@ -104,7 +104,7 @@ class UpdatesGuard(Guard):
         return Verdict(
             guard=self.spelled,
             noun="BN layer",
-            broke=_broke(times),
+            broke=_broke(found, times),
             column="layer",
             model=type(self.model).__name__,
             source=self._source,
@@ -161,6 +161,7 @@ class UpdatesGuard(Guard):
             times=times,
             steps=self._ledger.steps,
             compiled=self._ledger.compiled,
+            elsewhere=_elsewhere(account, layer),
             replaced=layer is not account.layer,
             training=layer is not None and layer.training,
             counted=_counted(account, layer),
@@ -170,6 +171,12 @@ class UpdatesGuard(Guard):
 
 def _tracks(layer: nn.Module) -> bool:
     return has_stored_statistics(layer)
+
+
+def _elsewhere(account: Account, layer: nn.Module | None) -> int:
+    """Return how many updates were of tensors that functional_call put there, and took away."""
+    returned = layer is not None and State.of(layer).shares_tensors(account.history.origin)
+    return account.elsewhere if returned else 0
 
 
 def _counted(account: Account, layer: nn.Module | None) -> int | None:
@@ -198,14 +205,12 @@ def _unsound(layer: nn.Module | None) -> list[tuple[str, str]]:
     return found
 
 
-def _broke(times: Times) -> str:
+def _broke(found: list[Found], times: Times) -> str:
+    if not any(each.counts_wrongly for each in found):
+        return "not updated as BatchNorm does it"
     if times == "forwards":
-        return "not updated once a forward, and rightly"
-    return f"not updated exactly {_often(times)}, and rightly"
-
-
-def _often(times: int) -> str:
-    return "once" if times == 1 else f"{times} times"
+        return "not updated once a forward"
+    return f"not updated exactly {'once' if times == 1 else f'{times} times'}"
 
 
 def _hazards(found: Found) -> Iterator[Hazard]:

@@ -23,6 +23,7 @@ class Found:
         times: how many updates there should be, or `forwards`.
         steps: how many steps optimizers made.
         compiled: whether compiled code ran.
+        elsewhere: how many updates were of tensors that the layer held for a call alone.
         replaced: whether another module holds its name now, or none.
         training: its mode now.
         counted: by how much its counter moved; None if it has none.
@@ -35,6 +36,7 @@ class Found:
     times: int | Literal["forwards"]
     steps: int
     compiled: bool
+    elsewhere: int
     replaced: bool
     training: bool
     counted: int | None
@@ -58,7 +60,8 @@ class Found:
     @property
     def undone(self) -> bool:
         """Tell whether all of its updates were undone, as when a step is skipped."""
-        return self.lineage == Lineage() and self.account.updates > 0 and not self.by_counter
+        own = self.account.updates - self.elsewhere
+        return self.lineage == Lineage() and own > 0 and not self.by_counter
 
     @property
     def written(self) -> bool:
@@ -79,26 +82,31 @@ class Found:
 
     def changes(self) -> Iterator[Change]:
         """Yield what is wrong with it."""
+        told = list(self._told_of_counts())
+        if told:
+            yield self._change("; ".join(told))
+        for wrong in self.lineage.wrong if not self.by_counter else ():
+            yield self._change(f"update {wrong.update}: {wrong.text}", wrong.name)
+        for name, text in self.unsound:
+            yield self._change(text, name)
+
+    def _told_of_counts(self) -> Iterator[str]:
         lineage = self.lineage
         if self.counts_wrongly:
             expected = "one a forward" if self.times == "forwards" else f"expected {self.times}"
             idle = f", {_forwards(self.account.idle)} without" if self.account.idle else ""
-            yield self._change(f"{_updates(self.updates)}{idle}, {expected}")
+            yield f"{_updates(self.updates)}{idle}, {expected}"
         told = (
             (lineage.recomputed, "in backward"),
-            (lineage.repeated, "with a batch that had updated already"),
+            (lineage.repeated - lineage.recomputed, "with a batch that had updated already"),
             (lineage.in_eval, "in eval"),
             (lineage.miscounted, "that num_batches_tracked counted as more or less than one"),
         )
         for count, how in told if not self.by_counter else ():
-            if count:
-                yield self._change(f"{_updates(count)} {how}")
+            if count > 0:
+                yield f"{_updates(count)} {how}"
         if self.written:
-            yield self._change("written to besides its updates")
-        for wrong in lineage.wrong if not self.by_counter else ():
-            yield self._change(f"update {wrong.update}: {wrong.text}", wrong.name)
-        for name, text in self.unsound:
-            yield self._change(text, name)
+            yield "written to besides its updates"
 
     def _change(self, text: str, tensor: str = "") -> Change:
         name = ".".join(part for part in (self.name, tensor) if part)
@@ -289,6 +297,18 @@ def _explain_no_tracking(found: list[Found]) -> tuple[str, str]:
     )
 
 
+def _wrote_elsewhere(found: Found) -> bool:
+    return _lacks(found) and found.elsewhere > 0
+
+
+def _explain_elsewhere(found: list[Found]) -> tuple[str, str]:
+    return (
+        f"{_names(found)} held other tensors for the forward, as functional_call has it, and those "
+        "were updated",
+        "copy the updated buffers back into the model after the step",
+    )
+
+
 def _wrote_nothing(found: Found) -> bool:
     account = found.account
     explained = account.by_momentum_zero + account.without_tracking
@@ -305,7 +325,8 @@ def _explain_wrote_nothing(found: list[Found]) -> tuple[str, str]:
 
 def _ran_too_seldom(found: Found) -> bool:
     account = found.account
-    return _lacks(found) and account.updates > 0 and not (account.idle or found.undone)
+    own = account.updates - found.elsewhere
+    return _lacks(found) and own > 0 and not (account.idle or found.undone)
 
 
 def _explain_too_seldom(found: list[Found]) -> tuple[str, str]:
@@ -383,6 +404,7 @@ RULES: tuple[_Rule, ...] = (
     _Rule("not-run", _did_not_run, _explain_not_run),
     _Rule("momentum-zero", _has_no_momentum, _explain_no_momentum),
     _Rule("tracking-off", _has_no_tracking, _explain_no_tracking),
+    _Rule("updated-elsewhere", _wrote_elsewhere, _explain_elsewhere),
     _Rule("not-written", _wrote_nothing, _explain_wrote_nothing),
     _Rule("fewer-forwards", _ran_too_seldom, _explain_too_seldom),
     _Rule("wrong-update", _is_wrong, _explain_wrong),

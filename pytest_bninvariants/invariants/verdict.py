@@ -35,6 +35,7 @@ CauseName = Literal[
     "not-run",
     "momentum-zero",
     "tracking-off",
+    "updated-elsewhere",
     "not-written",
     "fewer-forwards",
     "wrong-update",
