@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -135,8 +136,8 @@ def _statistics(state: State, x: Tensor) -> Statistics | None:
 def _difference(got: Tensor, expected: Approximation) -> str:
     """Say how far values are from what they must be; nothing where they are within the bound."""
     off = (got - expected.value).abs()
-    ratio = torch.where(expected.value.isfinite(), off / expected.bound, 0.0)
-    ratio = ratio.nan_to_num(nan=float("inf")).masked_fill(got == expected.value, 0.0)
+    judged = expected.value.isfinite() & expected.bound.isfinite() & (got != expected.value)
+    ratio = torch.where(judged, off / expected.bound, 0.0).nan_to_num(nan=math.inf)
     wrong = ratio > 1
     if not bool(wrong.any()):
         return ""
