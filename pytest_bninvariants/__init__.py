@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pytest_bninvariants.invariants.freezing import frozen as frozen
     from pytest_bninvariants.invariants.freezing import frozen_bn as frozen_bn
     from pytest_bninvariants.invariants.guards import Guard as Guard
+    from pytest_bninvariants.invariants.training import trains as trains
+    from pytest_bninvariants.invariants.updates import bn_updates as bn_updates
     from pytest_bninvariants.invariants.verdict import Verdict as Verdict
 
 _HOMES = {
@@ -25,6 +27,8 @@ _HOMES = {
     "InvariantHazard": "pytest_bninvariants.errors",
     "LawBroken": "pytest_bninvariants.errors",
     "ReferenceBatchNorm": "pytest_bninvariants.batchnorm.reference",
+    "trains": "pytest_bninvariants.invariants.training",
+    "bn_updates": "pytest_bninvariants.invariants.updates",
     "assert_bn_conforms": "pytest_bninvariants.batchnorm.conform",
     "Verdict": "pytest_bninvariants.invariants.verdict",
     "Guard": "pytest_bninvariants.invariants.guards",
@@ -41,8 +45,10 @@ __all__ = [
     "ReferenceBatchNorm",
     "Verdict",
     "assert_bn_conforms",
+    "bn_updates",
     "frozen",
     "frozen_bn",
+    "trains",
 ]
 
 

@@ -33,6 +33,22 @@ def frozen() -> Callable[..., Guard]:
 
 
 @pytest.fixture(scope="session")
+def bn_updates() -> Callable[..., Guard]:
+    """Count updates of statistics: `with bn_updates(model, times=2): train_step(model, batch)`."""
+    from pytest_bninvariants.invariants.updates import bn_updates
+
+    return bn_updates
+
+
+@pytest.fixture(scope="session")
+def trains() -> Callable[..., Guard]:
+    """Hold that parameters move: `with trains(model, "head"): train_step(model, batch)`."""
+    from pytest_bninvariants.invariants.training import trains
+
+    return trains
+
+
+@pytest.fixture(scope="session")
 def bn_conforms(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Hold a layer against the laws of BatchNorm: `bn_conforms(MyBatchNorm2d, laws="eval*")`.
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
     from pytest_bninvariants.invariants.guards import Guard
 
-_FREEZING = ("parameters", "buffers", "allow_batch_stats", "exclude")
+_FREEZING = ("parameters", "buffers", "allow_batch_stats", "exclude", "trains")
 _SIGNATURE = (
-    "(*modules, parameters=True, buffers=True, allow_batch_stats=False, exclude=(), model=None)"
+    "(*modules, parameters=True, buffers=True, allow_batch_stats=False, exclude=(), trains=(), "
+    "model=None)"
 )
 
 
@@ -50,6 +51,19 @@ MARKERS = {
         help="fail the test if its call changes any parameter or buffer in these modules (default: "
         "the whole model).",
         options=_FREEZING,
+    ),
+    "bn_updates": Marker(
+        signature="(*modules, times=1, per='step', exclude=(), model=None)",
+        help="fail the test if in its call a BN layer in these modules (default: each that is in "
+        "training) updates its running statistics another number of times, or otherwise than "
+        "BatchNorm does.",
+        options=("times", "per", "exclude"),
+    ),
+    "trains": Marker(
+        signature="(*modules, buffers=True, exclude=(), model=None)",
+        help="fail the test if in its call a parameter in these modules (default: each with "
+        "requires_grad=True) does not move, or a BN layer there updates no running statistics.",
+        options=("buffers", "exclude"),
     ),
 }
 

@@ -15,6 +15,8 @@ ChangeKind = Literal[
     "new",
     "eps",
     "batch-statistics",
+    "update",
+    "still",
 ]
 CauseName = Literal[
     "no-stored-statistics",
@@ -29,6 +31,24 @@ CauseName = Literal[
     "training-mode",
     "update-in-eval",
     "in-place",
+    "extra-forward",
+    "stuck-in-eval",
+    "not-run",
+    "momentum-zero",
+    "tracking-off",
+    "updated-elsewhere",
+    "not-written",
+    "fewer-forwards",
+    "wrong-update",
+    "not-finite",
+    "miscounted",
+    "tied",
+    "requires-grad-off",
+    "not-in-optimizer",
+    "no-gradient",
+    "zero-gradient",
+    "learning-rate-0",
+    "rounded-away",
 ]
 AUDIT = "--bn-audit"
 """The guard of a verdict that an audit came to."""
@@ -79,7 +99,7 @@ class Change:
     @property
     def of_tensor(self) -> bool:
         """Tell whether it is of a tensor, and not of a layer's setting or way to normalise."""
-        return self.kind not in ("eps", "batch-statistics")
+        return self.kind not in ("eps", "batch-statistics", "update", "still")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

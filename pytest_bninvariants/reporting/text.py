@@ -100,13 +100,14 @@ def _table(verdict: Verdict, *, verbose: bool) -> list[str]:
 
 def _folded(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
     """Return a row for each kind of tensor in each module of a depth, by its first one's name."""
-    groups: dict[tuple[str, str, str], list[Change]] = {}
+    groups: dict[tuple[str, str, str, str], list[Change]] = {}
     for change in changes:
         tensor = change.name.removeprefix(change.layer).lstrip(".")
         module = ".".join(change.layer.split(".")[:-1][:depth])
-        groups.setdefault((module, tensor, change.kind), []).append(change)
+        text = change.text if change.kind == "update" else ""
+        groups.setdefault((module, tensor, change.kind, text), []).append(change)
     rows = []
-    for (module, _, _), group in groups.items():
+    for (module, *_), group in groups.items():
         like = f" and {len(group) - 1} like it" + (f" in {module}" if module else "")
         rows.append((group[0].name + (like if len(group) > 1 else ""), group[0].text))
     return rows

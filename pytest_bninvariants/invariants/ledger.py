@@ -1,0 +1,275 @@
+"""Keep account of the updates that BN layers make during a step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pytest_bninvariants.invariants import observers
+from pytest_bninvariants.invariants.audience import End, Finish, How, Observer
+from pytest_bninvariants.invariants.lineage import Batch, History, Lineage, State
+from pytest_bninvariants.invariants.normalisation import has_known_forward
+from pytest_bninvariants.invariants.places import (
+    place_of,
+    place_of_mode_call,
+    place_of_outermost_call,
+)
+from pytest_bninvariants.invariants.selection import all_tensors, named_modules
+from pytest_bninvariants.invariants.snapshot import address
+from pytest_bninvariants.invariants.undisturbed import undisturbed
+from pytest_bninvariants.invariants.update import judge
+from pytest_bninvariants.invariants.verdict import Place
+
+
+@dataclass(slots=True)
+class Account:
+    """What was seen of one BN layer.
+
+    Args:
+        layer: the layer.
+        history: the states of its statistics, and what led to each.
+        training: its mode when the step began.
+        updates: how many updates it made, those that were undone with the others.
+        forwards: how many forwards it ran.
+        idle: how many of them normalised with batch statistics and updated nothing.
+        by_momentum_zero: how many of these did so because momentum was 0.
+        without_tracking: how many because track_running_stats was False.
+        elsewhere: how many updates were of other tensors than those at the start.
+        in_eval: how many forwards ran in eval.
+        unreadable: whether its statistics could not be read at some forward.
+        put_in_eval: where it was last put in eval.
+        ran_at: where its last forward was run that updated nothing.
+    """
+
+    layer: nn.Module
+    history: History
+    training: bool
+    updates: int = 0
+    forwards: int = 0
+    idle: int = 0
+    by_momentum_zero: int = 0
+    without_tracking: int = 0
+    elsewhere: int = 0
+    in_eval: int = 0
+    unreadable: bool = False
+    put_in_eval: Place | None = None
+    ran_at: Place | None = None
+
+
+@dataclass(slots=True)
+class _Forward:
+    """A layer's forward that is running.
+
+    Args:
+        account: the layer's.
+        before: its statistics.
+        x: the first tensor that it was called with.
+        training: its mode.
+        momentum: its momentum.
+        values: what it normalised with batch statistics, if it called torch's function for that.
+        normalised: whether it normalised with batch statistics.
+    """
+
+    account: Account
+    before: State
+    x: Tensor | None
+    training: bool
+    momentum: object
+    values: Tensor | None = None
+    normalised: bool = False
+
+
+class Ledger(Observer):
+    """Keep account of some BN layers during one step.
+
+    Args:
+        layers: the layers.
+        model: the model; steps of optimizers that hold its parameters are counted.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module], model: nn.Module) -> None:
+        with undisturbed():
+            self._accounts = {
+                id(layer): Account(layer, History.beginning(State.of(layer)), layer.training)
+                for layer in layers
+            }
+        self._model = model
+        self._running: dict[int, _Forward] = {}
+        self.steps = 0
+        """How many steps of optimizers there were that hold parameters of the model."""
+        self.compiled = False
+        """Whether compiled code ran, in which forwards are unseen."""
+
+    def start(self) -> None:
+        """Begin to watch."""
+        observers.add(self)
+
+    def stop(self) -> None:
+        """Watch no longer; harmless where it does not watch."""
+        observers.discard(self)
+
+    def of(self, layer: nn.Module) -> Account:
+        """Return what was seen of a layer."""
+        return self._accounts[id(layer)]
+
+    def before_layer(self, layer: nn.Module, x: Tensor | None) -> End | None:
+        """Note a layer's statistics; return what compares them after its forward."""
+        account = self._accounts.get(id(layer))
+        if account is None or id(layer) in self._running:
+            return None
+        with undisturbed():
+            forward = _Forward(
+                account=account,
+                before=State.of(layer),
+                x=x,
+                training=layer.training,
+                momentum=getattr(layer, "momentum", None),
+            )
+        self._running[id(layer)] = forward
+
+        def end(failed: bool) -> None:
+            del self._running[id(layer)]
+            with undisturbed():
+                self._take(forward, failed=failed)
+
+        return end
+
+    def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
+        """Note that a layer's forward normalises with batch statistics."""
+        forward = self._running.get(id(layer))
+        if forward is not None:
+            forward.normalised = True
+            forward.values = values if forward.values is None else forward.values
+
+    def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
+        """Note where a layer is put in eval."""
+        account = self._accounts.get(id(module))
+        if account is not None and not training:
+            account.put_in_eval = place_of_mode_call(frame, module, training)
+
+    def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
+        """Count an optimizer's step."""
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self.steps += not held.isdisjoint(map(id, all_tensors(self._model)))
+        return None
+
+    def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
+        """Return what notes after a load which statistics it set."""
+        below = {id(part) for _, part in named_modules(module)}
+        accounts = [account for key, account in self._accounts.items() if key in below]
+        place = place_of(frame, f"{type(module).__name__}.load_state_dict()")
+        return lambda: self._note_writes(accounts, "loaded", place)
+
+    def before_collective(
+        self, name: str, tensors: list[Tensor], frame: FrameType | None
+    ) -> Finish | None:
+        """Return what takes statistics as an exchange between processes has left them."""
+        given = {address(tensor) for tensor in tensors} - {0}
+        accounts = [
+            account
+            for account in self._accounts.values()
+            if given & {address(each) for each in State.of(account.layer).tensors.values()}
+        ]
+        return lambda: self._note_writes(accounts, "", None)
+
+    def saw_compiled_code(self) -> None:
+        """Note that forwards may be unseen."""
+        self.compiled = True
+
+    def lineage(self, account: Account, layer: nn.Module) -> Lineage:
+        """Return what led to the statistics that a layer, or what is in its place, has now."""
+        with undisturbed():
+            return self._lineage(account, State.of(layer))
+
+    def _note_writes(self, accounts: list[Account], how: str, place: Place | None) -> None:
+        for account in accounts:
+            with undisturbed():
+                now, history = State.of(account.layer), account.history
+                known = history.of(now)
+                if known is None:
+                    known = history.latest[1]
+                    known = replace(known, written=how, written_at=place) if how else known
+                history.add(now, known)
+
+    def _lineage(self, account: Account, state: State) -> Lineage:
+        known = account.history.of(state)
+        return replace(account.history.latest[1], written="in-place") if known is None else known
+
+    def _take(self, forward: _Forward, *, failed: bool) -> None:
+        """Take a forward into its layer's account."""
+        account, layer = forward.account, forward.account.layer
+        after = State.of(layer)
+        account.forwards += 1
+        account.in_eval += not forward.training
+        if not (forward.before.readable and after.readable) or _in_transform():
+            account.unreadable = True
+            return
+        moved = after.differs_from(forward.before)
+        if failed and not moved:
+            return
+        if not self._updates(forward, moved):
+            self._take_idle(forward, after)
+            return
+        account.updates += 1
+        account.elsewhere += not forward.before.shares_tensors(account.history.origin)
+        old = self._lineage(account, forward.before)
+        place = place_of_outermost_call(sys._getframe()) if old.wants_place else None
+        account.history.add(after, self._advanced(old, forward, after, moved, place))
+
+    def _updates(self, forward: _Forward, moved: set[str]) -> bool:
+        """Tell whether a forward was an update of the statistics."""
+        if forward.momentum == 0 and not moved - {"num_batches_tracked"}:
+            return False
+        layer = forward.account.layer
+        meant = forward.normalised and getattr(layer, "track_running_stats", True)
+        return bool(moved) or (meant and has_known_forward(layer))
+
+    def _take_idle(self, forward: _Forward, after: State) -> None:
+        """Take in a forward that updated nothing."""
+        account = forward.account
+        if forward.normalised or forward.training:
+            account.idle += 1
+            tracks = getattr(account.layer, "track_running_stats", True)
+            account.by_momentum_zero += forward.momentum == 0 and tracks
+            account.without_tracking += not tracks
+            account.ran_at = place_of_outermost_call(sys._getframe())
+        elif account.ran_at is None:
+            account.ran_at = place_of_outermost_call(sys._getframe())
+        if after.differs_from(account.history.latest[0]):
+            account.history.add(after, self._lineage(account, forward.before))
+
+    def _advanced(
+        self, old: Lineage, forward: _Forward, after: State, moved: set[str], place: Place | None
+    ) -> Lineage:
+        """Return what led to the statistics after an update."""
+        layer = forward.account.layer
+        number = old.updates + 1
+        judged = judge(layer, forward, after, number)
+        batch = None
+        if judged.batch is not None:
+            batch = Batch(step=self.steps, mean=judged.batch.mean, count=judged.count)
+        counted = judged.counted
+        return replace(
+            old,
+            updates=number,
+            recomputed=old.recomputed + (torch._C._current_graph_task_id() != -1),
+            repeated=old.repeated + (batch is not None and batch.is_in(old.batches)),
+            in_eval=old.in_eval + (not forward.training),
+            uncounted=old.uncounted + (counted == 0),
+            miscounted=old.miscounted + (counted not in (None, 0, 1)),
+            unjudged=old.unjudged + (judged.batch is None),
+            wrong=old.with_wrong(judged.wrong),
+            places=(*old.places, place) if old.wants_place else old.places,
+            batches=old.with_batch(batch),
+        )
+
+
+def _in_transform() -> bool:
+    """Tell whether a function transform such as vmap runs, whose values are none of a layer's."""
+    return torch._C._functorch.peek_interpreter_stack() is not None

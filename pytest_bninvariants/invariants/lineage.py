@@ -1,0 +1,199 @@
+"""What led to a state of a BN layer's statistics."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from pytest_bninvariants.invariants.snapshot import Content, content_of, same_content
+from pytest_bninvariants.invariants.verdict import Place
+
+STATE = ("running_mean", "running_var", "num_batches_tracked")
+_KNOWN, _PLACES, _BATCHES, _WRONG = 16, 4, 8, 3  # kept of each: a long step must not grow memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wrong:
+    """A statistic that an update made other than the reference says.
+
+    Args:
+        name: its name in the layer.
+        update: which update it was, from 1.
+        text: how far off it is, and where.
+        fits: what would explain it, if anything does.
+    """
+
+    name: str
+    update: int
+    text: str
+    fits: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What tells a batch from others.
+
+    Args:
+        step: how many steps of an optimizer came before it.
+        mean: its mean per channel, float64.
+        count: how many values each channel has.
+    """
+
+    step: int
+    mean: Tensor
+    count: int
+
+    def is_in(self, others: tuple[Batch, ...]) -> bool:
+        """Tell whether the very same batch is among others, with no optimizer's step between."""
+        return any(
+            other.step == self.step and other.count == self.count and other.mean.equal(self.mean)
+            for other in others
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """What led from the state at the start to a later one; updates that were undone are not in it.
+
+    Args:
+        updates: how many updates.
+        recomputed: how many of them were made inside of a backward.
+        repeated: how many had a batch that had updated before, in the same optimizer's step.
+        in_eval: how many were made while the layer's mode was eval.
+        uncounted: how many the counter did not count.
+        miscounted: how many it counted as another number than one.
+        unjudged: how many were not held against the reference.
+        wrong: the first that were not what the reference says.
+        places: where the first of them were run.
+        batches: the last batches.
+        written: what wrote besides the updates: `loaded` or `in-place`.
+        written_at: where, if that was seen.
+    """
+
+    updates: int = 0
+    recomputed: int = 0
+    repeated: int = 0
+    in_eval: int = 0
+    uncounted: int = 0
+    miscounted: int = 0
+    unjudged: int = 0
+    wrong: tuple[Wrong, ...] = ()
+    places: tuple[Place | None, ...] = ()
+    batches: tuple[Batch, ...] = ()
+    written: str = ""
+    written_at: Place | None = None
+
+    def with_batch(self, batch: Batch | None) -> tuple[Batch, ...]:
+        """Return the last batches, with one more."""
+        return self.batches if batch is None else (*self.batches, batch)[-_BATCHES:]
+
+    def with_wrong(self, wrong: list[Wrong]) -> tuple[Wrong, ...]:
+        """Return the first that are wrong, with more."""
+        return (*self.wrong, *wrong)[:_WRONG]
+
+    @property
+    def wants_place(self) -> bool:
+        """Tell whether the next update's place is among the first."""
+        return len(self.places) < _PLACES
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A layer's statistics at a moment.
+
+    Args:
+        tensors: the very tensors, by name.
+        contents: copies of their bytes; None where they cannot be read.
+    """
+
+    tensors: dict[str, Tensor]
+    contents: dict[str, Content | None]
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> State:
+        """Read it off a layer."""
+        found = {name: layer._buffers.get(name) for name in STATE}
+        tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
+        return cls(tensors, {name: content_of(tensor) for name, tensor in tensors.items()})
+
+    @property
+    def number(self) -> int | None:
+        """Return the counter; None if there is none, or it cannot be read."""
+        content, tensor = self.contents.get(STATE[2]), self.tensors.get(STATE[2])
+        if tensor is None or content is None:
+            return None
+        return int(content[0].view(tensor.dtype).item()) if content else 0
+
+    @property
+    def readable(self) -> bool:
+        """Tell whether its values could be read."""
+        return None not in self.contents.values()
+
+    def differs_from(self, other: State) -> set[str]:
+        """Return the names of what has other bytes."""
+        names = self.contents.keys() | other.contents.keys()
+        return {name for name in names if not self._has(name, other)}
+
+    def _has(self, name: str, other: State) -> bool:
+        mine, theirs = self.contents.get(name), other.contents.get(name)
+        if mine is None or theirs is None:
+            return mine is theirs
+        return len(mine) == len(theirs) and all(
+            a.device == b.device and a.equal(b) for a, b in zip(mine, theirs, strict=True)
+        )
+
+    def shares_tensors(self, other: State) -> bool:
+        """Tell whether two states are of the very same tensors."""
+        return all(self.tensors.get(name) is other.tensors.get(name) for name in STATE)
+
+    def is_still(self, layer: nn.Module) -> bool:
+        """Tell whether a layer has these bytes now."""
+        found = {name: layer._buffers.get(name) for name in STATE}
+        now = {name: tensor for name, tensor in found.items() if tensor is not None}
+        return now.keys() == self.contents.keys() and all(
+            same_content(self.contents[name], tensor) for name, tensor in now.items()
+        )
+
+
+@dataclass(slots=True)
+class History:
+    """States that a layer's statistics went through, the last of them, and what led to each.
+
+    Args:
+        origin: the state at the start.
+        latest: the last state that was seen, and what led there.
+        earlier: some before it.
+    """
+
+    origin: State
+    latest: tuple[State, Lineage]
+    earlier: deque[tuple[State, Lineage]] = field(default_factory=lambda: deque(maxlen=_KNOWN))
+
+    @classmethod
+    def beginning(cls, origin: State) -> History:
+        """Begin with a state."""
+        return cls(origin, (origin, Lineage()))
+
+    def of(self, state: State) -> Lineage | None:
+        """Return what led to a state; None if it was never seen."""
+        for known, lineage in (self.latest, *reversed(self.earlier), (self.origin, Lineage())):
+            if not known.differs_from(state):
+                return lineage
+        return Lineage() if _is_new(state) else None
+
+    def add(self, state: State, lineage: Lineage) -> None:
+        """Take in the state that there is now."""
+        if state.differs_from(self.latest[0]):
+            self.earlier.append(self.latest)
+        self.latest = state, lineage
+
+
+def _is_new(state: State) -> bool:
+    """Tell whether a layer that is new, or reset, has these statistics."""
+    values = {name: tensor.detach() for name, tensor in state.tensors.items() if tensor.numel()}
+    new = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+    return state.readable and all(
+        bool((tensor == new[name]).all()) for name, tensor in values.items()
+    )

@@ -1,0 +1,310 @@
+"""Why a BN layer was not updated as it should have been."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from pytest_bninvariants.invariants.found import Found
+from pytest_bninvariants.invariants.verdict import Cause, CauseName, Place
+from pytest_bninvariants.invariants.wording import name_list, one_or_many, span
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A cause, when it applies to a layer, and what it says of all of them.
+
+    Args:
+        cause: its name.
+        applies: tells whether it explains a layer.
+        explain: says why, and the fix.
+        place: where it happened, if that was seen.
+        did: what was done there, up to the call.
+    """
+
+    cause: CauseName
+    applies: Callable[[Found], bool]
+    explain: Callable[[list[Found]], tuple[str, str]]
+    place: Callable[[Found], Place | None] = lambda _: None
+    did: str = "run by"
+
+
+def diagnose(found: Iterable[Found]) -> tuple[Cause, ...]:
+    """Explain each layer by every rule that applies, and group the layers of one event."""
+    grouped: dict[tuple[int, object], list[Found]] = {}
+    for each in found:
+        for number, rule in enumerate(RULES):
+            if rule.applies(each):
+                grouped.setdefault((number, rule.place(each)), []).append(each)
+    return tuple(
+        _cause(RULES[number], grouped[number, place])
+        for number, place in sorted(grouped, key=lambda group: group[0])
+    )
+
+
+def _cause(rule: _Rule, found: list[Found]) -> Cause:
+    why, fix = rule.explain(found)
+    names = tuple(each.name for each in found)
+    return Cause(
+        name=rule.cause, layers=names, why=why, fix=fix, place=rule.place(found[0]), did=rule.did
+    )
+
+
+def _names(found: list[Found]) -> str:
+    return name_list([each.name for each in found])
+
+
+def _was(found: list[Found]) -> str:
+    return one_or_many([each.name for each in found], "was", "were")
+
+
+def _explain_recomputation(found: list[Found]) -> tuple[str, str]:
+    again = span([each.lineage.recomputed for each in found], "time", "times")
+    return (
+        f"{_names(found)} {_was(found)} updated {again} in backward, where activation "
+        f"checkpointing runs a forward again, with the same batch{_effective(found[0])}",
+        f"leave BN layers out of what is checkpointed, or run the recomputation with "
+        f"{one_or_many([each.name for each in found], 'its', 'their')} momentum at 0"
+        f"{_root(found[0])}",
+    )
+
+
+def _effective(found: Found) -> str:
+    """Say what several updates make of the momentum."""
+    momentum, k = getattr(found.account.layer, "momentum", None), found.lineage.updates
+    if not isinstance(momentum, float) or k < 2 or not 0 < momentum < 1:
+        return ""
+    return (
+        f"; {k} updates with momentum {momentum:g} weigh the new batches "
+        f"1 - (1 - {momentum:g})^{k} = {1 - (1 - momentum) ** k:.3g}"
+    )
+
+
+def _root(found: Found) -> str:
+    """Say which momentum makes several updates weigh as much as one."""
+    momentum, k = getattr(found.account.layer, "momentum", None), found.lineage.updates
+    if not isinstance(momentum, float) or k < 2 or not 0 < momentum < 1:
+        return ""
+    return (
+        f", or use momentum 1 - (1 - {momentum:g})^(1/{k}) = {1 - (1 - momentum) ** (1 / k):.3g}, "
+        f"with which {k} updates weigh as much as one"
+    )
+
+
+def _has_extra(found: Found) -> bool:
+    lineage = found.lineage
+    if found.times == "forwards":
+        return bool(lineage.repeated - lineage.recomputed > 0)
+    extra = found.updates > found.times and lineage.recomputed < found.updates - found.times
+    return extra or lineage.repeated > lineage.recomputed
+
+
+def _explain_extra(found: list[Found]) -> tuple[str, str]:
+    first = found[0]
+    ran = span([each.updates for each in found], "forward", "forwards")
+    why = f"{_names(found)} {_was(found)} updated in {ran} of the step"
+    if any(each.lineage.repeated for each in found):
+        why += ", some of them with one and the same batch"
+    why += _effective(first)
+    k = first.updates
+    return (
+        why,
+        "run what is not meant to train in eval, or put the statistics back after it; for a second "
+        "forward on the same batch switch track_running_stats off; if the step accumulates over "
+        f"micro-batches, say times={k}{_root(first)}",
+    )
+
+
+def _extra_place(found: Found) -> Place | None:
+    times = found.times if isinstance(found.times, int) else 1
+    places = found.lineage.places
+    return places[times] if times < len(places) else None
+
+
+def _explain_in_eval(found: list[Found]) -> tuple[str, str]:
+    return (
+        f"{_names(found)} {_was(found)} updated in eval: the forward does not ask the mode",
+        "pass training=self.training to batch_norm, or use nn.BatchNorm",
+    )
+
+
+def _lacks(found: Found) -> bool:
+    few = found.times == "forwards" or found.updates < found.times
+    return found.counts_wrongly and few and not found.by_counter
+
+
+def _is_stuck(found: Found) -> bool:
+    account = found.account
+    return _lacks(found) and not account.updates and account.in_eval > 0 and not account.idle
+
+
+def _explain_stuck(found: list[Found]) -> tuple[str, str]:
+    trains = any(p.requires_grad for p in found[0].account.layer.parameters(recurse=False))
+    told = ", though requires_grad is True" if trains else ""
+    names = _names(found)
+    return (
+        f"{names} {_was(found)} in eval in each forward{told}: running statistics stood still",
+        f"call .train() on {names} before the step, or name only the layers that are to train",
+    )
+
+
+def _put_in_eval(found: Found) -> Place | None:
+    return found.account.put_in_eval
+
+
+def _did_not_run(found: Found) -> bool:
+    return _lacks(found) and not found.account.forwards
+
+
+def _explain_not_run(found: list[Found]) -> tuple[str, str]:
+    names = _names(found)
+    return (
+        f"no forward of {names} was seen in the step",
+        f"run the train step inside the guard, or leave {names} out with exclude=",
+    )
+
+
+def _has_no_momentum(found: Found) -> bool:
+    return _lacks(found) and found.account.by_momentum_zero > 0
+
+
+def _explain_no_momentum(found: list[Found]) -> tuple[str, str]:
+    return (
+        f"{_names(found)} ran in training mode with momentum 0, which keeps the old statistics",
+        "use momentum=None for a cumulative average, or a momentum above 0",
+    )
+
+
+def _has_no_tracking(found: Found) -> bool:
+    return _lacks(found) and found.account.without_tracking > 0
+
+
+def _explain_no_tracking(found: list[Found]) -> tuple[str, str]:
+    return (
+        f"{_names(found)} ran with track_running_stats=False, and so updated nothing",
+        "set track_running_stats back to True before the forward that is to update",
+    )
+
+
+def _wrote_elsewhere(found: Found) -> bool:
+    return _lacks(found) and found.elsewhere > 0
+
+
+def _explain_elsewhere(found: list[Found]) -> tuple[str, str]:
+    return (
+        f"{_names(found)} held other tensors for the forward, as functional_call has it, and those "
+        "were updated",
+        "copy the updated buffers back into the model after the step",
+    )
+
+
+def _wrote_nothing(found: Found) -> bool:
+    account = found.account
+    explained = account.by_momentum_zero + account.without_tracking
+    return _lacks(found) and account.idle > explained
+
+
+def _explain_wrote_nothing(found: list[Found]) -> tuple[str, str]:
+    return (
+        f"{_names(found)} normalised with batch statistics and wrote none of them into "
+        "running_mean and running_var",
+        "have the forward update the layer's own buffers, in place and not copies of them",
+    )
+
+
+def _ran_too_seldom(found: Found) -> bool:
+    account = found.account
+    own = account.updates - found.elsewhere
+    return _lacks(found) and own > 0 and not (account.idle or found.undone)
+
+
+def _explain_too_seldom(found: list[Found]) -> tuple[str, str]:
+    return (
+        f"{_names(found)} ran fewer forwards in training mode than updates are expected",
+        "run as many forwards as times= says, or say how many there are",
+    )
+
+
+def _is_wrong(found: Found) -> bool:
+    return bool(found.lineage.wrong) and not found.by_counter
+
+
+def _explain_wrong(found: list[Found]) -> tuple[str, str]:
+    told = {
+        f"{wrong.name} is {wrong.fits}" if wrong.fits else f"{wrong.name} is not the reference's"
+        for each in found
+        for wrong in each.lineage.wrong
+    }
+    return (
+        f"{_names(found)}: {'; '.join(sorted(told))}",
+        "store (1 - momentum) old + momentum new, of the mean and of the unbiased variance; "
+        "assert_bn_conforms holds the layer against all laws of BatchNorm",
+    )
+
+
+def _is_unsound(found: Found) -> bool:
+    return bool(found.unsound)
+
+
+def _explain_unsound(found: list[Found]) -> tuple[str, str]:
+    return (
+        f"{_names(found)} took in a batch with values that are not finite, or a variance that is "
+        "negative, and no later batch mends that: every eval will give NaN",
+        "look for the first batch with such values; where a step is skipped, as GradScaler does, "
+        "put the statistics back, too",
+    )
+
+
+def _is_miscounted(found: Found) -> bool:
+    return found.lineage.miscounted > 0 and not found.by_counter
+
+
+def _explain_miscounted(found: list[Found]) -> tuple[str, str]:
+    return (
+        f"num_batches_tracked of {_names(found)} moved by another number than 1 in an update",
+        "add 1 to it in each forward in training mode: momentum=None averages by it",
+    )
+
+
+def _explain_loaded(found: list[Found]) -> tuple[str, str]:
+    return (
+        f"{_names(found)} got other running statistics from a state_dict during the step",
+        "load checkpoints before the step",
+    )
+
+
+def _explain_in_place(found: list[Found]) -> tuple[str, str]:
+    return (
+        f"running statistics of {_names(found)} were written to by code that is no forward of the "
+        "layer, no load and no exchange between processes",
+        "let the layer alone write them, or put such code outside of the step",
+    )
+
+
+RULES: tuple[_Rule, ...] = (
+    _Rule(
+        "recomputation",
+        lambda f: f.lineage.recomputed > 0 and not f.by_counter,
+        _explain_recomputation,
+    ),
+    _Rule("extra-forward", _has_extra, _explain_extra, _extra_place),
+    _Rule("update-in-eval", lambda f: f.lineage.in_eval > 0 and not f.by_counter, _explain_in_eval),
+    _Rule("stuck-in-eval", _is_stuck, _explain_stuck, _put_in_eval, "put in eval by"),
+    _Rule("not-run", _did_not_run, _explain_not_run),
+    _Rule("momentum-zero", _has_no_momentum, _explain_no_momentum),
+    _Rule("tracking-off", _has_no_tracking, _explain_no_tracking),
+    _Rule("updated-elsewhere", _wrote_elsewhere, _explain_elsewhere),
+    _Rule("not-written", _wrote_nothing, _explain_wrote_nothing),
+    _Rule("fewer-forwards", _ran_too_seldom, _explain_too_seldom),
+    _Rule("wrong-update", _is_wrong, _explain_wrong),
+    _Rule("not-finite", _is_unsound, _explain_unsound),
+    _Rule("miscounted", _is_miscounted, _explain_miscounted),
+    _Rule(
+        "loaded",
+        lambda f: f.written and f.lineage.written == "loaded",
+        _explain_loaded,
+        lambda f: f.lineage.written_at,
+    ),
+    _Rule("in-place", lambda f: f.written and f.lineage.written == "in-place", _explain_in_place),
+)
+"""In the order in which a verdict tells them; several may apply to one layer."""

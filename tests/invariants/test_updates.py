@@ -1,0 +1,643 @@
+"""`bn_updates`: how often running statistics are updated, and whether rightly."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import socket
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import assume, given, settings
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.utils.checkpoint import checkpoint
+from torchvision.models import resnet18
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+from pytest_bninvariants import GateError, InvariantBroken, InvariantHazard, Verdict, bn_updates
+from pytest_bninvariants.batchnorm.cases import Case
+from pytest_bninvariants.batchnorm.strategies import bn_cases
+
+LAYERS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+
+def values(seed: int = 0, shape: tuple[int, ...] = (8, 3)) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 2 + 1
+
+
+def broken(model: nn.Module, step: Callable[[], object], *modules: str, **options: Any) -> Verdict:
+    with pytest.raises(InvariantBroken) as caught, bn_updates(model, *modules, **options):
+        step()
+    return caught.value.verdict
+
+
+def told(verdict: Verdict) -> list[tuple[str, str]]:
+    return [(change.name, change.text) for change in verdict.changes]
+
+
+def causes(verdict: Verdict) -> list[str]:
+    return [cause.name for cause in verdict.causes]
+
+
+def train(model: nn.Module, *batches: Tensor, step: bool = True) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for batch in batches:
+        model(batch).square().mean().backward()
+    if step:
+        optimizer.step()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn, self.head = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.head(self.bn(self.linear(batch)))
+
+
+def test_one_update_of_each_layer_holds() -> None:
+    with bn_updates(Net()) as guard:
+        train(guard.model, values())
+    assert guard.verdict is not None
+    assert (guard.verdict.layers, guard.verdict.notes) == (1, ())
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_another_number_of_updates_is_a_violation(times: int) -> None:
+    model = Net()
+    verdict = broken(model, lambda: train(model, values(0), values(1)), times=times)
+    assert told(verdict) == [("bn", f"2 updates, expected {times}")]
+    assert causes(verdict) == ["extra-forward" if times == 1 else "fewer-forwards"]
+
+
+def test_accumulation_is_told_with_what_it_does_to_the_momentum() -> None:
+    model = Net()
+    batches = [values(seed) for seed in range(4)]
+    (cause,) = broken(model, lambda: train(model, *batches)).causes
+    assert "4 updates with momentum 0.1 weigh the new batches 1 - (1 - 0.1)^4 = 0.344" in cause.why
+    assert "times=4, or use momentum 1 - (1 - 0.1)^(1/4) = 0.026" in cause.fix
+    assert cause.place is not None
+    assert cause.place.function == "train"
+    with bn_updates(model, times=4):
+        train(model, *batches)
+
+
+def test_the_momentum_that_is_advised_weighs_as_much_as_one_batch() -> None:
+    layer = nn.BatchNorm1d(3, momentum=1 - (1 - 0.1) ** (1 / 4)).double()
+    one = nn.BatchNorm1d(3).double()
+    x = values().double()
+    with bn_updates(layer, times="forwards"):
+        for _ in range(4):
+            torch.optim.SGD(layer.parameters(), lr=0.0).step()
+            layer(x)
+    one(x)
+    assert layer.running_var.allclose(one.running_var)
+
+
+def test_each_step_of_an_optimizer_can_be_counted() -> None:
+    model = Net()
+
+    def epoch() -> None:
+        for seed in range(3):
+            train(model, values(seed))
+
+    with bn_updates(model, per="optimizer_step"):
+        epoch()
+    assert told(broken(model, epoch)) == [("bn", "3 updates, expected 1")]
+    of_steps = bn_updates(model, per="optimizer_step")
+    with pytest.raises(GateError, match="no optimizer that holds the model's param"), of_steps:
+        train(model, values(), step=False)
+
+
+def test_once_a_forward_holds_for_any_number_and_not_for_one_without_an_update() -> None:
+    model = Net()
+    with bn_updates(model, times="forwards"):
+        train(model, *map(values, range(5)))
+
+    def one_without() -> None:
+        train(model, values(0))
+        model.bn.track_running_stats = False
+        train(model, values(1))
+
+    verdict = broken(model, one_without, times="forwards")
+    assert told(verdict) == [("bn", "1 update, 1 forward without, one a forward")]
+    assert causes(verdict) == ["tracking-off"]
+
+
+@given(bn_cases(modes=(True, True), tracking=True))
+@settings(max_examples=150, deadline=None)
+def test_torchs_layers_are_updated_rightly_whatever_the_batch(case: Case) -> None:
+    assume(case.momentum != 0 and case.batches[0] != case.batches[1])
+    layer, step = made(case)
+    with bn_updates(layer, times=len(case.batches)):
+        step()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_other_dtypes_are_judged_by_their_own_bounds(dtype: str) -> None:
+    @given(bn_cases(dtype=dtype, modes=(True,), tracking=True))
+    @settings(max_examples=40, deadline=None, database=None)
+    def run(case: Case) -> None:
+        assume(case.momentum != 0)
+        layer, step = made(case)
+        before = copy.deepcopy(layer.state_dict())
+        step()
+        assume(layer.running_var.isfinite().all())  # float16 ends at 65504
+        layer.load_state_dict(before)
+        with bn_updates(layer):
+            step()
+
+    run()
+
+
+def made(case: Case) -> tuple[nn.Module, Callable[[], None]]:
+    """Return torch's layer in a case's state, and what runs its batches."""
+    batches = [batch.tensor() for batch in case.batches]
+    assume(all(batch.numel() > batch.shape[1] for batch in batches))
+    layer = LAYERS[batches[0].dim()](
+        case.channels, eps=case.eps, momentum=case.momentum, affine=case.affine
+    )
+    layer.to(getattr(torch, case.state_dtype)).load_state_dict(case.state(), strict=False)
+
+    def step() -> None:
+        for batch in batches:
+            layer(batch)
+
+    return layer, step
+
+
+class Own(nn.BatchNorm1d):
+    """A layer with one mistake, or none."""
+
+    def __init__(self, mistake: str = "", momentum: float | None = 0.3) -> None:
+        super().__init__(3, momentum=momentum)
+        self.mistake = mistake
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var)
+        with torch.no_grad():
+            self.update(x)
+        return F.batch_norm(x, None, None, training=True)
+
+    def update(self, x: Tensor) -> None:
+        mistake, m = self.mistake, 0.3
+        mean, var = x.mean(0), x.var(0, unbiased=mistake != "biased")
+        if mistake == "inverted":
+            m = 1 - m
+        if mistake == "deviation":
+            var = var.sqrt()
+        self.running_mean.lerp_(mean, 0.0 if mistake == "mean stays" else m)
+        self.running_var.lerp_(var, m)
+        self.num_batches_tracked += {"counts twice": 2, "does not count": 0}.get(mistake, 1)
+
+
+def test_a_layer_of_ones_own_that_updates_rightly_holds() -> None:
+    model = Own()
+    with bn_updates(model):
+        model(values())
+
+
+@pytest.mark.parametrize(
+    ("mistake", "tensors", "why"),
+    [
+        ("biased", {"running_var"}, "with the biased variance"),
+        ("inverted", {"running_mean", "running_var"}, "as if momentum were 0.7"),
+        ("deviation", {"running_var"}, "with the standard deviation"),
+        ("mean stays", {"running_mean"}, "as if nothing had been taken in"),
+    ],
+)
+def test_a_wrong_update_is_told_with_the_mistake_that_fits(
+    mistake: str, tensors: set[str], why: str
+) -> None:
+    model = Own(mistake)
+    verdict = broken(model, lambda: model(values()))
+    assert {change.name for change in verdict.changes} == tensors
+    assert causes(verdict) == ["wrong-update"]
+    assert why in verdict.causes[0].why
+
+
+def test_an_error_just_above_the_bound_is_found_and_one_below_is_not() -> None:
+    def off_by(relative: float) -> Callable[[], None]:
+        layer = nn.BatchNorm1d(3, momentum=1.0)
+
+        class Off(nn.BatchNorm1d):
+            def forward(self, x: Tensor) -> Tensor:
+                y = super().forward(x)
+                self.running_var.mul_(1 + relative)
+                return y
+
+        model = Off(3, momentum=1.0)
+        model.load_state_dict(layer.state_dict())
+
+        def run() -> None:
+            with bn_updates(model):
+                model(values())
+
+        return run
+
+    off_by(1e-7)()
+    with pytest.raises(InvariantBroken, match="running_var"):
+        off_by(1e-4)()
+
+
+def test_a_counter_that_counts_twice_is_a_violation_and_one_that_does_not_a_hazard() -> None:
+    twice = Own("counts twice")
+    assert causes(broken(twice, lambda: twice(values()))) == ["miscounted"]
+    never = Own("does not count")
+    with pytest.warns(InvariantHazard, match="does not count its updates"), bn_updates(never):
+        never(values())
+
+
+def test_a_layer_that_writes_into_copies_is_told() -> None:
+    class Lossy(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            copies = self.running_mean.clone(), self.running_var.clone()
+            return F.batch_norm(x, *copies, training=self.training)
+
+    model = Lossy(3)
+    verdict = broken(model, lambda: model(values()))
+    assert told(verdict) == [("", "0 updates, 1 forward without, expected 1")]
+    assert causes(verdict) == ["not-written"]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputation_in_resnet18_is_told(reentrant: bool) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = resnet18(num_classes=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            net = self.net
+            x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+            for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+                x = checkpoint(layer, x, use_reentrant=reentrant)
+            return net.fc(x.mean((2, 3)))
+
+    model = Checkpointed()
+    images = values(shape=(2, 3, 64, 64))
+    verdict = broken(model, lambda: train(model, images))
+    assert (verdict.layers, len(verdict.changes)) == (20, 19)
+    assert told(verdict)[0][1] == "2 updates, expected 1; 1 update in backward"
+    assert causes(verdict) == ["recomputation"]
+    with bn_updates(model, "net.bn1"):
+        train(model, images)
+    assert "in backward" in told(broken(model, lambda: train(model, images), times=2))[1][1]
+
+
+def sam(model: Net, second: Callable[[Net], None], after: Callable[[Net], None]) -> None:
+    """Take a step of SAM: a second forward, at weights that are moved."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = values()
+    model(batch).square().mean().backward()
+    moved = {p: 0.05 * p.grad for p in model.parameters() if p.grad is not None}
+    with torch.no_grad():
+        for parameter, by in moved.items():
+            parameter.add_(by)
+    second(model)
+    model(batch).square().mean().backward()
+    after(model)
+    with torch.no_grad():
+        for parameter, by in moved.items():
+            parameter.sub_(by)
+    optimizer.step()
+
+
+def test_sams_second_forward_is_told_and_each_way_to_mend_it_holds() -> None:
+    def nothing(_: Net) -> None: ...
+
+    def momentum(value: float) -> Callable[[Net], None]:
+        return lambda model: setattr(model.bn, "momentum", value)
+
+    def tracking(value: bool) -> Callable[[Net], None]:
+        return lambda model: setattr(model.bn, "track_running_stats", value)
+
+    model = Net()
+    verdict = broken(model, lambda: sam(model, nothing, nothing))
+    assert causes(verdict) == ["extra-forward"]
+    for second, after in ((momentum(0.0), momentum(0.1)), (tracking(False), tracking(True))):
+        with bn_updates(model):
+            sam(model, second, after)
+    kept: dict[str, Tensor] = {}
+
+    def keep(model: Net) -> None:
+        kept.update({name: value.clone() for name, value in model.bn.named_buffers()})
+
+    def put_back(model: Net) -> None:
+        for name, value in model.bn.named_buffers():
+            value.copy_(kept[name])
+
+    with bn_updates(model):
+        sam(model, keep, put_back)
+
+
+def test_an_overflow_under_grad_scaler_is_told_and_one_that_is_undone_is_a_hazard() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
+
+    def step() -> None:
+        scaler.scale(model(torch.full((8, 4), float("inf"))).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    weights = copy.deepcopy(model[0].weight)
+    before = copy.deepcopy(model.state_dict())
+    verdict = broken(model, step)
+    assert model[0].weight.equal(weights)
+    assert told(verdict)[0] == ("1.running_mean", "4 of 4 values are not finite")
+    assert causes(verdict) == ["not-finite"]
+    model.load_state_dict(before)
+
+    def step_and_undo() -> None:
+        with bn_updates(model):
+            step()
+            model.load_state_dict(before)
+
+    with pytest.warns(InvariantHazard, match="were put back"):
+        step_and_undo()
+
+
+def test_warm_up_forwards_are_told_and_hold_where_they_are_undone() -> None:
+    model = Net()
+
+    def capture(*, restore: bool) -> None:
+        kept = copy.deepcopy(model.bn.state_dict())
+        for _ in range(3):
+            model(values())
+        if restore:
+            for name, value in model.bn.named_buffers():
+                value.copy_(kept[name])
+        train(model, values())
+
+    verdict = broken(model, lambda: capture(restore=False))
+    expected = "4 updates, expected 1; 3 updates with a batch that had updated already"
+    assert told(verdict) == [("bn", expected)]
+    assert causes(verdict) == ["extra-forward"]
+    with bn_updates(model):
+        capture(restore=True)
+
+
+def test_one_batch_may_update_once_in_each_optimizers_step_and_not_twice() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+
+    def overfit(*, steps: bool) -> None:
+        for _ in range(3):
+            train(model, values(), step=steps)
+
+    with bn_updates(model, times=3):
+        overfit(steps=True)
+    verdict = broken(model, lambda: overfit(steps=False), times=3)
+    assert told(verdict) == [("0", "2 updates with a batch that had updated already")]
+
+
+def test_a_layer_that_is_stuck_in_eval_is_told_with_the_line() -> None:
+    model = Net()
+
+    def validate_and_train() -> None:
+        model.eval()
+        train(model, values())
+
+    (cause,) = broken(model, validate_and_train).causes
+    assert cause.name == "stuck-in-eval"
+    assert cause.place is not None
+    assert (cause.place.call, cause.place.function) == ("Net.eval(False)", "validate_and_train")
+
+
+def test_an_update_in_eval_is_a_violation() -> None:
+    class Always(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(x, self.running_mean, self.running_var, training=True)
+
+    model = Always(3).eval()
+    verdict = broken(model, lambda: model(values()))
+    assert told(verdict) == [("", "1 update in eval")]
+    assert causes(verdict) == ["update-in-eval"]
+
+
+def test_frozen_layers_are_left_alone_unless_they_are_named() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    model[0].eval().requires_grad_(False)
+    with bn_updates(model) as guard:
+        model(values())
+    assert guard.verdict is not None
+    assert guard.verdict.layers == 1
+    assert causes(broken(model, lambda: model(values()), "0")) == ["stuck-in-eval"]
+    with bn_updates(model, "0", times=0):
+        model(values())
+
+
+def test_two_networks_are_told_apart_by_name() -> None:
+    gan = nn.ModuleDict({"generator": Net(), "critic": Net()})
+
+    def step_of_the_critic() -> None:
+        train(gan["critic"], values(0), values(1))
+
+    with bn_updates(gan, "critic", times=2):
+        step_of_the_critic()
+    with bn_updates(gan["critic"], times=2):
+        step_of_the_critic()
+    verdict = broken(gan, step_of_the_critic, times=2)
+    assert told(verdict) == [("generator.bn", "0 updates, expected 2")]
+    assert causes(verdict) == ["not-run"]
+
+
+def test_update_bn_starts_the_average_anew_and_holds() -> None:
+    model = AveragedModel(Net())
+    with bn_updates(model, times=3):
+        update_bn(list(map(values, range(3))), model)
+
+
+def test_what_writes_besides_the_updates_is_told() -> None:
+    model = Net()
+
+    def write() -> None:
+        train(model, values())
+        model.bn.running_mean.add_(1)
+
+    def load() -> None:
+        train(model, values())
+        model.load_state_dict(Net().state_dict() | {"bn.running_mean": torch.ones(4)})
+
+    assert causes(broken(model, write)) == ["in-place"]
+    (cause,) = broken(model, load).causes
+    assert cause.name == "loaded"
+    assert cause.place is not None
+    assert cause.place.function == "load"
+
+
+def test_momentum_zero_and_functional_call_leave_no_update() -> None:
+    still = nn.BatchNorm1d(3, momentum=0.0)
+    assert causes(broken(still, lambda: still(values()))) == ["momentum-zero"]
+    model = nn.BatchNorm1d(3)
+
+    def call() -> dict[str, Tensor]:
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        torch.func.functional_call(model, state, (values(),))
+        return state
+
+    assert causes(broken(model, call)) == ["updated-elsewhere"]
+    with bn_updates(model):
+        model.load_state_dict(call())
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_compiled_layers_are_judged_by_their_counters_and_the_verdict_says_so(times: int) -> None:
+    model = torch.compile(Net(), backend="eager")
+
+    def step() -> None:
+        train(model, *map(values, range(times)))
+
+    with bn_updates(model, times=times) as guard:
+        step()
+    assert guard.verdict is not None
+    assert "judged by the counter" in guard.verdict.notes[0]
+    verdict = broken(model, step, times=3)
+    assert told(verdict)[0][1] == f"{times} update{'s' * (times > 1)}, expected 3"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.LazyBatchNorm1d(),
+        nn.BatchNorm1d(3, momentum=None),
+        nn.BatchNorm1d(3, affine=False),
+        nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False)),
+        nn.SyncBatchNorm(3),
+        nn.utils.parametrizations.weight_norm(nn.BatchNorm1d(3)),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_layers_of_other_sorts_hold(model: nn.Module) -> None:
+    with bn_updates(model):
+        model.train()(values())
+
+
+def test_an_instance_norm_that_tracks_is_counted_and_its_values_are_not_judged() -> None:
+    model = nn.InstanceNorm1d(3, track_running_stats=True)
+    with bn_updates(model) as guard:
+        model(values(shape=(4, 3, 5)))
+    assert guard.verdict is not None
+    assert "were not held against the reference" in guard.verdict.notes[0]
+    assert told(broken(model, lambda: model(values(shape=(4, 3, 5))), times=2))
+
+
+def test_models_of_timm_and_torchvision_hold() -> None:
+    model = timm.create_model("resnet10t", num_classes=2)
+    with bn_updates(model) as guard:
+        train(model, values(shape=(2, 3, 64, 64)))
+    assert guard.verdict is not None
+    assert guard.verdict.layers > 10
+    detector = fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None, num_classes=2, min_size=64, max_size=64
+    )
+    target = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+    with bn_updates(detector, "backbone.body.*.1"):
+        losses = detector.train()([torch.rand(3, 64, 64)] * 2, [target] * 2)
+        sum(losses.values()).backward()
+
+
+def test_autocast_and_frozen_parts_of_a_resnet_hold() -> None:
+    model = resnet18(num_classes=2)
+    model.layer1.requires_grad_(False).eval()
+    with bn_updates(model) as guard, torch.autocast("cpu", torch.bfloat16):
+        train(model, values(shape=(2, 3, 64, 64)))
+    assert guard.verdict is not None
+    assert guard.verdict.layers == 16
+
+
+def test_a_step_in_which_nothing_ran_fails_and_so_does_a_model_without_such_layers() -> None:
+    with pytest.raises(GateError, match="nothing ran inside bn_updates"), bn_updates(Net()):
+        pass
+    for model, text in (
+        (nn.Linear(2, 2), "no BN layer"),
+        (nn.BatchNorm1d(3, track_running_stats=False), "none of the BN layers has running stat"),
+    ):
+        with pytest.raises(GateError, match=text), bn_updates(model):
+            pass
+    frozen = Net().eval().requires_grad_(False)
+    with pytest.raises(GateError, match="no BN layer is in training"), bn_updates(frozen):
+        frozen(values())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"times": 1.5}, r"times= takes a number from 0, or \"forwards\"; got 1.5 \(float\)"),
+        ({"times": True}, "times= takes a number"),
+        ({"times": -1}, "times= takes a number"),
+        ({"times": "steps"}, "got 'steps'"),
+        ({"per": "epoch"}, 'per= takes "step" or "optimizer_step"; got \'epoch\''),
+        ({"times": "forwards", "per": "optimizer_step"}, "leave per= out"),
+    ],
+)
+def test_a_bad_argument_is_named(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(GateError, match=text):
+        bn_updates(Net(), **options)
+    with pytest.raises(GateError, match="'backbon' matches nothing"), bn_updates(Net(), "backbon"):
+        pass
+
+
+def test_a_step_that_raises_is_not_judged() -> None:
+    with pytest.raises(ZeroDivisionError) as caught, bn_updates(Net()):
+        _ = 1 / 0
+    assert not getattr(caught.value, "__notes__", [])
+
+
+def test_a_guarded_step_is_bit_for_bit_a_bare_one() -> None:
+    bare, guarded = Net(), Net()
+    guarded.load_state_dict(bare.state_dict())
+    torch.manual_seed(3)
+    train(bare, torch.randn(8, 3), torch.randn(8, 3))
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    with bn_updates(guarded, times=2):
+        train(guarded, torch.randn(8, 3), torch.randn(8, 3))
+    assert torch.get_rng_state().equal(after)
+    for name, value in bare.state_dict().items():
+        assert value.equal(guarded.state_dict()[name]), name
+
+
+def test_a_long_step_keeps_few_things() -> None:
+    layer = nn.BatchNorm1d(3)
+
+    def run(count: int) -> int:
+        with bn_updates(layer, times=count):
+            tracemalloc.start()
+            for seed in range(count):
+                layer(values(seed))
+            gc.collect()
+            held, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        return held
+
+    run(50)
+    assert run(400) < run(100) + 20_000
+
+
+@pytest.mark.parametrize("broadcast", [True, False])
+def test_both_ranks_of_ddp_hold_and_see_a_second_forward(broadcast: bool) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    script = Path(__file__).with_name("updating_rank.py")
+    command = [sys.executable, str(script)]
+    ranks = [
+        subprocess.Popen([*command, str(rank), port, str(int(broadcast))], stdout=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        output, _ = rank.communicate(timeout=120)
+        assert rank.returncode == 0
+        assert json.loads(output) == {"one": [], "two": ["extra-forward"]}

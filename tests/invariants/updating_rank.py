@@ -1,0 +1,45 @@
+"""One of two processes that train a model in DDP; it prints what its guards said."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pytest_bninvariants import InvariantBroken, bn_updates
+
+
+def told(model: nn.Module, batches: list[torch.Tensor]) -> list[str]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    try:
+        with bn_updates(model):
+            for batch in batches:
+                model(batch).sum().backward()
+            optimizer.step()
+    except InvariantBroken as failure:
+        return [cause.name for cause in failure.verdict.causes]
+    return []
+
+
+def main(rank: int, port: str, broadcast: bool) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    model = DistributedDataParallel(inner, broadcast_buffers=broadcast)
+    torch.manual_seed(rank)
+    inner[1].running_mean.fill_(float(rank))
+    found = {
+        "one": told(model, [torch.randn(5, 3)]),
+        "two": told(model, [torch.randn(5, 3), torch.randn(5, 3)]),
+    }
+    distributed.barrier()
+    distributed.destroy_process_group()
+    print(json.dumps(found))
+
+
+main(int(sys.argv[1]), sys.argv[2], sys.argv[3] == "1")
