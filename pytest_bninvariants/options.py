@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from pytest_bninvariants.devices import resolve
 EFFORTS = {"quick": 6, "default": 100, "thorough": 2000}
 TRACES = ("rerun", "same-run")
 _AUDITS = ("report", "fail")
+_UNITS = {"": 1, **{f"{u}B": 1000**n for n, u in enumerate(("", "K", "M", "G", "T"))}}
+_UNITS |= {f"{u}iB": 1024**n for n, u in enumerate(("K", "M", "G", "T"), 1)}
 SETTINGS = pytest.StashKey["Settings"]()
 
 
@@ -30,6 +33,7 @@ class Settings:
         bn_dtypes: names of dtypes; none: each law's own.
         bn_xfails: the file of expected failures.
         bn_examples: how many cases a law is tried on.
+        bn_snapshot_budget: how many bytes a snapshot may keep; None: a share of what is free.
         bn_trace: in which run the writers of what changed are sought, of `TRACES`; None: in none.
     """
 
@@ -42,6 +46,7 @@ class Settings:
     bn_xfails: str | None = None
     bn_examples: int = 100
     bn_trace: str | None = None
+    bn_snapshot_budget: int | None = None
 
     @property
     def choosing(self) -> tuple[str, ...]:
@@ -86,6 +91,7 @@ class Settings:
             bn_xfails=_file("--bn-xfails", config.getoption("bn_xfails")),
             bn_examples=_examples(config.getoption("bn_examples")),
             bn_trace=_trace(config),
+            bn_snapshot_budget=_bytes("bn_snapshot_budget", config.getini("bn_snapshot_budget")),
         )
 
 
@@ -134,6 +140,19 @@ def _examples(given: str | None) -> int:
     raise pytest.UsageError(
         f"--bn-examples={given}: accepted are a whole number from 1, {', '.join(EFFORTS)}"
     )
+
+
+def _bytes(key: str, given: str) -> int | None:
+    if not given:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)", given)
+    units = {unit.lower(): size for unit, size in _UNITS.items()}
+    if found is None or found[2].lower() not in units:
+        raise pytest.UsageError(
+            f"{key}={given}: accepted are a number of bytes and a number with one of "
+            f"{', '.join(unit for unit in _UNITS if unit)}, such as 512MB"
+        )
+    return int(float(found[1]) * units[found[2].lower()])
 
 
 def _trace(config: pytest.Config) -> str | None:
@@ -223,6 +242,12 @@ def add_options(parser: pytest.Parser) -> None:
         "bn_device", "devices for the `bn_device` fixture, as --bn-device", type="args", default=[]
     )
     parser.addini("bn_audit", "report or fail, as --bn-audit", default="")
+    parser.addini(
+        "bn_snapshot_budget",
+        "memory that a guard may take for what it compares, such as 512MB; above it fingerprints "
+        "stand in for large tensors; default: a quarter of what is free",
+        default="",
+    )
     parser.addini(
         "bn_layer_types",
         "types that count as BN layers besides those that are recognised: "

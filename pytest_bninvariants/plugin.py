@@ -10,7 +10,7 @@ import pytest
 
 from pytest_bninvariants import failures, markers
 from pytest_bninvariants.conformance import plan, summary
-from pytest_bninvariants.invariants import registry, reruns, tracing
+from pytest_bninvariants.invariants import budget, registry, reruns, tracing
 from pytest_bninvariants.options import SETTINGS, Settings, add_options
 from pytest_bninvariants.retrace import RERUNNERS, Retracer
 
@@ -27,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     settings = config.stash[SETTINGS] = Settings.from_config(config)
     config.add_cleanup(registry.use(settings.bn_layer_types))
+    config.add_cleanup(budget.use(settings.bn_snapshot_budget))
     config.add_cleanup(tracing.use(tracing.Trace() if settings.bn_trace else None))
     if settings.bn_trace == "rerun":
         config.pluginmanager.register(Retracer(), "bninvariants-retracer")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 from torch.nn import Parameter
 
-from pytest_bninvariants.invariants.content import UNREADABLE, parts
+from pytest_bninvariants.invariants.content import UNREADABLE, extent, parts
 
 _PLAIN = (Tensor, Parameter)
 _Span = tuple[int, int]
@@ -50,13 +50,6 @@ def _spans(tensor: Tensor) -> list[_Span]:
     try:
         plain = type(tensor) in _PLAIN and not tensor.is_sparse
         found = (tensor,) if plain else parts(tensor)
-        return [(part.data_ptr(), part.data_ptr() + _extent(part)) for part in found]
+        return [(part.data_ptr(), part.data_ptr() + extent(part)) for part in found]
     except UNREADABLE:
         return []
-
-
-def _extent(part: Tensor) -> int:
-    if part.is_contiguous() or part.numel() == 0:
-        return part.numel() * part.element_size()
-    last = sum((n - 1) * step for n, step in zip(part.shape, part.stride(), strict=True))
-    return (last + 1) * part.element_size()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import FrameType
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,33 @@ present: tuple[Observer, ...] = ()
 
 
 def unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Keep dynamo, which may be running what calls a function, from compiling it."""
+    """Keep dynamo, which may be running what calls a function, from compiling it.
+
+    Where it runs nothing, the function is called as it is: switching dynamo off and on takes
+    longer than most of these functions do.
+    """
     hidden: Callable[_P, _R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-    return hidden
+    if _skip_code is None or _callback is None:
+        return hidden
+
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return (function if _callback() is None else hidden)(*args, **kwargs)
+
+    _skip_code(call.__code__)
+    return call
+
+
+def _find_dynamo() -> tuple[Any, Any]:
+    """Return what has dynamo skip a function's frames, and what tells whether it runs.
+
+    Both are private to torch, and where one is missing there is a slower way.
+    """
+    try:
+        from torch._C._dynamo.eval_frame import get_eval_frame_callback
+        from torch._dynamo.eval_frame import skip_code
+    except ImportError:
+        return None, None
+    return skip_code, get_eval_frame_callback
+
+
+_skip_code, _callback = _find_dynamo()

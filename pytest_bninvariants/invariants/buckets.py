@@ -16,6 +16,7 @@ from pytest_bninvariants.invariants.content import (
     Content,
     as_bytes,
     in_words,
+    is_backed,
     same_bytes,
 )
 from pytest_bninvariants.invariants.fingerprint import CHUNK, Method, fingerprints, method_on
@@ -41,6 +42,7 @@ def is_plain(tensor: Tensor) -> bool:
         and not tensor.is_nested
         and not tensor.is_meta
         and not tensor.is_neg()
+        and is_backed(tensor)
     )
 
 

@@ -64,9 +64,32 @@ def _quantizer(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def as_bytes(part: Tensor) -> Tensor:
-    """View a plain dense tensor as a flat uint8 tensor; copy only where its layout forbids it."""
+    """View a plain dense tensor as a flat uint8 tensor; copy only where its layout forbids it.
+
+    Raises:
+        Incomparable: its memory is not there.
+    """
+    if not is_backed(part):
+        raise Incomparable("its memory was freed")
     dense = part if part.is_contiguous() else part.contiguous()
     return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
+
+
+def is_backed(part: Tensor) -> bool:
+    """Tell whether all memory of a plain tensor is there; who shards a model frees it at times.
+
+    Torch itself does not ask before it reads, and crashes.
+    """
+    size = part.nbytes if part.is_contiguous() else extent(part)
+    return part.untyped_storage().nbytes() >= part.storage_offset() * part.itemsize + size
+
+
+def extent(part: Tensor) -> int:
+    """Return how many bytes lie between a plain dense tensor's first and its last."""
+    if part.is_contiguous() or part.numel() == 0:
+        return part.nbytes
+    last = sum((n - 1) * step for n, step in zip(part.shape, part.stride(), strict=True))
+    return (last + 1) * part.itemsize
 
 
 def in_words(*flat: Tensor) -> list[Tensor]:

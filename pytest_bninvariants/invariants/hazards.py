@@ -13,6 +13,8 @@ from pytest_bninvariants.invariants.sides import SETTINGS, After, Before, plain
 from pytest_bninvariants.invariants.verdict import Change, Hazard
 from pytest_bninvariants.invariants.witness import Witness
 
+_STATE = (*STATISTICS, "num_batches_tracked")
+
 
 def hazards(
     model: nn.Module, before: Before, after: After, changes: Iterable[Change], witness: Witness
@@ -84,24 +86,56 @@ def _of_settings(before: Before, after: After, swapped: set[str]) -> Iterator[Ha
 
 def _of_statistics(before: Before, after: After, witness: Witness) -> Iterator[Hazard]:
     """Yield watched BN layers whose statistics are not those of any data."""
-    others_have_data = any(
-        _has_data(module) and not witness.seen_of(module).normalised
-        for module in before.names.modules.values()
-    )
-    for key, old in before.selection.bn_layers.items():
-        layer = after.module(key, old)
+    read: dict[str, tuple[Tensor, Tensor]] = {}
+    layers = {key: after.module(key, old) for key, old in before.selection.bn_layers.items()}
+    for key, layer in layers.items():
         mean, var = (_readable(getattr(layer, name, None)) for name in STATISTICS)
-        if mean is None or var is None:
-            continue
-        name = before.selection.bn_names[key]
+        if mean is not None and var is not None:
+            read[key] = mean, var
+    finite = _all_finite([each for pair in read.values() for each in pair])
+    for key, (mean, var) in read.items():
+        name, layer = before.selection.bn_names[key], layers[key]
         if mean.data_ptr() == var.data_ptr() and mean.numel():
             yield Hazard(name=name, text="running_mean and running_var share memory")
-        if not bool(mean.isfinite().all() and var.isfinite().all()):
+        if not finite and not _all_finite([mean, var]):
             yield Hazard(name=name, text="has running statistics that are not finite")
-        ran = layer is not None and witness.ran_module(layer)
-        if ran and _is_initial(layer) and (_is_meant_to_be_loaded(layer) or others_have_data):
+        if (
+            layer is not None
+            and witness.ran_module(layer)
+            and _is_initial(layer)
+            and (_is_meant_to_be_loaded(layer) or _others_have_data(before, witness))
+        ):
             text = "ran with running_mean 0 and running_var 1, as a new layer has them: "
             yield Hazard(name=name, text=text + "was its checkpoint loaded?")
+
+
+def _others_have_data(before: Before, witness: Witness) -> bool:
+    """Tell whether a layer has statistics of some data, other than of this step's."""
+    layers = [
+        module
+        for module in before.names.modules.values()
+        if is_bn_layer(module) and not witness.seen_of(module).normalised
+    ]
+    means, variances, counters = (
+        _joined(_readable(getattr(each, name, None)) for each in layers) for name in _STATE
+    )
+    moved = any(bool(flat.any()) for flat in [*means, *counters])
+    return moved or any(bool((flat != 1).any()) for flat in variances)
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether all values are finite."""
+    return all(bool(flat.isfinite().all()) for flat in _joined(tensors))
+
+
+def _joined(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+    """Return the values of tensors as few tensors, so that each device is asked once."""
+    sorts: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor is not None:
+            flat = tensor.detach().reshape(-1)
+            sorts.setdefault((tensor.dtype, tensor.device), []).append(flat)
+    return [torch.cat(same) for same in sorts.values()]
 
 
 def _readable(value: object) -> Tensor | None:
@@ -110,17 +144,9 @@ def _readable(value: object) -> Tensor | None:
     return value if value.layout == torch.strided else None
 
 
-def _has_data(module: nn.Module) -> bool:
-    """Tell whether a module is a BN layer with statistics of some data."""
-    mean = _readable(getattr(module, "running_mean", None)) if is_bn_layer(module) else None
-    return mean is not None and not _is_initial(module)
-
-
 def _is_initial(layer: nn.Module | None) -> bool:
     """Tell whether a layer has the statistics of a new one."""
-    mean, var, counter = (
-        _readable(getattr(layer, name, None)) for name in (*STATISTICS, "num_batches_tracked")
-    )
+    mean, var, counter = (_readable(getattr(layer, name, None)) for name in _STATE)
     counted = counter is not None and bool(counter.any())
     fresh = mean is not None and var is not None and not mean.any() and bool((var == 1).all())
     return fresh and not counted

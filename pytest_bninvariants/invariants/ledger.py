@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.audience import End, Finish, How, Observer
+from pytest_bninvariants.invariants.content import address
 from pytest_bninvariants.invariants.lineage import Batch, History, Lineage, State
 from pytest_bninvariants.invariants.normalisation import has_known_forward
 from pytest_bninvariants.invariants.places import (
@@ -21,7 +22,6 @@ from pytest_bninvariants.invariants.places import (
     place_of_outermost_call,
 )
 from pytest_bninvariants.invariants.selection import all_tensors, named_modules
-from pytest_bninvariants.invariants.snapshot import address
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.update import judge
 from pytest_bninvariants.invariants.verdict import Place

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from pytest_bninvariants.invariants.snapshot import Content, content_of, same_content
+from pytest_bninvariants.invariants.content import Content, content_of, same_content
 from pytest_bninvariants.invariants.verdict import Place
 
 STATE = ("running_mean", "running_var", "num_batches_tracked")

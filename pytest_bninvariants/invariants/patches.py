@@ -15,9 +15,22 @@ class Switch:
     on: bool
 
 
-_ours: WeakKeyDictionary[Callable[..., Any], tuple[Callable[..., Any], Switch]] = (
-    WeakKeyDictionary()
-)
+@dataclass(slots=True, frozen=True)
+class _Wrapper:
+    """A wrapper that was made.
+
+    Args:
+        original: what it wraps.
+        switch: the switch that it obeys.
+        nested: whether what it wraps is itself a wrapper of ours.
+    """
+
+    original: Callable[..., Any]
+    switch: Switch
+    nested: bool
+
+
+_ours: WeakKeyDictionary[Callable[..., Any], _Wrapper] = WeakKeyDictionary()
 
 
 @dataclass(slots=True)
@@ -29,36 +42,42 @@ class Patch:
         name: its name.
         make: makes a wrapper from the original and a switch that the wrapper must obey.
         last: the wrapper that was made last, which serves again: some are on and off all the time.
+        made: what is known of it.
     """
 
     owner: object
     name: str
     make: Callable[[Callable[..., Any], Switch], Callable[..., Any]]
     last: Callable[..., Any] | None = None
+    made: _Wrapper | None = None
 
-    def install(self) -> Callable[[], None]:
-        """Wrap what is there, and return what takes the wrapper off.
+    def install(self) -> None:
+        """Wrap what is there."""
+        original = getattr(self.owner, self.name)
+        made = self.made
+        if self.last is None or made is None or made.original is not original:
+            made = self.made = _Wrapper(original, Switch(on=False), original in _ours)
+            self.last = self.make(original, made.switch)
+            _ours[self.last] = made
+        made.switch.on = True
+        setattr(self.owner, self.name, self.last)
+
+    def remove(self) -> None:
+        """Take the wrapper off.
 
         Where somebody has put a wrapper around ours in the meantime, ours stays below it, switched
         off. If they put ours back, it goes when the next of ours does.
         """
-        original = getattr(self.owner, self.name)
-        if self.last is None or _ours[self.last][0] is not original:
-            switch = Switch(on=False)
-            self.last = self.make(original, switch)
-            _ours[self.last] = original, switch
-        switch = _ours[self.last][1]
-        switch.on = True
-        setattr(self.owner, self.name, self.last)
-
-        def undo() -> None:
-            switch.on = False
-            current = getattr(self.owner, self.name)
-            while current in _ours and not _ours[current][1].on:
-                current = _ours[current][0]
-                setattr(self.owner, self.name, current)
-
-        return undo
+        made = self.made
+        assert made is not None
+        made.switch.on = False
+        current = getattr(self.owner, self.name)
+        if current is self.last and not made.nested:
+            setattr(self.owner, self.name, made.original)
+            return
+        while current in _ours and not _ours[current].switch.on:
+            current = _ours[current].original
+            setattr(self.owner, self.name, current)
 
 
 class Patches:
@@ -70,14 +89,16 @@ class Patches:
 
     def __init__(self, *patches: Patch) -> None:
         self._patches = patches
-        self._undo: list[Callable[[], None]] = []
+        self._installed: list[Patch] = []
 
     def install(self) -> None:
         """Put all of them on, unless they are."""
-        if not self._undo:
-            self._undo = [patch.install() for patch in self._patches]
+        if not self._installed:
+            for patch in self._patches:
+                patch.install()
+                self._installed.append(patch)
 
     def remove(self) -> None:
         """Take all of them off."""
-        while self._undo:
-            self._undo.pop()()
+        while self._installed:
+            self._installed.pop().remove()

@@ -169,9 +169,10 @@ def layout_of(module: nn.Module) -> list[object]:
     """Return which objects hold which names: equal, while they live, as long as all of them do."""
     found: list[object] = [id(module), id(type(module))]
     for held in (module._parameters, module._buffers, module._modules):
-        found.append(len(held))
-        found += held.keys()
-        found += map(id, held.values())
+        if held:
+            found += held.keys()
+            found += map(id, held.values())
+        found.append(None)
     for below in module._modules.values():
         if below is not None:
             found += layout_of(below)

@@ -109,7 +109,7 @@ class TrainsGuard(Guard):
 
     def _judge(self) -> Verdict:
         with undisturbed():
-            now = dict(Names.of(self.model).tensors())
+            now = dict(Names.of(self.model).tensors.items())
             still = list(self._still(now))
             layers = [found for found in self._found() if _is_lacking(found)]
         changes = [_change(each.name, _told(each)) for each in still]

@@ -643,6 +643,25 @@ def test_a_tensor_that_loses_its_values_is_a_violation() -> None:
     assert "can no longer be compared" in text
 
 
+def _freed(tensor: Tensor, share: int = 0) -> Tensor:
+    storage = tensor.untyped_storage()
+    storage.resize_(storage.nbytes() * share // 4)
+    return tensor
+
+
+@pytest.mark.parametrize("share", [0, 1, 3])
+@pytest.mark.parametrize("count", [8, 2**16])
+def test_a_tensor_whose_memory_is_freed_is_not_read(count: int, share: int) -> None:
+    for build in (lambda: torch.ones(count), lambda: torch.ones(count // 8, 8).t()):
+        text = told(build(), lambda holder: _freed(holder.x, share))
+        assert text == "can no longer be compared: its memory was freed"
+        with (
+            pytest.raises(GateError, match="its memory was freed"),
+            frozen(Holder(_freed(build()))),
+        ):
+            pass
+
+
 def test_the_snapshot_copies_a_tied_tensor_once() -> None:
     model = nn.Module()
     model.first, model.second = nn.Linear(2, 2), nn.Linear(2, 2)
