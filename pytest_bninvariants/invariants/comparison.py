@@ -73,9 +73,9 @@ def _layer_changes(
         if old_eps != new_eps:
             yield Change(name=name, layer=name, kind="eps", text=f"eps {old_eps} -> {new_eps}")
         seen = _seen(witness, layer, now)
-        bytes_tell = seen.batches == 0 and counts_batches(layer)
-        used = witness.used_batch_statistics(seen) and not bytes_tell
-        if scope.judges_normalisation and used and name not in told:
+        used = scope.judges_normalisation and witness.used_batch_statistics(seen)
+        bytes_tell = used and seen.batches == 0 and counts_batches(layer)
+        if used and not bytes_tell and name not in told:
             batches = f" {seen.batches} batch{'es' * (seen.batches > 1)}" if seen.batches else ""
             text = f"normalised{batches} with batch statistics"
             yield Change(name=name, layer=name, kind="batch-statistics", text=text)

@@ -89,7 +89,7 @@ def _of_statistics(before: Before, after: After, witness: Witness) -> Iterator[H
     read: dict[str, tuple[Tensor, Tensor]] = {}
     layers = {key: after.module(key, old) for key, old in before.selection.bn_layers.items()}
     for key, layer in layers.items():
-        mean, var = (_readable(getattr(layer, name, None)) for name in STATISTICS)
+        mean, var = (_readable(layer, name) for name in STATISTICS)
         if mean is not None and var is not None:
             read[key] = mean, var
     finite = _all_finite([each for pair in read.values() for each in pair])
@@ -117,7 +117,7 @@ def _others_have_data(before: Before, witness: Witness) -> bool:
         if is_bn_layer(module) and not witness.seen_of(module).normalised
     ]
     means, variances, counters = (
-        _joined(_readable(getattr(each, name, None)) for each in layers) for name in _STATE
+        _joined(_readable(each, name) for each in layers) for name in _STATE
     )
     moved = any(bool(flat.any()) for flat in [*means, *counters])
     return moved or any(bool((flat != 1).any()) for flat in variances)
@@ -133,20 +133,23 @@ def _joined(tensors: Iterable[Tensor | None]) -> list[Tensor]:
     sorts: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         if tensor is not None:
-            flat = tensor.detach().reshape(-1)
+            flat = tensor if tensor.dim() == 1 else tensor.reshape(-1)
             sorts.setdefault((tensor.dtype, tensor.device), []).append(flat)
     return [torch.cat(same) for same in sorts.values()]
 
 
-def _readable(value: object) -> Tensor | None:
-    if not isinstance(value, Tensor) or is_lazy(value) or value.is_meta:
+def _readable(layer: nn.Module | None, name: str) -> Tensor | None:
+    """Return one of a layer's tensors, if its values can be read."""
+    buffers = {} if layer is None else layer._buffers  # looked at first: asking a module is slow
+    value = buffers[name] if name in buffers else getattr(layer, name, None)
+    if not isinstance(value, Tensor) or value.is_meta or is_lazy(value):
         return None
     return value if value.layout == torch.strided else None
 
 
 def _is_initial(layer: nn.Module | None) -> bool:
     """Tell whether a layer has the statistics of a new one."""
-    mean, var, counter = (_readable(getattr(layer, name, None)) for name in _STATE)
+    mean, var, counter = (_readable(layer, name) for name in _STATE)
     counted = counter is not None and bool(counter.any())
     fresh = mean is not None and var is not None and not mean.any() and bool((var == 1).all())
     return fresh and not counted
@@ -154,7 +157,7 @@ def _is_initial(layer: nn.Module | None) -> bool:
 
 def _is_meant_to_be_loaded(layer: nn.Module | None) -> bool:
     """Tell whether a layer's weight came from somewhere, or can come from a checkpoint alone."""
-    weight = _readable(getattr(layer, "weight", None))
+    weight = _readable(layer, "weight")
     if weight is None or layer is None:
         return False
     return "weight" in layer._buffers or not bool((weight == 1).all())

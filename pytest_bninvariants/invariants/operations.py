@@ -62,6 +62,9 @@ class Handled:
     collective: Place | None = None
 
 
+_UNTOUCHED = Handled()
+
+
 class Operations:
     """Follow some tensors through optimizer steps, loads and collectives.
 
@@ -75,7 +78,7 @@ class Operations:
 
     def of(self, tensor: Tensor) -> Handled:
         """Return what was done to a tensor."""
-        return self._handled.get(id(tensor)) or Handled()
+        return self._handled.get(id(tensor), _UNTOUCHED)
 
     def _to(self, tensor: Tensor) -> Handled:
         """Return what was done to a tensor, to be added to."""

@@ -137,7 +137,8 @@ class Names:
             prefix = f"{owner}." if owner else ""
             bare = f"{self.bare[owner]}." if self.bare[owner] else ""
             for kind, name, tensor in own_tensors(module):
-                full, key = prefix + name, bare + name
+                key = bare + name
+                full = key if bare == prefix else prefix + name
                 if key in found:
                     key = full  # a wrapper's own buffer may share a bare name
                 found[key] = Watched(full, layer, kind, tensor)

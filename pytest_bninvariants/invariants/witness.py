@@ -73,6 +73,9 @@ class Seen:
         )
 
 
+_UNSEEN = Seen()
+
+
 class _ByIdentity:
     """What was seen of modules, as long as they live; modules may define equality as they like."""
 
@@ -215,7 +218,7 @@ class Witness(Observer):
 
     def seen_of(self, module: nn.Module) -> Seen:
         """Return what was seen of a module."""
-        return self._seen.get(module) or Seen()
+        return self._seen.get(module) or _UNSEEN
 
     def done_to(self, tensor: Tensor) -> Handled:
         """Return what operations did to a watched tensor."""
