@@ -64,6 +64,7 @@ class Lineage:
         in_eval: how many were made while the layer's mode was eval.
         uncounted: how many the counter did not count.
         miscounted: how many it counted as another number than one.
+        lost: how many a dtype that is too narrow has rounded away.
         unjudged: how many were not held against the reference.
         wrong: the first that were not what the reference says.
         places: where the first of them were run.
@@ -78,6 +79,7 @@ class Lineage:
     in_eval: int = 0
     uncounted: int = 0
     miscounted: int = 0
+    lost: int = 0
     unjudged: int = 0
     wrong: tuple[Wrong, ...] = ()
     places: tuple[Place | None, ...] = ()
@@ -125,6 +127,13 @@ class State:
         if tensor is None or content is None:
             return None
         return int(content[0].view(tensor.dtype).item()) if content else 0
+
+    def holds(self, name: str, value: float) -> bool:
+        """Tell whether all of a tensor's values were this one, if there is such a tensor."""
+        content = self.contents.get(name, ())
+        if not content:
+            return content is not None
+        return bool((content[0].view(self.tensors[name].dtype) == value).all())
 
     @property
     def readable(self) -> bool:
@@ -192,8 +201,4 @@ class History:
 
 def _is_new(state: State) -> bool:
     """Tell whether a layer that is new, or reset, has these statistics."""
-    values = {name: tensor.detach() for name, tensor in state.tensors.items() if tensor.numel()}
-    new = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
-    return state.readable and all(
-        bool((tensor == new[name]).all()) for name, tensor in values.items()
-    )
+    return all(state.holds(name, value) for name, value in zip(STATE, (0, 1, 0), strict=True))

@@ -36,12 +36,14 @@ class Judged:
         batch: the batch's statistics; None where the update could not be judged.
         count: how many values each channel had.
         counted: by how much the counter moved; None where there is none that counts.
+        lost: whether a dtype that is too narrow has rounded the whole update away.
         wrong: the statistics that are not what the reference says.
     """
 
     batch: Statistics | None = None
     count: int = 0
     counted: int | None = None
+    lost: bool = False
     wrong: list[Wrong] = field(default_factory=list)
 
 
@@ -66,6 +68,10 @@ def judge(layer: nn.Module, forward: Forward, after: State, number: int) -> Judg
     judged.batch, judged.count = batch_statistics(values), values.shape[1]
     state = after.tensors["running_mean"].dtype
     expected = updated(old, x, momentum, Arithmetic.of(x.dtype, state))
+    judged.lost = all(map(torch.equal, old, new)) and any(
+        bool(((each.value - was).abs() > UNIT[torch.float32] * was.abs()).any())
+        for each, was in zip(expected, old, strict=True)
+    )
     for name, got, approximation in zip(STATISTICS, new, expected, strict=True):
         text = _difference(got, approximation)
         if text:

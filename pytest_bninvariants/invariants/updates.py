@@ -141,6 +141,10 @@ def _hazards(found: Found) -> Iterator[Hazard]:
     if found.undone:
         text = "its running statistics were put back: the step leaves no update in them"
         yield Hazard(name=found.name, text=text)
+    if found.lineage.lost:
+        lost, all_of_them = found.lineage.lost, found.lineage.updates
+        text = f"in {lost} of {all_of_them} updates a narrow dtype rounded all away: keep running "
+        yield Hazard(name=found.name, text=text + "statistics in float32")
     if found.lineage.uncounted:
         yield Hazard(name=found.name, text="its num_batches_tracked does not count its updates")
 
