@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -75,7 +76,8 @@ class Found:
     @property
     def by_counter(self) -> bool:
         """Tell whether its counter alone can tell how often it was updated."""
-        unseen = self.compiled or self.replaced or self.account.unreadable
+        scripted = isinstance(self.account.layer, torch.jit.ScriptModule)
+        unseen = self.compiled or self.replaced or self.account.unreadable or scripted
         return (
             unseen
             and self.counted is not None
@@ -155,9 +157,8 @@ def _counted(account: Account, now: nn.Module | None) -> int | None:
 
 
 def _unsound(layer: nn.Module) -> Iterator[tuple[str, str]]:
-    for name in STATISTICS:
-        value = layer._buffers.get(name)
-        if value is None or is_lazy(value):
+    for name, value in State.of(layer).tensors.items():
+        if name not in STATISTICS or is_lazy(value):
             continue
         values = value.detach().flatten().double()
         bad, negative = ~values.isfinite(), values < 0

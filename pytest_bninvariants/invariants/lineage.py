@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from pytest_bninvariants.invariants.snapshot import Content, content_of, same_content
+from pytest_bninvariants.invariants.snapshot import Content, content_of
 from pytest_bninvariants.invariants.verdict import Place
 
 STATE = ("running_mean", "running_var", "num_batches_tracked")
@@ -116,8 +116,11 @@ class State:
     @classmethod
     def of(cls, layer: nn.Module) -> State:
         """Read it off a layer."""
-        found = {name: layer._buffers.get(name) for name in STATE}
-        tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
+        tensors = {
+            name: tensor
+            for name, tensor in layer._buffers.items()
+            if name in STATE and tensor is not None
+        }
         return cls(tensors, {name: content_of(tensor) for name, tensor in tensors.items()})
 
     @property
@@ -156,14 +159,6 @@ class State:
     def shares_tensors(self, other: State) -> bool:
         """Tell whether two states are of the very same tensors."""
         return all(self.tensors.get(name) is other.tensors.get(name) for name in STATE)
-
-    def is_still(self, layer: nn.Module) -> bool:
-        """Tell whether a layer has these bytes now."""
-        found = {name: layer._buffers.get(name) for name in STATE}
-        now = {name: tensor for name, tensor in found.items() if tensor is not None}
-        return now.keys() == self.contents.keys() and all(
-            same_content(self.contents[name], tensor) for name, tensor in now.items()
-        )
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.batchnorm.expectation import Approximation, updated
 from pytest_bninvariants.batchnorm.reference import Statistics, batch_statistics, rows
@@ -97,12 +98,8 @@ def _normalised(layer: nn.Module, forward: Forward) -> Tensor | None:
     plain = type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided
     if not plain or x.dtype not in UNIT or not 2 <= x.dim() <= 5:
         return None
-    return x.detach() if x.numel() > x.shape[1] and _fits(x, layer) else None
-
-
-def _fits(x: Tensor, layer: nn.Module) -> bool:
-    mean = layer._buffers.get("running_mean")
-    return mean is not None and x.shape[1] == mean.numel()
+    fits = is_lazy(channels) or x.shape[1] == channels.numel()
+    return x.detach() if x.numel() > x.shape[1] and fits else None
 
 
 def _is_synchronised(layer: nn.Module) -> bool:

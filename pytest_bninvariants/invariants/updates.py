@@ -115,7 +115,8 @@ class UpdatesGuard(Guard):
                 f"{self.spelled}: no BN layer is in training: all are in eval and frozen; "
                 "name those that must update"
             )
-        if not self._ledger.compiled and not any(f.account.forwards or f.written for f in found):
+        ran = (f.account.forwards or f.lineage.written for f in found)
+        if not self._ledger.compiled and not any(ran):
             raise GateError(
                 f"nothing ran inside {self.spelled}: it saw no forward of a BN layer; run the "
                 "train step, on this very model, inside the guard"

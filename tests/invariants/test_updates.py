@@ -565,6 +565,19 @@ def test_compiled_layers_are_judged_by_their_counters_and_the_verdict_says_so(ti
     assert told(verdict)[0][1] == f"{times} update{'s' * (times > 1)}, expected 3"
 
 
+@pytest.mark.parametrize("make", [torch.jit.script, lambda net: torch.jit.trace(net, values())])
+def test_scripted_layers_are_judged_by_their_counters(make: Callable[[Net], nn.Module]) -> None:
+    model = make(Net())
+    with bn_updates(model) as guard:
+        train(model, values())
+    assert guard.verdict is not None
+    assert "judged by the counter" in guard.verdict.notes[0]
+    verdict = broken(model, lambda: train(model, values(0), values(1)))
+    assert told(verdict) == [("bn", "2 updates, expected 1")]
+    with pytest.raises(GateError, match="nothing ran"), bn_updates(model):
+        pass
+
+
 @pytest.mark.parametrize(
     "model",
     [
