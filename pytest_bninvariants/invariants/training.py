@@ -12,6 +12,7 @@ from pytest_bninvariants.invariants import snapshot
 from pytest_bninvariants.invariants.found import Found
 from pytest_bninvariants.invariants.guards import Guard
 from pytest_bninvariants.invariants.ledger import Ledger
+from pytest_bninvariants.invariants.rule import Rule, explain
 from pytest_bninvariants.invariants.selection import (
     Names,
     Scope,
@@ -184,36 +185,32 @@ def _told_of_layer(found: Found) -> str:
     return "its running statistics were put back" if found.undone else "0 updates of its statistics"
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """A cause, when it applies to a parameter, and what it says of all of them."""
-
-    cause: CauseName
-    applies: Callable[[_Still], bool]
-    why: Callable[[list[_Still]], str]
-    fix: str
-
-
-def _diagnose(still: Iterable[_Still]) -> Iterator[Cause]:
+def _diagnose(still: list[_Still]) -> tuple[Cause, ...]:
     """Explain each parameter by the first rule that applies."""
-    grouped: dict[int, list[_Still]] = {}
-    for each in still:
-        number = next(number for number, rule in enumerate(RULES) if rule.applies(each))
-        grouped.setdefault(number, []).append(each)
-    for number in sorted(grouped):
-        rule, found = RULES[number], grouped[number]
-        names = [each.name for each in found]
-        yield Cause(
-            name=rule.cause,
-            layers=tuple(names),
-            tensors=tuple(names),
-            why=f"{name_list(names)} {rule.why(found)}",
-            fix=rule.fix.format(names=name_list(names)),
-        )
+    return explain(RULES, still, layers=_names, tensors=_names)
+
+
+def _names(still: list[_Still]) -> list[str]:
+    return [each.name for each in still]
+
+
+def _rule(
+    cause: CauseName,
+    applies: Callable[[_Still], bool],
+    why: Callable[[list[_Still]], str],
+    fix: str,
+) -> Rule[_Still]:
+    """Make a rule whose explanation begins with the names, and whose fix has them in it."""
+
+    def explained(found: list[_Still]) -> tuple[str, str]:
+        names = name_list(_names(found))
+        return f"{names} {why(found)}", fix.format(names=names)
+
+    return Rule(cause=cause, applies=applies, explain=explained)
 
 
 def _of(found: list[_Still], one: str, many: str) -> str:
-    return one_or_many([each.name for each in found], one, many)
+    return one_or_many(_names(found), one, many)
 
 
 def _why_tied(found: list[_Still]) -> str:
@@ -238,47 +235,47 @@ def _why_no_gradient(found: list[_Still]) -> str:
     )
 
 
-RULES: tuple[_Rule, ...] = (
-    _Rule(
+RULES: tuple[Rule[_Still], ...] = (
+    _rule(
         "tied",
         lambda each: not each.asks and bool(each.twins),
         _why_tied,
         "untie {names} (a Parameter of its own, with a copy of the values), or do not freeze it",
     ),
-    _Rule(
+    _rule(
         "requires-grad-off",
         lambda each: not each.asks,
         lambda found: f"{_of(found, 'has', 'have')} requires_grad=False",
         "call requires_grad_(True) on {names}, or leave out of what trains what is to be frozen",
     ),
-    _Rule(
+    _rule(
         "not-in-optimizer",
         lambda each: not each.seen.held_by,
         _why_unheld,
         "build the optimizer of {names}, after the last conversion or copy of the model; under "
         "GradScaler look whether the step was skipped",
     ),
-    _Rule(
+    _rule(
         "no-gradient",
         lambda each: each.seen.gradient == "none",
         _why_no_gradient,
         "look for detach(), no_grad() or .data between {names} and the loss, or a branch that "
         "this step does not run",
     ),
-    _Rule(
+    _rule(
         "zero-gradient",
         lambda each: each.seen.gradient == "zero",
         lambda found: f"had a gradient of zeros when {found[0].seen.held_by} stepped",
         "look for what multiplies by zero or saturates between {names} and the loss, or for "
         "zero_grad() between backward() and step()",
     ),
-    _Rule(
+    _rule(
         "learning-rate-0",
         lambda each: each.seen.rate == 0,
         lambda found: f"had a gradient, and a learning rate of 0 in {found[0].seen.held_by}",
         "give the group of {names} a learning rate, or look at its scheduler's warm-up",
     ),
-    _Rule(
+    _rule(
         "rounded-away",
         lambda _: True,
         lambda found: (
