@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import bounds, tracing, watching
+from tests.benchmarks import (
+    bounds,
+    cost,
+    detection,
+    endurance,
+    finetuning,
+    kit,
+    startup,
+    tracing,
+    watching,
+)
 
-bounds.main()
-tracing.main()
-watching.main()
+for benchmark in (cost, finetuning, watching, tracing, startup, kit, endurance, detection, bounds):
+    benchmark.main()
