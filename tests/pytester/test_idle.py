@@ -98,6 +98,7 @@ SAYS = {
         "--bn-trace, --bn-trace=rerun, --bn-trace=same-run",
         "bn_device (args):",
         "bn_layer_types (args):",
+        "bn_snapshot_budget (string):",
         "frozen BatchNorm and other training invariants",
     ],
 }
