@@ -80,8 +80,11 @@ def is_backed(part: Tensor) -> bool:
 
     Torch itself does not ask before it reads, and crashes.
     """
-    size = part.nbytes if part.is_contiguous() else extent(part)
-    return part.untyped_storage().nbytes() >= part.storage_offset() * part.itemsize + size
+    end = part.nbytes if part.is_contiguous() else extent(part)
+    offset = int(part.storage_offset())
+    if offset:
+        end += offset * part.itemsize
+    return part.untyped_storage().nbytes() >= end
 
 
 def extent(part: Tensor) -> int:

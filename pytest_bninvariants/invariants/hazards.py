@@ -55,11 +55,12 @@ def _of_training(
         now, name = tensors.get(key), kept.watched.name
         if now is None:
             continue
-        if now.tensor.requires_grad and not kept.requires_grad:
+        asks = now.tensor.requires_grad
+        if asks and not kept.requires_grad:
             yield Hazard(name=name, text="had requires_grad switched on")
         if name in violated:
             continue
-        if now.tensor.requires_grad and now.tensor.is_leaf and now.tensor.grad is not None:
+        if asks and now.tensor.is_leaf and now.tensor.grad is not None:
             yield Hazard(name=name, text="has requires_grad=True and a gradient")
         holder = witness.done_to(kept.watched.tensor).held_by
         if holder:

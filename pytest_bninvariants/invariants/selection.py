@@ -239,17 +239,18 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
     layout = layout_of(model)
     names = Names.of(model)
     modules = {names.bare[name]: module for name, module in names.modules.items()}
-    state_of_bn = _bn_state_owners(names) if scope.bn_only else names.modules.keys()
+    of_bn = [name for name, module in names.modules.items() if is_bn_layer(module)]
+    state_of_bn = _state_owners(names, of_bn) if scope.bn_only else names.modules.keys()
+    kinds = {"parameter"} if scope.parameters else set()
+    kinds |= {"buffer"} if scope.buffers else set()
     candidates = {
         key: watched
         for key, watched in names.tensors.items()
-        if (scope.parameters if watched.kind == "parameter" else scope.buffers)
-        and watched.layer in state_of_bn
+        if watched.kind in kinds and watched.layer in state_of_bn
     }
     bn_names: dict[str, str] = {}
-    for name, module in names.modules.items():
-        if is_bn_layer(module):
-            bn_names.setdefault(names.bare[name], name)  # the outer one, where a wrapper is one too
+    for name in of_bn:
+        bn_names.setdefault(names.bare[name], name)  # the outer one, where a wrapper is one too
     bn_layers = {key: names.modules[name] for key, name in bn_names.items()}
 
     def matches(pattern: str) -> tuple[set[str], set[str]]:
@@ -303,18 +304,17 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     return {names.bare[name]: module for name, module in names.modules.items()}
 
 
-def _bn_state_owners(names: Names) -> set[str]:
+def _state_owners(names: Names, of_bn: Iterable[str]) -> set[str]:
     """Return the names of all modules whose own tensors are a BN layer's state.
 
     A layer of a type that bn_layer_types names keeps its state where only its author knows, so its
     whole subtree counts.
     """
-    owners: set[str] = set()
-    for name, module in names.modules.items():
-        if is_bn_layer(module):
-            owners.add(name)
-        if registry.names(type(module)):
-            owners |= {key for key, _ in named_modules(module, name)}
+    owners = set(of_bn)
+    if registry.bn_layer_types:
+        for name, module in names.modules.items():
+            if registry.names(type(module)):
+                owners |= {key for key, _ in named_modules(module, name)}
     return owners
 
 
