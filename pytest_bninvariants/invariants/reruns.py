@@ -7,7 +7,7 @@ rerun it looks frozen, and the failure would be reported as flaky.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -28,21 +28,24 @@ class Slot:
         causes: why it was broken then.
         broken: the snapshot in this run, if that breaks it.
         model: the model, then; it is held, so that no other object takes its id.
+        remember: keeps this slot in the memory.
     """
 
     earlier: Before | None = None
     causes: tuple[Cause, ...] = ()
     broken: Before | None = None
     model: nn.Module | None = None
+    remember: Callable[[Slot], None] = lambda _: None
 
     def keep(self, model: nn.Module, before: Before, causes: tuple[Cause, ...]) -> None:
         """Keep the snapshot of a guard that is broken, for the next run."""
         self.model, self.broken, self.causes = model, before, causes
+        self.remember(self)
 
 
 @dataclass(slots=True)
 class Memory:
-    """The guards of a test's last run and of this one."""
+    """The guards that a test's last run broke, and this one."""
 
     last: dict[tuple[int, str, int], Slot] = field(default_factory=dict)
     now: dict[tuple[int, str, int], Slot] = field(default_factory=dict)
@@ -50,8 +53,7 @@ class Memory:
 
     def begin_run(self) -> None:
         """Begin another run of the test."""
-        self.last = {key: slot for key, slot in self.now.items() if slot.broken is not None}
-        self.now = {}
+        self.last, self.now = self.now, {}
         self.started.clear()
 
     def slot(self, model: nn.Module, guard: str) -> Slot:
@@ -59,8 +61,11 @@ class Memory:
         self.started[id(model), guard] += 1
         key = id(model), guard, self.started[id(model), guard]
         last = self.last.get(key, Slot())
-        self.now[key] = Slot(earlier=last.broken, causes=last.causes)
-        return self.now[key]
+        return Slot(
+            earlier=last.broken,
+            causes=last.causes,
+            remember=lambda slot: self.now.__setitem__(key, slot),
+        )
 
 
 active: Memory | None = None
