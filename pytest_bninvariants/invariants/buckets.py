@@ -24,7 +24,7 @@ from pytest_bninvariants.invariants.fingerprint import CHUNK, Method, fingerprin
 _NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
 _PLAIN = frozenset({Tensor, nn.Parameter})
 _SMALL = 2**14  # bytes of a tensor that is copied and compared together with others
-_FULL = 2**24  # bytes that are copied together
+_FULL = 2**16  # bytes that are copied together, few enough for torch to use one thread for them
 _COPIED_BY_BITS = frozenset(
     {
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16),

@@ -45,6 +45,17 @@ def test_memory_that_was_let_go_serves_again() -> None:
     assert own.reserve(500, CPU).take(10).data_ptr() == start
 
 
+@pytest.mark.parametrize("count", [0, 1000, 2**22, 2**23 + 1])
+def test_memory_of_any_size_can_be_written_and_is_gone_with_the_arena(count: int) -> None:
+    own = Arena()
+    region = own.reserve(count, CPU)
+    assert int(region.take(count).fill_(1).sum()) == count
+    del region
+    assert own.idle_on(CPU) == count
+    own.release(CPU)
+    assert own.idle_on(CPU) == 0
+
+
 def test_memory_that_is_held_does_not() -> None:
     own = Arena()
     held = own.reserve(1000, CPU)
