@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pytest_bninvariants.errors import InvariantBroken as InvariantBroken
     from pytest_bninvariants.errors import InvariantHazard as InvariantHazard
     from pytest_bninvariants.errors import LawBroken as LawBroken
+    from pytest_bninvariants.invariants.accumulation import accumulates as accumulates
     from pytest_bninvariants.invariants.freezing import frozen as frozen
     from pytest_bninvariants.invariants.freezing import frozen_bn as frozen_bn
     from pytest_bninvariants.invariants.guards import Guard as Guard
@@ -27,6 +28,7 @@ _HOMES = {
     "LawBroken": "pytest_bninvariants.errors",
     "ReferenceBatchNorm": "pytest_bninvariants.batchnorm.reference",
     "bn_updates": "pytest_bninvariants.invariants.updates",
+    "accumulates": "pytest_bninvariants.invariants.accumulation",
     "assert_bn_conforms": "pytest_bninvariants.batchnorm.conform",
     "Verdict": "pytest_bninvariants.invariants.verdict",
     "Guard": "pytest_bninvariants.invariants.guards",
@@ -42,6 +44,7 @@ __all__ = [
     "LawBroken",
     "ReferenceBatchNorm",
     "Verdict",
+    "accumulates",
     "assert_bn_conforms",
     "bn_updates",
     "frozen",

@@ -11,6 +11,7 @@ import pytest
 from pytest_bninvariants import failures, markers
 from pytest_bninvariants.conformance import plan, summary
 from pytest_bninvariants.fixtures import (
+    accumulates,
     bn_conforms,
     bn_device,
     bn_updates,
@@ -22,7 +23,15 @@ from pytest_bninvariants.invariants import registry, reruns, tracing
 from pytest_bninvariants.options import SETTINGS, Settings, add_options
 from pytest_bninvariants.retrace import RERUNNERS, Retracer
 
-__all__ = ["bn_conforms", "bn_device", "bn_updates", "frozen", "frozen_bn", "reference_bn"]
+__all__ = [
+    "accumulates",
+    "bn_conforms",
+    "bn_device",
+    "bn_updates",
+    "frozen",
+    "frozen_bn",
+    "reference_bn",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,6 +16,7 @@ ChangeKind = Literal[
     "eps",
     "batch-statistics",
     "update",
+    "gradient",
 ]
 CauseName = Literal[
     "no-stored-statistics",
@@ -41,6 +42,7 @@ CauseName = Literal[
     "wrong-update",
     "not-finite",
     "miscounted",
+    "not-a-mean",
 ]
 AUDIT = "--bn-audit"
 """The guard of a verdict that an audit came to."""

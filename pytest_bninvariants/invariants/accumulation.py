@@ -1,0 +1,211 @@
+"""The invariant `accumulates`: gradients of micro-batches add up to those of the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bninvariants.errors import GateError, InvariantBroken, shown
+from pytest_bninvariants.invariants.gradients import Gradients, Pass
+from pytest_bninvariants.invariants.micro_batches import cut, samples_in
+from pytest_bninvariants.invariants.randomness import kept
+from pytest_bninvariants.invariants.selection import is_bn_layer
+from pytest_bninvariants.invariants.spelling import model_of
+from pytest_bninvariants.invariants.verdict import Cause, Change, Verdict
+from pytest_bninvariants.invariants.wording import name_list, one_or_many
+from pytest_bninvariants.reporting.text import render
+
+UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
+FINER = UNIT[torch.float64] / UNIT[torch.float32]
+LUCK = 2.0**8
+"""How much less than a typical one the rounding error may be that was met in float32."""
+
+
+def accumulates(
+    model: nn.Module,
+    batch: Any,
+    k: int,
+    *,
+    loss: Callable[[nn.Module, Any], Tensor],
+    weight: Callable[[Any], float] = samples_in,
+) -> Verdict:
+    """Hold that the gradients of k micro-batches add up to those of the whole batch.
+
+    Copies of the model run, in the modes that it is in; the model, its gradients, and the random
+    generators stay as they are. docs/invariants.md derives the bound.
+
+    Args:
+        model: the model, in the modes in which it trains.
+        batch: a tensor, or a nest of tensors in tuples, lists and mappings, with samples in
+            dimension 0; what is no tensor, or has no dimension, goes to each micro-batch whole.
+        k: the number of micro-batches, from 2 to the number of samples; their sizes differ by 1 at
+            most.
+        loss: `loss(model, batch)`, the scalar whose gradients are compared; it must use the model
+            that it is given.
+        weight: what a micro-batch's loss counts, relative to the same of the whole batch. As it is,
+            its number of samples, for a loss that is a mean over samples; `lambda batch: 1` is for
+            a sum.
+
+    Returns:
+        The verdict, which holds.
+
+    Raises:
+        InvariantBroken: a gradient does not add up.
+        GateError: it cannot be judged: an argument is wrong, nothing is trainable, the model draws
+            random numbers, or it does not run in float64.
+    """
+    __tracebackhide__ = True
+    model_of("accumulates", model)
+    _check(batch, k, loss)
+    passes = Pass(model, loss, weight, batch)
+    micro_batches = cut(batch, k)
+    with kept(model) as generators:
+        whole = passes.run([batch], torch.float64)
+        if generators.moved():
+            raise GateError(_drawn(model))
+        rough = passes.run([batch], torch.float32)
+        parts = passes.run(micro_batches, torch.float64)
+        bounds = _bounds(whole, rough, parts)
+        again = passes.run([batch], torch.float64)
+        if any(_differ(whole, again, name) > bound for name, bound in bounds.items()):
+            raise GateError(
+                "accumulates cannot judge: two passes over the same batch have different gradients"
+            )
+    verdict = _judge(model, k, samples_in(batch), whole, parts, bounds)
+    if not verdict.holds:
+        raise InvariantBroken(render([verdict]), (verdict,))
+    return verdict
+
+
+def _check(batch: object, k: object, loss: object) -> None:
+    samples = samples_in(batch)
+    if not isinstance(k, int) or isinstance(k, bool) or not 2 <= k <= samples:
+        accepted = f"a whole number from 2 to {samples}, the samples of the batch"
+        if samples < 2:
+            accepted = f"at least 2, and the batch has {samples} samples"
+        raise GateError(
+            f"accumulates(k=...): the number of micro-batches is {accepted}; got {shown(k)}"
+        )
+    if not callable(loss):
+        raise GateError(
+            f"accumulates(loss=...) takes a function loss(model, batch); got {shown(loss)}"
+        )
+
+
+def _drawn(model: nn.Module) -> str:
+    random = [
+        f"{name or 'the model'} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if module.training and getattr(module, "p", 0) and "Drop" in type(module).__name__
+    ]
+    said = f"; in training mode is {', '.join(random[:3])}" if random else ""
+    return (
+        "accumulates cannot judge a pass that draws random numbers, which micro-batches would draw "
+        f"anew{said}: put what is random in eval"
+    )
+
+
+def _differ(one: Gradients, other: Gradients, name: str) -> float:
+    return float((one.sums[name] - other.sums[name]).abs().max())
+
+
+def _bounds(whole: Gradients, rough: Gradients, parts: Gradients) -> dict[str, float]:
+    """Return how far apart two ways to compute a gradient in float64 may be, by name.
+
+    To first order a rounding error is the unit roundoff times a number that depends on what is
+    computed, and not on the precision (Higham, "Accuracy and Stability of Numerical Algorithms",
+    chapter 1). float32 shows that number: what its pass is off by on this gradient or, relative to
+    its size, on any of which it got a digit right. A gradient that is 0, as a bias's before a BN
+    layer that uses batch statistics, is a sum of terms that cancel: for these the largest gradient
+    stands in.
+    """
+    sizes = {name: max(whole.sizes[name], parts.sizes[name]) for name in whole.sums}
+    off = {name: _differ(whole, rough, name) for name in sizes}
+    worst = max((off[name] / size for name, size in sizes.items() if off[name] < size), default=0.0)
+    least = UNIT[torch.float32] * max(sizes.values())
+    return {name: LUCK * FINER * max(off[name], worst * sizes[name], least) for name in sizes}
+
+
+def _judge(
+    model: nn.Module,
+    k: int,
+    samples: int,
+    whole: Gradients,
+    parts: Gradients,
+    bounds: dict[str, float],
+) -> Verdict:
+    changes = tuple(_changes(whole, parts, bounds))
+    losses = f"{whole.loss:.6g} and {parts.loss:.6g}"
+    smallest, largest = samples // k, -(-samples // k)
+    sizes = f"{smallest}" if smallest == largest else f"{smallest} or {largest}"
+    return Verdict(
+        guard=f"accumulates(k={k})",
+        noun="gradient",
+        broke="do not add up" if len(bounds) > 1 else "does not add up",
+        column="gradient",
+        model=type(model).__name__,
+        source="",
+        layers=len(bounds),
+        tensors=None,
+        changes=changes,
+        causes=tuple(_causes(model, parts, losses)) if changes else (),
+        notes=(
+            f"one batch of {samples}, and {k} micro-batches of {sizes}, in float64 on copies of the "
+            f"model: the loss is {losses}",
+        ),
+    )
+
+
+def _changes(whole: Gradients, parts: Gradients, bounds: dict[str, float]) -> Iterator[Change]:
+    for name, bound in bounds.items():
+        distance = _differ(whole, parts, name)
+        if distance > bound:
+            largest = float(whole.sums[name].abs().max())
+            share = f", {distance / largest:.2g} of the largest value" if largest else ", from 0"
+            text = f"max |d| {distance:.1e}{share}; rounding is at most {bound:.0e}"
+            yield Change(name=name, layer=name, kind="gradient", text=text)
+
+
+def _causes(model: nn.Module, parts: Gradients, losses: str) -> Iterator[Cause]:
+    layers = {name: module for name, module in model.named_modules() if is_bn_layer(module)}
+    training = tuple(name for name in parts.normalised if layers[name].training)
+    others = tuple(name for name in parts.normalised if name not in training)
+    if training:
+        names = list(training)
+        yield Cause(
+            name="training-mode",
+            layers=training,
+            why=f"{name_list(names)} normalised each micro-batch with {_its(names)} batch "
+            "statistics, and not with those of the whole batch",
+            fix=f"if {name_list(names)} {one_or_many(names, 'is', 'are')} to be frozen, call .eval() "
+            f"on {one_or_many(names, 'it', 'them')} after every model.train(); else put a norm "
+            "without batch statistics there, such as GroupNorm, or accept that k micro-batches are "
+            "not one large batch (SyncBatchNorm joins processes, and not micro-batches)",
+        )
+    if others:
+        names = list(others)
+        yield Cause(
+            name="no-stored-statistics",
+            layers=others,
+            why=f"{name_list(names)} {one_or_many(names, 'was', 'were')} in eval, and normalised each "
+            f"micro-batch with {_its(names)} batch statistics",
+            fix=f"have {name_list(names)} keep and use running statistics "
+            "(track_running_stats=True), or put GroupNorm there",
+        )
+    if not parts.normalised:
+        yield Cause(
+            name="not-a-mean",
+            layers=(),
+            why="no BN layer was seen to use batch statistics: the loss is no mean over samples "
+            "(but a sum, or a mean over tokens or over what is not ignored), or something else in "
+            "the model mixes samples",
+            fix="say what each micro-batch's loss counts, accumulates(..., weight=lambda batch: "
+            "...), and let the training loop weigh it likewise",
+        )
+
+
+def _its(names: list[str]) -> str:
+    return one_or_many(names, "its own", "their own")
