@@ -12,10 +12,9 @@ from pytest_bninvariants.errors import GateError, InvariantBroken, shown
 from pytest_bninvariants.invariants.gradients import Gradients, Pass
 from pytest_bninvariants.invariants.micro_batches import cut, samples_in
 from pytest_bninvariants.invariants.randomness import kept
-from pytest_bninvariants.invariants.selection import is_bn_layer
 from pytest_bninvariants.invariants.spelling import model_of
 from pytest_bninvariants.invariants.verdict import Cause, Change, Verdict
-from pytest_bninvariants.invariants.wording import name_list, one_or_many
+from pytest_bninvariants.invariants.wording import keep_in_eval, name_list, one_or_many
 from pytest_bninvariants.reporting.text import render
 
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
@@ -82,12 +81,12 @@ def accumulates(
 
 def _check(batch: object, k: object, loss: object) -> None:
     samples = samples_in(batch)
+    if samples < 2:
+        raise GateError(f"accumulates: a batch of {samples} cannot be cut into micro-batches")
     if not isinstance(k, int) or isinstance(k, bool) or not 2 <= k <= samples:
-        accepted = f"a whole number from 2 to {samples}, the samples of the batch"
-        if samples < 2:
-            accepted = f"at least 2, and the batch has {samples} samples"
         raise GateError(
-            f"accumulates(k=...): the number of micro-batches is {accepted}; got {shown(k)}"
+            "accumulates(model, batch, k): the number of micro-batches is a whole number from 2 to "
+            f"{samples}, the samples of the batch; got {shown(k)}"
         )
     if not callable(loss):
         raise GateError(
@@ -124,7 +123,8 @@ def _bounds(whole: Gradients, rough: Gradients, parts: Gradients) -> dict[str, f
     """
     sizes = {name: max(whole.sizes[name], parts.sizes[name]) for name in whole.sums}
     off = {name: _differ(whole, rough, name) for name in sizes}
-    worst = max((off[name] / size for name, size in sizes.items() if off[name] < size), default=0.0)
+    sound = {name: size for name, size in sizes.items() if 10 * off[name] < size}
+    worst = max((off[name] / size for name, size in sound.items()), default=0.0)
     least = UNIT[torch.float32] * max(sizes.values())
     return {name: LUCK * FINER * max(off[name], worst * sizes[name], least) for name in sizes}
 
@@ -138,7 +138,6 @@ def _judge(
     bounds: dict[str, float],
 ) -> Verdict:
     changes = tuple(_changes(whole, parts, bounds))
-    losses = f"{whole.loss:.6g} and {parts.loss:.6g}"
     smallest, largest = samples // k, -(-samples // k)
     sizes = f"{smallest}" if smallest == largest else f"{smallest} or {largest}"
     return Verdict(
@@ -151,10 +150,10 @@ def _judge(
         layers=len(bounds),
         tensors=None,
         changes=changes,
-        causes=tuple(_causes(model, parts, losses)) if changes else (),
+        causes=tuple(_causes(parts)) if changes else (),
         notes=(
-            f"one batch of {samples}, and {k} micro-batches of {sizes}, in float64 on copies of the "
-            f"model: the loss is {losses}",
+            f"one batch of {samples}, and {k} micro-batches of {sizes}, in float64 on copies of "
+            f"the model: the loss is {whole.loss:.6g} and {parts.loss:.6g}",
         ),
     )
 
@@ -169,10 +168,9 @@ def _changes(whole: Gradients, parts: Gradients, bounds: dict[str, float]) -> It
             yield Change(name=name, layer=name, kind="gradient", text=text)
 
 
-def _causes(model: nn.Module, parts: Gradients, losses: str) -> Iterator[Cause]:
-    layers = {name: module for name, module in model.named_modules() if is_bn_layer(module)}
-    training = tuple(name for name in parts.normalised if layers[name].training)
-    others = tuple(name for name in parts.normalised if name not in training)
+def _causes(parts: Gradients) -> Iterator[Cause]:
+    training = tuple(name for name, mode in parts.normalised.items() if mode)
+    others = tuple(name for name, mode in parts.normalised.items() if not mode)
     if training:
         names = list(training)
         yield Cause(
@@ -180,8 +178,7 @@ def _causes(model: nn.Module, parts: Gradients, losses: str) -> Iterator[Cause]:
             layers=training,
             why=f"{name_list(names)} normalised each micro-batch with {_its(names)} batch "
             "statistics, and not with those of the whole batch",
-            fix=f"if {name_list(names)} {one_or_many(names, 'is', 'are')} to be frozen, call .eval() "
-            f"on {one_or_many(names, 'it', 'them')} after every model.train(); else put a norm "
+            fix=f"where frozen is meant, {keep_in_eval(name_list(names), None)}; else put a norm "
             "without batch statistics there, such as GroupNorm, or accept that k micro-batches are "
             "not one large batch (SyncBatchNorm joins processes, and not micro-batches)",
         )
@@ -190,8 +187,8 @@ def _causes(model: nn.Module, parts: Gradients, losses: str) -> Iterator[Cause]:
         yield Cause(
             name="no-stored-statistics",
             layers=others,
-            why=f"{name_list(names)} {one_or_many(names, 'was', 'were')} in eval, and normalised each "
-            f"micro-batch with {_its(names)} batch statistics",
+            why=f"{name_list(names)} {one_or_many(names, 'was', 'were')} in eval, and normalised "
+            f"each micro-batch with {_its(names)} batch statistics",
             fix=f"have {name_list(names)} keep and use running statistics "
             "(track_running_stats=True), or put GroupNorm there",
         )

@@ -30,13 +30,14 @@ class Gradients:
         sums: the sum of the batches' weighted gradients in float64, by the parameter's name.
         sizes: the largest value of the sum of their magnitudes.
         loss: the sum of the weighted losses.
-        normalised: names of the layers that mixed samples by batch statistics.
+        normalised: the layers that mixed samples by batch statistics, and whether they were in
+            training mode.
     """
 
     sums: dict[str, Tensor]
     sizes: dict[str, float]
     loss: float
-    normalised: tuple[str, ...]
+    normalised: dict[str, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Pass:
             model.zero_grad(set_to_none=True)
             with _explained(_doing(number, batch, batches, dtype)), hearer, _default(dtype):
                 value = self.loss(model, converted(batch, dtype)) * (self.weight(batch) / whole)
-                value.backward()
+                torch.autograd.backward(value)
             total += float(value.detach())
             gradients = {n: p.grad.to_dense() for n, p in trainable.items() if p.grad is not None}
             if not gradients:
@@ -93,7 +94,7 @@ class Pass:
             sums=sums,
             sizes={name: float(value.max()) for name, value in magnitudes.items()},
             loss=total,
-            normalised=tuple(hearer.heard_of(model)),
+            normalised=hearer.heard_of(model),
         )
 
 
@@ -101,7 +102,7 @@ class _Hearer(Observer):
     """Hear which layers normalise with batch statistics."""
 
     def __init__(self) -> None:
-        self._heard: set[int] = set()
+        self._heard: dict[int, bool] = {}
         self._compiled = False
 
     def __enter__(self) -> None:
@@ -112,17 +113,21 @@ class _Hearer(Observer):
 
     def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
         if not isinstance(layer, _InstanceNorm):  # that one uses each sample's own
-            self._heard.add(id(layer))
+            self._heard[id(layer)] = layer.training
 
     def saw_compiled_code(self) -> None:
         self._compiled = True
 
-    def heard_of(self, model: nn.Module) -> Iterator[str]:
-        """Yield the names of these layers; in compiled code their modes tell."""
+    def heard_of(self, model: nn.Module) -> dict[str, bool]:
+        """Return their names and whether they were in training; in compiled code modes tell."""
+        found = {}
         for name, module in named_modules(model):
             by_mode = self._compiled and is_bn_layer(module) and has_known_forward(module)
-            if id(module) in self._heard or (by_mode and uses_batch_statistics(module)):
-                yield name
+            if id(module) in self._heard:
+                found[name] = self._heard[id(module)]
+            elif by_mode and uses_batch_statistics(module):
+                found[name] = module.training
+        return found
 
 
 @contextmanager

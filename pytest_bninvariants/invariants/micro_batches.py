@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,10 +33,11 @@ def cut(batch: Any, k: int) -> list[Any]:
     """Return a batch as k micro-batches of the same nesting, their sizes as equal as can be."""
     samples = samples_in(batch)
     edges = [samples * number // k for number in range(k + 1)]
-    return [
-        mapped(batch, lambda t, a=a, b=b: t[a:b] if t.dim() else t)  # type: ignore[misc]
-        for a, b in zip(edges, edges[1:], strict=False)
-    ]
+    return [_part(batch, start, end) for start, end in pairwise(edges)]
+
+
+def _part(batch: Any, start: int, end: int) -> Any:
+    return mapped(batch, lambda tensor: tensor[start:end] if tensor.dim() else tensor)
 
 
 def converted(batch: Any, dtype: torch.dtype) -> Any:
