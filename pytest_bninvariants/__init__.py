@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pytest_bninvariants.batchnorm.conform import assert_bn_conforms as assert_bn_conforms
     from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm as ReferenceBatchNorm
+    from pytest_bninvariants.batchnorm.train_batches import TrainBatch as TrainBatch
+    from pytest_bninvariants.batchnorm.train_batches import train_batches as train_batches
     from pytest_bninvariants.errors import FrozenStateChanged as FrozenStateChanged
     from pytest_bninvariants.errors import GateError as GateError
     from pytest_bninvariants.errors import InvariantBroken as InvariantBroken
@@ -28,12 +30,14 @@ _HOMES = {
     "LawBroken": "pytest_bninvariants.errors",
     "ReferenceBatchNorm": "pytest_bninvariants.batchnorm.reference",
     "bn_updates": "pytest_bninvariants.invariants.updates",
+    "TrainBatch": "pytest_bninvariants.batchnorm.train_batches",
     "accumulates": "pytest_bninvariants.invariants.accumulation",
     "assert_bn_conforms": "pytest_bninvariants.batchnorm.conform",
     "Verdict": "pytest_bninvariants.invariants.verdict",
     "Guard": "pytest_bninvariants.invariants.guards",
     "frozen": "pytest_bninvariants.invariants.freezing",
     "frozen_bn": "pytest_bninvariants.invariants.freezing",
+    "train_batches": "pytest_bninvariants.batchnorm.train_batches",
 }
 __all__ = [
     "FrozenStateChanged",
@@ -43,12 +47,14 @@ __all__ = [
     "InvariantHazard",
     "LawBroken",
     "ReferenceBatchNorm",
+    "TrainBatch",
     "Verdict",
     "accumulates",
     "assert_bn_conforms",
     "bn_updates",
     "frozen",
     "frozen_bn",
+    "train_batches",
 ]
 
 
