@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_bninvariants.invariants.freezing import frozen as frozen
     from pytest_bninvariants.invariants.freezing import frozen_bn as frozen_bn
     from pytest_bninvariants.invariants.guards import Guard as Guard
+    from pytest_bninvariants.invariants.training import trains as trains
     from pytest_bninvariants.invariants.updates import bn_updates as bn_updates
     from pytest_bninvariants.invariants.verdict import Verdict as Verdict
 
@@ -29,6 +30,7 @@ _HOMES = {
     "InvariantHazard": "pytest_bninvariants.errors",
     "LawBroken": "pytest_bninvariants.errors",
     "ReferenceBatchNorm": "pytest_bninvariants.batchnorm.reference",
+    "trains": "pytest_bninvariants.invariants.training",
     "bn_updates": "pytest_bninvariants.invariants.updates",
     "TrainBatch": "pytest_bninvariants.batchnorm.train_batches",
     "accumulates": "pytest_bninvariants.invariants.accumulation",
@@ -55,6 +57,7 @@ __all__ = [
     "frozen",
     "frozen_bn",
     "train_batches",
+    "trains",
 ]
 
 

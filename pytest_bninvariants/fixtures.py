@@ -50,6 +50,14 @@ def accumulates() -> Callable[..., Verdict]:
 
 
 @pytest.fixture(scope="session")
+def trains() -> Callable[..., Guard]:
+    """Hold that parameters move: `with trains(model, "head"): train_step(model, batch)`."""
+    from pytest_bninvariants.invariants.training import trains
+
+    return trains
+
+
+@pytest.fixture(scope="session")
 def bn_conforms(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Hold a layer against the laws of BatchNorm: `bn_conforms(MyBatchNorm2d, laws="eval*")`.
 

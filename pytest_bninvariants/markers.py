@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
     from pytest_bninvariants.invariants.guards import Guard
 
-_FREEZING = ("parameters", "buffers", "allow_batch_stats", "exclude")
+_FREEZING = ("parameters", "buffers", "allow_batch_stats", "exclude", "trains")
 _SIGNATURE = (
-    "(*modules, parameters=True, buffers=True, allow_batch_stats=False, exclude=(), model=None)"
+    "(*modules, parameters=True, buffers=True, allow_batch_stats=False, exclude=(), trains=(), "
+    "model=None)"
 )
 
 
@@ -57,6 +58,12 @@ MARKERS = {
         "training) updates its running statistics another number of times, or otherwise than "
         "BatchNorm does.",
         options=("times", "per", "exclude"),
+    ),
+    "trains": Marker(
+        signature="(*modules, buffers=True, exclude=(), model=None)",
+        help="fail the test if in its call a parameter in these modules (default: each with "
+        "requires_grad=True) does not move, or a BN layer there updates no running statistics.",
+        options=("buffers", "exclude"),
     ),
 }
 

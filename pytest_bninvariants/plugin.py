@@ -10,28 +10,12 @@ import pytest
 
 from pytest_bninvariants import devices, failures, markers
 from pytest_bninvariants.conformance import plan, summary
-from pytest_bninvariants.fixtures import (
-    accumulates,
-    bn_conforms,
-    bn_device,
-    bn_updates,
-    frozen,
-    frozen_bn,
-    reference_bn,
-)
 from pytest_bninvariants.invariants import registry, reruns, tracing
 from pytest_bninvariants.options import SETTINGS, Settings, add_options
 from pytest_bninvariants.retrace import RERUNNERS, Retracer
 
-__all__ = [
-    "accumulates",
-    "bn_conforms",
-    "bn_device",
-    "bn_updates",
-    "frozen",
-    "frozen_bn",
-    "reference_bn",
-]
+__all__ = ["pytest_plugins"]
+pytest_plugins = ("pytest_bninvariants.fixtures",)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -69,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
 def _is_free(fixture: str, metafunc: pytest.Metafunc) -> bool:
     """Tell whether a fixture is ours, and not overridden or parametrized by the test."""
     definitions = metafunc._arg2fixturedefs.get(fixture, ())
-    if not definitions or definitions[-1].func.__module__ != bn_device.__module__:
+    if not definitions or definitions[-1].func.__module__ not in pytest_plugins:
         return False
     given = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize") if mark.args)
     names = (n.split(",") if isinstance(n, str) else n for n in given)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from pytest_bninvariants.errors import FrozenStateChanged, GateError
-from pytest_bninvariants.invariants import reruns, tracer
+from pytest_bninvariants.invariants import reruns, tracer, training
 from pytest_bninvariants.invariants.comparison import compare
 from pytest_bninvariants.invariants.guards import Guard
 from pytest_bninvariants.invariants.reruns import Slot
@@ -23,7 +23,7 @@ class FrozenGuard(Guard):
     """Hold that what a scope covers keeps its bytes.
 
     Args:
-        invariant: name of the invariant.
+        spelling: the guard as its user wrote it.
         noun: what its layers are called.
         model: the model.
         scope: what is watched in it.
@@ -34,9 +34,9 @@ class FrozenGuard(Guard):
     judges_halfway = True
 
     def __init__(
-        self, invariant: str, noun: str, model: nn.Module, scope: Scope, source: str = ""
+        self, spelling: str, noun: str, model: nn.Module, scope: Scope, source: str
     ) -> None:
-        super().__init__(model, _spelled(invariant, scope))
+        super().__init__(model, spelling)
         self._before: Before | None = None
         self._slot = Slot()
         self._noun = noun
@@ -87,7 +87,21 @@ class FrozenGuard(Guard):
         return verdict
 
 
-def _spelled(invariant: str, scope: Scope) -> str:
+def _guard(
+    invariant: str,
+    noun: str,
+    model: object,
+    scope: Scope,
+    trains: Iterable[str] | str,
+    source: str,
+) -> Guard:
+    names = names_of(trains, "trains")
+    spelling = _spelled(invariant, scope, names)
+    guard = FrozenGuard(spelling, noun, model_of(invariant, model), scope, source)
+    return guard.bring(training.trains(guard.model, *names, _source=source)) if names else guard
+
+
+def _spelled(invariant: str, scope: Scope, trains: tuple[str, ...]) -> str:
     options: dict[str, object] = {}
     if not scope.parameters:
         options["parameters"] = False
@@ -95,8 +109,9 @@ def _spelled(invariant: str, scope: Scope) -> str:
         options["buffers"] = False
     if scope.allow_batch_stats:
         options["allow_batch_stats"] = True
-    if scope.exclude:
-        options["exclude"] = scope.exclude[0] if len(scope.exclude) == 1 else list(scope.exclude)
+    for name, names in (("exclude", scope.exclude), ("trains", trains)):
+        if names:
+            options[name] = names[0] if len(names) == 1 else list(names)
     return spelled(invariant, scope.modules, **options)
 
 
@@ -107,6 +122,7 @@ def frozen_bn(
     buffers: bool = True,
     allow_batch_stats: bool = False,
     exclude: Iterable[str] | str = (),
+    trains: Iterable[str] | str = (),
     _source: str = "",
 ) -> Guard:
     """Hold that every BN layer keeps its state, bit for bit, and uses stored statistics throughout.
@@ -119,6 +135,7 @@ def frozen_bn(
         buffers: watch running statistics, and that batch statistics are not used.
         allow_batch_stats: let the layers normalise with batch statistics.
         exclude: names that are left out.
+        trains: names of what must train in the same step, as the invariant `trains` has it.
 
     Returns:
         A context manager for one step.
@@ -126,6 +143,7 @@ def frozen_bn(
     Raises:
         GateError: when entered, if there is nothing to watch; when left, if nothing ran.
         FrozenStateChanged: when left, if a layer changed.
+        InvariantBroken: when left, if what is named in `trains` did not move.
     """
     scope = Scope(
         modules=names_among(model, modules),
@@ -135,7 +153,7 @@ def frozen_bn(
         allow_batch_stats=allow_batch_stats,
         bn_only=True,
     )
-    return FrozenGuard("frozen_bn", "frozen BN layer", model_of("frozen_bn", model), scope, _source)
+    return _guard("frozen_bn", "frozen BN layer", model, scope, trains, _source)
 
 
 def frozen(
@@ -145,6 +163,7 @@ def frozen(
     buffers: bool = True,
     allow_batch_stats: bool = False,
     exclude: Iterable[str] | str = (),
+    trains: Iterable[str] | str = (),
     _source: str = "",
 ) -> Guard:
     """Hold that all parameters and buffers keep their bytes, and BN layers what `frozen_bn` says.
@@ -158,4 +177,4 @@ def frozen(
         buffers=buffers,
         allow_batch_stats=allow_batch_stats,
     )
-    return FrozenGuard("frozen", "frozen layer", model_of("frozen", model), scope, _source)
+    return _guard("frozen", "frozen layer", model, scope, trains, _source)

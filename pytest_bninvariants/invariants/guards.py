@@ -50,6 +50,7 @@ class Guard:
     Attributes:
         failure: what it raises.
         judges_halfway: whether its verdict means anything where the step raised.
+        companion: another guard around the same step, that this one brings along.
         made: file and line that warnings are about.
         verdict: what was found, once it has ended.
     """
@@ -61,7 +62,8 @@ class Guard:
         self.model = model
         self.spelled = spelled
         self.verdict: Verdict | None = None
-        self._used = self._started = False
+        self.companion: Guard | None = None
+        self._used = self._started = self._is_companion = False
         self._number = next(_numbers)
         self.made = users_line()
         file, line = self.made
@@ -81,7 +83,7 @@ class Guard:
         conclude([self], error)
 
     def __del__(self) -> None:
-        if not getattr(self, "_used", True):
+        if not (getattr(self, "_used", True) or self._is_companion):
             told = never_entered(pending.get(self._number, self.spelled))
             with suppress(GuardNeverEntered):  # an error here would go nowhere
                 warnings.warn_explicit(told, GuardNeverEntered, *self.made)
@@ -108,6 +110,15 @@ class Guard:
         self._use()
         self._begin()
         self._started = True
+        if self.companion is not None:
+            self.companion.start()
+
+    def bring(self, companion: Guard) -> Guard:
+        """Have another guard start and end with this one, and judge by itself."""
+        pending.pop(companion._number, None)
+        companion._is_companion = True
+        self.companion = companion
+        return self
 
     def _use(self) -> None:
         self._used = True
@@ -116,6 +127,8 @@ class Guard:
     def stop(self) -> None:
         """Watch no longer."""
         self._use()
+        if self.companion is not None:
+            self.companion.stop()
         self._end()
 
     def warn(self) -> None:
@@ -153,6 +166,7 @@ def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
         GateError: a guard could not judge.
     """
     __tracebackhide__ = True
+    guards = [each for guard in guards for each in (guard, guard.companion) if each is not None]
     for guard in reversed(guards):
         guard.stop()
     if error is not None:

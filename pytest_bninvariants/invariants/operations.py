@@ -173,7 +173,7 @@ class _Step:
 
     @classmethod
     def about_to(cls, optimizer: Optimizer, tensor: Tensor, group: int) -> _Step:
-        gradient = _gradient(tensor)
+        gradient = gradient_of(tensor)
         return cls(
             tensor=tensor,
             group=group,
@@ -205,7 +205,8 @@ class _Step:
         )
 
 
-def _gradient(tensor: Tensor) -> Gradient:
+def gradient_of(tensor: Tensor) -> Gradient:
+    """Tell what gradient a tensor has."""
     grad = tensor.grad
     if grad is None:
         return "none"

@@ -70,13 +70,17 @@ class Scope:
         return self.buffers and not self.allow_batch_stats
 
 
-def names_of(value: object) -> tuple[str, ...]:
-    """Return `exclude=`'s value as a tuple: a name, or an iterable of names."""
+def names_of(value: object, option: str = "exclude") -> tuple[str, ...]:
+    """Return an option's value as a tuple: a name, or several names.
+
+    Raises:
+        GateError: it is neither.
+    """
     if isinstance(value, str):
         return (value,)
     if isinstance(value, Collection):  # no iterator: a marker's is used up by the first test
         return tuple(value)
-    raise GateError(f"exclude= takes a name or several names; got {shown(value)}")
+    raise GateError(f"{option}= takes a name or several names; got {shown(value)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +270,12 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
             if key in owners or (key in below and (key in bn_layers or not scope.bn_only))
         },
     )
+
+
+def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that hold each name, without wrapper prefixes, at the moment."""
+    names = Names.of(model)
+    return {names.bare[name]: module for name, module in names.modules.items()}
 
 
 def _bn_state_owners(names: Names) -> set[str]:

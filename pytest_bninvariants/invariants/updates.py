@@ -3,51 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
 from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.invariants.found import Found
 from pytest_bninvariants.invariants.guards import Guard
-from pytest_bninvariants.invariants.ledger import Account, Ledger
-from pytest_bninvariants.invariants.lineage import Lineage, State
+from pytest_bninvariants.invariants.ledger import Ledger
 from pytest_bninvariants.invariants.selection import (
-    STATISTICS,
-    Names,
     Scope,
-    Selection,
     has_stored_statistics,
+    layers_of,
     names_of,
-    own_tensors,
     select,
 )
-from pytest_bninvariants.invariants.snapshot import UNREADABLE
 from pytest_bninvariants.invariants.spelling import model_of, names_among, spelled
 from pytest_bninvariants.invariants.undisturbed import undisturbed
-from pytest_bninvariants.invariants.updating import Found, diagnose
+from pytest_bninvariants.invariants.updating import diagnose
 from pytest_bninvariants.invariants.verdict import Hazard, Verdict
 from pytest_bninvariants.invariants.wording import name_list
 
 Times = int | Literal["forwards"]
 Per = Literal["step", "optimizer_step"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Now:
-    """A layer at the end of a step.
-
-    Args:
-        name: its qualified name.
-        layer: the module that holds the name now; None if it is gone.
-        account: what was seen of the one that held it at the start.
-        lineage: what led to its statistics.
-    """
-
-    name: str
-    layer: nn.Module | None
-    account: Account
-    lineage: Lineage
 
 
 class UpdatesGuard(Guard):
@@ -67,20 +45,22 @@ class UpdatesGuard(Guard):
     ) -> None:
         super().__init__(model, spelling)
         self._scope, self._times, self._per, self._source = scope, times, per, source
-        self._selection: Selection | None = None
+        self._layers: dict[str, tuple[str, nn.Module]] = {}
         self._ledger: Ledger | None = None
 
     def _begin(self) -> None:
         selection = select(self.model, self._scope)
-        layers = {key: each for key, each in selection.bn_layers.items() if _tracks(each)}
-        if not layers:
+        self._layers = {
+            key: (selection.bn_names[key], layer)
+            for key, layer in selection.bn_layers.items()
+            if has_stored_statistics(layer)
+        }
+        if not self._layers:
             raise GateError(
                 f"{self.spelled}: none of the BN layers has running statistics "
                 "(track_running_stats=False): there is nothing to update"
             )
-        self._selection = selection
-        self._layers = layers
-        self._ledger = Ledger(layers.values(), self.model)
+        self._ledger = Ledger((layer for _, layer in self._layers.values()), self.model)
         self._ledger.start()
 
     def _end(self) -> None:
@@ -89,18 +69,10 @@ class UpdatesGuard(Guard):
 
     def _judge(self) -> Verdict:
         assert self._ledger is not None
+        times = self._expected()
         with undisturbed():
-            layers = [each for each in self._now() if self._is_meant(each)]
-            if not layers:
-                raise GateError(self._told_of_none())
-            ran = any(each.account.forwards for each in layers) or self._ledger.compiled
-            if not ran and not any(each.lineage.written for each in layers):
-                raise GateError(
-                    f"nothing ran inside {self.spelled}: it saw no forward of a BN layer; run the "
-                    "train step, on this very model, inside the guard"
-                )
-            times = self._expected()
-            found = [self._found(each, times) for each in layers]
+            found = [each for each in self._found(times) if self._is_meant(each)]
+            self._insist(found)
         return Verdict(
             guard=self.spelled,
             noun="BN layer",
@@ -108,7 +80,7 @@ class UpdatesGuard(Guard):
             column="layer",
             model=type(self.model).__name__,
             source=self._source,
-            layers=len(layers),
+            layers=len(found),
             tensors=None,
             changes=tuple(change for each in found for change in each.changes()),
             causes=diagnose([each for each in found if not each.holds]),
@@ -116,93 +88,44 @@ class UpdatesGuard(Guard):
             notes=tuple(_notes(found)),
         )
 
-    def _now(self) -> Iterator[_Now]:
-        assert self._selection is not None
-        assert self._ledger is not None
-        names = Names.of(self.model)
-        held = {names.bare[name]: module for name, module in names.modules.items()}
-        for key, layer in self._layers.items():
-            account = self._ledger.of(layer)
-            now = held.get(key)
-            lineage = self._ledger.lineage(account, layer if now is None else now)
-            yield _Now(self._selection.bn_names[key], now, account, lineage)
-
-    def _is_meant(self, now: _Now) -> bool:
-        """Tell whether a layer is to be judged: all are that were named, else what is trained."""
-        if self._scope.modules or now.account.training or now.account.updates:
-            return True
-        parameters = own_tensors(now.account.layer)
-        return any(kind == "parameter" and each.requires_grad for kind, _, each in parameters)
-
-    def _told_of_none(self) -> str:
-        return (
-            f"{self.spelled}: no BN layer is in training: all are in eval and frozen; "
-            "name those that must update"
-        )
-
     def _expected(self) -> Times:
         assert self._ledger is not None
         if self._times == "forwards" or self._per == "step":
             return self._times
-        if not self._ledger.steps:
+        return self._times * self._ledger.steps
+
+    def _found(self, times: Times) -> Iterator[Found]:
+        assert self._ledger is not None
+        now = layers_of(self.model)
+        for key, (name, layer) in self._layers.items():
+            yield Found.of(name, layer, now.get(key), self._ledger, times)
+
+    def _is_meant(self, found: Found) -> bool:
+        """Tell whether a layer is to be judged: all are that were named, else what is trained."""
+        account = found.account
+        if self._scope.modules or account.training or account.updates:
+            return True
+        return any(p.requires_grad for p in account.layer.parameters(recurse=False))
+
+    def _insist(self, found: list[Found]) -> None:
+        """Raise where there is nothing to judge."""
+        assert self._ledger is not None
+        if not found:
+            raise GateError(
+                f"{self.spelled}: no BN layer is in training: all are in eval and frozen; "
+                "name those that must update"
+            )
+        ran = (f.account.forwards or f.lineage.written for f in found)
+        if not self._ledger.compiled and not any(ran):
+            raise GateError(
+                f"nothing ran inside {self.spelled}: it saw no forward of a BN layer; run the "
+                "train step, on this very model, inside the guard"
+            )
+        if self._per == "optimizer_step" and not self._ledger.steps:
             raise GateError(
                 f"{self.spelled}: no optimizer that holds the model's parameters stepped, so there "
                 "is no step to count for"
             )
-        return self._times * self._ledger.steps
-
-    def _found(self, now: _Now, times: Times) -> Found:
-        assert self._ledger is not None
-        account, layer = now.account, now.layer
-        return Found(
-            name=now.name,
-            account=account,
-            lineage=now.lineage,
-            times=times,
-            steps=self._ledger.steps,
-            compiled=self._ledger.compiled,
-            elsewhere=_elsewhere(account, layer),
-            replaced=layer is not account.layer,
-            training=layer is not None and layer.training,
-            counted=_counted(account, layer),
-            unsound=_unsound(layer),
-        )
-
-
-def _tracks(layer: nn.Module) -> bool:
-    return has_stored_statistics(layer)
-
-
-def _elsewhere(account: Account, layer: nn.Module | None) -> int:
-    """Return how many updates were of tensors that functional_call put there, and took away."""
-    returned = layer is not None and State.of(layer).shares_tensors(account.history.origin)
-    return account.elsewhere if returned else 0
-
-
-def _counted(account: Account, layer: nn.Module | None) -> int | None:
-    """Return by how much the counter of a layer moved in the step; None if it has none."""
-    old = account.history.origin.number
-    new = None if layer is None else layer._buffers.get("num_batches_tracked")
-    return None if old is None or new is None else int(new.item()) - old
-
-
-def _unsound(layer: nn.Module | None) -> list[tuple[str, str]]:
-    """Return the statistics that no forward could use, and what is wrong with them."""
-    found = []
-    for name in STATISTICS:
-        value = None if layer is None else layer._buffers.get(name)
-        try:
-            values = None if value is None else value.detach().flatten().double()
-            if values is None:
-                continue
-            bad = ~values.isfinite()
-            if bool(bad.any()):
-                found.append((name, f"{int(bad.sum())} of {len(bad)} values are not finite"))
-            elif name == "running_var" and bool((values < 0).any()):
-                found.append((name, f"{int((values < 0).sum())} of {len(bad)} values are negative"))
-        except UNREADABLE:
-            continue
-    return found
 
 
 def _broke(found: list[Found], times: Times) -> str:
@@ -219,6 +142,10 @@ def _hazards(found: Found) -> Iterator[Hazard]:
     if found.undone:
         text = "its running statistics were put back: the step leaves no update in them"
         yield Hazard(name=found.name, text=text)
+    if found.lineage.lost:
+        lost, all_of_them = found.lineage.lost, found.lineage.updates
+        text = f"in {lost} of {all_of_them} updates a narrow dtype rounded all away: keep running "
+        yield Hazard(name=found.name, text=text + "statistics in float32")
     if found.lineage.uncounted:
         yield Hazard(name=found.name, text="its num_batches_tracked does not count its updates")
 

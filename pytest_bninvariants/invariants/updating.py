@@ -2,115 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
-from pytest_bninvariants.invariants.ledger import Account
-from pytest_bninvariants.invariants.lineage import Lineage
-from pytest_bninvariants.invariants.verdict import Cause, CauseName, Change, Place
+from pytest_bninvariants.invariants.found import Found
+from pytest_bninvariants.invariants.verdict import Cause, CauseName, Place
 from pytest_bninvariants.invariants.wording import name_list, one_or_many, span
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What was found of one layer at the end of a step.
-
-    Args:
-        name: its qualified name.
-        account: what was seen of it.
-        lineage: what led to its statistics.
-        times: how many updates there should be, or `forwards`.
-        steps: how many steps optimizers made.
-        compiled: whether compiled code ran.
-        elsewhere: how many updates were of tensors that the layer held for a call alone.
-        replaced: whether another module holds its name now, or none.
-        training: its mode now.
-        counted: by how much its counter moved; None if it has none.
-        unsound: names of statistics that no forward could use, with what is wrong.
-    """
-
-    name: str
-    account: Account
-    lineage: Lineage
-    times: int | Literal["forwards"]
-    steps: int
-    compiled: bool
-    elsewhere: int
-    replaced: bool
-    training: bool
-    counted: int | None
-    unsound: list[tuple[str, str]]
-
-    @property
-    def by_counter(self) -> bool:
-        """Tell whether its counter alone can tell how often it was updated."""
-        unseen = self.compiled or self.replaced or self.account.unreadable
-        return (
-            unseen
-            and self.counted is not None
-            and bool(self.lineage.written or self.account.unreadable or not self.account.updates)
-        )
-
-    @property
-    def updates(self) -> int:
-        """Return how many updates the statistics have had."""
-        return (self.counted or 0) if self.by_counter else self.lineage.updates
-
-    @property
-    def undone(self) -> bool:
-        """Tell whether all of its updates were undone, as when a step is skipped."""
-        own = self.account.updates - self.elsewhere
-        return self.lineage == Lineage() and own > 0 and not self.by_counter
-
-    @property
-    def written(self) -> bool:
-        """Tell whether something else wrote to the statistics, too."""
-        return bool(self.lineage.written) and not self.by_counter
-
-    @property
-    def counts_wrongly(self) -> bool:
-        """Tell whether it was updated another number of times."""
-        if self.times == "forwards":
-            return not self.undone and (self.updates == 0 or self.account.idle > 0)
-        return self.updates != self.times and not (self.undone and self.times > 0)
-
-    @property
-    def holds(self) -> bool:
-        """Tell whether nothing is wrong with it."""
-        return not any(True for _ in self.changes())
-
-    def changes(self) -> Iterator[Change]:
-        """Yield what is wrong with it."""
-        told = list(self._told_of_counts())
-        if told:
-            yield self._change("; ".join(told))
-        for wrong in self.lineage.wrong if not self.by_counter else ():
-            yield self._change(f"update {wrong.update}: {wrong.text}", wrong.name)
-        for name, text in self.unsound:
-            yield self._change(text, name)
-
-    def _told_of_counts(self) -> Iterator[str]:
-        lineage = self.lineage
-        if self.counts_wrongly:
-            expected = "one a forward" if self.times == "forwards" else f"expected {self.times}"
-            idle = f", {_forwards(self.account.idle)} without" if self.account.idle else ""
-            yield f"{_updates(self.updates)}{idle}, {expected}"
-        told = (
-            (lineage.recomputed, "in backward"),
-            (lineage.repeated - lineage.recomputed, "with a batch that had updated already"),
-            (lineage.in_eval, "in eval"),
-            (lineage.miscounted, "that num_batches_tracked counted as more or less than one"),
-        )
-        for count, how in told if not self.by_counter else ():
-            if count > 0:
-                yield f"{_updates(count)} {how}"
-        if self.written:
-            yield "written to besides its updates"
-
-    def _change(self, text: str, tensor: str = "") -> Change:
-        name = ".".join(part for part in (self.name, tensor) if part)
-        return Change(name=name, layer=self.name, kind="update", text=text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +56,6 @@ def _names(found: list[Found]) -> str:
 
 def _was(found: list[Found]) -> str:
     return one_or_many([each.name for each in found], "was", "were")
-
-
-def _updates(count: int) -> str:
-    return f"{count} update{'' if count == 1 else 's'}"
-
-
-def _forwards(count: int) -> str:
-    return f"{count} forward{'' if count == 1 else 's'}"
 
 
 def _explain_recomputation(found: list[Found]) -> tuple[str, str]:

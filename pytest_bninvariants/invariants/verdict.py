@@ -17,6 +17,7 @@ ChangeKind = Literal[
     "batch-statistics",
     "update",
     "gradient",
+    "still",
 ]
 CauseName = Literal[
     "no-stored-statistics",
@@ -43,6 +44,13 @@ CauseName = Literal[
     "not-finite",
     "miscounted",
     "not-a-mean",
+    "tied",
+    "requires-grad-off",
+    "not-in-optimizer",
+    "no-gradient",
+    "zero-gradient",
+    "learning-rate-0",
+    "rounded-away",
 ]
 AUDIT = "--bn-audit"
 """The guard of a verdict that an audit came to."""
@@ -93,7 +101,7 @@ class Change:
     @property
     def of_tensor(self) -> bool:
         """Tell whether it is of a tensor, and not of a layer's setting or way to normalise."""
-        return self.kind not in ("eps", "batch-statistics", "update")
+        return self.kind not in ("eps", "batch-statistics", "update", "still")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

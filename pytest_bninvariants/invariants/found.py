@@ -1,0 +1,176 @@
+"""What is found of one BN layer's updates at the end of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from pytest_bninvariants.invariants.ledger import Account, Ledger
+from pytest_bninvariants.invariants.lineage import Lineage, State
+from pytest_bninvariants.invariants.selection import STATISTICS
+from pytest_bninvariants.invariants.verdict import Change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What was found of one layer at the end of a step.
+
+    Args:
+        name: its qualified name.
+        account: what was seen of it.
+        lineage: what led to its statistics.
+        times: how many updates there should be, or `forwards`.
+        compiled: whether compiled code ran.
+        elsewhere: how many updates were of tensors that the layer held for a call alone.
+        replaced: whether another module holds its name now, or none.
+        counted: by how much its counter moved; None if it has none.
+        unsound: names of statistics that no forward could use, with what is wrong.
+    """
+
+    name: str
+    account: Account
+    lineage: Lineage
+    times: int | Literal["forwards"]
+    compiled: bool
+    elsewhere: int
+    replaced: bool
+    counted: int | None
+    unsound: list[tuple[str, str]]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        layer: nn.Module,
+        now: nn.Module | None,
+        ledger: Ledger,
+        times: int | Literal["forwards"],
+    ) -> Found:
+        """Find it.
+
+        Args:
+            name: the layer's qualified name.
+            layer: the module that held the name at the start.
+            now: the one that holds it now; None if it is gone.
+            ledger: what was seen.
+            times: how many updates there should be.
+        """
+        account = ledger.of(layer)
+        return cls(
+            name=name,
+            account=account,
+            lineage=ledger.lineage(account, layer if now is None else now),
+            times=times,
+            compiled=ledger.compiled,
+            elsewhere=_elsewhere(account, now),
+            replaced=now is not layer,
+            counted=_counted(account, now),
+            unsound=[] if now is None else list(_unsound(now)),
+        )
+
+    @property
+    def by_counter(self) -> bool:
+        """Tell whether its counter alone can tell how often it was updated."""
+        scripted = isinstance(self.account.layer, torch.jit.ScriptModule)
+        unseen = self.compiled or self.replaced or self.account.unreadable or scripted
+        return (
+            unseen
+            and self.counted is not None
+            and bool(self.lineage.written or self.account.unreadable or not self.account.updates)
+        )
+
+    @property
+    def updates(self) -> int:
+        """Return how many updates the statistics have had."""
+        return (self.counted or 0) if self.by_counter else self.lineage.updates
+
+    @property
+    def undone(self) -> bool:
+        """Tell whether all of its updates were undone, as when a step is skipped."""
+        own = self.account.updates - self.elsewhere
+        return self.lineage == Lineage() and own > 0 and not self.by_counter
+
+    @property
+    def written(self) -> bool:
+        """Tell whether something else wrote to the statistics, too."""
+        return bool(self.lineage.written) and not self.by_counter
+
+    @property
+    def counts_wrongly(self) -> bool:
+        """Tell whether it was updated another number of times."""
+        if self.times == "forwards":
+            return not self.undone and (self.updates == 0 or self.account.idle > 0)
+        return self.updates != self.times and not (self.undone and self.times > 0)
+
+    @property
+    def holds(self) -> bool:
+        """Tell whether nothing is wrong with it."""
+        return not any(True for _ in self.changes())
+
+    def changes(self) -> Iterator[Change]:
+        """Yield what is wrong with it."""
+        told = list(self._told_of_counts())
+        if told:
+            yield self._change("; ".join(told))
+        for wrong in self.lineage.wrong if not self.by_counter else ():
+            yield self._change(f"update {wrong.update}: {wrong.text}", wrong.name)
+        for name, text in self.unsound:
+            yield self._change(text, name)
+
+    def _told_of_counts(self) -> Iterator[str]:
+        lineage = self.lineage
+        if self.counts_wrongly:
+            expected = "one a forward" if self.times == "forwards" else f"expected {self.times}"
+            idle = f", {_forwards(self.account.idle)} without" if self.account.idle else ""
+            yield f"{_updates(self.updates)}{idle}, {expected}"
+        told = (
+            (lineage.recomputed, "in backward"),
+            (lineage.repeated - lineage.recomputed, "with a batch that had updated already"),
+            (lineage.in_eval, "in eval"),
+            (lineage.miscounted, "that num_batches_tracked counted as more or less than one"),
+        )
+        for count, how in told if not self.by_counter else ():
+            if count > 0:
+                yield f"{_updates(count)} {how}"
+        if self.written:
+            yield "written to besides its updates"
+
+    def _change(self, text: str, tensor: str = "") -> Change:
+        name = ".".join(part for part in (self.name, tensor) if part)
+        return Change(name=name, layer=self.name, kind="update", text=text)
+
+
+def _elsewhere(account: Account, now: nn.Module | None) -> int:
+    """Return how many updates were of tensors that functional_call put there, and took away."""
+    returned = now is not None and State.of(now).shares_tensors(account.history.origin)
+    return account.elsewhere if returned else 0
+
+
+def _counted(account: Account, now: nn.Module | None) -> int | None:
+    old, new = account.history.origin.number, None if now is None else State.of(now).number
+    return None if old is None or new is None else new - old
+
+
+def _unsound(layer: nn.Module) -> Iterator[tuple[str, str]]:
+    for name, value in State.of(layer).tensors.items():
+        if name not in STATISTICS or is_lazy(value):
+            continue
+        values = value.detach().flatten().double()
+        bad, negative = ~values.isfinite(), values < 0
+        if bool(bad.any()):
+            yield name, f"{int(bad.sum())} of {len(bad)} values are not finite"
+        elif name == "running_var" and bool(negative.any()):
+            yield name, f"{int(negative.sum())} of {len(bad)} values are negative"
+
+
+def _updates(count: int) -> str:
+    return f"{count} update{'' if count == 1 else 's'}"
+
+
+def _forwards(count: int) -> str:
+    return f"{count} forward{'' if count == 1 else 's'}"

@@ -1,0 +1,82 @@
+"""Follow parameters through the steps of optimizers that are to train them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import FrameType
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pytest_bninvariants.invariants import observers
+from pytest_bninvariants.invariants.audience import Finish, Observer
+from pytest_bninvariants.invariants.operations import Gradient, gradient_of
+from pytest_bninvariants.invariants.undisturbed import undisturbed
+
+_RANK: dict[Gradient, int] = {"none": 0, "zero": 1, "nonzero": 2}
+
+
+@dataclass(slots=True)
+class Trainee:
+    """What was seen of one parameter.
+
+    Args:
+        held_by: class name of an optimizer that holds it and stepped.
+        group: which of its groups holds it.
+        rate: the largest learning rate that it stepped with.
+        gradient: the best that its gradient was at a step.
+        size: the largest value in it, without its sign.
+    """
+
+    held_by: str = ""
+    group: int = 0
+    rate: float = 0.0
+    gradient: Gradient = "none"
+    size: float = 0.0
+
+
+class Trainees(Observer):
+    """Follow some parameters during one step.
+
+    Args:
+        parameters: the parameters.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._seen = {id(parameter): (parameter, Trainee()) for parameter in parameters}
+        self.stepped: list[str] = []
+        """Class names of the optimizers that stepped, whatever they hold."""
+
+    def start(self) -> None:
+        """Begin to watch."""
+        observers.add(self)
+
+    def stop(self) -> None:
+        """Watch no longer; harmless where it does not watch."""
+        observers.discard(self)
+
+    def of(self, parameter: Tensor) -> Trainee:
+        """Return what was seen of a parameter."""
+        return self._seen[id(parameter)][1]
+
+    def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
+        """Note what an optimizer has to train its parameters with."""
+        name = type(optimizer).__name__
+        if name not in self.stepped:
+            self.stepped.append(name)
+        with undisturbed():
+            for number, group in enumerate(optimizer.param_groups):
+                for parameter in group["params"]:
+                    if id(parameter) in self._seen:
+                        self._note(parameter, name, number, float(group.get("lr", 1.0)))
+        return None
+
+    def _note(self, parameter: Tensor, optimizer: str, group: int, rate: float) -> None:
+        seen = self.of(parameter)
+        seen.held_by, seen.group = optimizer, group
+        seen.rate = max(seen.rate, rate)
+        seen.gradient = max(seen.gradient, gradient_of(parameter), key=_RANK.__getitem__)
+        grad = parameter.grad
+        if grad is not None and not grad.is_sparse:
+            seen.size = max(seen.size, float(grad.abs().max())) if grad.numel() else seen.size
