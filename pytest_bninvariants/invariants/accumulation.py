@@ -154,8 +154,17 @@ def _judge(
         notes=(
             f"one batch of {samples}, and {k} micro-batches of {sizes}, in float64 on copies of "
             f"the model: the loss is {whole.loss:.6g} and {parts.loss:.6g}",
+            *_beyond(whole, parts, bounds, changes),
         ),
     )
+
+
+def _beyond(
+    whole: Gradients, parts: Gradients, bounds: dict[str, float], changes: tuple[Change, ...]
+) -> Iterator[str]:
+    beyond = [_differ(whole, parts, change.name) / bounds[change.name] for change in changes]
+    if beyond:
+        yield f"each of these differences is {min(beyond):.0e} times what rounding can do, or more"
 
 
 def _changes(whole: Gradients, parts: Gradients, bounds: dict[str, float]) -> Iterator[Change]:
@@ -163,8 +172,8 @@ def _changes(whole: Gradients, parts: Gradients, bounds: dict[str, float]) -> It
         distance = _differ(whole, parts, name)
         if distance > bound:
             largest = float(whole.sums[name].abs().max())
-            share = f", {distance / largest:.2g} of the largest value" if largest else ", from 0"
-            text = f"max |d| {distance:.1e}{share}; rounding is at most {bound:.0e}"
+            share = f"{distance / largest:.2g} of its largest value" if largest else "from 0"
+            text = f"max |d| {distance:.1e}, {share}"
             yield Change(name=name, layer=name, kind="gradient", text=text)
 
 
