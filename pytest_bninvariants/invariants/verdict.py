@@ -51,6 +51,7 @@ CauseName = Literal[
     "zero-gradient",
     "learning-rate-0",
     "rounded-away",
+    "undone",
 ]
 AUDIT = "--bn-audit"
 """The guard of a verdict that an audit came to."""
