@@ -69,7 +69,7 @@ def accumulates(
         parts = passes.run(micro_batches, torch.float64)
         bounds = _bounds(whole, rough, parts)
         again = passes.run([batch], torch.float64)
-        if any(_differ(whole, again, name) > bound for name, bound in bounds.items()):
+        if any(whole.distance(again, name) > bound for name, bound in bounds.items()):
             raise GateError(
                 "accumulates cannot judge: two passes over the same batch have different gradients"
             )
@@ -98,17 +98,13 @@ def _drawn(model: nn.Module) -> str:
     random = [
         f"{name or 'the model'} ({type(module).__name__})"
         for name, module in model.named_modules()
-        if module.training and getattr(module, "p", 0) and "Drop" in type(module).__name__
+        if module.training and "Drop" in type(module).__name__
     ]
     said = f"; in training mode is {', '.join(random[:3])}" if random else ""
     return (
         "accumulates cannot judge a pass that draws random numbers, which micro-batches would draw "
         f"anew{said}: put what is random in eval"
     )
-
-
-def _differ(one: Gradients, other: Gradients, name: str) -> float:
-    return float((one.sums[name] - other.sums[name]).abs().max())
 
 
 def _bounds(whole: Gradients, rough: Gradients, parts: Gradients) -> dict[str, float]:
@@ -122,7 +118,7 @@ def _bounds(whole: Gradients, rough: Gradients, parts: Gradients) -> dict[str, f
     stands in.
     """
     sizes = {name: max(whole.sizes[name], parts.sizes[name]) for name in whole.sums}
-    off = {name: _differ(whole, rough, name) for name in sizes}
+    off = {name: whole.distance(rough, name) for name in sizes}
     sound = {name: size for name, size in sizes.items() if 10 * off[name] < size}
     worst = max((off[name] / size for name, size in sound.items()), default=0.0)
     least = UNIT[torch.float32] * max(sizes.values())
@@ -162,14 +158,14 @@ def _judge(
 def _beyond(
     whole: Gradients, parts: Gradients, bounds: dict[str, float], changes: tuple[Change, ...]
 ) -> Iterator[str]:
-    beyond = [_differ(whole, parts, change.name) / bounds[change.name] for change in changes]
+    beyond = [whole.distance(parts, change.name) / bounds[change.name] for change in changes]
     if beyond:
         yield f"each of these differences is {min(beyond):.0e} times what rounding can do, or more"
 
 
 def _changes(whole: Gradients, parts: Gradients, bounds: dict[str, float]) -> Iterator[Change]:
     for name, bound in bounds.items():
-        distance = _differ(whole, parts, name)
+        distance = whole.distance(parts, name)
         if distance > bound:
             largest = float(whole.sums[name].abs().max())
             share = f"{distance / largest:.2g} of its largest value" if largest else "from 0"

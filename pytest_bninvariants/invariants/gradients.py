@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.audience import How, Observer
 from pytest_bninvariants.invariants.micro_batches import converted, samples_in
@@ -38,6 +38,10 @@ class Gradients:
     sizes: dict[str, float]
     loss: float
     normalised: dict[str, bool]
+
+    def distance(self, other: Gradients, name: str) -> float:
+        """Return the largest difference between two passes' gradients of a parameter."""
+        return float((self.sums[name] - other.sums[name]).abs().max())
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,10 @@ class Pass:
                 "nothing of the model is trainable: no parameter has requires_grad=True"
             )
         whole = self.weight(self.batch)
+        if not whole > 0:
+            raise GateError(
+                f"accumulates(weight=...): the batch counts more than 0; got {shown(whole)}"
+            )
         sums = {name: _zeros(parameter) for name, parameter in trainable.items()}
         magnitudes = {name: value.abs() for name, value in sums.items()}
         total, hearer = 0.0, _Hearer()
@@ -89,7 +97,7 @@ class Pass:
             for name, gradient in gradients.items():
                 sums[name] += gradient
                 magnitudes[name] += gradient.abs()
-        _check_finite(sums, dtype)
+        _check(sums, dtype)
         return Gradients(
             sums=sums,
             sizes={name: float(value.max()) for name, value in magnitudes.items()},
@@ -165,7 +173,9 @@ def _zeros(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter, dtype=wide, requires_grad=False)
 
 
-def _check_finite(sums: dict[str, Tensor], dtype: torch.dtype) -> None:
+def _check(sums: dict[str, Tensor], dtype: torch.dtype) -> None:
+    if not any(bool(value.any()) for value in sums.values()):
+        raise GateError(f"accumulates cannot judge: in {dtype} all gradients are 0")
     for name, value in sums.items():
         if not bool(value.isfinite().all()):
             raise GateError(

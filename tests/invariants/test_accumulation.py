@@ -256,6 +256,16 @@ def test_a_loss_that_does_not_use_its_model_is_refused(net: Net, seven: Tensor) 
         accumulates(net, seven, 2, loss=lambda model, batch: squares(other, batch.double()))
 
 
+def test_gradients_that_are_all_zero_say_nothing(net: Net, seven: Tensor) -> None:
+    with pytest.raises(GateError, match="all gradients are 0"):
+        accumulates(net, seven, 2, loss=lambda model, batch: squares(model, batch) * 0)
+
+
+def test_a_batch_that_counts_nothing_is_refused(net: Net, seven: Tensor) -> None:
+    with pytest.raises(GateError, match=r"counts more than 0; got 0 \(int\)"):
+        accumulates(net, seven, 2, loss=squares, weight=lambda batch: 0)
+
+
 def test_a_gradient_that_is_not_finite_is_refused(net: Net, seven: Tensor) -> None:
     with pytest.raises(GateError, match=r"gradient of .* is not finite"):
         accumulates(net, seven / 0, 2, loss=squares)
