@@ -17,6 +17,7 @@ from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.audience import How, Observer
 from pytest_bninvariants.invariants.micro_batches import converted, samples_in
 from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
+from pytest_bninvariants.invariants.precision import all_in
 from pytest_bninvariants.invariants.selection import is_bn_layer, named_modules
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -84,7 +85,7 @@ class Pass:
         total, hearer = 0.0, _Hearer()
         for number, batch in enumerate(batches, 1):
             model.zero_grad(set_to_none=True)
-            with _explained(_doing(number, batch, batches, dtype)), hearer, _default(dtype):
+            with _explained(_doing(number, batch, batches, dtype)), hearer, all_in(dtype):
                 value = self.loss(model, converted(batch, dtype)) * (self.weight(batch) / whole)
                 torch.autograd.backward(value)
             total += float(value.detach())
@@ -154,18 +155,6 @@ def _doing(number: int, batch: Any, batches: list[Any], dtype: torch.dtype) -> s
     samples = samples_in(batch)
     of = f"micro-batch {number} of {len(batches)}" if len(batches) > 1 else "the whole batch"
     return f"the loss of {of} ({samples} sample{'s' * (samples != 1)}), in {dtype}"
-
-
-@contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
-    """Have the constants that a forward makes fit."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _zeros(parameter: Tensor) -> Tensor:

@@ -291,6 +291,30 @@ def test_constants_that_a_forward_makes_have_the_right_dtype(net: Net, seven: Te
     assert accumulates(net, seven, 2, loss=shifted).holds
 
 
+CASTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "float": lambda y: y.float(),
+    "half": lambda y: y.half().to(y.dtype),
+    "to": lambda y: y.to(torch.float32),
+    "to by keyword": lambda y: y.to(dtype=torch.bfloat16),
+    "type": lambda y: y.type(torch.float32),
+    "an operator's dtype": lambda y: y.softmax(-1, dtype=torch.float32),
+    "a constant": lambda y: y @ torch.eye(4, dtype=torch.float32),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS.values(), ids=CASTS)
+def test_what_a_model_casts_itself_is_computed_in_float64_too(
+    cast: Callable[[Tensor], Tensor],
+) -> None:
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(cast(model(batch[0])), batch[1])
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
+    batch = torch.randn(11, 3), torch.arange(11) % 4
+    assert accumulates(model, batch, 3, loss=loss).holds
+    assert broken(model.train(), batch, 3, loss=loss).changed_tensors
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_models_of_other_dtypes_are_judged_alike(net: Net, seven: Tensor, dtype: Any) -> None:
     assert accumulates(net.to(dtype), seven.to(dtype), 3, loss=squares).holds
