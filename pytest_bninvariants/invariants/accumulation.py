@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.errors import GateError, InvariantBroken, shown
-from pytest_bninvariants.invariants.gradients import Gradients, Pass
-from pytest_bninvariants.invariants.micro_batches import cut, samples_in
-from pytest_bninvariants.invariants.randomness import kept
+from pytest_bninvariants.invariants.adding_up import Comparison, compare
+from pytest_bninvariants.invariants.gradients import Gradients
+from pytest_bninvariants.invariants.micro_batches import samples_in
 from pytest_bninvariants.invariants.spelling import model_of
 from pytest_bninvariants.invariants.verdict import Cause, Change, Verdict
 from pytest_bninvariants.invariants.wording import keep_in_eval, name_list, one_or_many
 from pytest_bninvariants.reporting.text import render
-
-UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
-FINER = UNIT[torch.float64] / UNIT[torch.float32]
-LUCK = 2.0**8
-"""How much less than a typical one the rounding error may be that was met in float32."""
 
 
 def accumulates(
@@ -58,28 +52,14 @@ def accumulates(
     """
     __tracebackhide__ = True
     model_of("accumulates", model)
-    _check(batch, k, loss)
-    passes = Pass(model, loss, weight, batch)
-    micro_batches = cut(batch, k)
-    with kept(model) as generators:
-        whole = passes.run([batch], torch.float64)
-        if generators.moved():
-            raise GateError(_drawn(model))
-        rough = passes.run([batch], torch.float32)
-        parts = passes.run(micro_batches, torch.float64)
-        bounds = _bounds(whole, rough, parts)
-        again = passes.run([batch], torch.float64)
-        if any(whole.distance(again, name) > bound for name, bound in bounds.items()):
-            raise GateError(
-                "accumulates cannot judge: two passes over the same batch have different gradients"
-            )
-    verdict = _judge(model, k, samples_in(batch), whole, parts, bounds)
+    _check(batch, k, loss=loss, weight=weight)
+    verdict = _judge(model, k, samples_in(batch), compare(model, batch, k, loss, weight))
     if not verdict.holds:
         raise InvariantBroken(render([verdict]), (verdict,))
     return verdict
 
 
-def _check(batch: object, k: object, loss: object) -> None:
+def _check(batch: object, k: object, **functions: object) -> None:
     samples = samples_in(batch)
     if samples < 2:
         raise GateError(f"accumulates: a batch of {samples} cannot be cut into micro-batches")
@@ -88,89 +68,48 @@ def _check(batch: object, k: object, loss: object) -> None:
             "accumulates(model, batch, k): the number of micro-batches is a whole number from 2 to "
             f"{samples}, the samples of the batch; got {shown(k)}"
         )
-    if not callable(loss):
-        raise GateError(
-            f"accumulates(loss=...) takes a function loss(model, batch); got {shown(loss)}"
-        )
+    for name, function in functions.items():
+        if not callable(function):
+            raise GateError(f"accumulates({name}=...) takes a function; got {shown(function)}")
 
 
-def _drawn(model: nn.Module) -> str:
-    random = [
-        f"{name or 'the model'} ({type(module).__name__})"
-        for name, module in model.named_modules()
-        if module.training and "Drop" in type(module).__name__
-    ]
-    said = f"; in training mode is {', '.join(random[:3])}" if random else ""
-    return (
-        "accumulates cannot judge a pass that draws random numbers, which micro-batches would draw "
-        f"anew{said}: put what is random in eval"
-    )
-
-
-def _bounds(whole: Gradients, rough: Gradients, parts: Gradients) -> dict[str, float]:
-    """Return how far apart two ways to compute a gradient in float64 may be, by name.
-
-    To first order a rounding error is the unit roundoff times a number that depends on what is
-    computed, and not on the precision (Higham, "Accuracy and Stability of Numerical Algorithms",
-    chapter 1). float32 shows that number: what its pass is off by on this gradient or, relative to
-    its size, on any of which it got a digit right. A gradient that is 0, as a bias's before a BN
-    layer that uses batch statistics, is a sum of terms that cancel: for these the largest gradient
-    stands in.
-    """
-    sizes = {name: max(whole.sizes[name], parts.sizes[name]) for name in whole.sums}
-    off = {name: whole.distance(rough, name) for name in sizes}
-    sound = {name: size for name, size in sizes.items() if 10 * off[name] < size}
-    worst = max((off[name] / size for name, size in sound.items()), default=0.0)
-    least = UNIT[torch.float32] * max(sizes.values())
-    return {name: LUCK * FINER * max(off[name], worst * sizes[name], least) for name in sizes}
-
-
-def _judge(
-    model: nn.Module,
-    k: int,
-    samples: int,
-    whole: Gradients,
-    parts: Gradients,
-    bounds: dict[str, float],
-) -> Verdict:
-    changes = tuple(_changes(whole, parts, bounds))
+def _judge(model: nn.Module, k: int, samples: int, compared: Comparison) -> Verdict:
+    changes = tuple(_changes(compared))
     smallest, largest = samples // k, -(-samples // k)
     sizes = f"{smallest}" if smallest == largest else f"{smallest} or {largest}"
     return Verdict(
         guard=f"accumulates(k={k})",
         noun="gradient",
-        broke="do not add up" if len(bounds) > 1 else "does not add up",
+        broke="do not add up" if len(compared.bounds) > 1 else "does not add up",
         column="gradient",
         model=type(model).__name__,
         source="",
-        layers=len(bounds),
+        layers=len(compared.bounds),
         tensors=None,
         changes=changes,
-        causes=tuple(_causes(parts)) if changes else (),
+        causes=tuple(_causes(compared.parts)) if changes else (),
         notes=(
             f"one batch of {samples}, and {k} micro-batches of {sizes}, in float64 on copies of "
-            f"the model: the loss is {whole.loss:.6g} and {parts.loss:.6g}",
-            *_beyond(whole, parts, bounds, changes),
+            f"the model: the loss is {compared.whole.loss:.6g} and {compared.parts.loss:.6g}",
+            *_least(compared, changes),
         ),
     )
 
 
-def _beyond(
-    whole: Gradients, parts: Gradients, bounds: dict[str, float], changes: tuple[Change, ...]
-) -> Iterator[str]:
-    beyond = [whole.distance(parts, change.name) / bounds[change.name] for change in changes]
-    if beyond:
-        yield f"each of these differences is {min(beyond):.0e} times what rounding can do, or more"
-
-
-def _changes(whole: Gradients, parts: Gradients, bounds: dict[str, float]) -> Iterator[Change]:
-    for name, bound in bounds.items():
-        distance = whole.distance(parts, name)
-        if distance > bound:
-            largest = float(whole.sums[name].abs().max())
+def _changes(compared: Comparison) -> Iterator[Change]:
+    for name in compared.bounds:
+        if compared.beyond(name) > 1:
+            distance = compared.whole.distance(compared.parts, name)
+            largest = float(compared.whole.sums[name].abs().max())
             share = f"{distance / largest:.2g} of its largest value" if largest else "from 0"
             text = f"max |d| {distance:.1e}, {share}"
             yield Change(name=name, layer=name, kind="gradient", text=text)
+
+
+def _least(compared: Comparison, changes: tuple[Change, ...]) -> Iterator[str]:
+    beyond = [compared.beyond(change.name) for change in changes]
+    if beyond:
+        yield f"each of these differences is {min(beyond):.0e} times what rounding can do, or more"
 
 
 def _causes(parts: Gradients) -> Iterator[Cause]:

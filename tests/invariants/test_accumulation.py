@@ -241,8 +241,10 @@ def test_what_is_no_batch_is_refused(net: Net, batch: Any, said: str) -> None:
 def test_what_is_no_model_or_no_loss_is_refused(net: Net, seven: Tensor) -> None:
     with pytest.raises(GateError, match=r"takes the model"):
         accumulates(squares, seven, 2, loss=squares)  # type: ignore[arg-type]
-    with pytest.raises(GateError, match=r"loss\(model, batch\); got 'mse' \(str\)"):
+    with pytest.raises(GateError, match=r"loss=\.\.\.\) takes a function; got 'mse' \(str\)"):
         accumulates(net, seven, 2, loss="mse")  # type: ignore[arg-type]
+    with pytest.raises(GateError, match=r"weight=\.\.\.\) takes a function; got 7 \(int\)"):
+        accumulates(net, seven, 2, loss=squares, weight=7)  # type: ignore[arg-type]
 
 
 def test_a_model_in_which_nothing_trains_is_refused(net: Net, seven: Tensor) -> None:
