@@ -80,7 +80,8 @@ class Step:
             with _asked_for_by(mark):
                 request = Request.of(mark)
                 guard = request.guard(*find(values, request.model))
-            guard.made = line_of(self._function)
+            for part in guard.parts:
+                part.made = line_of(self._function)
             self._guards.append(guard)
         if self._put_back:
             models = {id(guard.model): guard.model for guard in self._guards}

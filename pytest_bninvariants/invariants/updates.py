@@ -157,7 +157,13 @@ def _notes(found: list[Found]) -> Iterator[str]:
             f"{name_list(by_counter)} ran in compiled code, or in a way that cannot be seen into: "
             "judged by the counter"
         )
-    unjudged = [each.name for each in found if each.lineage.unjudged and not each.by_counter]
+    untold = [each.name for each in found if each.untold]
+    if untold:
+        yield (
+            f"{name_list(untold)} ran where it cannot be seen, and counts no batches: how often it "
+            "was updated cannot be told"
+        )
+    unjudged = [each.name for each in found if each.lineage.unjudged and not each.unseen]
     if unjudged:
         yield f"the values of {name_list(unjudged)} were not held against the reference"
 

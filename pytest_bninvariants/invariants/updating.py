@@ -95,7 +95,7 @@ def _explain_in_eval(found: list[Found]) -> tuple[str, str]:
 
 def _lacks(found: Found) -> bool:
     few = found.times == "forwards" or found.updates < found.times
-    return found.counts_wrongly and few and not found.by_counter
+    return found.counts_wrongly and few and not found.unseen
 
 
 def _is_stuck(found: Found) -> bool:
@@ -191,7 +191,7 @@ def _explain_too_seldom(found: list[Found]) -> tuple[str, str]:
 
 
 def _is_wrong(found: Found) -> bool:
-    return bool(found.lineage.wrong) and not found.by_counter
+    return bool(found.lineage.wrong) and not found.unseen
 
 
 def _explain_wrong(found: list[Found]) -> tuple[str, str]:
@@ -221,7 +221,7 @@ def _explain_unsound(found: list[Found]) -> tuple[str, str]:
 
 
 def _is_miscounted(found: Found) -> bool:
-    return found.lineage.miscounted > 0 and not found.by_counter
+    return found.lineage.miscounted > 0 and not found.unseen
 
 
 def _explain_miscounted(found: list[Found]) -> tuple[str, str]:
@@ -249,7 +249,7 @@ def _explain_in_place(found: list[Found]) -> tuple[str, str]:
 RULES: tuple[Rule[Found], ...] = (
     Rule(
         cause="recomputation",
-        applies=lambda found: found.lineage.recomputed > 0 and not found.by_counter,
+        applies=lambda found: found.lineage.recomputed > 0 and not found.unseen,
         explain=_explain_recomputation,
     ),
     Rule(
@@ -260,7 +260,7 @@ RULES: tuple[Rule[Found], ...] = (
     ),
     Rule(
         cause="update-in-eval",
-        applies=lambda found: found.lineage.in_eval > 0 and not found.by_counter,
+        applies=lambda found: found.lineage.in_eval > 0 and not found.unseen,
         explain=_explain_in_eval,
     ),
     Rule(

@@ -565,6 +565,19 @@ def test_compiled_layers_are_judged_by_their_counters_and_the_verdict_says_so(ti
     assert told(verdict)[0][1] == f"{times} update{'s' * (times > 1)}, expected 3"
 
 
+def test_a_compiled_layer_that_counts_no_batches_is_not_blamed_and_the_verdict_says_so() -> None:
+    model = nn.Sequential(nn.InstanceNorm1d(3, track_running_stats=True), nn.BatchNorm1d(3))
+    compiled = torch.compile(model, backend="eager")
+    with bn_updates(compiled) as guard:
+        compiled(values(shape=(4, 3, 5)))
+    assert guard.verdict is not None
+    assert "0 ran where it cannot be seen, and counts no batches" in " ".join(guard.verdict.notes)
+    model[0].eval()
+    compiled(values(shape=(4, 3, 5)))
+    verdict = broken(compiled, lambda: compiled(values(1, (4, 3, 5))), "0")
+    assert told(verdict) == [("_orig_mod.0", "0 updates, expected 1")]
+
+
 @pytest.mark.parametrize("make", [torch.jit.script, lambda net: torch.jit.trace(net, values())])
 def test_scripted_layers_are_judged_by_their_counters(make: Callable[[Net], nn.Module]) -> None:
     model = make(Net())

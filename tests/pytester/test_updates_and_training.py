@@ -107,6 +107,27 @@ def test_the_fixtures_go_around_any_block(sessions: Sessions) -> None:
     )
 
 
+def test_what_a_markers_companion_warns_of_is_told_at_the_test(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.fixture
+        def bias(model):
+            return model.bn2.bias.data.fill_(1e9)
+
+        @pytest.mark.frozen("bn1", trains=["fc", "bn2.bias"])
+        def test_holds(model, bias):
+            bias = model.bn2.bias
+            optimizer = torch.optim.SGD([bias, model.fc.weight], lr=1e-9)
+            model(batch()).square().mean().backward()
+            bias.grad.fill_(1e-9)
+            model.fc.weight.grad.fill_(1e9)
+            optimizer.step()
+        """,
+    )
+    assert session.outcomes == {"test_holds": "passed"}
+    assert "test_it.py:12: InvariantHazard: trains('fc', 'bn2.bias') holds, but" in session.output
+
+
 def test_a_violation_may_be_expected_and_a_gate_that_cannot_judge_may_not(
     sessions: Sessions,
 ) -> None:
