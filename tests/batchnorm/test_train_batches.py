@@ -31,14 +31,19 @@ def drawn(strategy: Any) -> list[TrainBatch]:
 
 
 def test_inputs_and_classes_are_as_asked_for() -> None:
-    batches = drawn(train_batches((3, 4, 5), classes=7))
-    assert {1, 2} < {len(batch.inputs) for batch in batches} <= set(range(1, 33))
-    for inputs, targets in batches:
+    for inputs, targets in drawn(train_batches((3, 4, 5), classes=7)):
+        assert 1 <= len(inputs) <= 32
         assert inputs.shape[1:] == (3, 4, 5)
         assert inputs.dtype == torch.float32
         assert targets.shape == inputs.shape[:1]
         assert targets.dtype == torch.int64
         assert 0 <= targets.min() <= targets.max() < 7
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 17, 32])
+def test_each_batch_size_is_drawn(size: int) -> None:
+    found = find(train_batches((3,), classes=7), lambda batch: len(batch.inputs) == size)
+    assert len(found.targets) == size
 
 
 def test_targets_may_be_floats_or_a_class_for_each_position() -> None:

@@ -101,7 +101,7 @@ def test_a_function_scoped_model_is_still_for_hypothesis_to_refuse(sessions: Ses
         before=STEP,
     )
     assert session.outcomes == {"test_step": "failed"}
-    assert "function-scoped fixture" in session.texts["test_step"]
+    assert "function-scoped fixture" in session.texts["test_step"].lower()
 
 
 def test_the_devices_of_the_run_reach_strategies_made_at_import(
