@@ -81,7 +81,7 @@ SAYS = {
         "@pytest.mark.frozen_bn(*modules, parameters=True, buffers=True, allow_batch_stats=False, "
         "exclude=(), trains=(), model=None): fail the test if its call changes a BN layer",
         "@pytest.mark.frozen(*modules, parameters=True, buffers=True, allow_batch_stats=False, "
-        "exclude=(), trains=(), model=None): fail the test if its call changes any parameter or buffer",
+        "exclude=(), trains=(), model=None): fail the test if its call changes any parameter",
     ],
     "--fixtures": [
         "frozen_bn [session scope]",
