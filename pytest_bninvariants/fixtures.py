@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm
     from pytest_bninvariants.invariants.guards import Guard
+    from pytest_bninvariants.invariants.verdict import Verdict
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +39,14 @@ def bn_updates() -> Callable[..., Guard]:
     from pytest_bninvariants.invariants.updates import bn_updates
 
     return bn_updates
+
+
+@pytest.fixture(scope="session")
+def accumulates() -> Callable[..., Verdict]:
+    """Hold that micro-batches' gradients add up: `accumulates(model, batch, 4, loss=loss)`."""
+    from pytest_bninvariants.invariants.accumulation import accumulates
+
+    return accumulates
 
 
 @pytest.fixture(scope="session")

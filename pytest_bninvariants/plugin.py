@@ -1,4 +1,7 @@
-"""pytest's hooks, and nothing else."""
+"""pytest's hooks, and nothing else.
+
+What only a run of tests needs is imported by the hooks that need it, so that pytest starts fast.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,9 @@ from typing import Any
 
 import pytest
 
-from pytest_bninvariants import failures, markers
-from pytest_bninvariants.conformance import plan, summary
-from pytest_bninvariants.invariants import budget, registry, reruns, tracing
+from pytest_bninvariants import devices, markers
+from pytest_bninvariants.invariants import budget, registry, tracing
 from pytest_bninvariants.options import SETTINGS, Settings, add_options
-from pytest_bninvariants.retrace import RERUNNERS, Retracer
 
 __all__ = ["pytest_plugins"]
 pytest_plugins = ("pytest_bninvariants.fixtures",)
@@ -26,28 +27,36 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in markers.lines():
         config.addinivalue_line("markers", line)
     settings = config.stash[SETTINGS] = Settings.from_config(config)
+    config.add_cleanup(devices.use(settings.devices))
     config.add_cleanup(registry.use(settings.bn_layer_types))
     config.add_cleanup(budget.use(settings.bn_snapshot_budget))
     config.add_cleanup(tracing.use(tracing.Trace() if settings.bn_trace else None))
     if settings.bn_trace == "rerun":
+        from pytest_bninvariants.retrace import Retracer
+
         config.pluginmanager.register(Retracer(), "bninvariants-retracer")
     if settings.bn_audit:
         from pytest_bninvariants.auditing import add_audit
 
         add_audit(config, settings.bn_audit)
     if settings.choosing:
+        from pytest_bninvariants.conformance import plan
+
         plan.make_plan(config)  # errors of usage now, not in the midst of a session
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "bn_device" in metafunc.fixturenames and _is_free("bn_device", metafunc):
-        devices = metafunc.config.stash[SETTINGS].devices
-        metafunc.parametrize("bn_device", devices, indirect=True, scope="session")
+        names = metafunc.config.stash[SETTINGS].devices
+        metafunc.parametrize("bn_device", names, indirect=True, scope="session")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -k and the like leave tests out
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
-    plan.insist_on_use(config)
+    if config.stash[SETTINGS].choosing:
+        from pytest_bninvariants.conformance import plan
+
+        plan.insist_on_use(config)
 
 
 def _is_free(fixture: str, metafunc: pytest.Metafunc) -> bool:
@@ -62,6 +71,9 @@ def _is_free(fixture: str, metafunc: pytest.Metafunc) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    from pytest_bninvariants.invariants import reruns
+    from pytest_bninvariants.retrace import RERUNNERS
+
     if not any(map(item.config.pluginmanager.hasplugin, RERUNNERS)):
         return (yield)
     with reruns.remembering(reruns.Memory()):
@@ -76,6 +88,9 @@ def pytest_runtest_setup() -> None:
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     __tracebackhide__ = True
+    from pytest_bninvariants import failures
+    from pytest_bninvariants.invariants import reruns
+
     if reruns.active is not None:
         reruns.active.begin_run()
     if hasattr(item, "addExpectedFailure"):
@@ -101,6 +116,8 @@ def _pending() -> dict[int, str]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    from pytest_bninvariants import failures
+
     failures.clean(item, call, verbose=item.config.get_verbosity() > 0)
     report = yield
     gate_error = failures.gate_error_in(call.excinfo.value if call.excinfo else None)
@@ -111,5 +128,10 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in summary.lines(terminalreporter.getreports("passed")):
+    passed = terminalreporter.getreports("passed")
+    if not passed:
+        return
+    from pytest_bninvariants.conformance import summary
+
+    for line in summary.lines(passed):
         terminalreporter.write_line(line)

@@ -18,7 +18,13 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglo
 FAILING = {
     "README.md": {"test_finetune.py"},
     "causes.md": {"test_causes.py"},
-    "invariants.md": {"test_old_head.py", "test_updated_twice.py"},
+    "from-the-source.md": {"test_guarded.py"},
+    "invariants.md": {
+        "test_accumulation.py",
+        "test_any_batch.py",
+        "test_old_head.py",
+        "test_updated_twice.py",
+    },
     "tracing.md": {"test_average.py"},
 }
 
