@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -107,6 +106,8 @@ class Request:
         accepted = (*MARKERS[mark.name].options, "model")
         for option in mark.kwargs:
             if option not in accepted:
+                import difflib  # a tenth of what the plugin would take to load
+
                 near = difflib.get_close_matches(option, accepted, n=1)
                 hint = f"; did you mean {near[0]}=?" if near else ""
                 raise GateError(

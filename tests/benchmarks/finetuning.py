@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from statistics import median
 from types import ModuleType
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -96,7 +95,7 @@ class FineTuning:
             yield (
                 "pytest-torch, assert_frozen",
                 lambda: _judged(
-                    pytest_torch.assert_frozen, model, self._batch, self._loss_of, names
+                    pytest_torch.assert_frozen, model, self._batch[0], self._loss_of, names
                 ),
             )
         if torchtest is not None:
@@ -110,8 +109,8 @@ class FineTuning:
                 ),
             )
 
-    def _loss_of(self, model: nn.Module, batch: Any) -> Tensor:
-        return self.loss(model(batch[0]), batch[1])
+    def _loss_of(self, output: Tensor) -> Tensor:
+        return self.loss(output, self._batch[1])
 
 
 def _peer(name: str) -> ModuleType | None:
