@@ -184,7 +184,7 @@ def _name(value: torch.dtype | torch.layout) -> str:
 
 
 def _kind(kind: Kind) -> str:
-    return "Parameter" if kind == "parameter" else "buffer"
+    return "Parameter" if kind == "parameter" else kind
 
 
 @torch.no_grad()
@@ -207,10 +207,11 @@ def take(tensors: Mapping[str, Watched]) -> dict[str, Kept]:
                 content = tuple(as_bytes(part).clone() for part in found)
                 copies[id(tensor)] = tuple(part.shape for part in found), content
             except UNREADABLE as error:
+                advice = f"; leave it out with exclude={watched.name!r}"
                 raise GateError(
                     f"cannot compare {watched.name} ({type(tensor).__name__}, "
-                    f"{_name(tensor.dtype)}, {_name(tensor.layout)}): {error}; "
-                    f"leave it out with exclude={watched.name!r}"
+                    f"{_name(tensor.dtype)}, {_name(tensor.layout)}): {error}"
+                    f"{'' if watched.kind == 'output' else advice}"
                 ) from None
         shapes, content = copies[id(tensor)]
         kept[key] = Kept(
