@@ -197,6 +197,20 @@ def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
         raise guard.failure(told, verdicts)
 
 
+def at_once(guard: Guard) -> Verdict:
+    """Have a guard judge what is there now.
+
+    Raises:
+        InvariantBroken: the invariant does not hold.
+        GateError: it could not be judged.
+    """
+    __tracebackhide__ = True
+    with guard:
+        pass
+    assert guard.verdict is not None
+    return guard.verdict
+
+
 def _note(guards: Sequence[Guard], error: BaseException) -> None:
     for guard in guards:
         if not guard.judges_halfway:

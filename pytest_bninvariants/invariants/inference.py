@@ -67,7 +67,7 @@ def _randomness_of_its_own() -> Iterator[None]:
     numpy: Any = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = None if numpy is None else numpy.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    devices = range(torch.cuda.device_count()) if _cuda_is_used() else ()
     with torch.random.fork_rng(devices):
         try:
             random.seed(seed)
@@ -81,6 +81,10 @@ def _randomness_of_its_own() -> Iterator[None]:
             random.setstate(python_state)
             if numpy_state is not None:
                 numpy.random.set_state(numpy_state)
+
+
+def _cuda_is_used() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)

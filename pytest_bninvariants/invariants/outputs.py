@@ -134,8 +134,7 @@ class Outputs:
 
 
 def _change(path: str, before: str, after: str) -> Change:
-    kind = "gone" if after == "gone" else "values"
-    return Change(name=path, layer=path, kind=kind, text=f"{before} -> {after}")
+    return Change(name=path, layer=path, kind="values", text=f"{before} -> {after}")
 
 
 def _plain(kept: Kept) -> bool:

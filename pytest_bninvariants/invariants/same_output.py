@@ -9,7 +9,7 @@ from torch import nn
 
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants.comparison import Findings, compare
-from pytest_bninvariants.invariants.guards import Guard
+from pytest_bninvariants.invariants.guards import Guard, at_once
 from pytest_bninvariants.invariants.inference import Call
 from pytest_bninvariants.invariants.likeness import unlike
 from pytest_bninvariants.invariants.outputs import Outputs, Tolerance
@@ -250,20 +250,6 @@ def assert_same_output(
     _insist_on_inputs("assert_same_output", inputs, named_inputs)
     guard = TwinGuard(one, other, Call.of(inputs, named_inputs), Tolerance(rtol, atol))
     return at_once(guard)
-
-
-def at_once(guard: Guard) -> Verdict:
-    """Have a guard judge what is there now.
-
-    Raises:
-        InvariantBroken: the invariant does not hold.
-        GateError: it could not be judged.
-    """
-    __tracebackhide__ = True
-    with guard:
-        pass
-    assert guard.verdict is not None
-    return guard.verdict
 
 
 def _insist_on_inputs(name: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:

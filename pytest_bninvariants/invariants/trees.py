@@ -67,7 +67,7 @@ def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, MutableMapping):
-        other = copy.copy(value)
+        other: Any = copy.copy(value)
         for key, part in value.items():
             other[key] = mapped(part, function)
         return other
@@ -75,8 +75,8 @@ def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         parts = [mapped(part, function) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        other = copy.copy(value)
+        fields: Any = copy.copy(value)
         for field in _fields(value):
-            object.__setattr__(other, field.name, mapped(getattr(value, field.name), function))
-        return other
+            object.__setattr__(fields, field.name, mapped(getattr(value, field.name), function))
+        return fields
     return value
