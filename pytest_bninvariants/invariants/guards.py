@@ -88,6 +88,11 @@ class Guard:
             with suppress(GuardNeverEntered):  # an error here would go nowhere
                 warnings.warn_explicit(told, GuardNeverEntered, *self.made)
 
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """Return the models that it is about."""
+        return (self.model,)
+
     def _begin(self) -> None:
         """Keep what is needed of the model, and begin to watch."""
         raise NotImplementedError

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
 from pytest_bninvariants.errors import GateError
-from pytest_bninvariants.invariants.selection import Names, Scope, Watched, select
+from pytest_bninvariants.invariants.selection import Names, Scope, Watched, listing, select
+from pytest_bninvariants.invariants.verdict import Cause
+from pytest_bninvariants.invariants.wording import name_list
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,4 +95,29 @@ def _is_wrapped(name: str, names: Names) -> bool:
 
 
 def _first_names(tensors: dict[str, Watched]) -> str:
-    return ", ".join([*map(repr, list(tensors)[:3]), *(["..."] if len(tensors) > 3 else [])]) or "none"
+    return listing(list(tensors)) or "none"
+
+
+def left_behind(layers: Iterable[str], behind: str, ahead: str, how: str) -> Cause:
+    """Return the cause of running statistics that did not follow those of another module.
+
+    Args:
+        layers: the BN layers.
+        behind: the module that they are in.
+        ahead: the other.
+        how: what is the matter with them.
+    """
+    names = list(dict.fromkeys(layers))
+    return Cause(
+        name="left-behind",
+        layers=tuple(names),
+        why=f"the running statistics of {name_list(names)} in {behind} {how}, unlike those in "
+        f"{ahead}: they are buffers, which a loop over parameters() leaves behind",
+        fix=f"copy the buffers, too: for mine, theirs in zip({_expression(behind, 'copy')}"
+        f".buffers(), {_expression(ahead, 'model')}.buffers()): mine.copy_(theirs)",
+    )
+
+
+def _expression(name: str, default: str) -> str:
+    """Return a fixture's name as code; a default for what is no fixture."""
+    return name.strip("'") if name.startswith("'") else default

@@ -49,6 +49,7 @@ CauseName = Literal[
     "zero-gradient",
     "learning-rate-0",
     "rounded-away",
+    "left-behind",
 ]
 AUDIT = "--bn-audit"
 """The guard of a verdict that an audit came to."""
