@@ -72,13 +72,16 @@ def _in_sync(request: Request, values: Values) -> Guard:
     from pytest_bninvariants.invariants.sync import sync_guard
 
     paths, names = request.modules[:2], request.modules[2:]
-    if len(paths) < 2 or not all(isinstance(path, str) for path in paths):
+    if not paths or not all(isinstance(path, str) for path in paths):
         raise GateError(
             "@pytest.mark.in_sync takes two models first, by the names of fixtures or dotted "
-            f"paths, as in in_sync('model', 'ema'); got {shown(paths)}"
+            "paths, as in in_sync('model', 'ema'), or one that is to be the same on all ranks; "
+            f"got {shown(paths)}"
         )
-    (one, of_one), (other, of_other) = (find(values, path) for path in paths)
-    return sync_guard(one, other, *names, **request.options, _sources=(of_one, of_other))
+    found = [find(values, path) for path in paths]
+    (one, of_one), (other, of_other) = found[0], found[-1] if found[1:] else (None, "")
+    sources = of_one, of_other
+    return sync_guard(one, other, *names, **request.options, _sources=sources)
 
 
 _MAKERS: dict[str, Callable[[Request, Values], Guard]] = {

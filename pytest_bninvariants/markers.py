@@ -74,9 +74,10 @@ MARKERS = {
         options=("inputs", "rtol", "atol", "examples"),
     ),
     "in_sync": Marker(
-        signature="(one, other, *modules, parameters=None, exclude=(), decay=None, buffers=None)",
-        help="fail the test if after its call two models, which are fixtures, have other buffers, "
-        "or one is not the moving average of the other.",
+        signature="(one, other=None, *modules, parameters=None, exclude=(), decay=None, "
+        "buffers=None)",
+        help="fail the test if after its call two models, which are fixtures, or one on all ranks, "
+        "have other buffers, or the other is not the moving average of one.",
         options=("parameters", "exclude", "decay", "buffers"),
         finds_model=False,
     ),

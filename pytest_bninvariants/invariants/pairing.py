@@ -57,8 +57,8 @@ class Pair:
             GateError: there is nothing to compare, or both hold the very same tensors.
         """
         try:
-            first = _covered(self.one, scope, complain=True)
-            second = _covered(self.other, scope, complain=False)
+            first = covered(self.one, scope, complain=True)
+            second = covered(self.other, scope, complain=False)
         except GateError as error:
             hint = "" if scope.parameters else "; parameters are compared with parameters=True"
             raise GateError(f"{guard}: {error}{hint}") from None
@@ -76,7 +76,14 @@ class Pair:
         return first, second
 
 
-def _covered(model: nn.Module, scope: Scope, *, complain: bool) -> dict[str, Watched]:
+def covered(model: nn.Module, scope: Scope, *, complain: bool) -> dict[str, Watched]:
+    """Return what a scope covers in a model, by name, without what wrappers hold themselves.
+
+    Args:
+        model: the model.
+        scope: what is compared.
+        complain: whether to raise where that is nothing.
+    """
     selection = select(model, scope, complain=complain)
     own = set(_of_wrappers(selection.names))
     return {key: watched for key, watched in selection.tensors.items() if watched.name not in own}

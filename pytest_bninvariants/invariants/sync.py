@@ -13,6 +13,7 @@ from pytest_bninvariants.invariants import snapshot
 from pytest_bninvariants.invariants.averaging import AverageGuard, Buffers
 from pytest_bninvariants.invariants.guards import Guard, at_once
 from pytest_bninvariants.invariants.pairing import Pair, left_behind
+from pytest_bninvariants.invariants.ranks import RanksGuard
 from pytest_bninvariants.invariants.selection import Scope, Watched, names_of
 from pytest_bninvariants.invariants.spelling import model_of, names_among, spelled
 from pytest_bninvariants.invariants.undisturbed import undisturbed
@@ -97,7 +98,7 @@ def _is_initial(tensor: Tensor, key: str) -> bool:
 @overload
 def in_sync(
     one: nn.Module,
-    other: nn.Module,
+    other: nn.Module | None = ...,
     *modules: str,
     parameters: bool = ...,
     exclude: Iterable[str] | str = ...,
@@ -118,7 +119,7 @@ def in_sync(
 
 def in_sync(
     one: nn.Module,
-    other: nn.Module,
+    other: nn.Module | None = None,
     *modules: str,
     parameters: bool | None = None,
     exclude: Iterable[str] | str = (),
@@ -137,7 +138,8 @@ def in_sync(
 
     Args:
         one: a model; with `decay`, the one that is trained.
-        other: its copy: a target network, a teacher, a replica; with `decay`, the average.
+        other: its copy: a target network, a teacher, a replica; with `decay`, the average. None:
+            what `one` is on the other ranks of a distributed run; each rank must call it.
         modules: qualified names of modules or tensors, a name covers its subtree. None: all.
         parameters: compare parameters, too; None: only with `decay`.
         exclude: names that are left out.
@@ -166,7 +168,7 @@ def in_sync(
 
 def sync_guard(
     one: nn.Module,
-    other: nn.Module,
+    other: nn.Module | None = None,
     *modules: str,
     parameters: bool | None = None,
     exclude: Iterable[str] | str = (),
@@ -175,7 +177,7 @@ def sync_guard(
     _sources: tuple[str, str] = ("", ""),
 ) -> Guard:
     """Return a guard that holds it when a step ends; arguments as `in_sync`."""
-    for model in (one, other):
+    for model in (one,) if other is None else (one, other):
         model_of("in_sync", model, "(one, other, *modules)")
     if one is other:
         raise GateError("in_sync takes two models; got the same one twice")
@@ -194,6 +196,10 @@ def sync_guard(
     if scope.exclude:
         options["exclude"] = exclude
     spelling = spelled("in_sync", scope.modules, **options)
+    if other is None:
+        if decay is not None:
+            raise GateError("in_sync(decay=...) takes the model and its average")
+        return RanksGuard(one, scope, spelling, _sources[0])
     pair = Pair(one=one, other=other, sources=_sources)
     if decay is None:
         return SyncGuard(pair, scope, spelling)
