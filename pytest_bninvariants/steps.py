@@ -81,7 +81,8 @@ class Step:
             with _asked_for_by(mark):
                 request = Request.of(mark)
                 guard = guard_of(request, values)
-            guard.made = line_of(self._function)
+            for part in guard.parts:
+                part.made = line_of(self._function)
             self._guards.append(guard)
         if self._put_back:
             models = {id(model): model for guard in self._guards for model in guard.models}

@@ -18,6 +18,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglo
 FAILING = {
     "README.md": {"test_finetune.py"},
     "causes.md": {"test_causes.py"},
+    "invariants.md": {"test_old_head.py", "test_updated_twice.py"},
     "tracing.md": {"test_average.py"},
 }
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from pytest_bninvariants.invariants import normalising, writing
 from pytest_bninvariants.invariants.evidence import Evidence, names_of
-from pytest_bninvariants.invariants.rule import Rule
+from pytest_bninvariants.invariants.rule import Rule, explain
 from pytest_bninvariants.invariants.verdict import Cause
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[Rule[Evidence], ...] = (
     normalising.NO_STORED_STATISTICS,
     writing.LOADED,
     writing.BROADCAST,
@@ -36,26 +36,13 @@ def diagnose(evidence: Iterable[Evidence]) -> tuple[Cause, ...]:
     Returns:
         The causes, most specific first.
     """
-    grouped: dict[tuple[int, object], list[Evidence]] = {}
-    for each in evidence:
-        for number, rule in enumerate(RULES):
-            if rule.applies(each):
-                grouped.setdefault((number, rule.event(each)), []).append(each)
-                break
-    return tuple(
-        _cause(RULES[number], grouped[number, event])
-        for number, event in sorted(grouped, key=lambda group: group[0])
-    )
+    return explain(RULES, evidence, layers=names_of, tensors=_tensors, event=_optimizer)
 
 
-def _cause(rule: Rule, evidence: list[Evidence]) -> Cause:
-    why, fix = rule.explain(evidence)
-    return Cause(
-        name=rule.cause,
-        layers=tuple(names_of(evidence)),
-        tensors=tuple(each.change.name for each in evidence if each.change.of_tensor),
-        why=why,
-        fix=fix,
-        place=rule.place(evidence[0]),
-        did=rule.did,
-    )
+def _tensors(evidence: list[Evidence]) -> Iterable[str]:
+    return (each.change.name for each in evidence if each.change.of_tensor)
+
+
+def _optimizer(evidence: Evidence) -> object:
+    stepped = evidence.handled.stepped
+    return None if stepped is None else (stepped.optimizer, stepped.group)

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.invariants.ledger import Account, Ledger
 from pytest_bninvariants.invariants.lineage import Lineage, State
+from pytest_bninvariants.invariants.normalisation import counts_batches
 from pytest_bninvariants.invariants.selection import STATISTICS
 from pytest_bninvariants.invariants.verdict import Change
 
@@ -27,7 +29,7 @@ class Found:
         compiled: whether compiled code ran.
         elsewhere: how many updates were of tensors that the layer held for a call alone.
         replaced: whether another module holds its name now, or none.
-        counted: by how much its counter moved; None if it has none.
+        counted: by how much its counter moved; None if it has none that counts.
         unsound: names of statistics that no forward could use, with what is wrong.
     """
 
@@ -73,14 +75,22 @@ class Found:
         )
 
     @property
+    def unseen(self) -> bool:
+        """Tell whether it ran where forwards cannot be seen."""
+        scripted = isinstance(self.account.layer, torch.jit.ScriptModule)
+        hidden = self.compiled or self.replaced or self.account.unreadable or scripted
+        moved = self.account.unreadable or bool(self.lineage.written)
+        return hidden and (moved or not self.account.updates)
+
+    @property
     def by_counter(self) -> bool:
         """Tell whether its counter alone can tell how often it was updated."""
-        unseen = self.compiled or self.replaced or self.account.unreadable
-        return (
-            unseen
-            and self.counted is not None
-            and bool(self.lineage.written or self.account.unreadable or not self.account.updates)
-        )
+        return self.unseen and self.counted is not None
+
+    @property
+    def untold(self) -> bool:
+        """Tell whether nothing can tell how often it was updated, though it was."""
+        return self.unseen and self.counted is None and bool(self.lineage.written)
 
     @property
     def updates(self) -> int:
@@ -91,16 +101,18 @@ class Found:
     def undone(self) -> bool:
         """Tell whether all of its updates were undone, as when a step is skipped."""
         own = self.account.updates - self.elsewhere
-        return self.lineage == Lineage() and own > 0 and not self.by_counter
+        return self.lineage == Lineage() and own > 0 and not self.unseen
 
     @property
     def written(self) -> bool:
         """Tell whether something else wrote to the statistics, too."""
-        return bool(self.lineage.written) and not self.by_counter
+        return bool(self.lineage.written) and not self.unseen
 
     @property
     def counts_wrongly(self) -> bool:
         """Tell whether it was updated another number of times."""
+        if self.untold:
+            return False
         if self.times == "forwards":
             return not self.undone and (self.updates == 0 or self.account.idle > 0)
         return self.updates != self.times and not (self.undone and self.times > 0)
@@ -115,7 +127,7 @@ class Found:
         told = list(self._told_of_counts())
         if told:
             yield self._change("; ".join(told))
-        for wrong in self.lineage.wrong if not self.by_counter else ():
+        for wrong in self.lineage.wrong if not self.unseen else ():
             yield self._change(f"update {wrong.update}: {wrong.text}", wrong.name)
         for name, text in self.unsound:
             yield self._change(text, name)
@@ -132,7 +144,7 @@ class Found:
             (lineage.in_eval, "in eval"),
             (lineage.miscounted, "that num_batches_tracked counted as more or less than one"),
         )
-        for count, how in told if not self.by_counter else ():
+        for count, how in told if not self.unseen else ():
             if count > 0:
                 yield f"{_updates(count)} {how}"
         if self.written:
@@ -150,14 +162,15 @@ def _elsewhere(account: Account, now: nn.Module | None) -> int:
 
 
 def _counted(account: Account, now: nn.Module | None) -> int | None:
-    old, new = account.history.origin.number, None if now is None else State.of(now).number
+    if now is None or not counts_batches(now):
+        return None
+    old, new = account.history.origin.number, State.of(now).number
     return None if old is None or new is None else new - old
 
 
 def _unsound(layer: nn.Module) -> Iterator[tuple[str, str]]:
-    for name in STATISTICS:
-        value = layer._buffers.get(name)
-        if value is None or is_lazy(value):
+    for name, value in State.of(layer).tensors.items():
+        if name not in STATISTICS or is_lazy(value):
             continue
         values = value.detach().flatten().double()
         bad, negative = ~values.isfinite(), values < 0

@@ -69,6 +69,11 @@ class Guard:
         file, line = self.made
         pending[self._number] = f"{self.spelled}, made at {relative(file)}:{line},"
 
+    @property
+    def parts(self) -> tuple[Guard, ...]:
+        """Return it, and what it brings along."""
+        return (self,) if self.companion is None else (self, self.companion)
+
     def __enter__(self) -> Guard:
         self.start()
         return self
@@ -171,7 +176,7 @@ def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
         GateError: a guard could not judge.
     """
     __tracebackhide__ = True
-    guards = [each for guard in guards for each in (guard, guard.companion) if each is not None]
+    guards = [part for guard in guards for part in guard.parts]
     for guard in reversed(guards):
         guard.stop()
     if error is not None:

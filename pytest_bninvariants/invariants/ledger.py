@@ -263,6 +263,7 @@ class Ledger(Observer):
             in_eval=old.in_eval + (not forward.training),
             uncounted=old.uncounted + (counted == 0),
             miscounted=old.miscounted + (counted not in (None, 0, 1)),
+            lost=old.lost + judged.lost,
             unjudged=old.unjudged + (judged.batch is None),
             wrong=old.with_wrong(judged.wrong),
             places=(*old.places, place) if old.wants_place else old.places,

@@ -137,42 +137,42 @@ def _explain_stranger(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
-NO_STORED_STATISTICS = Rule(
+NO_STORED_STATISTICS: Rule[Evidence] = Rule(
     cause="no-stored-statistics",
     applies=_lacks_statistics,
     explain=_explain_lacking,
     place=_put_in_training,
     did="put in training mode by",
 )
-RECOMPUTATION = Rule(
+RECOMPUTATION: Rule[Evidence] = Rule(
     cause="recomputation",
     applies=_is_recomputed,
     explain=_explain_recomputation,
     place=_ran_at,
     did="run by",
 )
-UPDATE_IN_EVAL = Rule(
+UPDATE_IN_EVAL: Rule[Evidence] = Rule(
     cause="update-in-eval",
     applies=_updates_in_eval,
     explain=_explain_update_in_eval,
     place=_ran_at,
     did="run by",
 )
-MODE_FLIP = Rule(
+MODE_FLIP: Rule[Evidence] = Rule(
     cause="mode-flip",
     applies=_is_flipped,
     explain=_explain_flip,
     place=_put_in_training,
     did="put in training mode by",
 )
-TRAINING_MODE = Rule(
+TRAINING_MODE: Rule[Evidence] = Rule(
     cause="training-mode",
     applies=_is_in_training,
     explain=_explain_training,
     place=_put_in_training,
     did="put in training mode by",
 )
-UPDATE_BY_STRANGER = Rule(
+UPDATE_BY_STRANGER: Rule[Evidence] = Rule(
     cause="update-in-eval",
     applies=_is_of_stranger,
     explain=_explain_stranger,

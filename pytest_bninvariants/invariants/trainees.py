@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.audience import Finish, Observer
 from pytest_bninvariants.invariants.operations import Gradient, gradient_of
+from pytest_bninvariants.invariants.snapshot import content_of, same_content
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 
 _RANK: dict[Gradient, int] = {"none": 0, "zero": 1, "nonzero": 2}
@@ -27,6 +28,7 @@ class Trainee:
         rate: the largest learning rate that it stepped with.
         gradient: the best that its gradient was at a step.
         size: the largest value in it, without its sign.
+        moved: whether a step moved it.
     """
 
     held_by: str = ""
@@ -34,6 +36,7 @@ class Trainee:
     rate: float = 0.0
     gradient: Gradient = "none"
     size: float = 0.0
+    moved: bool = False
 
 
 class Trainees(Observer):
@@ -61,16 +64,24 @@ class Trainees(Observer):
         return self._seen[id(parameter)][1]
 
     def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
-        """Note what an optimizer has to train its parameters with."""
+        """Note what an optimizer trains with; return what notes after its step what moved."""
         name = type(optimizer).__name__
         if name not in self.stepped:
             self.stepped.append(name)
+        before = []
         with undisturbed():
             for number, group in enumerate(optimizer.param_groups):
                 for parameter in group["params"]:
                     if id(parameter) in self._seen:
                         self._note(parameter, name, number, float(group.get("lr", 1.0)))
-        return None
+                        before.append((parameter, content_of(parameter)))
+
+        def finish() -> None:
+            with undisturbed():
+                for parameter, content in before:
+                    self.of(parameter).moved |= not same_content(content, parameter)
+
+        return finish
 
     def _note(self, parameter: Tensor, optimizer: str, group: int, rate: float) -> None:
         seen = self.of(parameter)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
@@ -15,7 +14,6 @@ from pytest_bninvariants.invariants.ledger import Ledger
 from pytest_bninvariants.invariants.selection import (
     Names,
     Scope,
-    Watched,
     has_stored_statistics,
     layers_of,
     names_of,
@@ -23,32 +21,11 @@ from pytest_bninvariants.invariants.selection import (
     select,
 )
 from pytest_bninvariants.invariants.spelling import model_of, names_among, spelled
-from pytest_bninvariants.invariants.trainees import Trainee, Trainees
+from pytest_bninvariants.invariants.stillness import Parameter, diagnose
+from pytest_bninvariants.invariants.trainees import Trainees
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.updating import diagnose as diagnose_updates
-from pytest_bninvariants.invariants.verdict import Cause, CauseName, Change, Verdict
-from pytest_bninvariants.invariants.wording import name_list, one_or_many
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Still:
-    """A parameter that did not move.
-
-    Args:
-        name: its qualified name.
-        seen: what was seen of it.
-        asks: whether it asks for a gradient.
-        twins: its other names, which were not asked to train.
-        stepped: the optimizers that stepped.
-        dtype: its dtype.
-    """
-
-    name: str
-    seen: Trainee
-    asks: bool
-    twins: list[str]
-    stepped: list[str]
-    dtype: str
+from pytest_bninvariants.invariants.verdict import Change, Hazard, Verdict
 
 
 class TrainsGuard(Guard):
@@ -109,41 +86,44 @@ class TrainsGuard(Guard):
 
     def _judge(self) -> Verdict:
         with undisturbed():
-            now = dict(Names.of(self.model).tensors())
-            still = list(self._still(now))
-            layers = [found for found in self._found() if _is_lacking(found)]
-        changes = [_change(each.name, _told(each)) for each in still]
-        changes += [_change(each.name, _told_of_layer(each)) for each in layers]
+            parameters = list(self._parameters())
+            layers = [found for found in self._found() if found.updates == 0 or found.undone]
+        groups = {each.group for each in parameters if each.moved}
+        still = [each for each in parameters if not each.trained]
+        negligible = [each for each in still if each.is_negligible and each.group in groups]
+        still = [each for each in still if each not in negligible]
+        changes = [Change(name=p.name, layer=p.name, kind="still", text=p.text) for p in still]
+        changes += [_change_of_layer(each) for each in layers]
         return Verdict(
             guard=self.spelled,
-            noun="trained part",
-            broke="did not move",
+            noun="trainable part",
+            broke="did not train",
             column="name",
             model=type(self.model).__name__,
             source=self._source,
             layers=len(self._kept) + len(self._layers),
             tensors=None,
             changes=tuple(changes),
-            causes=(*_diagnose(still), *diagnose_updates(layers)),
+            causes=(*diagnose(still), *diagnose_updates(layers)),
+            hazards=tuple(Hazard(name=each.name, text=each.told_as_hazard) for each in negligible),
         )
 
-    def _still(self, now: dict[str, Watched]) -> Iterator[_Still]:
-        """Yield the parameters whose bytes are what they were."""
+    def _parameters(self) -> Iterator[Parameter]:
+        """Yield the parameters as they are at the end."""
         assert self._trainees is not None
-        watched = {id(kept.watched.tensor) for kept in self._kept.values()}
+        now = dict(Names.of(self.model).tensors())
         for key, kept in self._kept.items():
-            held = now.get(key)
-            tensor = kept.watched.tensor if held is None else held.tensor
-            if not snapshot.unchanged(kept, tensor):
-                continue
-            same = (w.name for k, w in now.items() if w.tensor is tensor and k not in self._kept)
-            yield _Still(
+            tensor = now[key].tensor if key in now else kept.watched.tensor
+            yield Parameter(
                 name=kept.watched.name,
                 seen=self._trainees.of(kept.watched.tensor),
+                moved=not snapshot.unchanged(kept, tensor),
                 asks=tensor.requires_grad,
-                twins=list(same) if id(tensor) in watched else [],
+                twins=[
+                    w.name for k, w in now.items() if w.tensor is tensor and k not in self._kept
+                ],
+                dtype=tensor.dtype,
                 stepped=self._trainees.stepped,
-                dtype=str(tensor.dtype).removeprefix("torch."),
             )
 
     def _found(self) -> Iterator[Found]:
@@ -157,140 +137,9 @@ def _is_lacking(found: Found) -> bool:
     return found.updates == 0 or found.undone
 
 
-def _change(name: str, text: str) -> Change:
-    return Change(name=name, layer=name, kind="still", text=text)
-
-
-def _told(still: _Still) -> str:
-    seen = still.seen
-    if not still.asks:
-        return "did not move; requires_grad is False"
-    if not seen.held_by:
-        return "did not move; no optimizer that holds it stepped"
-    return (
-        f"did not move; {seen.held_by} (group {seen.group}) stepped with lr {seen.rate:g} and "
-        f"{_GRADIENTS[seen.gradient].format(size=seen.size)}"
-    )
-
-
-_GRADIENTS = {
-    "none": "no gradient",
-    "zero": "a gradient of zeros",
-    "nonzero": "a gradient of up to {size:.1e}",
-}
-
-
-def _told_of_layer(found: Found) -> str:
-    return "its running statistics were put back" if found.undone else "0 updates of its statistics"
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """A cause, when it applies to a parameter, and what it says of all of them."""
-
-    cause: CauseName
-    applies: Callable[[_Still], bool]
-    why: Callable[[list[_Still]], str]
-    fix: str
-
-
-def _diagnose(still: Iterable[_Still]) -> Iterator[Cause]:
-    """Explain each parameter by the first rule that applies."""
-    grouped: dict[int, list[_Still]] = {}
-    for each in still:
-        number = next(number for number, rule in enumerate(RULES) if rule.applies(each))
-        grouped.setdefault(number, []).append(each)
-    for number in sorted(grouped):
-        rule, found = RULES[number], grouped[number]
-        names = [each.name for each in found]
-        yield Cause(
-            name=rule.cause,
-            layers=tuple(names),
-            tensors=tuple(names),
-            why=f"{name_list(names)} {rule.why(found)}",
-            fix=rule.fix.format(names=name_list(names)),
-        )
-
-
-def _of(found: list[_Still], one: str, many: str) -> str:
-    return one_or_many([each.name for each in found], one, many)
-
-
-def _why_tied(found: list[_Still]) -> str:
-    twins = list(dict.fromkeys(twin for each in found for twin in each.twins))
-    return (
-        f"{_of(found, 'is the tensor of', 'are the tensors of')} {name_list(twins)}, too, "
-        "which requires_grad=False has frozen under both names"
-    )
-
-
-def _why_unheld(found: list[_Still]) -> str:
-    stepped = found[0].stepped
-    if not stepped:
-        return f"{_of(found, 'was', 'were')} not stepped for: no optimizer stepped at all"
-    return f"{_of(found, 'is', 'are')} in no optimizer that stepped ({', '.join(stepped)} did)"
-
-
-def _why_no_gradient(found: list[_Still]) -> str:
-    return (
-        f"had no gradient when {found[0].seen.held_by} stepped: no loss depended on "
-        f"{_of(found, 'it', 'them')}, by way of what autograd records"
-    )
-
-
-RULES: tuple[_Rule, ...] = (
-    _Rule(
-        "tied",
-        lambda each: not each.asks and bool(each.twins),
-        _why_tied,
-        "untie {names} (a Parameter of its own, with a copy of the values), or do not freeze it",
-    ),
-    _Rule(
-        "requires-grad-off",
-        lambda each: not each.asks,
-        lambda found: f"{_of(found, 'has', 'have')} requires_grad=False",
-        "call requires_grad_(True) on {names}, or leave out of what trains what is to be frozen",
-    ),
-    _Rule(
-        "not-in-optimizer",
-        lambda each: not each.seen.held_by,
-        _why_unheld,
-        "build the optimizer of {names}, after the last conversion or copy of the model; under "
-        "GradScaler look whether the step was skipped",
-    ),
-    _Rule(
-        "no-gradient",
-        lambda each: each.seen.gradient == "none",
-        _why_no_gradient,
-        "look for detach(), no_grad() or .data between {names} and the loss, or a branch that "
-        "this step does not run",
-    ),
-    _Rule(
-        "zero-gradient",
-        lambda each: each.seen.gradient == "zero",
-        lambda found: f"had a gradient of zeros when {found[0].seen.held_by} stepped",
-        "look for what multiplies by zero or saturates between {names} and the loss, or for "
-        "zero_grad() between backward() and step()",
-    ),
-    _Rule(
-        "learning-rate-0",
-        lambda each: each.seen.rate == 0,
-        lambda found: f"had a gradient, and a learning rate of 0 in {found[0].seen.held_by}",
-        "give the group of {names} a learning rate, or look at its scheduler's warm-up",
-    ),
-    _Rule(
-        "rounded-away",
-        lambda _: True,
-        lambda found: (
-            f"had a gradient of up to {max(each.seen.size for each in found):.1e} and a learning "
-            f"rate of {found[0].seen.rate:g}, and {_of(found, 'its', 'their')} values in "
-            f"{found[0].dtype} stayed: the step was rounded away, undone, or made on another tensor"
-        ),
-        "where a BatchNorm follows, a bias before it has no effect: build that with bias=False; "
-        "else keep {names} in float32, or look for what copies the old values back",
-    ),
-)
-"""The first that applies explains a parameter."""
+def _change_of_layer(found: Found) -> Change:
+    text = "its running statistics were put back" if found.undone else "0 updates of its statistics"
+    return Change(name=found.name, layer=found.name, kind="still", text=text)
 
 
 def trains(

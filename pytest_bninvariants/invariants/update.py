@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.batchnorm.expectation import Approximation, updated
 from pytest_bninvariants.batchnorm.reference import Statistics, batch_statistics, rows
@@ -36,12 +37,14 @@ class Judged:
         batch: the batch's statistics; None where the update could not be judged.
         count: how many values each channel had.
         counted: by how much the counter moved; None where there is none that counts.
+        lost: whether a dtype that is too narrow has rounded the whole update away.
         wrong: the statistics that are not what the reference says.
     """
 
     batch: Statistics | None = None
     count: int = 0
     counted: int | None = None
+    lost: bool = False
     wrong: list[Wrong] = field(default_factory=list)
 
 
@@ -66,6 +69,10 @@ def judge(layer: nn.Module, forward: Forward, after: State, number: int) -> Judg
     judged.batch, judged.count = batch_statistics(values), values.shape[1]
     state = after.tensors["running_mean"].dtype
     expected = updated(old, x, momentum, Arithmetic.of(x.dtype, state))
+    judged.lost = all(map(torch.equal, old, new)) and any(
+        bool(((each.value - was).abs() > UNIT[torch.float32] * was.abs()).any())
+        for each, was in zip(expected, old, strict=True)
+    )
     for name, got, approximation in zip(STATISTICS, new, expected, strict=True):
         text = _difference(got, approximation)
         if text:
@@ -91,12 +98,8 @@ def _normalised(layer: nn.Module, forward: Forward) -> Tensor | None:
     plain = type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided
     if not plain or x.dtype not in UNIT or not 2 <= x.dim() <= 5:
         return None
-    return x.detach() if x.numel() > x.shape[1] and _fits(x, layer) else None
-
-
-def _fits(x: Tensor, layer: nn.Module) -> bool:
-    mean = layer._buffers.get("running_mean")
-    return mean is not None and x.shape[1] == mean.numel()
+    fits = is_lazy(channels) or x.shape[1] == channels.numel()
+    return x.detach() if x.numel() > x.shape[1] and fits else None
 
 
 def _is_synchronised(layer: nn.Module) -> bool:

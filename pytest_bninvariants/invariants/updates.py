@@ -115,7 +115,8 @@ class UpdatesGuard(Guard):
                 f"{self.spelled}: no BN layer is in training: all are in eval and frozen; "
                 "name those that must update"
             )
-        if not self._ledger.compiled and not any(f.account.forwards or f.written for f in found):
+        ran = (f.account.forwards or f.lineage.written for f in found)
+        if not self._ledger.compiled and not any(ran):
             raise GateError(
                 f"nothing ran inside {self.spelled}: it saw no forward of a BN layer; run the "
                 "train step, on this very model, inside the guard"
@@ -141,6 +142,10 @@ def _hazards(found: Found) -> Iterator[Hazard]:
     if found.undone:
         text = "its running statistics were put back: the step leaves no update in them"
         yield Hazard(name=found.name, text=text)
+    if found.lineage.lost:
+        lost, all_of_them = found.lineage.lost, found.lineage.updates
+        text = f"in {lost} of {all_of_them} updates a narrow dtype rounded all away: keep running "
+        yield Hazard(name=found.name, text=text + "statistics in float32")
     if found.lineage.uncounted:
         yield Hazard(name=found.name, text="its num_batches_tracked does not count its updates")
 
@@ -152,7 +157,13 @@ def _notes(found: list[Found]) -> Iterator[str]:
             f"{name_list(by_counter)} ran in compiled code, or in a way that cannot be seen into: "
             "judged by the counter"
         )
-    unjudged = [each.name for each in found if each.lineage.unjudged and not each.by_counter]
+    untold = [each.name for each in found if each.untold]
+    if untold:
+        yield (
+            f"{name_list(untold)} ran where it cannot be seen, and counts no batches: how often it "
+            "was updated cannot be told"
+        )
+    unjudged = [each.name for each in found if each.lineage.unjudged and not each.unseen]
     if unjudged:
         yield f"the values of {name_list(unjudged)} were not held against the reference"
 

@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from pytest_bninvariants.invariants.found import Found
-from pytest_bninvariants.invariants.verdict import Cause, CauseName, Place
+from pytest_bninvariants.invariants.rule import Rule, explain
+from pytest_bninvariants.invariants.verdict import Cause, Place
 from pytest_bninvariants.invariants.wording import name_list, one_or_many, span
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """A cause, when it applies to a layer, and what it says of all of them.
-
-    Args:
-        cause: its name.
-        applies: tells whether it explains a layer.
-        explain: says why, and the fix.
-        place: where it happened, if that was seen.
-        did: what was done there, up to the call.
-    """
-
-    cause: CauseName
-    applies: Callable[[Found], bool]
-    explain: Callable[[list[Found]], tuple[str, str]]
-    place: Callable[[Found], Place | None] = lambda _: None
-    did: str = "run by"
 
 
 def diagnose(found: Iterable[Found]) -> tuple[Cause, ...]:
     """Explain each layer by every rule that applies, and group the layers of one event."""
-    grouped: dict[tuple[int, object], list[Found]] = {}
-    for each in found:
-        for number, rule in enumerate(RULES):
-            if rule.applies(each):
-                grouped.setdefault((number, rule.place(each)), []).append(each)
-    return tuple(
-        _cause(RULES[number], grouped[number, place])
-        for number, place in sorted(grouped, key=lambda group: group[0])
-    )
-
-
-def _cause(rule: _Rule, found: list[Found]) -> Cause:
-    why, fix = rule.explain(found)
-    names = tuple(each.name for each in found)
-    return Cause(
-        name=rule.cause, layers=names, why=why, fix=fix, place=rule.place(found[0]), did=rule.did
-    )
+    return explain(RULES, found, layers=lambda group: (each.name for each in group), every=True)
 
 
 def _names(found: list[Found]) -> str:
@@ -130,7 +95,7 @@ def _explain_in_eval(found: list[Found]) -> tuple[str, str]:
 
 def _lacks(found: Found) -> bool:
     few = found.times == "forwards" or found.updates < found.times
-    return found.counts_wrongly and few and not found.by_counter
+    return found.counts_wrongly and few and not found.unseen
 
 
 def _is_stuck(found: Found) -> bool:
@@ -226,7 +191,7 @@ def _explain_too_seldom(found: list[Found]) -> tuple[str, str]:
 
 
 def _is_wrong(found: Found) -> bool:
-    return bool(found.lineage.wrong) and not found.by_counter
+    return bool(found.lineage.wrong) and not found.unseen
 
 
 def _explain_wrong(found: list[Found]) -> tuple[str, str]:
@@ -256,7 +221,7 @@ def _explain_unsound(found: list[Found]) -> tuple[str, str]:
 
 
 def _is_miscounted(found: Found) -> bool:
-    return found.lineage.miscounted > 0 and not found.by_counter
+    return found.lineage.miscounted > 0 and not found.unseen
 
 
 def _explain_miscounted(found: list[Found]) -> tuple[str, str]:
@@ -281,30 +246,49 @@ def _explain_in_place(found: list[Found]) -> tuple[str, str]:
     )
 
 
-RULES: tuple[_Rule, ...] = (
-    _Rule(
-        "recomputation",
-        lambda f: f.lineage.recomputed > 0 and not f.by_counter,
-        _explain_recomputation,
+RULES: tuple[Rule[Found], ...] = (
+    Rule(
+        cause="recomputation",
+        applies=lambda found: found.lineage.recomputed > 0 and not found.unseen,
+        explain=_explain_recomputation,
     ),
-    _Rule("extra-forward", _has_extra, _explain_extra, _extra_place),
-    _Rule("update-in-eval", lambda f: f.lineage.in_eval > 0 and not f.by_counter, _explain_in_eval),
-    _Rule("stuck-in-eval", _is_stuck, _explain_stuck, _put_in_eval, "put in eval by"),
-    _Rule("not-run", _did_not_run, _explain_not_run),
-    _Rule("momentum-zero", _has_no_momentum, _explain_no_momentum),
-    _Rule("tracking-off", _has_no_tracking, _explain_no_tracking),
-    _Rule("updated-elsewhere", _wrote_elsewhere, _explain_elsewhere),
-    _Rule("not-written", _wrote_nothing, _explain_wrote_nothing),
-    _Rule("fewer-forwards", _ran_too_seldom, _explain_too_seldom),
-    _Rule("wrong-update", _is_wrong, _explain_wrong),
-    _Rule("not-finite", _is_unsound, _explain_unsound),
-    _Rule("miscounted", _is_miscounted, _explain_miscounted),
-    _Rule(
-        "loaded",
-        lambda f: f.written and f.lineage.written == "loaded",
-        _explain_loaded,
-        lambda f: f.lineage.written_at,
+    Rule(
+        cause="extra-forward",
+        applies=_has_extra,
+        explain=_explain_extra,
+        place=_extra_place,
     ),
-    _Rule("in-place", lambda f: f.written and f.lineage.written == "in-place", _explain_in_place),
+    Rule(
+        cause="update-in-eval",
+        applies=lambda found: found.lineage.in_eval > 0 and not found.unseen,
+        explain=_explain_in_eval,
+    ),
+    Rule(
+        cause="stuck-in-eval",
+        applies=_is_stuck,
+        explain=_explain_stuck,
+        place=_put_in_eval,
+        did="put in eval by",
+    ),
+    Rule(cause="not-run", applies=_did_not_run, explain=_explain_not_run),
+    Rule(cause="momentum-zero", applies=_has_no_momentum, explain=_explain_no_momentum),
+    Rule(cause="tracking-off", applies=_has_no_tracking, explain=_explain_no_tracking),
+    Rule(cause="updated-elsewhere", applies=_wrote_elsewhere, explain=_explain_elsewhere),
+    Rule(cause="not-written", applies=_wrote_nothing, explain=_explain_wrote_nothing),
+    Rule(cause="fewer-forwards", applies=_ran_too_seldom, explain=_explain_too_seldom),
+    Rule(cause="wrong-update", applies=_is_wrong, explain=_explain_wrong),
+    Rule(cause="not-finite", applies=_is_unsound, explain=_explain_unsound),
+    Rule(cause="miscounted", applies=_is_miscounted, explain=_explain_miscounted),
+    Rule(
+        cause="loaded",
+        applies=lambda found: found.written and found.lineage.written == "loaded",
+        explain=_explain_loaded,
+        place=lambda found: found.lineage.written_at,
+    ),
+    Rule(
+        cause="in-place",
+        applies=lambda found: found.written and found.lineage.written == "in-place",
+        explain=_explain_in_place,
+    ),
 )
 """In the order in which a verdict tells them; several may apply to one layer."""

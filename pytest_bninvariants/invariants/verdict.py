@@ -50,6 +50,7 @@ CauseName = Literal[
     "learning-rate-0",
     "rounded-away",
     "left-behind",
+    "undone",
 ]
 AUDIT = "--bn-audit"
 """The guard of a verdict that an audit came to."""

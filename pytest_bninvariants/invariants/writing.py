@@ -175,47 +175,47 @@ def _place_of_step(evidence: Evidence) -> Place | None:
     return None if evidence.handled.stepped is None else evidence.handled.stepped.place
 
 
-LOADED = Rule(
+LOADED: Rule[Evidence] = Rule(
     cause="loaded",
     applies=_is_loaded,
     explain=_explain_loaded,
     place=lambda evidence: evidence.handled.loaded,
     did="loaded by",
 )
-BROADCAST = Rule(
+BROADCAST: Rule[Evidence] = Rule(
     cause="broadcast",
     applies=_is_broadcast,
     explain=_explain_broadcast,
     place=lambda evidence: evidence.handled.collective,
     did="exchanged by",
 )
-REPLACED = Rule(
+REPLACED: Rule[Evidence] = Rule(
     cause="replaced",
     applies=lambda evidence: evidence.replaced,
     explain=_explain_replaced,
 )
-GRADIENT_STEP = Rule(
+GRADIENT_STEP: Rule[Evidence] = Rule(
     cause="gradient-step",
     applies=_has_gradient,
     explain=_explain_gradient,
     place=_place_of_step,
     did="stepped by",
 )
-WEIGHT_DECAY = Rule(
+WEIGHT_DECAY: Rule[Evidence] = Rule(
     cause="weight-decay",
     applies=_decays,
     explain=_explain_decay,
     place=_place_of_step,
     did="stepped by",
 )
-STALE_MOMENTUM = Rule(
+STALE_MOMENTUM: Rule[Evidence] = Rule(
     cause="stale-momentum",
     applies=_is_stale,
     explain=_explain_stale,
     place=_place_of_step,
     did="stepped by",
 )
-IN_PLACE = Rule(
+IN_PLACE: Rule[Evidence] = Rule(
     cause="in-place",
     applies=_is_written,
     explain=_explain_in_place,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from pytest_bninvariants import (
     GateError,
     Guard,
     InvariantBroken,
+    InvariantHazard,
     Verdict,
     frozen,
     frozen_bn,
@@ -105,9 +107,35 @@ def test_a_bias_before_a_batch_norm_is_told_for_what_it_is() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     with torch.no_grad():
         net[0].bias.fill_(1e6)
-    verdict = broken(trains(net, "0.bias"), lambda: step(net))
-    assert causes(verdict) == {"rounded-away": ("0.bias",)}
-    assert "a bias before it has no effect" in verdict.causes[0].fix
+
+    def guarded() -> None:
+        with trains(net):
+            step(net)
+
+    with pytest.warns(InvariantHazard, match=r"0\.bias: did not move: .* bias before a BatchNorm"):
+        guarded()
+    assert causes(broken(trains(net, "0.bias"), lambda: step(net))) == {"rounded-away": ("0.bias",)}
+
+
+def test_what_moves_by_weight_decay_alone_does_not_train(net: Net) -> None:
+    def step_without_a_gradient() -> None:
+        optimizer = AdamW(net.parameters(), lr=0.1, weight_decay=0.1)
+        (0 * net(torch.randn(8, 3)).sum()).backward()
+        optimizer.step()
+
+    verdict = broken(trains(net, "head"), step_without_a_gradient)
+    assert causes(verdict) == {"zero-gradient": ("head.weight", "head.bias")}
+    assert verdict.changes[0].text.startswith("moved by decay or moments alone; AdamW")
+
+
+def test_a_step_that_is_undone_is_told(net: Net) -> None:
+    def step_and_put_back() -> None:
+        before = copy.deepcopy(net.head.state_dict())
+        step(net)
+        net.head.load_state_dict(before)
+
+    verdict = broken(trains(net), step_and_put_back)
+    assert causes(verdict) == {"undone": ("head.weight", "head.bias")}
 
 
 def test_a_step_that_a_half_dtype_rounds_away_is_told() -> None:
@@ -120,7 +148,7 @@ def test_a_step_that_a_half_dtype_rounds_away_is_told() -> None:
 
     (cause,) = broken(trains(model), run).causes
     assert cause.name == "rounded-away"
-    assert "in bfloat16" in cause.why
+    assert "which the digits of bfloat16 do not hold" in cause.why
 
 
 def test_a_tensor_that_is_tied_to_a_frozen_one_is_told() -> None:

@@ -492,6 +492,64 @@ def test_momentum_zero_and_functional_call_leave_no_update() -> None:
         model.load_state_dict(call())
 
 
+def test_a_pass_for_swas_statistics_with_momentum_zero_is_told() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3)).train()
+
+    def take_statistics(momentum: float | None) -> None:
+        model[0].reset_running_stats()
+        model[0].momentum = momentum
+        for seed in range(4):
+            model(values(seed))
+
+    verdict = broken(model, lambda: take_statistics(0.0), times=4)
+    assert told(verdict) == [("0", "0 updates, 4 forwards without, expected 4")]
+    assert causes(verdict) == ["momentum-zero"]
+    with bn_updates(model, times=4):
+        take_statistics(None)
+
+
+def test_statistics_that_a_half_dtype_rounds_away_are_a_hazard() -> None:
+    model = nn.BatchNorm1d(2, momentum=0.001).bfloat16()
+    model.running_mean.fill_(1.0)
+
+    def run() -> None:
+        with bn_updates(model, times="forwards"):
+            for seed in range(20):
+                model((values(seed, (16, 2)) + 0.2).bfloat16())
+
+    with pytest.warns(InvariantHazard, match="updates a narrow dtype rounded all away"):
+        run()
+    model.float()
+    with bn_updates(model, times="forwards"):
+        model(values(0, (16, 2)))
+
+
+def test_a_variance_of_one_pass_is_told_where_it_cancels() -> None:
+    class OnePass(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            mean, square = x.mean(0), x.square().mean(0)
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, 0.1)
+                self.running_var.lerp_((square - mean.square()) * (len(x) / (len(x) - 1)), 0.1)
+            return x - mean
+
+    model = OnePass(3)
+    with bn_updates(model):
+        model(values(shape=(256, 3)))
+    verdict = broken(model, lambda: model(values(shape=(256, 3)) + 1e4))
+    assert "running_var" in {change.name for change in verdict.changes}
+    assert causes(verdict)[0] == "wrong-update"
+
+
+def test_statistics_that_share_memory_are_told() -> None:
+    model = nn.BatchNorm1d(4)
+    model.running_var = model.running_mean
+    verdict = broken(model, lambda: model(values(shape=(8, 4))))
+    assert "wrong-update" in causes(verdict)
+    assert {change.name for change in verdict.changes} >= {"running_mean"}
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_compiled_layers_are_judged_by_their_counters_and_the_verdict_says_so(times: int) -> None:
     model = torch.compile(Net(), backend="eager")
@@ -505,6 +563,32 @@ def test_compiled_layers_are_judged_by_their_counters_and_the_verdict_says_so(ti
     assert "judged by the counter" in guard.verdict.notes[0]
     verdict = broken(model, step, times=3)
     assert told(verdict)[0][1] == f"{times} update{'s' * (times > 1)}, expected 3"
+
+
+def test_a_compiled_layer_that_counts_no_batches_is_not_blamed_and_the_verdict_says_so() -> None:
+    model = nn.Sequential(nn.InstanceNorm1d(3, track_running_stats=True), nn.BatchNorm1d(3))
+    compiled = torch.compile(model, backend="eager")
+    with bn_updates(compiled) as guard:
+        compiled(values(shape=(4, 3, 5)))
+    assert guard.verdict is not None
+    assert "0 ran where it cannot be seen, and counts no batches" in " ".join(guard.verdict.notes)
+    model[0].eval()
+    compiled(values(shape=(4, 3, 5)))
+    verdict = broken(compiled, lambda: compiled(values(1, (4, 3, 5))), "0")
+    assert told(verdict) == [("_orig_mod.0", "0 updates, expected 1")]
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda net: torch.jit.trace(net, values())])
+def test_scripted_layers_are_judged_by_their_counters(make: Callable[[Net], nn.Module]) -> None:
+    model = make(Net())
+    with bn_updates(model) as guard:
+        train(model, values())
+    assert guard.verdict is not None
+    assert "judged by the counter" in guard.verdict.notes[0]
+    verdict = broken(model, lambda: train(model, values(0), values(1)))
+    assert told(verdict) == [("bn", "2 updates, expected 1")]
+    with pytest.raises(GateError, match="nothing ran"), bn_updates(model):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -71,13 +71,13 @@ def test_the_markers_go_around_the_call(sessions: Sessions, workers: tuple[str, 
         {
             "test_updated_twice": "2 of 2 BN layers not updated exactly once: bn1, bn2 "
             "(extra-forward)",
-            "TestTraining::test_still": "5 of 7 trained parts did not move: bn1.weight, bn1.bias "
-            "and 3 more (learning-rate-0)",
+            "TestTraining::test_still": "5 of 7 trainable parts did not train: bn1.weight, "
+            "bn1.bias and 3 more (learning-rate-0)",
             "test_both": "frozen('bn1', trains='bn2'): 1 of 1 frozen layer changed: bn1 "
             "(mode-flip)",
         },
     )
-    assert "and trains('bn2'): 2 of 3 trained parts did not move" in session.says("test_both")
+    assert "and trains('bn2'): 2 of 3 trainable parts did not train" in session.says("test_both")
 
 
 def test_the_fixtures_go_around_any_block(sessions: Sessions) -> None:
@@ -102,9 +102,30 @@ def test_the_fixtures_go_around_any_block(sessions: Sessions) -> None:
         {
             "test_updated_twice": "2 of 2 BN layers not updated exactly once: bn1, bn2 "
             "(extra-forward)",
-            "test_still": "1 of 1 trained part did not move: fc.weight (learning-rate-0)",
+            "test_still": "1 of 1 trainable part did not train: fc.weight (learning-rate-0)",
         },
     )
+
+
+def test_what_a_markers_companion_warns_of_is_told_at_the_test(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.fixture
+        def bias(model):
+            return model.bn2.bias.data.fill_(1e9)
+
+        @pytest.mark.frozen("bn1", trains=["fc", "bn2.bias"])
+        def test_holds(model, bias):
+            bias = model.bn2.bias
+            optimizer = torch.optim.SGD([bias, model.fc.weight], lr=1e-9)
+            model(batch()).square().mean().backward()
+            bias.grad.fill_(1e-9)
+            model.fc.weight.grad.fill_(1e9)
+            optimizer.step()
+        """,
+    )
+    assert session.outcomes == {"test_holds": "passed"}
+    assert "test_it.py:12: InvariantHazard: trains('fc', 'bn2.bias') holds, but" in session.output
 
 
 def test_a_violation_may_be_expected_and_a_gate_that_cannot_judge_may_not(
