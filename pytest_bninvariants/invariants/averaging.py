@@ -15,7 +15,7 @@ from pytest_bninvariants.invariants.guards import Guard
 from pytest_bninvariants.invariants.pairing import Pair, left_behind
 from pytest_bninvariants.invariants.rounding import distances
 from pytest_bninvariants.invariants.selection import STATISTICS, Scope, Watched
-from pytest_bninvariants.invariants.snapshot import Kept
+from pytest_bninvariants.invariants.snapshot import Kept, arrow
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.verdict import Cause, Change, Verdict
 
@@ -111,9 +111,12 @@ class Average:
         got, expected, bound = (
             t.flatten()[worst].item() for t in (self.now, self.expected, self.bound)
         )
+        if self.copy_is_fine and float(expected).is_integer():
+            got, expected = int(got), int(expected)
+        shown, wanted = arrow(got, expected).split(" -> ")
         count = f"{int((excess > 1).sum())} of {excess.numel()} values, " if excess.dim() else ""
         text = (
-            f"{count}{got:.6g}{f' at {at}' if excess.dim() else ''}, expected {expected:.6g}"
+            f"{count}{shown}{f' at {at}' if excess.dim() else ''}, expected {wanted}"
             f"{f' within {bound:.1e}' if bound else ''}{self._what_fits()}"
         )
         layer = self.watched.layer

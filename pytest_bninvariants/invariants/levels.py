@@ -16,6 +16,7 @@ from pytest_bninvariants.invariants.inference import Call, in_eval
 from pytest_bninvariants.invariants.outputs import Tolerance
 from pytest_bninvariants.invariants.rounding import Rounding, distances, unit_of
 from pytest_bninvariants.invariants.selection import all_tensors
+from pytest_bninvariants.invariants.snapshot import arrow
 
 Tensors = dict[str, Tensor]
 
@@ -29,12 +30,14 @@ class Level:
         module: the module, or a copy of it.
         whole: its outputs of the whole batch, by path.
         bounds: how far each value may be off.
+        allowance: what is said of a bound.
     """
 
     name: str
     module: nn.Module
     whole: Tensors
     bounds: Tensors
+    allowance: str = "rounding explains"
 
     def compare(self, path: str, got: Tensor | None, order: Order) -> tuple[float, str]:
         """Hold an output of a batch of some samples against the whole batch's.
@@ -61,10 +64,11 @@ class Level:
         was, now, off, most = (
             tensor.flatten()[worst].item() for tensor in (rows, got, apart, bound)
         )
+        shown, wanted = arrow(now, was).split(" -> ")
         return float(ratio.flatten()[worst]), (
-            f"{where} has {now:.6g} at {[order[at[0]], *at[1:]]}, in the batch of "
-            f"{len(self.whole[path])} it is {was:.6g}: {off:.1e} apart in {self.name}, where "
-            f"rounding explains {most:.1e}"
+            f"{where} has {shown} at {[order[at[0]], *at[1:]]}, in the batch of "
+            f"{len(self.whole[path])} it is {wanted}: {off:.1e} apart in {self.name}, where "
+            f"{self.allowance} {most:.1e}"
         )
 
 
@@ -80,7 +84,7 @@ def tolerated(module: nn.Module, whole: Tensors, tolerance: Tolerance) -> list[L
         path: tolerance.atol + tolerance.rtol * distances(tensor, torch.zeros_like(tensor))
         for path, tensor in whole.items()
     }
-    return [Level(_dtypes(whole), module, whole, bounds)]
+    return [Level(_dtypes(whole), module, whole, bounds, "the tolerance is")]
 
 
 def measured(
