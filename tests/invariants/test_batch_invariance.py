@@ -110,6 +110,26 @@ def test_dependence_is_found_in_every_dtype(dtype: torch.dtype) -> None:
     batch_invariant(net[0], batch)
 
 
+def test_attention_over_the_batch_for_want_of_batch_first_is_found() -> None:
+    batch = (torch.randn(5, 3, 8),) * 3
+    told = said(nn.MultiheadAttention(8, 2), batch)
+    assert told.startswith("1 of 1 output depends on the batch: output[0]")
+    assert "samples are first mixed in MultiheadAttention's own forward" in told
+    batch_invariant(nn.MultiheadAttention(8, 2, batch_first=True), batch)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.BatchNorm2d(4)])
+def test_norms_that_look_at_one_sample_hold(norm: nn.Module) -> None:
+    assert batch_invariant(nn.Sequential(nn.Conv2d(3, 4, 3), norm), images(5)).holds
+
+
+def test_a_subtree_is_judged_by_its_name() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), Mixing(1e-3))
+    batch = torch.randn(8, 4)
+    assert batch_invariant(net, batch, modules="0").holds
+    assert said(net, batch, modules=["0", "1"]).startswith("1 of 2 outputs depends on the batch: 1")
+
+
 class ByPosition(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.arange(1.0, len(x) + 1)[:, None]
