@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pytest_bninvariants.batchnorm.conform import assert_bn_conforms as assert_bn_conforms
     from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm as ReferenceBatchNorm
+    from pytest_bninvariants.batchnorm.train_batches import TrainBatch as TrainBatch
+    from pytest_bninvariants.batchnorm.train_batches import train_batches as train_batches
     from pytest_bninvariants.errors import FrozenStateChanged as FrozenStateChanged
     from pytest_bninvariants.errors import GateError as GateError
     from pytest_bninvariants.errors import InvariantBroken as InvariantBroken
     from pytest_bninvariants.errors import InvariantHazard as InvariantHazard
     from pytest_bninvariants.errors import LawBroken as LawBroken
+    from pytest_bninvariants.invariants.accumulation import accumulates as accumulates
     from pytest_bninvariants.invariants.batch_invariance import batch_invariant as batch_invariant
     from pytest_bninvariants.invariants.freezing import frozen as frozen
     from pytest_bninvariants.invariants.freezing import frozen_bn as frozen_bn
@@ -37,11 +40,14 @@ _HOMES = {
     "batch_invariant": "pytest_bninvariants.invariants.batch_invariance",
     "in_sync": "pytest_bninvariants.invariants.sync",
     "same_output": "pytest_bninvariants.invariants.same_output",
+    "TrainBatch": "pytest_bninvariants.batchnorm.train_batches",
+    "accumulates": "pytest_bninvariants.invariants.accumulation",
     "assert_bn_conforms": "pytest_bninvariants.batchnorm.conform",
     "Verdict": "pytest_bninvariants.invariants.verdict",
     "Guard": "pytest_bninvariants.invariants.guards",
     "frozen": "pytest_bninvariants.invariants.freezing",
     "frozen_bn": "pytest_bninvariants.invariants.freezing",
+    "train_batches": "pytest_bninvariants.batchnorm.train_batches",
 }
 __all__ = [
     "FrozenStateChanged",
@@ -51,7 +57,9 @@ __all__ = [
     "InvariantHazard",
     "LawBroken",
     "ReferenceBatchNorm",
+    "TrainBatch",
     "Verdict",
+    "accumulates",
     "assert_bn_conforms",
     "assert_same_output",
     "batch_invariant",
@@ -60,6 +68,7 @@ __all__ = [
     "frozen_bn",
     "in_sync",
     "same_output",
+    "train_batches",
     "trains",
 ]
 

@@ -27,7 +27,12 @@ from pytest_bninvariants.reporting.text import render
 
 _PACKAGE = str(Path(__file__).parent)
 _OURS = (InvariantBroken, GateError, LawBroken)
-_ENGINES = ("invariants.guards", "invariants.audit", "batchnorm.conform")
+_ENGINES = (
+    "invariants.guards",
+    "invariants.audit",
+    "invariants.accumulation",
+    "batchnorm.conform",
+)
 _RAISED_AT = "_raised_at"
 _FAILURE = "__failure__"
 _EXPLANATION = "Explanation:"  # of hypothesis

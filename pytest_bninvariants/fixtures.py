@@ -42,6 +42,14 @@ def bn_updates() -> Callable[..., Guard]:
 
 
 @pytest.fixture(scope="session")
+def accumulates() -> Callable[..., Verdict]:
+    """Hold that micro-batches' gradients add up: `accumulates(model, batch, 4, loss=loss)`."""
+    from pytest_bninvariants.invariants.accumulation import accumulates
+
+    return accumulates
+
+
+@pytest.fixture(scope="session")
 def trains() -> Callable[..., Guard]:
     """Hold that parameters move: `with trains(model, "head"): train_step(model, batch)`."""
     from pytest_bninvariants.invariants.training import trains

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_bninvariants import failures, markers
+from pytest_bninvariants import devices, failures, markers
 from pytest_bninvariants.conformance import plan, summary
 from pytest_bninvariants.invariants import registry, reruns, tracing
 from pytest_bninvariants.options import SETTINGS, Settings, add_options
@@ -26,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in markers.lines():
         config.addinivalue_line("markers", line)
     settings = config.stash[SETTINGS] = Settings.from_config(config)
+    config.add_cleanup(devices.use(settings.devices))
     config.add_cleanup(registry.use(settings.bn_layer_types))
     config.add_cleanup(tracing.use(tracing.Trace() if settings.bn_trace else None))
     if settings.bn_trace == "rerun":
@@ -40,8 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "bn_device" in metafunc.fixturenames and _is_free("bn_device", metafunc):
-        devices = metafunc.config.stash[SETTINGS].devices
-        metafunc.parametrize("bn_device", devices, indirect=True, scope="session")
+        names = metafunc.config.stash[SETTINGS].devices
+        metafunc.parametrize("bn_device", names, indirect=True, scope="session")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -k and the like leave tests out

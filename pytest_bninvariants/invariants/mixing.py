@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pytest_bninvariants.invariants.audience import How, Observer
 from pytest_bninvariants.invariants.rounding import distances
 from pytest_bninvariants.invariants.selection import has_stored_statistics, named_modules
+from pytest_bninvariants.invariants.trees import leaves
 from pytest_bninvariants.invariants.verdict import Cause
 from pytest_bninvariants.invariants.wording import name_list, one_or_many
 
@@ -77,7 +78,7 @@ Recording = dict[tuple[str, int], Tensor]
 
 @contextmanager
 def recording(module: nn.Module) -> Iterator[Recording]:
-    """Keep what each part of a module returns: by its name and the number of its call."""
+    """Keep the first tensor that each part of a module returns, by name and number of its call."""
     kept: Recording = {}
     handles = [
         part.register_forward_hook(_keeper(name, kept)) for name, part in named_modules(module)
@@ -91,9 +92,11 @@ def recording(module: nn.Module) -> Iterator[Recording]:
 
 def _keeper(name: str, kept: Recording) -> Callable[..., None]:
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
+        tensors = (leaf for _, leaf in leaves(output, name) if isinstance(leaf, Tensor))
+        first = next(tensors, None)
+        if first is not None:
             number = sum(1 for key in kept if key[0] == name)
-            kept[name, number] = output.detach().clone()
+            kept[name, number] = first.detach().clone()
 
     return keep
 

@@ -16,6 +16,7 @@ ChangeKind = Literal[
     "eps",
     "batch-statistics",
     "update",
+    "gradient",
     "still",
 ]
 CauseName = Literal[
@@ -42,6 +43,7 @@ CauseName = Literal[
     "wrong-update",
     "not-finite",
     "miscounted",
+    "not-a-mean",
     "tied",
     "requires-grad-off",
     "not-in-optimizer",

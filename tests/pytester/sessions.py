@@ -16,6 +16,7 @@ import pytest
 from torch import nn
 
 import pytest_bninvariants
+from pytest_bninvariants import devices
 from pytest_bninvariants.invariants import assignments, audience, registry, tracing
 
 NETS = '''
@@ -257,6 +258,7 @@ def hold_that_nothing_is_left_behind() -> None:
     assert nn.Module.__call__ is _CALL
     assert nn.Module.__setattr__ is _SETATTR
     assert registry.bn_layer_types == frozenset()
+    assert devices.chosen == ("cpu",)
 
 
 def _outcomes_of(records: list[dict[str, Any]]) -> dict[str, str]:

@@ -1,0 +1,146 @@
+"""Batches for a user's own train steps: a hypothesis strategy that shrinks to the smallest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from hypothesis import strategies as st
+from hypothesis.errors import InvalidArgument
+from torch import Tensor
+
+from pytest_bninvariants import devices as present
+from pytest_bninvariants.batchnorm import strategies
+from pytest_bninvariants.batchnorm.arguments import listed, whole
+from pytest_bninvariants.batchnorm.shapes import sizes
+from pytest_bninvariants.errors import shown
+
+MOST_SAMPLES = 32
+_SEEDS = st.integers(0, 2**16)
+
+
+class _Pair(NamedTuple):
+    inputs: Tensor
+    targets: Tensor
+
+
+class TrainBatch(_Pair):
+    """A batch, `inputs, targets = batch`; its repr is the code that makes it.
+
+    Args:
+        inputs: shape (N, *), normally distributed.
+        targets: shape (N, *): classes, int64, or normally distributed in the inputs' dtype.
+    """
+
+    _made_by: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        shape: Sequence[int],
+        *,
+        classes: int | None = None,
+        target_shape: Sequence[int] = (),
+        seed: int = 0,
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> TrainBatch:
+        """Make one.
+
+        Args:
+            shape: (N, *), the inputs'.
+            classes: targets are whole numbers from 0 to below this; None: floats.
+            target_shape: of one sample's target.
+            seed: of all values; the same on every device, and but for rounding in every dtype.
+            dtype: name of the inputs' dtype, and of the targets' if they are floats.
+            device: where it is.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        kind, each = getattr(torch, dtype), (shape[0], *target_shape)
+        inputs = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+        if classes is None:
+            targets = torch.randn(each, generator=generator, dtype=torch.float64).to(kind)
+        else:
+            targets = torch.randint(classes, each, generator=generator)
+        batch = cls(inputs.to(kind).to(device), targets.to(device))
+        options: dict[str, object] = {} if classes is None else {"classes": classes}
+        options |= {"target_shape": tuple(target_shape)} if target_shape else {}
+        options |= {"seed": seed} | ({"dtype": dtype} if dtype != "float32" else {})
+        options |= {"device": device} if device != "cpu" else {}
+        told = "".join(f", {name}={value!r}" for name, value in options.items())
+        batch._made_by = f"TrainBatch.of({tuple(shape)}{told})"
+        return batch
+
+    def __repr__(self) -> str:
+        return self._made_by or super().__repr__()
+
+
+def train_batches(
+    shape: Sequence[int],
+    *,
+    classes: int | None = None,
+    target_shape: Sequence[int] | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    dtypes: Sequence[str] = ("float32",),
+    devices: Sequence[str] | None = None,
+) -> st.SearchStrategy[TrainBatch]:
+    """Return a strategy for batches of inputs and targets.
+
+    It shrinks to the smallest batch size, the first dtype and device, and seed 0.
+
+    Args:
+        shape: of one sample's input, such as (3, 32, 32).
+        classes: the number of classes, for targets of int64; None: targets are floats.
+        target_shape: of one sample's target; with `classes` it may be left out: one class a sample.
+        batch_sizes: which; None: each from 1 to 32.
+        dtypes: names of the inputs' dtypes.
+        devices: names as `--bn-device` takes them; None: those of `--bn-device` in this run.
+
+    Raises:
+        InvalidArgument: an argument is not as above, or a device is not there.
+    """
+    sample = _shape("shape", shape)
+    if classes is not None:
+        whole("classes", classes, 1)
+    elif target_shape is None:
+        raise InvalidArgument("give classes=10, say, for classes, or target_shape=(1,) for floats")
+    target = () if target_shape is None else _shape("target_shape", target_shape)
+    given = sizes(1, MOST_SAMPLES) if batch_sizes is None else listed("batch_sizes", batch_sizes)
+    ordered = sorted({whole("a batch size", size, 1) for size in given})
+    return _drawn(
+        sample,
+        classes,
+        target,
+        st.sampled_from(ordered),
+        strategies.dtypes(*listed("dtypes", dtypes)),
+        None if devices is None else strategies.devices(*listed("devices", devices)),
+    )
+
+
+@st.composite
+def _drawn(
+    draw: st.DrawFn,
+    sample: tuple[int, ...],
+    classes: int | None,
+    target: tuple[int, ...],
+    of_size: st.SearchStrategy[int],
+    of_dtype: st.SearchStrategy[str],
+    of_device: st.SearchStrategy[str] | None,
+) -> TrainBatch:
+    if of_device is None:  # now, since a module is imported once, and its tests may run in others
+        of_device = st.sampled_from(present.chosen)
+    return TrainBatch.of(
+        (draw(of_size), *sample),
+        classes=classes,
+        target_shape=target,
+        dtype=draw(of_dtype),
+        device=draw(of_device),
+        seed=draw(_SEEDS),
+    )
+
+
+def _shape(name: str, value: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InvalidArgument(f"{name} is a sample's, such as (3, 32, 32), not {shown(value)}")
+    return tuple(whole(f"each of {name}", size, 1) for size in value)
