@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import random
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +15,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.audience import Observer
+from pytest_bninvariants.invariants.randomness import kept
 from pytest_bninvariants.invariants.selection import all_tensors
 from pytest_bninvariants.invariants.state import ModelState
 from pytest_bninvariants.invariants.trees import mapped
 
 _T = TypeVar("_T")
-_seeds = itertools.count(1)
 
 
 @contextmanager
@@ -47,7 +44,7 @@ def in_eval(module: nn.Module, *heard_by: Observer) -> Iterator[None]:
     with (
         observers.heard_only_by(*heard_by),
         _disable_current_modes(),
-        _randomness_of_its_own(),
+        kept(module),
         torch.no_grad(),
     ):
         try:
@@ -55,36 +52,6 @@ def in_eval(module: nn.Module, *heard_by: Observer) -> Iterator[None]:
             yield
         finally:
             state.restore()
-
-
-@contextmanager
-def _randomness_of_its_own() -> Iterator[None]:
-    """Seed the generators of torch, Python and numpy as never before, and put them back.
-
-    So what draws random numbers differs from run to run.
-    """
-    seed = next(_seeds)
-    numpy: Any = sys.modules.get("numpy")
-    python_state = random.getstate()
-    numpy_state = None if numpy is None else numpy.random.get_state()
-    devices = range(torch.cuda.device_count()) if _cuda_is_used() else ()
-    with torch.random.fork_rng(devices):
-        try:
-            random.seed(seed)
-            torch.default_generator.manual_seed(seed)
-            if devices:
-                torch.cuda.manual_seed_all(seed)
-            if numpy is not None:
-                numpy.random.seed(seed)
-            yield
-        finally:
-            random.setstate(python_state)
-            if numpy_state is not None:
-                numpy.random.set_state(numpy_state)
-
-
-def _cuda_is_used() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +75,19 @@ class Call:
         """Return a call with a function of each tensor in its place."""
         return Call(mapped(self.args, function), mapped(dict(self.kwargs), function))
 
-    def on(self, module: nn.Module, read: Callable[[Any], _T], *heard_by: Observer) -> _T:
-        """Call a module in eval, with copies that it may write to.
+    def twice(self, module: nn.Module, read: Callable[[Any], _T]) -> tuple[_T, _T]:
+        """Call a module in eval two times in a row, with copies that it may write to.
 
         Args:
             module: the module.
             read: makes of its output what is returned, before the module's state is put back.
-            heard_by: who may hear of what happens.
         """
-        with in_eval(module, *heard_by):
-            call = self.map(_copied)
-            return read(module(*call.args, **call.kwargs))
+        with in_eval(module):
+            first, second = self.map(_copied), self.map(_copied)
+            return (
+                read(module(*first.args, **first.kwargs)),
+                read(module(*second.args, **second.kwargs)),
+            )
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -51,9 +51,7 @@ class OutputGuard(Guard):
 
     def _begin(self) -> None:
         for name, module in submodules(self.model, self._modules).items():
-            self._outputs[name] = _outputs(module, self._call, name, self.spelled)
-            again = _outputs(module, self._call, name, self.spelled)
-            _insist_on_repeatable(self._outputs[name], again, self._tolerance, self.spelled)
+            self._outputs[name] = self._run(module, name)
         if any(True for module in self._now().values() for _ in all_tensors(module)):
             scope = self._scope()
             self._before = take(self.model, scope)
@@ -98,12 +96,10 @@ class OutputGuard(Guard):
         module = self._now().get(name)
         if module is None:
             raise GateError(f"{self.spelled}: {name!r} is no module of the model any more")
-        before, now = self._outputs[name], _outputs(module, self._call, name, self.spelled)
-        changes = before.differences(now, self._tolerance)
-        if changes:
-            again = _outputs(module, self._call, name, self.spelled)
-            _insist_on_repeatable(now, again, self._tolerance, self.spelled)
-        return changes
+        return self._outputs[name].differences(self._run(module, name), self._tolerance)
+
+    def _run(self, module: nn.Module, name: str) -> Outputs:
+        return _outputs(module, self._call, name, self._tolerance, self.spelled)
 
 
 class TwinGuard(Guard):
@@ -125,11 +121,9 @@ class TwinGuard(Guard):
 
     def _judge(self) -> Verdict:
         first, second = (
-            _outputs(module, self._call, "", self.spelled) for module in (self._one, self.model)
+            _outputs(module, self._call, "", self._tolerance, self.spelled)
+            for module in (self._one, self.model)
         )
-        for module, outputs in ((self._one, first), (self.model, second)):
-            again = _outputs(module, self._call, "", self.spelled)
-            _insist_on_repeatable(outputs, again, self._tolerance, self.spelled)
         changes = first.differences(second, self._tolerance)
         return Verdict(
             guard=self.spelled,
@@ -145,9 +139,10 @@ class TwinGuard(Guard):
         )
 
 
-def _outputs(module: nn.Module, call: Call, name: str, guard: str) -> Outputs:
+def _outputs(module: nn.Module, call: Call, name: str, tolerance: Tolerance, guard: str) -> Outputs:
+    """Return what a module gives in eval, twice in a row."""
     try:
-        return call.on(module, lambda value: Outputs.of(value, name or "output"))
+        first, second = call.twice(module, lambda value: Outputs.of(value, name or "output"))
     except GateError:
         raise
     except Exception as error:  # whatever it raises, there is no output to judge
@@ -155,11 +150,6 @@ def _outputs(module: nn.Module, call: Call, name: str, guard: str) -> Outputs:
             f"{guard}: {type(module).__name__} in eval raised on these inputs: "
             f"{type(error).__name__}: {error}"
         ) from error
-
-
-def _insist_on_repeatable(
-    first: Outputs, second: Outputs, tolerance: Tolerance, guard: str
-) -> None:
     differences = first.differences(second, tolerance)
     if differences:
         told = few([f"{change.name} {change.text}" for change in differences])
@@ -169,6 +159,7 @@ def _insist_on_repeatable(
             "training=self.training, or keeps a state, or its kernels are not deterministic "
             "(then give rtol= or atol=)"
         )
+    return first
 
 
 def _state_note(findings: Findings) -> str:
