@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -326,22 +321,8 @@ def test_a_name_that_only_one_has_cannot_be_an_average(model: nn.Sequential) -> 
 # Ranks.
 
 
-def test_ranks_are_compared_with_each_other() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, str(Path(__file__).with_name("syncing_rank.py"))]
-    ranks = [
-        subprocess.Popen([*command, str(rank), port], stdout=subprocess.PIPE) for rank in range(2)
-    ]
-    try:
-        outputs = [rank.stdout.readline() for rank in ranks]  # type: ignore[union-attr]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
-    for output in outputs:
-        found = json.loads(output)
+def test_ranks_are_compared_with_each_other(ranks: Callable[..., list[Any]]) -> None:
+    for found in ranks("syncing_rank.py"):
         assert found["built"] == found["wrapped"] == ""
         told = found["loaded on one rank"]
         assert told.startswith("1 of 3 layers differs between ranks: 1")
