@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from pytest_bninvariants.errors import InvariantHazard as InvariantHazard
     from pytest_bninvariants.errors import LawBroken as LawBroken
     from pytest_bninvariants.invariants.accumulation import accumulates as accumulates
+    from pytest_bninvariants.invariants.batch_invariance import batch_invariant as batch_invariant
     from pytest_bninvariants.invariants.freezing import frozen as frozen
     from pytest_bninvariants.invariants.freezing import frozen_bn as frozen_bn
     from pytest_bninvariants.invariants.guards import Guard as Guard
+    from pytest_bninvariants.invariants.same_output import assert_same_output as assert_same_output
+    from pytest_bninvariants.invariants.same_output import same_output as same_output
+    from pytest_bninvariants.invariants.sync import in_sync as in_sync
     from pytest_bninvariants.invariants.training import trains as trains
     from pytest_bninvariants.invariants.updates import bn_updates as bn_updates
     from pytest_bninvariants.invariants.verdict import Verdict as Verdict
@@ -32,6 +36,10 @@ _HOMES = {
     "ReferenceBatchNorm": "pytest_bninvariants.batchnorm.reference",
     "trains": "pytest_bninvariants.invariants.training",
     "bn_updates": "pytest_bninvariants.invariants.updates",
+    "assert_same_output": "pytest_bninvariants.invariants.same_output",
+    "batch_invariant": "pytest_bninvariants.invariants.batch_invariance",
+    "in_sync": "pytest_bninvariants.invariants.sync",
+    "same_output": "pytest_bninvariants.invariants.same_output",
     "TrainBatch": "pytest_bninvariants.batchnorm.train_batches",
     "accumulates": "pytest_bninvariants.invariants.accumulation",
     "assert_bn_conforms": "pytest_bninvariants.batchnorm.conform",
@@ -53,9 +61,13 @@ __all__ = [
     "Verdict",
     "accumulates",
     "assert_bn_conforms",
+    "assert_same_output",
+    "batch_invariant",
     "bn_updates",
     "frozen",
     "frozen_bn",
+    "in_sync",
+    "same_output",
     "train_batches",
     "trains",
 ]

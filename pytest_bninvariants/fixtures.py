@@ -58,6 +58,33 @@ def trains() -> Callable[..., Guard]:
 
 
 @pytest.fixture(scope="session")
+def same_output() -> Callable[..., Guard]:
+    """Hold that eval outputs stay: `with same_output(model, images): convert(model)`."""
+    from pytest_bninvariants.invariants.same_output import same_output
+
+    return same_output
+
+
+@pytest.fixture(scope="session")
+def batch_invariant() -> Callable[..., Verdict]:
+    """Hold that samples do not depend on each other in eval: `batch_invariant(model, images)`."""
+    from pytest_bninvariants.invariants.batch_invariance import batch_invariant
+
+    return batch_invariant
+
+
+@pytest.fixture(scope="session")
+def in_sync() -> Callable[..., Verdict | Guard]:
+    """Hold that two models' buffers agree, or that one averages the other: `in_sync(model, ema)`.
+
+    An average: `with in_sync(model, ema, decay=0.99): train_step(model, batch)`.
+    """
+    from pytest_bninvariants.invariants.sync import in_sync
+
+    return in_sync
+
+
+@pytest.fixture(scope="session")
 def bn_conforms(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Hold a layer against the laws of BatchNorm: `bn_conforms(MyBatchNorm2d, laws="eval*")`.
 

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-import pytest_bninvariants
 from pytest_bninvariants.errors import GateError, shown
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from pytest_bninvariants.invariants.guards import Guard
 
 _FREEZING = ("parameters", "buffers", "allow_batch_stats", "exclude", "trains")
 _SIGNATURE = (
@@ -31,11 +25,13 @@ class Marker:
         signature: its arguments, as `pytest --markers` shows them.
         help: what it holds, as `pytest --markers` says it.
         options: the keywords that it passes on to the guard.
+        finds_model: whether it takes `model=`, or finds the only one there is.
     """
 
     signature: str
     help: str
     options: tuple[str, ...]
+    finds_model: bool = True
 
 
 MARKERS = {
@@ -63,6 +59,26 @@ MARKERS = {
         help="fail the test if in its call a parameter in these modules (default: each with "
         "requires_grad=True) does not move, or a BN layer there updates no running statistics.",
         options=("buffers", "exclude"),
+    ),
+    "same_output": Marker(
+        signature="(*modules, inputs, rtol=0.0, atol=0.0, model=None)",
+        help="fail the test if its call changes what these modules (default: the model) return "
+        "in eval for the inputs, which are fixtures.",
+        options=("inputs", "rtol", "atol"),
+    ),
+    "batch_invariant": Marker(
+        signature="(*modules, inputs, rtol=0.0, atol=0.0, examples=20, model=None)",
+        help="fail the test if after its call a sample's output of these modules (default: the "
+        "model) in eval depends on the other samples of the inputs, which are fixtures.",
+        options=("inputs", "rtol", "atol", "examples"),
+    ),
+    "in_sync": Marker(
+        signature="(one, other=None, *modules, parameters=None, exclude=(), decay=None, "
+        "buffers=None)",
+        help="fail the test if after its call two models, which are fixtures, or one on all ranks, "
+        "have other buffers, or the other is not the moving average of one.",
+        options=("parameters", "exclude", "decay", "buffers"),
+        finds_model=False,
     ),
 }
 
@@ -103,7 +119,8 @@ class Request:
         Raises:
             GateError: it has an unknown option, or `model` is no name.
         """
-        accepted = (*MARKERS[mark.name].options, "model")
+        marker = MARKERS[mark.name]
+        accepted = (*marker.options, *(("model",) if marker.finds_model else ()))
         for option in mark.kwargs:
             if option not in accepted:
                 import difflib  # a tenth of what the plugin would take to load
@@ -122,12 +139,6 @@ class Request:
                 f"such as 'trainer.model'; got {shown(model)}"
             )
         return cls(name=mark.name, modules=mark.args, options=options, model=model)
-
-    def guard(self, model: nn.Module, source: str) -> Guard:
-        """Make the guard."""
-        make = getattr(pytest_bninvariants, self.name)
-        guard: Guard = make(model, *self.modules, **self.options, _source=source)
-        return guard
 
 
 def marks_of(item: pytest.Item) -> list[pytest.Mark]:

@@ -73,6 +73,25 @@ def _outermost(candidates: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def _follow(values: Mapping[str, Value], path: str) -> tuple[nn.Module, str]:
+    found = follow(values, path, "model")
+    if not isinstance(found.value, nn.Module):
+        first = path if path in values else path.split(".")[0]
+        hint = _hint({first: values[first]}) if first in values else ""
+        raise GateError(f"model={path!r} is no torch.nn.Module but {shown(found.value)}{hint}")
+    return found.value, found.source
+
+
+def follow(values: Mapping[str, Value], path: str, option: str) -> Value:
+    """Return what a path leads to.
+
+    Args:
+        values: the test's values by the name that a path begins with.
+        path: a name, or a dotted path from one.
+        option: the marker's option that gives it.
+
+    Raises:
+        GateError: it leads nowhere.
+    """
     first, *rest = path.split(".")
     if first == "self" and rest:
         first, rest = f"self.{rest[0]}", rest[1:]
@@ -81,7 +100,7 @@ def _follow(values: Mapping[str, Value], path: str) -> tuple[nn.Module, str]:
     if first not in values:
         there = ", ".join(repr(name) for name, v in values.items() if v.asked) or "none"
         raise GateError(
-            f"model={path!r}: the test has no fixture {first!r}; its fixtures are {there}"
+            f"{option}={path!r}: the test has no fixture {first!r}; its fixtures are {there}"
         )
     value = values[first].value
     for number, part in enumerate(rest):
@@ -89,15 +108,12 @@ def _follow(values: Mapping[str, Value], path: str) -> tuple[nn.Module, str]:
             value = _step(value, part)
         except (AttributeError, LookupError, ValueError):
             so_far = ".".join([first, *rest[:number]])
-            hint = _hint({first: values[first]})
+            hint = _hint({first: values[first]}) if option == "model" else ""
             raise GateError(
-                f"model={path!r}: {so_far!r} is a {type(value).__name__} and has no {part!r}{hint}"
+                f"{option}={path!r}: {so_far!r} is a {type(value).__name__} and has no {part!r}"
+                f"{hint}"
             ) from None
-    if not isinstance(value, nn.Module):
-        hint = _hint({first: values[first]})
-        raise GateError(f"model={path!r} is no torch.nn.Module but {shown(value)}{hint}")
-    source = values[first].source if not rest else f"{path!r}"
-    return value, source
+    return Value(values[first].source if not rest else f"{path!r}", value)
 
 
 def _step(value: Any, part: str) -> Any:

@@ -16,8 +16,9 @@ from pytest_bninvariants.failures import line_of, raise_at
 from pytest_bninvariants.invariants import reruns
 from pytest_bninvariants.invariants.guards import Guard, conclude
 from pytest_bninvariants.invariants.state import ModelState
+from pytest_bninvariants.making import guard_of
 from pytest_bninvariants.markers import Request, spelled
-from pytest_bninvariants.models import Value, find
+from pytest_bninvariants.models import Value
 
 
 class Step:
@@ -79,12 +80,12 @@ class Step:
         for mark in self._marks:
             with _asked_for_by(mark):
                 request = Request.of(mark)
-                guard = request.guard(*find(values, request.model))
+                guard = guard_of(request, values)
             for part in guard.parts:
                 part.made = line_of(self._function)
             self._guards.append(guard)
         if self._put_back:
-            models = {id(guard.model): guard.model for guard in self._guards}
+            models = {id(model): model for guard in self._guards for model in guard.models}
             self._states = [ModelState(model) for model in models.values()]
         for mark, guard in zip(self._marks, self._guards, strict=True):
             with _asked_for_by(mark):

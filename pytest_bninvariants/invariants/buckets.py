@@ -152,7 +152,8 @@ def equal(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[bool]:
 class Packing:
     """Put plain tensors into buckets: small ones together, a large one by itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, exact: bool) -> None:
+        self._exact = exact
         self._all: list[tuple[Bucket, list[Tensor]]] = []
         self._open: dict[object, tuple[Bucket, list[Tensor]]] = {}
 
@@ -180,7 +181,7 @@ class Packing:
         """Copy all that was added; return the buckets whose tensors turned out unreadable."""
         large = [bucket for bucket, tensors in self._all if tensors[0].nbytes > _SMALL]
         for device in {bucket.device for bucket in large}:
-            _provide(device, [bucket for bucket in large if bucket.device == device])
+            _provide(device, [b for b in large if b.device == device], exact=self._exact)
         unread = []
         for bucket, tensors in self._all:
             try:
@@ -190,10 +191,10 @@ class Packing:
         return unread
 
 
-def _provide(device: torch.device, buckets: list[Bucket]) -> None:
+def _provide(device: torch.device, buckets: list[Bucket], *, exact: bool) -> None:
     """Decide how much is kept of many bytes: all in the arena, or fingerprints."""
     needed = sum(aligned(bucket.total) for bucket in buckets)
-    if budget.allows(needed, device, arena.idle_on(device)):
+    if exact or budget.allows(needed, device, arena.idle_on(device)):
         region = arena.reserve(needed, device)
         for bucket in buckets:
             bucket.region = region

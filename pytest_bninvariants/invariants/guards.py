@@ -93,6 +93,11 @@ class Guard:
             with suppress(GuardNeverEntered):  # an error here would go nowhere
                 warnings.warn_explicit(told, GuardNeverEntered, *self.made)
 
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """Return the models that it is about."""
+        return (self.model,)
+
     def _begin(self) -> None:
         """Keep what is needed of the model, and begin to watch."""
         raise NotImplementedError
@@ -200,6 +205,20 @@ def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
         raise failure
     for guard in broken:
         raise guard.failure(told, verdicts)
+
+
+def at_once(guard: Guard) -> Verdict:
+    """Have a guard judge what is there now.
+
+    Raises:
+        InvariantBroken: the invariant does not hold.
+        GateError: it could not be judged.
+    """
+    __tracebackhide__ = True
+    with guard:
+        pass
+    assert guard.verdict is not None
+    return guard.verdict
 
 
 def _note(guards: Sequence[Guard], error: BaseException) -> None:

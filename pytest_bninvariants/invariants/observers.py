@@ -64,6 +64,21 @@ class _Observers:
                 self._forget_dynamo()
 
     @contextmanager
+    def heard_only_by(self, *observers: Observer) -> Iterator[None]:
+        """Have these hear what happens, and nobody else, for a while."""
+        others = audience.present
+        for observer in observers:
+            self.add(observer)
+        audience.present = observers
+        try:
+            yield
+        finally:
+            audience.present = (*others, *observers)
+            for observer in observers:
+                self.discard(observer)
+            self._install()  # dynamo may have had the wrappers off when nobody was there
+
+    @contextmanager
     def away(self) -> Iterator[None]:
         """Take the wrappers off for a moment."""
         self._uninstall()
@@ -230,3 +245,4 @@ _dynamo = _find_dynamo()
 _observers = _Observers()
 add = _observers.add
 discard = _observers.discard
+heard_only_by = _observers.heard_only_by

@@ -16,7 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants import registry
 
-Kind = Literal["parameter", "buffer"]
+Kind = Literal["parameter", "buffer", "output"]
 STATISTICS = ("running_mean", "running_var")
 _WRAPPER_CHILDREN = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -91,7 +91,7 @@ class Watched(NamedTuple):
     Args:
         name: qualified name in the model.
         layer: qualified name of the module that owns it.
-        kind: whether it is registered as a parameter or as a buffer.
+        kind: whether it is registered as a parameter or as a buffer, or is a module's output.
         tensor: the tensor itself.
     """
 
@@ -302,6 +302,27 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules that hold each name, without wrapper prefixes, at the moment."""
     names = Names.of(model)
     return {names.bare[name]: module for name, module in names.modules.items()}
+
+
+def submodules(model: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module]:
+    """Return the modules that patterns name, without wrapper prefixes; the model itself for none.
+
+    Raises:
+        GateError: a pattern is no name, or matches no module.
+    """
+    layers = layers_of(model) | {"": model}
+    found: dict[str, nn.Module] = {}
+    for pattern in tuple(patterns) or ("",):
+        if not isinstance(pattern, str):
+            raise GateError(f"modules are given by qualified name; got {shown(pattern)}")
+        plain = Names.of(model).spelled(pattern).replace("[", "[[]")
+        names = [name for name in layers if fnmatchcase(name, plain)]
+        if not names:
+            near = _near(pattern, filter(None, layers))
+            meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise GateError(f"{pattern!r} matches no module in the model{meant}")
+        found |= {name: layers[name] for name in names}
+    return found
 
 
 def _state_owners(names: Names, of_bn: Iterable[str]) -> set[str]:

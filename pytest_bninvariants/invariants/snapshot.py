@@ -103,20 +103,43 @@ class Kept(NamedTuple):
         flat, facts = self.source.of(self.number), self.facts
         return None if flat is None else Parts(facts, (flat,), (facts.shape or (),))
 
+    @property
+    def content(self) -> Content:
+        """Return its bytes, for as long as this is held, where the snapshot is exact."""
+        found = self.parts
+        assert found is not None
+        return found.content
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return its dtype."""
+        return self.facts.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Return its shape; None while it was uninitialised."""
+        return self.facts.shape
+
+    @property
+    def layout(self) -> torch.layout:
+        """Return its layout."""
+        return self.facts.layout
+
 
 @torch.no_grad()
-def take(tensors: Mapping[str, Watched]) -> dict[str, Kept]:
+def take(tensors: Mapping[str, Watched], *, exact: bool = False) -> dict[str, Kept]:
     """Copy the bytes of watched tensors, once for those that are one tensor under several names.
 
     Args:
         tensors: watched tensors by key.
+        exact: keep bytes whatever they take, for who needs more than to know whether they differ.
 
     Raises:
         GateError: a tensor cannot be compared, e.g. because it is on the meta device.
     """
     kept: dict[str, Kept] = {}
     first: dict[int, Kept] = {}
-    packing = Packing()
+    packing = Packing(exact=exact)
     for key, watched in tensors.items():
         tensor = watched.tensor
         known = first.get(id(tensor))
@@ -140,10 +163,10 @@ def _apart(watched: Watched) -> Kept:
     try:
         found = Parts.of(tensor)
     except UNREADABLE as error:
+        advice = "" if watched.kind == "output" else f"; leave it out with exclude={name!r}"
         raise GateError(
             f"cannot compare {name} ({type(tensor).__name__}, "
-            f"{_name(tensor.dtype)}, {_name(tensor.layout)}): {error}; "
-            f"leave it out with exclude={name!r}"
+            f"{_name(tensor.dtype)}, {_name(tensor.layout)}): {error}{advice}"
         ) from None
     return Kept(watched, tensor.requires_grad, found)
 
@@ -217,7 +240,7 @@ def _change(watched: Watched, kind: ChangeKind, text: str, *, same_object: bool)
 
 
 def _kind(kind: Kind) -> str:
-    return "Parameter" if kind == "parameter" else "buffer"
+    return "Parameter" if kind == "parameter" else kind
 
 
 def _difference(before: Kept, tensor: Tensor) -> tuple[ChangeKind, str] | None:

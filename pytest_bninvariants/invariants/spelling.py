@@ -20,16 +20,20 @@ def spelled(invariant: str, modules: tuple[str, ...], **options: object) -> str:
     return f"{invariant}({', '.join(arguments)})"
 
 
-def model_of(invariant: str, model: object) -> nn.Module:
+def model_of(invariant: str, model: object, signature: str = "(model, *modules)") -> nn.Module:
     """Return the model that a guard was given.
+
+    Args:
+        invariant: its name.
+        model: what it was given.
+        signature: how it is called.
 
     Raises:
         GateError: it is none.
     """
     if not isinstance(model, nn.Module):
         raise GateError(
-            f"{invariant}(model, *modules) takes the model, a torch.nn.Module, first; "
-            f"got {shown(model)}"
+            f"{invariant}{signature} takes the model, a torch.nn.Module, first; got {shown(model)}"
         )
     return model
 

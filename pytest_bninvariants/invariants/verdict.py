@@ -51,6 +51,7 @@ CauseName = Literal[
     "zero-gradient",
     "learning-rate-0",
     "rounded-away",
+    "left-behind",
     "undone",
 ]
 AUDIT = "--bn-audit"

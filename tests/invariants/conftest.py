@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,3 +99,21 @@ def pending() -> dict[int, str]:
     from pytest_bninvariants.invariants import guards
 
     return guards.pending
+
+
+def run_ranks(script: str, *arguments: str) -> list[Any]:
+    """Run a script in two processes that find each other, and return what each prints."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    path = str(Path(__file__).with_name(script))
+    ranks = [
+        subprocess.Popen([sys.executable, path, str(n), port, *arguments], stdout=subprocess.PIPE)
+        for n in range(2)
+    ]
+    return [json.loads(rank.communicate(timeout=120)[0]) for rank in ranks]
+
+
+@pytest.fixture
+def ranks() -> Callable[..., list[Any]]:
+    return run_ranks

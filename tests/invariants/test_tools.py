@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,16 +160,8 @@ def test_a_scripted_layer_in_training_mode_is_judged_by_its_mode() -> None:
     assert the_cause(model, lambda: model(batch())).name == "training-mode"
 
 
-def test_what_another_rank_overwrites_is_a_broadcast() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    script = Path(__file__).with_name("rank.py")
-    ranks = [
-        subprocess.Popen([sys.executable, script, str(n), port], stdout=subprocess.PIPE, text=True)
-        for n in range(2)
-    ]
-    first, second = (json.loads(each.communicate(timeout=120)[0]) for each in ranks)
+def test_what_another_rank_overwrites_is_a_broadcast(ranks: Callable[..., list[Any]]) -> None:
+    first, second = ranks("rank.py")
     reduced = ["broadcast", ["bn.running_mean"], "torch.distributed.all_reduce()"]
     broadcast = ["broadcast", ["bn.running_mean"], "torch.distributed._broadcast_coalesced()"]
     assert first == {"wrap_and_run": None, "reduce": reduced}

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
-import json
-import socket
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -711,17 +706,8 @@ def test_a_long_step_keeps_few_things() -> None:
 
 
 @pytest.mark.parametrize("broadcast", [True, False])
-def test_both_ranks_of_ddp_hold_and_see_a_second_forward(broadcast: bool) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    script = Path(__file__).with_name("updating_rank.py")
-    command = [sys.executable, str(script)]
-    ranks = [
-        subprocess.Popen([*command, str(rank), port, str(int(broadcast))], stdout=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        output, _ = rank.communicate(timeout=120)
-        assert rank.returncode == 0
-        assert json.loads(output) == {"one": [], "two": ["extra-forward"]}
+def test_both_ranks_of_ddp_hold_and_see_a_second_forward(
+    broadcast: bool, ranks: Callable[..., list[Any]]
+) -> None:
+    found = ranks("updating_rank.py", str(int(broadcast)))
+    assert found == [{"one": [], "two": ["extra-forward"]}] * 2

@@ -82,12 +82,20 @@ SAYS = {
         "exclude=(), trains=(), model=None): fail the test if its call changes a BN layer",
         "@pytest.mark.frozen(*modules, parameters=True, buffers=True, allow_batch_stats=False, "
         "exclude=(), trains=(), model=None): fail the test if its call changes any parameter",
+        "@pytest.mark.same_output(*modules, inputs, rtol=0.0, atol=0.0, model=None): fail the test",
+        "@pytest.mark.batch_invariant(*modules, inputs, rtol=0.0, atol=0.0, examples=20, "
+        "model=None): fail the test if after its call a sample's output",
+        "@pytest.mark.in_sync(one, other=None, *modules, parameters=None, exclude=(), decay=None, "
+        "buffers=None): fail the test if after its call two models",
     ],
     "--fixtures": [
         "frozen_bn [session scope]",
         "Guard BN layers: `with frozen_bn(model,",
         "frozen [session scope]",
         "`with frozen(model,",
+        "same_output [session scope]",
+        "batch_invariant [session scope]",
+        "in_sync [session scope]",
         "bn_device [session scope]",
         "Take on each device of --bn-device in turn",
     ],
