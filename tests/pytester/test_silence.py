@@ -63,7 +63,7 @@ GATES = {
         "model",
         "hold(model)",
         "@pytest.mark.frozen_bn has no option buffer=; did you mean buffers=? "
-        "(accepted are parameters, buffers, allow_batch_stats, exclude, model)",
+        "(accepted are parameters, buffers, allow_batch_stats, exclude, trains, model)",
     ),
     "an option that is like no other": (
         "@pytest.mark.frozen(zzz=1)",
