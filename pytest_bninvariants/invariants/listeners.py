@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
+from torch.nn.modules import module as torch_module
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from pytest_bninvariants.invariants import audience
@@ -29,13 +31,17 @@ class _Running:
     Args:
         module: the module.
         is_layer: whether it is a BN layer.
+        x: the first tensor that it is called with.
         ends: what is to be called after it.
+        counted: whether torch's functions are listened to on its account.
         heard: whether one of torch's normalising functions was called for it.
     """
 
     module: nn.Module
     is_layer: bool
+    x: Tensor | None
     ends: list[End]
+    counted: bool
     heard: bool = False
 
 
@@ -43,8 +49,9 @@ class Listeners:
     """Hear what BN layers normalise with, from the calls that they make while they run.
 
     What a layer calls decides, not its mode: hooks may change that between the call and the
-    forward, and a forward of a user's own may do as it likes. The mode decides only where a forward
-    of torch's own made no such call, because it raised before, or because it does without.
+    forward, and a forward of a user's own may do as it likes. The mode decides for a forward of
+    torch's own without hooks, and where such a one made no such call, because it raised before, or
+    because it does without.
     """
 
     def __init__(self) -> None:
@@ -70,18 +77,24 @@ class Listeners:
             is_layer: whether it is a BN layer.
         """
         stack = self._stack()
-        if is_layer or stack:
-            stack.append(_Running(module, is_layer, _begin(module, tensors) if is_layer else []))
+        if not (is_layer or stack):
+            return False
+        x = tensors[0] if tensors else None
+        ends = _begin(module, x) if is_layer else []
+        counted = not (is_layer and _flags_tell(module))
+        stack.append(_Running(module, is_layer, x, ends, counted))
+        if counted:
             self._count_by(1)
-            return True
-        return False
+        return True
 
     def leave(self, *, failed: bool) -> None:
         """End what `enter` began."""
-        self._count_by(-1)
         ended = self._stack().pop()
+        if ended.counted:
+            self._count_by(-1)
         if ended.is_layer and not ended.heard:
-            _tell_by_mode(ended.module, failed=failed)
+            before = failed and (ended.counted or isinstance(sys.exc_info()[1], ValueError))
+            _tell_by_mode(ended.module, ended.x, failed=before)
         for end in ended.ends:
             end(failed)
 
@@ -135,6 +148,17 @@ class Listeners:
         return stack
 
 
+def _flags_tell(layer: nn.Module) -> bool:
+    """Tell whether a layer's flags say now what it will do: then nothing needs to be wrapped."""
+    hooked = (
+        layer._forward_pre_hooks
+        or layer._forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_forward_hooks
+    )
+    return not hooked and has_known_forward(layer)
+
+
 def _shares_memory(values: object, layer: nn.Module) -> bool:
     """Tell whether values are a layer's own parameter, which weight standardisation normalises."""
     if not isinstance(values, Tensor):
@@ -144,17 +168,22 @@ def _shares_memory(values: object, layer: nn.Module) -> bool:
         return any(t.untyped_storage().data_ptr() == start for _, _, t in own_tensors(layer))
 
 
-def _begin(layer: nn.Module, tensors: list[Tensor]) -> list[End]:
-    x = tensors[0] if tensors else None
+def _begin(layer: nn.Module, x: Tensor | None) -> list[End]:
     heard = [observer.before_layer(layer, x) for observer in audience.present]
     return [end for end in heard if end is not None]
 
 
-def _tell_by_mode(layer: nn.Module, *, failed: bool) -> None:
-    """Tell what a layer did that called none of torch's functions."""
+def _tell_by_mode(layer: nn.Module, x: Tensor | None, *, failed: bool) -> None:
+    """Tell what a layer did that was not heard to call one of torch's functions.
+
+    Args:
+        layer: the layer.
+        x: what it was called with.
+        failed: whether it raised before it normalised, as torch's checks of an input do.
+    """
     if has_known_forward(layer):
         if uses_batch_statistics(layer):
-            _tell_batch_statistics(layer, "failed" if failed else "batches")
+            _tell_batch_statistics(layer, "failed" if failed else "batches", x)
     elif layer.training:
         _tell_batch_statistics(layer, "own_forwards")
 

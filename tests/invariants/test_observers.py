@@ -296,6 +296,24 @@ def test_torchs_functions_are_wrapped_only_while_an_own_forward_runs() -> None:
     assert during[0][1] is not real[1]
 
 
+def test_nothing_is_wrapped_for_a_forward_of_torchs_own_unless_a_hook_may_flip_its_mode() -> None:
+    real, during = torch.batch_norm, []
+
+    class Looking(nn.BatchNorm1d):
+        def _check_input_dim(self, input: Tensor) -> None:
+            during.append(torch.batch_norm)
+
+    layer = Looking(2).eval()
+    with listening() as ear:
+        layer(torch.randn(4, 2))
+        hook = layer.register_forward_pre_hook(lambda layer, _: layer.train() and None)
+        layer(torch.randn(4, 2))
+        hook.remove()
+    assert during[0] is real
+    assert during[1] is not real
+    assert ear.of("batches") == [layer]
+
+
 def test_threads_hear_each_of_their_own_layers() -> None:
     layers = [calling((TRUE if number % 2 else FALSE)["functional"]) for number in range(8)]
     real = torch.batch_norm
