@@ -15,7 +15,7 @@ from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.audience import End, Finish, How, Observer
 from pytest_bninvariants.invariants.content import address
 from pytest_bninvariants.invariants.lineage import Batch, History, Lineage, State
-from pytest_bninvariants.invariants.normalisation import has_known_forward
+from pytest_bninvariants.invariants.normalisation import has_known_forward, is_to_update
 from pytest_bninvariants.invariants.places import (
     place_of,
     place_of_mode_call,
@@ -34,7 +34,7 @@ class Account:
     Args:
         layer: the layer.
         history: the states of its statistics, and what led to each.
-        training: its mode when the step began.
+        meant: whether it was in training when the step began.
         updates: how many updates it made, those that were undone with the others.
         forwards: how many forwards it ran.
         idle: how many of them normalised with batch statistics and updated nothing.
@@ -49,7 +49,7 @@ class Account:
 
     layer: nn.Module
     history: History
-    training: bool
+    meant: bool
     updates: int = 0
     forwards: int = 0
     idle: int = 0
@@ -96,7 +96,7 @@ class Ledger(Observer):
     def __init__(self, layers: Iterable[nn.Module], model: nn.Module) -> None:
         with undisturbed():
             self._accounts = {
-                id(layer): Account(layer, History.beginning(State.of(layer)), layer.training)
+                id(layer): Account(layer, History.beginning(State.of(layer)), is_to_update(layer))
                 for layer in layers
             }
         self._model = model

@@ -37,6 +37,17 @@ def uses_batch_statistics(layer: nn.Module) -> bool:
     return layer.training or not has_stored_statistics(layer)
 
 
+def is_frozen_by_kind(layer: nn.Module) -> bool:
+    """Tell whether a layer holds its weight as a buffer, as FrozenBatchNorm2d does in any mode."""
+    return "weight" in layer._buffers
+
+
+def is_to_update(layer: nn.Module) -> bool:
+    """Tell whether a BN layer is in training, by its mode or by a parameter that is."""
+    asks = (p.requires_grad for p in layer.parameters(recurse=False))
+    return not is_frozen_by_kind(layer) and (layer.training or any(asks))
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Tell whether torch.compile made a module, or compiled it in place."""
     return "_orig_mod" in module._modules or module._compiled_call_impl is not None

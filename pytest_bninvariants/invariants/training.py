@@ -11,13 +11,13 @@ from pytest_bninvariants.invariants import snapshot
 from pytest_bninvariants.invariants.found import Found
 from pytest_bninvariants.invariants.guards import Guard
 from pytest_bninvariants.invariants.ledger import Ledger
+from pytest_bninvariants.invariants.normalisation import is_frozen_by_kind, is_to_update
 from pytest_bninvariants.invariants.selection import (
     Names,
     Scope,
     has_stored_statistics,
     layers_of,
     names_of,
-    own_tensors,
     select,
 )
 from pytest_bninvariants.invariants.spelling import model_of, names_among, spelled
@@ -64,7 +64,10 @@ class TrainsGuard(Guard):
         self._layers = {
             key: (selection.bn_names[key], layer)
             for key, layer in selection.bn_layers.items()
-            if self._scope.buffers and has_stored_statistics(layer) and self._is_to_update(layer)
+            if self._scope.buffers
+            and has_stored_statistics(layer)
+            and not is_frozen_by_kind(layer)
+            and (self._scope.modules or is_to_update(layer))
         }
         self._trainees = Trainees(each.tensor for each in parameters.values())
         self._ledger = Ledger((layer for _, layer in self._layers.values()), self.model)
@@ -73,10 +76,6 @@ class TrainsGuard(Guard):
 
     def _is_meant(self, parameter: Tensor) -> bool:
         return bool(self._scope.modules) or parameter.requires_grad
-
-    def _is_to_update(self, layer: nn.Module) -> bool:
-        own = (each for kind, _, each in own_tensors(layer) if kind == "parameter")
-        return bool(self._scope.modules) or layer.training or any(p.requires_grad for p in own)
 
     def _end(self) -> None:
         if self._trainees is not None:

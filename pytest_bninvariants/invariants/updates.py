@@ -102,10 +102,7 @@ class UpdatesGuard(Guard):
 
     def _is_meant(self, found: Found) -> bool:
         """Tell whether a layer is to be judged: all are that were named, else what is trained."""
-        account = found.account
-        if self._scope.modules or account.training or account.updates:
-            return True
-        return any(p.requires_grad for p in account.layer.parameters(recurse=False))
+        return bool(self._scope.modules or found.account.meant or found.account.updates)
 
     def _insist(self, found: list[Found]) -> None:
         """Raise where there is nothing to judge."""

@@ -11,6 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
 
 from pytest_bninvariants import FrozenStateChanged, InvariantBroken, bn_updates, frozen_bn, trains
 
@@ -70,6 +72,29 @@ def test_a_validation_in_training_mode_is_told(tmp_path: Path) -> None:
         fit(model, tmp_path)
     (cause,) = caught.value.verdict.causes
     assert cause.name == "extra-forward"
+
+
+def test_torchvisions_frozen_layers_are_frozen_in_any_mode() -> None:
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=2
+    )
+    model = nn.ModuleDict({"backbone": backbone, "head": nn.BatchNorm2d(256)}).train()
+
+    def step() -> None:
+        features = model["backbone"](torch.randn(2, 3, 64, 64))
+        sum(model["head"](level).square().mean() for level in features.values()).backward()
+        optimizer.step()
+
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with trains(model, "backbone.body.layer4", "head"):
+        step()
+    with frozen_bn(model, "backbone"), trains(model), bn_updates(model, times=5) as guard:
+        step()
+    assert guard.verdict is not None
+    assert guard.verdict.layers == 1
+    with pytest.raises(InvariantBroken) as caught, bn_updates(model, "backbone.body.bn1"):
+        step()
+    assert caught.value.verdict.changes[0].text.startswith("0 updates")
 
 
 def test_an_adapter_trains_while_the_statistics_of_what_it_adapts_move() -> None:
