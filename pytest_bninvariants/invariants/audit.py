@@ -29,16 +29,16 @@ from pytest_bninvariants.invariants.normalisation import (
 from pytest_bninvariants.invariants.places import place_of_mode_call
 from pytest_bninvariants.invariants.runs import Run, run_of
 from pytest_bninvariants.invariants.selection import (
+    BN_STATE,
     STATISTICS,
     Watched,
     has_stored_statistics,
     named_modules,
 )
 from pytest_bninvariants.invariants.snapshot import Kept
-from pytest_bninvariants.invariants.undisturbed import undisturbed
+from pytest_bninvariants.invariants.undisturbed import in_transform, undisturbed
 from pytest_bninvariants.invariants.verdict import Change, Place, Verdict
 
-_STATE = (*STATISTICS, "num_batches_tracked")
 _TELLING = 2  # parameters: who averages one model into another writes all of them
 
 
@@ -201,7 +201,7 @@ class Auditor(Observer):
             ran_at=run.place,
             batches=freeze.batches,
             changes=tuple(replace(c, name=f"{prefix}{c.name}", layer=run.name) for c in moved),
-            tensors=sum(key in _STATE for key in freeze.kept),
+            tensors=sum(key in BN_STATE for key in freeze.kept),
         )
         self._leaks.setdefault((leak.model, leak.layer), leak)
 
@@ -224,8 +224,7 @@ def _asks_for_none(parameter: Tensor) -> bool:
 
 def _is_readable(layer: nn.Module) -> bool:
     """Tell whether a layer has values, which are its own and not a function transform's."""
-    inside_transform = torch._C._functorch.peek_interpreter_stack() is not None
-    return not inside_transform and not is_lazy(_buffers(layer)["running_mean"])
+    return not in_transform() and not is_lazy(_buffers(layer)["running_mean"])
 
 
 def _buffers(layer: nn.Module) -> dict[str, Tensor]:
@@ -237,11 +236,11 @@ def _take(layer: nn.Module, holder: weakref.ref[nn.Module] | None) -> dict[str, 
     of = None if holder is None else holder()
     parameters = (p for p in (of or layer).parameters() if not is_lazy(p))
     telling = sorted(parameters, key=Tensor.numel)[:_TELLING]
-    tensors = {name: buffer for name, buffer in _buffers(layer).items() if name in _STATE}
+    tensors = {name: buffer for name, buffer in _buffers(layer).items() if name in BN_STATE}
     tensors |= {f"parameter {number}": tensor for number, tensor in enumerate(telling)}
     watched = {
         key: Watched(
-            name=key, layer="", kind="buffer" if key in _STATE else "parameter", tensor=tensor
+            name=key, layer="", kind="buffer" if key in BN_STATE else "parameter", tensor=tensor
         )
         for key, tensor in tensors.items()
     }
@@ -266,4 +265,4 @@ def _moved(freeze: _Freeze, now: Mapping[str, Tensor]) -> list[Change]:
     with undisturbed():
         found = snapshot.changes(freeze.kept, watched, ())
     moved = {change.name for change in found if change.kind == "values"}
-    return found if moved & {*STATISTICS} and moved <= {*_STATE} else []
+    return found if moved & {*STATISTICS} and moved <= {*BN_STATE} else []

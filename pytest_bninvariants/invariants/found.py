@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.invariants.ledger import Account, Ledger
-from pytest_bninvariants.invariants.lineage import Lineage, State
+from pytest_bninvariants.invariants.lineage import Lineage, State, statistics_of
 from pytest_bninvariants.invariants.normalisation import counts_batches
 from pytest_bninvariants.invariants.selection import STATISTICS
 from pytest_bninvariants.invariants.verdict import Change
@@ -157,7 +157,7 @@ class Found:
 
 def _elsewhere(account: Account, now: nn.Module | None) -> int:
     """Return how many updates were of tensors that functional_call put there, and took away."""
-    returned = now is not None and State.of(now).shares_tensors(account.history.origin)
+    returned = now is not None and account.history.origin.is_of(statistics_of(now))
     return account.elsewhere if returned else 0
 
 
@@ -169,7 +169,7 @@ def _counted(account: Account, now: nn.Module | None) -> int | None:
 
 
 def _unsound(layer: nn.Module) -> Iterator[tuple[str, str]]:
-    for name, value in State.of(layer).tensors.items():
+    for name, value in statistics_of(layer).items():
         if name not in STATISTICS or is_lazy(value):
             continue
         values = value.detach().flatten().double()

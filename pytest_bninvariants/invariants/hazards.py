@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pytest_bninvariants.invariants.selection import STATISTICS, all_tensors, is_bn_layer
+from pytest_bninvariants.invariants.selection import BN_STATE, STATISTICS, all_tensors, is_bn_layer
 from pytest_bninvariants.invariants.sides import SETTINGS, After, Before, plain
 from pytest_bninvariants.invariants.verdict import Change, Hazard
 from pytest_bninvariants.invariants.witness import Witness
-
-_STATE = (*STATISTICS, "num_batches_tracked")
 
 
 def hazards(
@@ -118,7 +116,7 @@ def _others_have_data(before: Before, witness: Witness) -> bool:
         if is_bn_layer(module) and not witness.seen_of(module).normalised
     ]
     means, variances, counters = (
-        _joined(_readable(each, name) for each in layers) for name in _STATE
+        _joined(_readable(each, name) for each in layers) for name in BN_STATE
     )
     moved = any(bool(flat.any()) for flat in [*means, *counters])
     return moved or any(bool((flat != 1).any()) for flat in variances)
@@ -150,7 +148,7 @@ def _readable(layer: nn.Module | None, name: str) -> Tensor | None:
 
 def _is_initial(layer: nn.Module | None) -> bool:
     """Tell whether a layer has the statistics of a new one."""
-    mean, var, counter = (_readable(layer, name) for name in _STATE)
+    mean, var, counter = (_readable(layer, name) for name in BN_STATE)
     counted = counter is not None and bool(counter.any())
     fresh = mean is not None and var is not None and not mean.any() and bool((var == 1).all())
     return fresh and not counted

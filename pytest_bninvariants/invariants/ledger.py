@@ -14,15 +14,16 @@ from torch.optim import Optimizer
 from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.audience import End, Finish, How, Observer
 from pytest_bninvariants.invariants.content import address
-from pytest_bninvariants.invariants.lineage import Batch, History, Lineage, State
+from pytest_bninvariants.invariants.lineage import Batch, History, Lineage, State, statistics_of
 from pytest_bninvariants.invariants.normalisation import has_known_forward, is_to_update
+from pytest_bninvariants.invariants.operations import held_by
 from pytest_bninvariants.invariants.places import (
     place_of,
     place_of_mode_call,
     place_of_outermost_call,
 )
 from pytest_bninvariants.invariants.selection import all_tensors, named_modules
-from pytest_bninvariants.invariants.undisturbed import undisturbed
+from pytest_bninvariants.invariants.undisturbed import in_transform, undisturbed
 from pytest_bninvariants.invariants.update import judge
 from pytest_bninvariants.invariants.verdict import Place
 
@@ -44,7 +45,6 @@ class Account:
         in_eval: how many forwards ran in eval.
         unreadable: whether its statistics could not be read at some forward.
         put_in_eval: where it was last put in eval.
-        ran_at: where its last forward was run that updated nothing.
     """
 
     layer: nn.Module
@@ -59,7 +59,6 @@ class Account:
     in_eval: int = 0
     unreadable: bool = False
     put_in_eval: Place | None = None
-    ran_at: Place | None = None
 
 
 @dataclass(slots=True)
@@ -155,14 +154,15 @@ class Ledger(Observer):
 
     def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
         """Count an optimizer's step."""
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        self.steps += not held.isdisjoint(map(id, all_tensors(self._model)))
+        self.steps += not held_by(optimizer).isdisjoint(map(id, all_tensors(self._model)))
         return None
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
         """Return what notes after a load which statistics it set."""
         below = {id(part) for _, part in named_modules(module)}
         accounts = [account for key, account in self._accounts.items() if key in below]
+        if not accounts:
+            return None
         place = place_of(frame, f"{type(module).__name__}.load_state_dict()")
         return lambda: self._note_writes(accounts, "loaded", place)
 
@@ -174,9 +174,9 @@ class Ledger(Observer):
         accounts = [
             account
             for account in self._accounts.values()
-            if given & {address(each) for each in State.of(account.layer).tensors.values()}
+            if given & {address(each) for each in statistics_of(account.layer).values()}
         ]
-        return lambda: self._note_writes(accounts, "", None)
+        return (lambda: self._note_writes(accounts, "", None)) if accounts else None
 
     def saw_compiled_code(self) -> None:
         """Note that forwards may be unseen."""
@@ -207,7 +207,7 @@ class Ledger(Observer):
         after = State.of(layer)
         account.forwards += 1
         account.in_eval += not forward.training
-        if not (forward.before.readable and after.readable) or _in_transform():
+        if not (forward.before.readable and after.readable) or in_transform():
             account.unreadable = True
             return
         moved = after.differs_from(forward.before)
@@ -217,10 +217,10 @@ class Ledger(Observer):
             self._take_idle(forward, after)
             return
         account.updates += 1
-        account.elsewhere += not forward.before.shares_tensors(account.history.origin)
+        account.elsewhere += not account.history.origin.is_of(forward.before.tensors)
         old = self._lineage(account, forward.before)
         place = place_of_outermost_call(sys._getframe()) if old.wants_place else None
-        account.history.add(after, self._advanced(old, forward, after, moved, place))
+        account.history.add(after, self._advanced(old, forward, after, place))
 
     def _updates(self, forward: _Forward, moved: set[str]) -> bool:
         """Tell whether a forward was an update of the statistics."""
@@ -238,14 +238,11 @@ class Ledger(Observer):
             tracks = getattr(account.layer, "track_running_stats", True)
             account.by_momentum_zero += forward.momentum == 0 and tracks
             account.without_tracking += not tracks
-            account.ran_at = place_of_outermost_call(sys._getframe())
-        elif account.ran_at is None:
-            account.ran_at = place_of_outermost_call(sys._getframe())
         if after.differs_from(account.history.latest[0]):
             account.history.add(after, self._lineage(account, forward.before))
 
     def _advanced(
-        self, old: Lineage, forward: _Forward, after: State, moved: set[str], place: Place | None
+        self, old: Lineage, forward: _Forward, after: State, place: Place | None
     ) -> Lineage:
         """Return what led to the statistics after an update."""
         layer = forward.account.layer
@@ -269,8 +266,3 @@ class Ledger(Observer):
             places=(*old.places, place) if old.wants_place else old.places,
             batches=old.with_batch(batch),
         )
-
-
-def _in_transform() -> bool:
-    """Tell whether a function transform such as vmap runs, whose values are none of a layer's."""
-    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from pytest_bninvariants.invariants.content import Content, content_of
+from pytest_bninvariants.invariants.selection import BN_STATE
 from pytest_bninvariants.invariants.verdict import Place
 
-STATE = ("running_mean", "running_var", "num_batches_tracked")
 _KNOWN, _PLACES, _BATCHES, _WRONG = 16, 4, 8, 3  # kept of each: a long step must not grow memory
 
 
@@ -101,6 +101,12 @@ class Lineage:
         return len(self.places) < _PLACES
 
 
+def statistics_of(layer: nn.Module) -> dict[str, Tensor]:
+    """Return a layer's own statistics and counter, by name, as far as there are any."""
+    buffers = layer._buffers.items()
+    return {name: each for name, each in buffers if name in BN_STATE and each is not None}
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """A layer's statistics at a moment.
@@ -116,17 +122,13 @@ class State:
     @classmethod
     def of(cls, layer: nn.Module) -> State:
         """Read it off a layer."""
-        tensors = {
-            name: tensor
-            for name, tensor in layer._buffers.items()
-            if name in STATE and tensor is not None
-        }
+        tensors = statistics_of(layer)
         return cls(tensors, {name: content_of(tensor) for name, tensor in tensors.items()})
 
     @property
     def number(self) -> int | None:
         """Return the counter; None if there is none, or it cannot be read."""
-        content, tensor = self.contents.get(STATE[2]), self.tensors.get(STATE[2])
+        content, tensor = self.contents.get(BN_STATE[2]), self.tensors.get(BN_STATE[2])
         if tensor is None or content is None:
             return None
         return int(content[0].view(tensor.dtype).item()) if content else 0
@@ -156,9 +158,9 @@ class State:
             a.device == b.device and a.equal(b) for a, b in zip(mine, theirs, strict=True)
         )
 
-    def shares_tensors(self, other: State) -> bool:
-        """Tell whether two states are of the very same tensors."""
-        return all(self.tensors.get(name) is other.tensors.get(name) for name in STATE)
+    def is_of(self, tensors: dict[str, Tensor]) -> bool:
+        """Tell whether it is of these very tensors."""
+        return all(self.tensors.get(name) is tensors.get(name) for name in BN_STATE)
 
 
 @dataclass(slots=True)
@@ -196,4 +198,4 @@ class History:
 
 def _is_new(state: State) -> bool:
     """Tell whether a layer that is new, or reset, has these statistics."""
-    return all(state.holds(name, value) for name, value in zip(STATE, (0, 1, 0), strict=True))
+    return all(state.holds(name, value) for name, value in zip(BN_STATE, (0, 1, 0), strict=True))

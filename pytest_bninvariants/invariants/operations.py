@@ -213,6 +213,11 @@ class _Step:
         )
 
 
+def held_by(optimizer: Optimizer) -> set[int]:
+    """Return the ids of the parameters in an optimizer's groups."""
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
 def gradient_of(tensor: Tensor) -> Gradient:
     """Tell what gradient a tensor has."""
     grad = tensor.grad

@@ -18,6 +18,7 @@ from pytest_bninvariants.invariants import registry
 
 Kind = Literal["parameter", "buffer", "output"]
 STATISTICS = ("running_mean", "running_var")
+BN_STATE = (*STATISTICS, "num_batches_tracked")
 _WRAPPER_CHILDREN = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 )

@@ -132,10 +132,6 @@ class TrainsGuard(Guard):
             yield Found.of(name, layer, held.get(key), self._ledger, times=1)
 
 
-def _is_lacking(found: Found) -> bool:
-    return found.updates == 0 or found.undone
-
-
 def _change_of_layer(found: Found) -> Change:
     text = "its running statistics were put back" if found.undone else "0 updates of its statistics"
     return Change(name=found.name, layer=found.name, kind="still", text=text)

@@ -9,6 +9,11 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 
+def in_transform() -> bool:
+    """Tell whether a function transform such as vmap runs, whose values are none of a layer's."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Keep a user's dispatch and function modes from seeing or changing what a guard does."""

@@ -34,10 +34,17 @@ def _explain_recomputation(found: list[Found]) -> tuple[str, str]:
     )
 
 
+def _momentum(found: Found) -> float | None:
+    """Return the momentum by which several updates were averaged, if they were."""
+    momentum = getattr(found.account.layer, "momentum", None)
+    averages = isinstance(momentum, float) and 0 < momentum < 1 and found.lineage.updates > 1
+    return momentum if averages else None
+
+
 def _effective(found: Found) -> str:
     """Say what several updates make of the momentum."""
-    momentum, k = getattr(found.account.layer, "momentum", None), found.lineage.updates
-    if not isinstance(momentum, float) or k < 2 or not 0 < momentum < 1:
+    momentum, k = _momentum(found), found.lineage.updates
+    if momentum is None:
         return ""
     return (
         f"; {k} updates with momentum {momentum:g} weigh the new batches "
@@ -47,8 +54,8 @@ def _effective(found: Found) -> str:
 
 def _root(found: Found) -> str:
     """Say which momentum makes several updates weigh as much as one."""
-    momentum, k = getattr(found.account.layer, "momentum", None), found.lineage.updates
-    if not isinstance(momentum, float) or k < 2 or not 0 < momentum < 1:
+    momentum, k = _momentum(found), found.lineage.updates
+    if momentum is None:
         return ""
     return (
         f", or use momentum 1 - (1 - {momentum:g})^(1/{k}) = {1 - (1 - momentum) ** (1 / k):.3g}, "

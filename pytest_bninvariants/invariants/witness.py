@@ -21,7 +21,7 @@ from pytest_bninvariants.invariants.normalisation import (
     is_compiled,
     uses_batch_statistics,
 )
-from pytest_bninvariants.invariants.operations import Handled, Operations
+from pytest_bninvariants.invariants.operations import Handled, Operations, held_by
 from pytest_bninvariants.invariants.places import place_of_mode_call, place_of_outermost_call
 from pytest_bninvariants.invariants.selection import (
     Names,
@@ -191,7 +191,7 @@ class Witness(Observer):
 
     def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
         """Note that an optimizer is about to step."""
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        held = held_by(optimizer)
         self.stepped_for |= held
         if not self._optimizer_seen:
             mine = {id(tensor) for tensor in all_tensors(self._model)}
