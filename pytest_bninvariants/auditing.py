@@ -15,7 +15,7 @@ from pytest_bninvariants.reporting.audit import Tally
 from pytest_bninvariants.reporting.text import render
 
 if TYPE_CHECKING:
-    from pytest_bninvariants.invariants.audit import Auditor
+    from pytest_bninvariants.invariants.audit import Auditor, Standby
 
 _NOT_FAILURES = (KeyboardInterrupt, GeneratorExit, FrozenStateChanged)
 _UNEXPECTED = "Unexpected success"  # what pytest says of unittest's
@@ -39,11 +39,15 @@ class _Audit:
     def __init__(self, *, fails: bool) -> None:
         self._fails = fails
         self._tally = Tally()
+        self._standby: Standby | None = None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, Any, Any]:
         from pytest_bninvariants.invariants import audit
 
+        if self._standby is None:
+            self._standby = audit.Standby()
+            self._standby.start()
         item.stash[_auditor] = audit.Auditor()
         item.stash[_auditor].start()
         try:
@@ -87,6 +91,11 @@ class _Audit:
         findings = getattr(report, "bn_audit", None)
         if findings is not None:
             self._tally.add(report.nodeid, findings)
+
+    def pytest_sessionfinish(self) -> None:
+        if self._standby is not None:
+            self._standby.stop()
+            self._standby = None
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if terminalreporter.config.getoption("collectonly"):

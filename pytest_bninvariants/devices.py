@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import ModuleType
 
 ACCEPTED = "cpu, cuda, cuda:N, mps, xpu, auto (the best there is) or all (each kind there is)"
 _BEST_FIRST = ("cuda", "xpu", "mps", "cpu")
-
-chosen: tuple[str, ...] = ("cpu",)
-"""What `--bn-device` says in this run."""
-
-
-def use(names: tuple[str, ...]) -> Callable[[], None]:
-    """Set the devices of this run, and return what puts the old ones back."""
-    global chosen
-    before, chosen = chosen, names
-
-    def put_back() -> None:
-        global chosen
-        chosen = before
-
-    return put_back
 
 
 def resolve(names: Iterable[str], option: str) -> tuple[str, ...]:

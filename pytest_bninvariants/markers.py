@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-
-from pytest_bninvariants.errors import GateError, shown
 
 _FREEZING = ("parameters", "buffers", "allow_batch_stats", "exclude", "trains")
 _SIGNATURE = (
@@ -17,8 +14,7 @@ _SIGNATURE = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Marker:
+class Marker(NamedTuple):
     """One marker that puts a guard around a test's call.
 
     Args:
@@ -96,8 +92,7 @@ def spelled(mark: pytest.Mark) -> str:
     return f"@pytest.mark.{mark.name}" + (f"({', '.join(arguments)})" if arguments else "")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(NamedTuple):
     """A guard that a marker asks for.
 
     Args:
@@ -123,7 +118,9 @@ class Request:
         accepted = (*marker.options, *(("model",) if marker.finds_model else ()))
         for option in mark.kwargs:
             if option not in accepted:
-                import difflib  # a tenth of what the plugin would take to load
+                import difflib  # here, since all runs of pytest load this module, and few need it
+
+                from pytest_bninvariants.errors import GateError
 
                 near = difflib.get_close_matches(option, accepted, n=1)
                 hint = f"; did you mean {near[0]}=?" if near else ""
@@ -134,6 +131,8 @@ class Request:
         options = dict(mark.kwargs)
         model = options.pop("model", None)
         if not (model is None or isinstance(model, str)):
+            from pytest_bninvariants.errors import GateError, shown
+
             raise GateError(
                 f"@pytest.mark.{mark.name}(model=...) takes the name of a fixture or a dotted path "
                 f"such as 'trainer.model'; got {shown(model)}"

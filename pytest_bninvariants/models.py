@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from pytest_bninvariants.errors import GateError, shown
-from pytest_bninvariants.invariants.selection import all_tensors, named_modules
+from pytest_bninvariants.invariants.names import all_tensors, named_modules
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 
+from pytest_bninvariants import asked
 from pytest_bninvariants.batchnorm.dtypes import DTYPES
-from pytest_bninvariants.devices import resolve
 
 EFFORTS = {"quick": 6, "default": 100, "thorough": 2000}
 TRACES = ("rerun", "same-run")
@@ -20,8 +20,7 @@ _UNITS |= {f"{u}iB": 1024**n for n, u in enumerate(("K", "M", "G", "T"), 1)}
 SETTINGS = pytest.StashKey["Settings"]()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(NamedTuple):
     """What this run was asked for.
 
     Args:
@@ -59,6 +58,15 @@ class Settings:
         }
         return tuple(option for option, value in options.items() if value)
 
+    def ask(self) -> Callable[[], None]:
+        """Ask for what the engine heeds, and return what takes it back."""
+        return asked.ask(
+            devices=self.devices,
+            bn_layer_types=frozenset(self.bn_layer_types),
+            snapshot_budget=self.bn_snapshot_budget,
+            trace=asked.Trace() if self.bn_trace else None,
+        )
+
     @classmethod
     def from_config(cls, config: pytest.Config) -> Settings:
         """Read the command line, then the ini file.
@@ -75,14 +83,8 @@ class Settings:
                     f"bn_layer_types: {name!r} is no name of a class; "
                     "give 'Class', 'package.module.Class' or 'package.module:Class'"
                 )
-        try:
-            resolved = (
-                resolve(devices, "--bn-device" if given else "bn_device") if devices else ("cpu",)
-            )
-        except ValueError as error:
-            raise pytest.UsageError(str(error)) from None
         return cls(
-            devices=resolved,
+            devices=_devices(devices, "--bn-device" if given else "bn_device"),
             bn_layer_types=types,
             bn_audit=_audit(config.getoption("bn_audit"), config.getini("bn_audit")),
             bn_impls=tuple(config.getoption("bn_impl") or ()),
@@ -93,6 +95,17 @@ class Settings:
             bn_trace=_trace(config),
             bn_snapshot_budget=_bytes("bn_snapshot_budget", config.getini("bn_snapshot_budget")),
         )
+
+
+def _devices(names: list[str], option: str) -> tuple[str, ...]:
+    if not names:
+        return ("cpu",)
+    from pytest_bninvariants.devices import resolve
+
+    try:
+        return resolve(names, option)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _audit(given: str | None, by_ini: str) -> str | None:

@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 
-from pytest_bninvariants import devices, markers
-from pytest_bninvariants.invariants import budget, registry, tracing
+from pytest_bninvariants import fixtures, markers
 from pytest_bninvariants.options import SETTINGS, Settings, add_options
 
-__all__ = ["pytest_plugins"]
-pytest_plugins = ("pytest_bninvariants.fixtures",)
+__all__: tuple[str, ...] = ()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,13 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(fixtures, fixtures.__name__)  # `pytest_plugins` takes longer
     for line in markers.lines():
         config.addinivalue_line("markers", line)
     settings = config.stash[SETTINGS] = Settings.from_config(config)
-    config.add_cleanup(devices.use(settings.devices))
-    config.add_cleanup(registry.use(settings.bn_layer_types))
-    config.add_cleanup(budget.use(settings.bn_snapshot_budget))
-    config.add_cleanup(tracing.use(tracing.Trace() if settings.bn_trace else None))
+    config.add_cleanup(settings.ask())
     if settings.bn_trace == "rerun":
         from pytest_bninvariants.retrace import Retracer
 
@@ -62,7 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
 def _is_free(fixture: str, metafunc: pytest.Metafunc) -> bool:
     """Tell whether a fixture is ours, and not overridden or parametrized by the test."""
     definitions = metafunc._arg2fixturedefs.get(fixture, ())
-    if not definitions or definitions[-1].func.__module__ not in pytest_plugins:
+    if not definitions or definitions[-1].func.__module__ != fixtures.__name__:
         return False
     given = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize") if mark.args)
     names = (n.split(",") if isinstance(n, str) else n for n in given)

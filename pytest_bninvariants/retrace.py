@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
+from pytest_bninvariants.asked import Trace, asking
 from pytest_bninvariants.failures import verdicts_in
-from pytest_bninvariants.invariants import reruns, tracing
-from pytest_bninvariants.invariants.tracing import Trace
+from pytest_bninvariants.invariants import reruns
 from pytest_bninvariants.invariants.verdict import AUDIT, Verdict
 from pytest_bninvariants.reporting.writers import compared
 
@@ -54,7 +54,7 @@ class Retracer:
         if _others_run_again(item):
             return None  # what they run is traced as it is
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        with tracing.asked_for(None):
+        with asking(trace=None):
             reports, first = self._run_once(item, nextitem)
         try:
             if first.broken:
@@ -79,7 +79,7 @@ class Retracer:
             text = f"a test with subtests is not run again; {_INSTEAD}"
         else:
             names = frozenset(n for verdict in first.verdicts for n in verdict.changed_tensors)
-            with tracing.asked_for(Trace(names=names)), reruns.remembering(None):
+            with asking(trace=Trace(names=names)), reruns.remembering(None):
                 reports, second = self._run_once(item, nextitem)
             ended = next((report for report in reports if not report.passed), None)
             text = "" if second.broken else _told_of_a_miss(ended)

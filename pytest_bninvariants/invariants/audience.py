@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pytest_bninvariants import asked
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 How = Literal["batches", "failed", "own_forwards"]
@@ -17,11 +19,71 @@ Finish = Callable[[], None]
 End = Callable[[bool], None]
 
 
+def _find_dynamo() -> tuple[Any, Any]:
+    """Return what has dynamo skip a function's frames, and what tells whether it runs.
+
+    Both are private to torch, and where one is missing there is a slower way.
+    """
+    try:
+        from torch._C._dynamo.eval_frame import get_eval_frame_callback
+        from torch._dynamo.eval_frame import skip_code
+    except ImportError:
+        return None, None
+    return skip_code, get_eval_frame_callback
+
+
+_skip_code, _callback = _find_dynamo()
+
+
+def passed_over(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Have dynamo, which may be running what calls a function, leave it as it is.
+
+    It may still compile what the function calls.
+    """
+    if _skip_code is not None:
+        _skip_code(function.__code__)
+    return function
+
+
+def unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Keep dynamo, which may be running what calls a function, from compiling it.
+
+    Where it runs nothing, the function is called as it is: switching dynamo off and on takes
+    longer than most of these functions do.
+    """
+    hidden: Callable[_P, _R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    if _skip_code is None or _callback is None:
+        return hidden
+
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return (function if _callback() is None else hidden)(*args, **kwargs)
+
+    _skip_code(call.__code__)
+    return call
+
+
 class Observer:
     """Whoever wants to hear; what it does not override, it pays no heed to."""
 
+    @passed_over
+    def ignores(self, module: nn.Module) -> bool:
+        """Tell, in as little time as can be, that it has no need to hear of a module's call.
+
+        Unless it says so, that is where a module is neither a BN layer nor compiled.
+        """
+        return not (
+            module._buffers
+            or module._compiled_call_impl is not None
+            or "_orig_mod" in module._modules
+            or asked.now.bn_layer_types
+        )
+
     def saw_forward(self, module: nn.Module) -> None:
         """Hear of a module that is about to be called."""
+
+    def heeds(self, layer: nn.Module) -> bool:
+        """Tell whether it wants to hear what a BN layer normalises with, that is about to run."""
+        return True
 
     def before_layer(self, layer: nn.Module, x: Tensor | None) -> End | None:
         """Hear of a BN layer's forward; what is returned is called after it, and told if it failed.
@@ -61,34 +123,15 @@ present: tuple[Observer, ...] = ()
 """All who watch at the moment."""
 
 
-def unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Keep dynamo, which may be running what calls a function, from compiling it.
-
-    Where it runs nothing, the function is called as it is: switching dynamo off and on takes
-    longer than most of these functions do.
-    """
-    hidden: Callable[_P, _R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-    if _skip_code is None or _callback is None:
-        return hidden
-
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return (function if _callback() is None else hidden)(*args, **kwargs)
-
-    _skip_code(call.__code__)
-    return call
+@passed_over
+def is_heard(module: nn.Module) -> bool:
+    """Tell whether anybody may want to hear of a module's call."""
+    for observer in present:  # noqa: SIM110, a generator takes longer
+        if not observer.ignores(module):
+            return True
+    return False
 
 
-def _find_dynamo() -> tuple[Any, Any]:
-    """Return what has dynamo skip a function's frames, and what tells whether it runs.
-
-    Both are private to torch, and where one is missing there is a slower way.
-    """
-    try:
-        from torch._C._dynamo.eval_frame import get_eval_frame_callback
-        from torch._dynamo.eval_frame import skip_code
-    except ImportError:
-        return None, None
-    return skip_code, get_eval_frame_callback
-
-
-_skip_code, _callback = _find_dynamo()
+def hears_steps() -> bool:
+    """Tell whether anybody wants to hear of optimizer steps."""
+    return any(type(observer).before_step is not Observer.before_step for observer in present)

@@ -19,8 +19,10 @@ from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants import observers, snapshot
-from pytest_bninvariants.invariants.audience import How, Observer
+from pytest_bninvariants.invariants.audience import How, Observer, passed_over
+from pytest_bninvariants.invariants.bn_layers import BN_STATE, STATISTICS, has_stored_statistics
 from pytest_bninvariants.invariants.leaks import Leak, verdicts
+from pytest_bninvariants.invariants.names import Watched, named_modules
 from pytest_bninvariants.invariants.normalisation import (
     has_known_forward,
     is_compiled,
@@ -28,17 +30,11 @@ from pytest_bninvariants.invariants.normalisation import (
 )
 from pytest_bninvariants.invariants.places import place_of_mode_call
 from pytest_bninvariants.invariants.runs import Run, run_of
-from pytest_bninvariants.invariants.selection import (
-    BN_STATE,
-    STATISTICS,
-    Watched,
-    has_stored_statistics,
-    named_modules,
-)
 from pytest_bninvariants.invariants.snapshot import Kept
 from pytest_bninvariants.invariants.undisturbed import in_transform, undisturbed
 from pytest_bninvariants.invariants.verdict import Change, Place, Verdict
 
+_modes = torch._C._len_torch_function_stack
 _TELLING = 2  # parameters: who averages one model into another writes all of them
 
 
@@ -66,7 +62,7 @@ class _Seen:
     Args:
         layer: the layer.
         holder: whose parameters tell whether it is frozen, where it has none.
-        normalised: whether it used batch statistics.
+        normalised: whether it ran in training mode.
         flipped: whether it was in eval and then put in training mode.
         put_in_training: where it was put in training mode, last before it ran frozen.
         freeze: while it is frozen and runs in training mode.
@@ -78,6 +74,30 @@ class _Seen:
     flipped: bool = False
     put_in_training: Place | None = None
     freeze: _Freeze | None = None
+
+
+class Standby(Observer):
+    """Hear nothing, but keep torch's functions wrapped between one auditor and the next.
+
+    To wrap them takes as long as a small test does.
+    """
+
+    @passed_over
+    def ignores(self, module: nn.Module) -> bool:
+        """Tell that no call is heard."""
+        return True
+
+    def heeds(self, layer: nn.Module) -> bool:
+        """Tell that no layer is listened to."""
+        return False
+
+    def start(self) -> None:
+        """Begin."""
+        observers.add(self)
+
+    def stop(self) -> None:
+        """End."""
+        observers.discard(self)
 
 
 class Auditor(Observer):
@@ -104,22 +124,35 @@ class Auditor(Observer):
         frozen = {model: len(layers) for model, layers in self._frozen.items()}
         return verdicts(self._leaks.values(), frozen)
 
+    @passed_over
+    def ignores(self, module: nn.Module) -> bool:
+        """Tell whether a module is no BN layer, or one that is known, and trained as it was."""
+        seen = self._seen.get(id(module))
+        if seen is None or not seen.normalised or seen.freeze or seen.layer() is not module:
+            return super().ignores(module)
+        weight = module._parameters.get("weight")
+        return type(weight) is nn.Parameter and not _modes() and weight.requires_grad
+
     def saw_forward(self, module: nn.Module) -> None:
         """Look at a BN layer that is about to run in training mode."""
-        if module.training and module._buffers and has_stored_statistics(module):
-            self._look_at(module)
+        if module.training and has_stored_statistics(module):
+            self._count(self._look_at(module))
         if is_compiled(module):
             for _, layer in named_modules(module):
                 if has_known_forward(layer) and uses_batch_statistics(layer):
                     self.saw_batch_statistics(layer, "batches", None)
+
+    def heeds(self, layer: nn.Module) -> bool:
+        """Tell whether a BN layer that is about to run is frozen."""
+        seen = self._seen.get(id(layer))
+        return seen is not None and seen.freeze is not None
 
     def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
         """Count a batch that a BN layer normalises."""
         if not has_stored_statistics(layer):
             return
         seen = self._look_at(layer)
-        self.layers += not seen.normalised
-        seen.normalised = True
+        self._count(seen)
         if seen.freeze is not None and not self._counts(seen.freeze, layer, how):
             seen.freeze = None
         if how == "own_forwards":
@@ -136,6 +169,10 @@ class Auditor(Observer):
         seen.flipped |= flips
         if flips or seen.put_in_training is None:
             seen.put_in_training = place_of_mode_call(frame, module, True)
+
+    def _count(self, seen: _Seen) -> None:
+        self.layers += not seen.normalised
+        seen.normalised = True
 
     def _look_at(self, layer: nn.Module) -> _Seen:
         seen = self._of(layer)

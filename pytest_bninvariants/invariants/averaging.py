@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from pytest_bninvariants.batchnorm.tolerance import TINY, UNIT, gamma
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants import snapshot
+from pytest_bninvariants.invariants.bn_layers import STATISTICS
 from pytest_bninvariants.invariants.guards import Guard
+from pytest_bninvariants.invariants.names import Watched
 from pytest_bninvariants.invariants.pairing import Pair, left_behind
 from pytest_bninvariants.invariants.rounding import distances
-from pytest_bninvariants.invariants.selection import STATISTICS, Scope, Watched
+from pytest_bninvariants.invariants.selection import Scope
 from pytest_bninvariants.invariants.snapshot import Kept
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.values import arrow

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count, repeat
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +17,10 @@ from pytest_bninvariants.invariants.arena import Region, aligned, arena
 from pytest_bninvariants.invariants.content import (
     UNREADABLE,
     Content,
+    are_backed,
     as_bytes,
     in_words,
-    is_backed,
+    joined,
     same_bytes,
 )
 from pytest_bninvariants.invariants.fingerprint import CHUNK, Method, fingerprints, method_on
@@ -33,17 +37,37 @@ _COPIED_BY_BITS = frozenset(
 )
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Tell whether a tensor is nothing but memory that may be copied together with others'."""
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether tensors are nothing but memory that may be copied together with others'."""
     return (
-        type(tensor) in _PLAIN
-        and tensor.dtype in _COPIED_BY_BITS
-        and tensor.layout is torch.strided
-        and not tensor.is_nested
-        and not tensor.is_meta
-        and not tensor.is_neg()
-        and is_backed(tensor)
+        _PLAIN.issuperset(map(type, tensors))
+        and _COPIED_BY_BITS.issuperset([tensor.dtype for tensor in tensors])
+        and not any(t.layout is not torch.strided or t.is_nested or t.is_meta for t in tensors)
+        and are_backed(tensors)
     )
+
+
+class Looks(NamedTuple):
+    """What tells of tensors, while it is equal, that they are where and what they were.
+
+    Not that they hold the same values, but that their memory is there: who frees it, or puts other
+    memory in its place, moves them.
+    """
+
+    types: list[type]
+    dtypes: list[torch.dtype]
+    shapes: list[torch.Size]
+    addresses: list[int]
+
+    @classmethod
+    def of(cls, tensors: list[Tensor]) -> Looks:
+        """Look at tensors; those that are not plain may raise."""
+        return cls(
+            list(map(type, tensors)),
+            [tensor.dtype for tensor in tensors],
+            [tensor.shape for tensor in tensors],
+            list(map(Tensor.data_ptr, tensors)),
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +78,7 @@ class Bucket:
         dtype: their dtype.
         device: where they are.
         keys: whose they are.
-        shapes: their shapes.
+        looks: what they looked like.
         total: how many bytes they have.
         flat: the bytes, or their fingerprints.
         region: the arena's memory in which they are, if they are there.
@@ -64,23 +88,37 @@ class Bucket:
     dtype: torch.dtype
     device: torch.device
     keys: list[str] = field(default_factory=list)
-    shapes: list[torch.Size] = field(default_factory=list)
+    looks: Looks | None = None
     total: int = 0
     flat: Tensor = _NOTHING
     region: Region | None = None
     method: Method | None = None
 
+    @property
+    def is_large(self) -> bool:
+        """Tell whether it is of one tensor that is large."""
+        return len(self.keys) == 1 and self.total > _SMALL
+
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Return the tensors' shapes."""
+        return [] if self.looks is None else self.looks.shapes
+
     def fits(self, tensors: list[Tensor]) -> bool:
         """Tell whether tensors are what was kept, but for their bytes."""
+        with suppress(*UNREADABLE):
+            if Looks.of(tensors) == self.looks:
+                return True
         return (
-            [tensor.shape for tensor in tensors if not tensor.is_nested] == self.shapes
-            and {tensor.dtype for tensor in tensors} == {self.dtype}
-            and {tensor.device for tensor in tensors} == {self.device}
-            and all(map(is_plain, tensors))
+            len(tensors) == len(self.keys)
+            and are_plain(tensors)
+            and all(t.dtype is self.dtype and t.device == self.device for t in tensors)
+            and [tensor.shape for tensor in tensors] == self.shapes
         )
 
     def fill(self, tensors: list[Tensor]) -> None:
         """Copy the tensors, in the order in which they were added."""
+        self.looks = Looks.of(tensors)
         flat = self.read(tensors)
         if len(tensors) > 1 or self.method is not None:
             self.flat = flat
@@ -92,10 +130,9 @@ class Bucket:
     def read(self, tensors: list[Tensor]) -> Tensor:
         """Return what is to be compared with `flat`; it may be the tensors' own memory."""
         if len(tensors) == 1:
-            flat = as_bytes(tensors[0].detach())
+            flat = as_bytes(tensors[0].detach().resolve_neg())
             return flat if self.method is None else fingerprints(flat, self.method)
-        join = torch.cat if tensors[0].dim() == 1 else torch._utils._flatten_dense_tensors
-        return join(tensors).view(torch.uint8)
+        return joined(tensors).view(torch.uint8)
 
     def of(self, number: int) -> Tensor | None:
         """Return the bytes of one of the tensors, unless only fingerprints are kept."""
@@ -149,57 +186,58 @@ def equal(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[bool]:
     return found
 
 
-class Packing:
-    """Put plain tensors into buckets: small ones together, a large one by itself."""
+def pack(tensors: Mapping[str, Tensor], *, exact: bool) -> dict[str, tuple[Bucket, int]]:
+    """Put plain tensors into buckets: small ones together, a large one by itself.
 
-    def __init__(self, *, exact: bool) -> None:
-        self._exact = exact
-        self._all: list[tuple[Bucket, list[Tensor]]] = []
-        self._open: dict[object, tuple[Bucket, list[Tensor]]] = {}
+    Args:
+        tensors: tensors by key.
+        exact: keep bytes whatever they take.
 
-    def add(self, key: str, tensor: Tensor) -> tuple[Bucket, int]:
-        """Find a tensor its bucket, and its number there."""
-        size, shape = tensor.nbytes, tensor.shape
-        large = size > _SMALL
-        sort = tensor.dtype, tensor.device, len(shape) == 1
-        filling = None if large else self._open.get(sort)
-        if filling is None:
-            filling = Bucket(tensor.dtype, tensor.device), []
-            self._all.append(filling)
-            if not large:
-                self._open[sort] = filling
-        bucket, tensors = filling
-        bucket.keys.append(key)
-        bucket.shapes.append(shape)
-        bucket.total += size
-        tensors.append(tensor)
-        if not large and bucket.total > _FULL:
-            del self._open[sort]
-        return bucket, len(tensors) - 1
-
-    def fill(self) -> list[Bucket]:
-        """Copy all that was added; return the buckets whose tensors turned out unreadable."""
-        large = [bucket for bucket, tensors in self._all if tensors[0].nbytes > _SMALL]
-        for device in {bucket.device for bucket in large}:
-            _provide(device, [b for b in large if b.device == device], exact=self._exact)
-        unread = []
-        for bucket, tensors in self._all:
-            try:
-                bucket.fill(tensors)
-            except UNREADABLE:
-                unread.append(bucket)
-        return unread
-
-
-def _provide(device: torch.device, buckets: list[Bucket], *, exact: bool) -> None:
-    """Decide how much is kept of many bytes: all in the arena, or fingerprints."""
-    needed = sum(aligned(bucket.total) for bucket in buckets)
-    if exact or budget.allows(needed, device, arena.idle_on(device)):
-        region = arena.reserve(needed, device)
-        for bucket in buckets:
-            bucket.region = region
-        return
-    arena.release(device)
-    method = method_on(device)
+    Returns:
+        The bucket of each, and its number there; those are left out that cannot be copied so.
+    """
+    if not are_plain(list(tensors.values())):
+        tensors = {key: tensor for key, tensor in tensors.items() if are_plain([tensor])}
+    places: dict[str, tuple[Bucket, int]] = {}
+    buckets = list(_buckets(tensors))
+    _provide([bucket for bucket in buckets if bucket.is_large], exact=exact)
     for bucket in buckets:
-        bucket.method = method
+        with suppress(*UNREADABLE):
+            bucket.fill([tensors[key] for key in bucket.keys])
+            places.update(zip(bucket.keys, zip(repeat(bucket), count())))  # noqa: B905, no end
+    return places
+
+
+def _buckets(tensors: Mapping[str, Tensor]) -> Iterator[Bucket]:
+    """Yield buckets for plain tensors, not yet filled."""
+    small: dict[tuple[torch.dtype, torch.device, bool], list[str]] = {}
+    for key, tensor in tensors.items():
+        sort = tensor.dtype, tensor.device, tensor.dim() == 1
+        if tensor.nbytes > _SMALL:
+            yield Bucket(*sort[:2], [key], total=tensor.nbytes)
+        else:
+            small.setdefault(sort, []).append(key)
+    for (dtype, device, _), keys in small.items():
+        bucket = Bucket(dtype, device)
+        for key in keys:
+            if bucket.total > _FULL:
+                yield bucket
+                bucket = Bucket(dtype, device)
+            bucket.keys.append(key)
+            bucket.total += tensors[key].nbytes
+        yield bucket
+
+
+def _provide(large: list[Bucket], *, exact: bool) -> None:
+    """Decide how much is kept of many bytes: all in the arena, or fingerprints."""
+    for device in {bucket.device for bucket in large}:
+        buckets = [bucket for bucket in large if bucket.device == device]
+        needed = sum(aligned(bucket.total) for bucket in buckets)
+        if exact or budget.allows(needed, device, arena.idle_on(device)):
+            region = arena.reserve(needed, device)
+            for bucket in buckets:
+                bucket.region = region
+        else:
+            arena.release(device)
+            for bucket in buckets:
+                bucket.method = method_on(device)

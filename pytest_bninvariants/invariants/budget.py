@@ -1,33 +1,17 @@
-"""How much memory a snapshot may take; apart, so that setting it imports no torch."""
+"""How much memory a snapshot may take."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
+
+from pytest_bninvariants import asked
 
 _SHARE = 4  # of the memory that is free, one in so many bytes
 _NEGLIGIBLE = 2**26
 _GROUP = Path("/sys/fs/cgroup")
-
-limit: int | None = None
-"""How many bytes a snapshot may keep on each device; None: a quarter of what is free there."""
-
-
-def use(count: int | None) -> Callable[[], None]:
-    """Set the limit, and return what puts the old one back."""
-    global limit
-    before, limit = limit, count
-
-    def put_back() -> None:
-        global limit
-        limit = before
-
-    return put_back
 
 
 def allows(count: int, device: torch.device, idle: int = 0) -> bool:
@@ -38,6 +22,7 @@ def allows(count: int, device: torch.device, idle: int = 0) -> bool:
         device: where.
         idle: how many are ours there already.
     """
+    limit = asked.now.snapshot_budget
     if limit is not None:
         return count <= limit
     if count <= _NEGLIGIBLE:
@@ -53,8 +38,6 @@ def _free_on(device: torch.device) -> int | None:
             (n for n in (_free_in_machine(), _free_in_group()) if n is not None), default=None
         )
     if device.type == "cuda":
-        import torch
-
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     return None

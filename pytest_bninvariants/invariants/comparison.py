@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from torch import nn
 
 from pytest_bninvariants.invariants import snapshot
+from pytest_bninvariants.invariants.bn_layers import is_bn_layer
 from pytest_bninvariants.invariants.diagnosis import diagnose
 from pytest_bninvariants.invariants.evidence import Evidence, Layer
 from pytest_bninvariants.invariants.hazards import hazards
+from pytest_bninvariants.invariants.names import own_tensors
 from pytest_bninvariants.invariants.normalisation import counts_batches
 from pytest_bninvariants.invariants.operations import Handled
-from pytest_bninvariants.invariants.selection import Scope, is_bn_layer, own_tensors
-from pytest_bninvariants.invariants.sides import After, Before, plain
+from pytest_bninvariants.invariants.selection import Scope
+from pytest_bninvariants.invariants.sides import After, Before
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.verdict import Cause, Change, Hazard
 from pytest_bninvariants.invariants.witness import Seen, Witness
@@ -47,7 +49,8 @@ def compare(before: Before, model: nn.Module, scope: Scope, witness: Witness) ->
     with undisturbed():
         after = After.of(model, scope, before.selection)
         new = [key for key in after.selection.tensors if key not in before.names.tensors]
-        changes = snapshot.changes(before.kept, after.tensors, new)
+        alike = snapshot.alike_in(before.kept, after.tensors)
+        changes = snapshot.changes(before.kept, after.tensors, new, alike)
         changes += _layer_changes(before, after, witness, scope, changes)
         if changes:
             names = dict.fromkeys([*before.names.modules, *after.names.modules])
@@ -56,7 +59,7 @@ def compare(before: Before, model: nn.Module, scope: Scope, witness: Witness) ->
         return Findings(
             changes=tuple(changes),
             causes=diagnose(_evidence_of(changes, before, after, witness)),
-            hazards=tuple(hazards(model, before, after, changes, witness)),
+            hazards=tuple(hazards(model, before, after, changes, alike, witness)),
         )
 
 
@@ -66,10 +69,9 @@ def _layer_changes(
     """Yield the violations that are a layer's and no tensor's: its eps, and how it normalised."""
     told = {change.layer for change in changes if change.of_statistics}
     for key, layer in before.selection.bn_layers.items():
-        name = before.selection.bn_names[key]
-        now = after.module(key, layer)
+        name, now = before.selection.bn_names[key], after.bn_layers[key]
         old_eps = before.settings[key].get("eps")
-        new_eps = plain(getattr(now, "eps", old_eps))
+        new_eps = after.settings.get(key, {}).get("eps", old_eps)
         if old_eps != new_eps:
             yield Change(name=name, layer=name, kind="eps", text=f"eps {old_eps} -> {new_eps}")
         seen = _seen(witness, layer, now)
@@ -81,10 +83,10 @@ def _layer_changes(
             yield Change(name=name, layer=name, kind="batch-statistics", text=text)
 
 
-def _seen(witness: Witness, *modules: nn.Module | None) -> Seen:
+def _seen(witness: Witness, old: nn.Module | None, new: nn.Module | None) -> Seen:
     """Return what was seen of a layer, under whichever module object it ran."""
-    found = [witness.seen_of(module) for module in modules if module is not None]
-    return next((seen for seen in found if seen.normalised), found[0] if found else Seen())
+    of_old, of_new = witness.seen_of(old), witness.seen_of(new)
+    return of_new if old is None or (of_new.normalised and not of_old.normalised) else of_old
 
 
 def _evidence_of(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from operator import ge
 
 import torch
 from torch import Tensor
@@ -69,22 +70,23 @@ def as_bytes(part: Tensor) -> Tensor:
     Raises:
         Incomparable: its memory is not there.
     """
-    if not is_backed(part):
+    if not are_backed([part]):
         raise Incomparable("its memory was freed")
     dense = part if part.is_contiguous() else part.contiguous()
     return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
 
 
-def is_backed(part: Tensor) -> bool:
-    """Tell whether all memory of a plain tensor is there; who shards a model frees it at times.
+def are_backed(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether all memory of plain tensors is there; who shards a model frees it at times.
 
     Torch itself does not ask before it reads, and crashes.
     """
-    end = part.nbytes if part.is_contiguous() else extent(part)
-    offset = int(part.storage_offset())
-    if offset:
-        end += offset * part.itemsize
-    return part.untyped_storage().nbytes() >= end
+    there = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, tensors))
+    if any(map(Tensor.storage_offset, tensors)) or not all(map(Tensor.is_contiguous, tensors)):
+        ends = [extent(each) + int(each.storage_offset()) * each.itemsize for each in tensors]
+    else:
+        ends = [each.nbytes for each in tensors]
+    return all(map(ge, there, ends))
 
 
 def extent(part: Tensor) -> int:
@@ -104,6 +106,17 @@ def in_words(*flat: Tensor) -> list[Tensor]:
     ends = [end for each in flat for end in (each.numel(), each.storage_offset())]
     word = next(word for word in _WORDS if not any(end % word.itemsize for end in ends))
     return [each.view(word) for each in flat]
+
+
+def joined(tensors: list[Tensor]) -> Tensor:
+    """Return the values of tensors of one dtype, one after another.
+
+    Either all of them have one dimension, or none has.
+    """
+    if tensors[0].dim() == 1:
+        return torch.cat(tensors)
+    flat: Tensor = torch._utils._flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
+    return flat
 
 
 def same_bytes(kept: Tensor, now: Tensor) -> bool:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from pytest_bninvariants.invariants.bn_layers import STATISTICS
 from pytest_bninvariants.invariants.ledger import Account, Ledger
 from pytest_bninvariants.invariants.lineage import Lineage, State, statistics_of
 from pytest_bninvariants.invariants.normalisation import counts_batches
-from pytest_bninvariants.invariants.selection import STATISTICS
 from pytest_bninvariants.invariants.verdict import Change
 
 

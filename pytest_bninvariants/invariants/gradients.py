@@ -15,10 +15,11 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.audience import How, Observer
+from pytest_bninvariants.invariants.bn_layers import is_bn_layer
 from pytest_bninvariants.invariants.micro_batches import converted, samples_in
+from pytest_bninvariants.invariants.names import named_modules
 from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
 from pytest_bninvariants.invariants.precision import all_in
-from pytest_bninvariants.invariants.selection import is_bn_layer, named_modules
 
 Loss = Callable[[nn.Module, Any], Tensor]
 

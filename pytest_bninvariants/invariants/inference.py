@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.audience import Observer
+from pytest_bninvariants.invariants.names import all_tensors
 from pytest_bninvariants.invariants.randomness import kept
-from pytest_bninvariants.invariants.selection import all_tensors
 from pytest_bninvariants.invariants.state import ModelState
 from pytest_bninvariants.invariants.trees import mapped
 

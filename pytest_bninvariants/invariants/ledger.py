@@ -15,6 +15,7 @@ from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.audience import End, Finish, How, Observer
 from pytest_bninvariants.invariants.content import address
 from pytest_bninvariants.invariants.lineage import Batch, History, Lineage, State, statistics_of
+from pytest_bninvariants.invariants.names import all_tensors, named_modules
 from pytest_bninvariants.invariants.normalisation import has_known_forward, is_to_update
 from pytest_bninvariants.invariants.operations import held_by
 from pytest_bninvariants.invariants.places import (
@@ -22,7 +23,6 @@ from pytest_bninvariants.invariants.places import (
     place_of_mode_call,
     place_of_outermost_call,
 )
-from pytest_bninvariants.invariants.selection import all_tensors, named_modules
 from pytest_bninvariants.invariants.undisturbed import in_transform, undisturbed
 from pytest_bninvariants.invariants.update import judge
 from pytest_bninvariants.invariants.verdict import Place

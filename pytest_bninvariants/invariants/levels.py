@@ -13,9 +13,9 @@ from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants.batches import Batch, Order, described, tensors_of
 from pytest_bninvariants.invariants.doubling import Cast
 from pytest_bninvariants.invariants.inference import Call, in_eval
+from pytest_bninvariants.invariants.names import all_tensors
 from pytest_bninvariants.invariants.outputs import Tolerance
 from pytest_bninvariants.invariants.rounding import Rounding, distances, unit_of
-from pytest_bninvariants.invariants.selection import all_tensors
 from pytest_bninvariants.invariants.values import arrow
 
 Tensors = dict[str, Tensor]

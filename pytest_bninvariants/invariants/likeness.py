@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from torch import nn
 
 from pytest_bninvariants.invariants import snapshot
-from pytest_bninvariants.invariants.selection import Names, is_bn_layer, layers_of
+from pytest_bninvariants.invariants.bn_layers import is_bn_layer
+from pytest_bninvariants.invariants.names import Names
+from pytest_bninvariants.invariants.selection import layers_of
 from pytest_bninvariants.invariants.sides import settings_of
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.wording import few, name_list

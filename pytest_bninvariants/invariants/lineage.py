@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from pytest_bninvariants.invariants.bn_layers import BN_STATE
 from pytest_bninvariants.invariants.content import Content, content_of
-from pytest_bninvariants.invariants.selection import BN_STATE
 from pytest_bninvariants.invariants.verdict import Place
 
 _KNOWN, _PLACES, _BATCHES, _WRONG = 16, 4, 8, 3  # kept of each: a long step must not grow memory

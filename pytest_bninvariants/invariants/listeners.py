@@ -16,9 +16,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from pytest_bninvariants.invariants import audience
 from pytest_bninvariants.invariants.audience import End, How, unseen
+from pytest_bninvariants.invariants.names import own_tensors
 from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
 from pytest_bninvariants.invariants.patches import Patch, Patches, Switch
-from pytest_bninvariants.invariants.selection import own_tensors
 
 _Function = Callable[..., Any]
 _RUNNING_MEAN, _USES_BATCH = 3, 5  # positions in torch.batch_norm and in torch.instance_norm
@@ -57,16 +57,12 @@ class Listeners:
     def __init__(self) -> None:
         self._running = threading.local()
         self._lock = threading.Lock()
-        self._count = 0
+        self.listening = 0
+        """How many modules run that are listened to."""
         self._patches = Patches(
             Patch(torch, "batch_norm", observing_batch_norm),
             Patch(torch, "instance_norm", observing_instance_norm),
         )
-
-    @property
-    def listening(self) -> bool:
-        """Tell whether any BN layer runs."""
-        return self._count > 0
 
     def enter(self, module: nn.Module, tensors: list[Tensor], *, is_layer: bool) -> bool:
         """Begin to listen to a BN layer, or to a module inside of one; tell whether to `leave`.
@@ -135,8 +131,8 @@ class Listeners:
 
     def _count_by(self, step: int) -> None:
         with self._lock:
-            self._count += step
-            if self._count:
+            self.listening += step
+            if self.listening:
                 self._patches.install()
             else:
                 self._patches.remove()

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from pytest_bninvariants.invariants.audience import How, Observer
+from pytest_bninvariants.invariants.bn_layers import has_stored_statistics
+from pytest_bninvariants.invariants.names import named_modules
 from pytest_bninvariants.invariants.rounding import distances
-from pytest_bninvariants.invariants.selection import has_stored_statistics, named_modules
 from pytest_bninvariants.invariants.trees import leaves
 from pytest_bninvariants.invariants.verdict import Cause
 from pytest_bninvariants.invariants.wording import name_list, one_or_many

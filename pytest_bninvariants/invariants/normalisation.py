@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from pytest_bninvariants.invariants.selection import has_stored_statistics
+from pytest_bninvariants.invariants.bn_layers import has_stored_statistics
 
 _TORCH_FORWARDS = {_BatchNorm.forward, SyncBatchNorm.forward, _InstanceNorm.forward}
 

@@ -21,13 +21,13 @@ from torch.compiler import is_dynamo_compiling
 
 from pytest_bninvariants.invariants import audience, writers
 from pytest_bninvariants.invariants.audience import Observer, unseen
+from pytest_bninvariants.invariants.bn_layers import is_bn_layer
 from pytest_bninvariants.invariants.listeners import (
     listeners,
     observing_batch_norm,
     observing_instance_norm,
 )
 from pytest_bninvariants.invariants.patches import Patch, Patches, Switch
-from pytest_bninvariants.invariants.selection import is_bn_layer
 
 _Function = Callable[..., Any]
 _TRACERS = ("FakeTensor", "FunctionalTensor")
@@ -92,7 +92,7 @@ class _Observers:
             if audience.present:
                 self._patches.install()
                 listeners.resume()
-                if not self._unhook:
+                if audience.hears_steps() and not self._unhook:
                     self._unhook = writers.hook_optimizers()
 
     def _uninstall(self) -> None:
@@ -128,7 +128,8 @@ def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     for observer in audience.present:
         observer.saw_forward(module)
     is_layer = is_bn_layer(module)
-    if not (is_layer or listeners.listening):
+    heeded = is_layer and any(observer.heeds(module) for observer in audience.present)
+    if not (heeded or listeners.listening):
         return False
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     return _have_values(tensors) and listeners.enter(module, tensors, is_layer=is_layer)
@@ -169,7 +170,9 @@ def _observing_call(original: _Function, switch: Switch) -> _Function:
     def __call__(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         __tracebackhide__ = True
         quiet = not switch.on or is_dynamo_compiling()
-        if quiet or not _before_call(self, args, kwargs):
+        if quiet or not (audience.is_heard(self) or listeners.listening):
+            return original(self, *args, **kwargs)
+        if not _before_call(self, args, kwargs):
             return original(self, *args, **kwargs)
         failed = True
         try:

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants.audience import Finish
 from pytest_bninvariants.invariants.content import Content, address, content_of, same_content
+from pytest_bninvariants.invariants.names import named_modules
 from pytest_bninvariants.invariants.places import place_of
-from pytest_bninvariants.invariants.selection import named_modules
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.verdict import Place
 
@@ -75,6 +75,11 @@ class Operations:
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._followed = {id(tensor): tensor for tensor in tensors}
         self._handled: dict[int, Handled] = {}
+
+    @property
+    def touched(self) -> bool:
+        """Tell whether anything was done to any."""
+        return bool(self._handled)
 
     def of(self, tensor: Tensor) -> Handled:
         """Return what was done to a tensor."""

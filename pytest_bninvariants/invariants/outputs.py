@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants import snapshot
-from pytest_bninvariants.invariants.selection import Watched
+from pytest_bninvariants.invariants.names import Watched
 from pytest_bninvariants.invariants.snapshot import Kept
 from pytest_bninvariants.invariants.trees import leaves
 from pytest_bninvariants.invariants.undisturbed import undisturbed

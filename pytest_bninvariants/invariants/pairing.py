@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from pytest_bninvariants.errors import GateError
-from pytest_bninvariants.invariants.selection import Names, Scope, Watched, listing, select
+from pytest_bninvariants.invariants.names import Names, Watched
+from pytest_bninvariants.invariants.selection import Scope, listing, select
 from pytest_bninvariants.invariants.verdict import Cause
 from pytest_bninvariants.invariants.wording import name_list
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_bninvariants.invariants.selection import all_tensors
+from pytest_bninvariants.invariants.names import all_tensors
 
 
 class Generators:

@@ -1,28 +1,14 @@
-"""What a project says about its layers; apart, so that setting it imports no torch."""
+"""The types of layers that a project says are BN layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 
+from pytest_bninvariants import asked
 from pytest_bninvariants.errors import GateError
 
-bn_layer_types: frozenset[str] = frozenset()
-"""Names of types that count as BN layers: `Class`, `pkg.module.Class` or `pkg.module:Class`."""
-
-
-def use(names: Iterable[str]) -> Callable[[], None]:
-    """Set the names of types that count as BN layers, and return what puts the old ones back."""
-    global bn_layer_types
-    before, bn_layer_types = bn_layer_types, frozenset(names)
-    _imported.cache_clear()
-
-    def put_back() -> None:
-        global bn_layer_types
-        bn_layer_types = before
-
-    return put_back
+_known: frozenset[str] = frozenset()  # the names that types were imported for
 
 
 def names(kind: type) -> bool:
@@ -31,8 +17,13 @@ def names(kind: type) -> bool:
     Raises:
         GateError: a name with a module cannot be imported.
     """
+    global _known
+    bn_layer_types = asked.now.bn_layer_types
     if not bn_layer_types:
         return False
+    if bn_layer_types is not _known:
+        _known = bn_layer_types
+        _imported.cache_clear()  # for another run the same name may be another class
     return any(
         base.__qualname__ == name if _module_of(name) == "" else base is _imported(name)
         for base in kind.__mro__

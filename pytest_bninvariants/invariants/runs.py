@@ -10,8 +10,8 @@ from types import FrameType
 
 from torch import nn
 
+from pytest_bninvariants.invariants.names import Names, named_modules
 from pytest_bninvariants.invariants.places import place_of
-from pytest_bninvariants.invariants.selection import Names, named_modules
 from pytest_bninvariants.invariants.verdict import Place
 
 _ON_PURPOSE = {

@@ -12,8 +12,9 @@ from pytest_bninvariants.invariants.comparison import Findings, compare
 from pytest_bninvariants.invariants.guards import Guard, at_once
 from pytest_bninvariants.invariants.inference import Call
 from pytest_bninvariants.invariants.likeness import unlike
+from pytest_bninvariants.invariants.names import all_tensors
 from pytest_bninvariants.invariants.outputs import Outputs, Tolerance
-from pytest_bninvariants.invariants.selection import Scope, all_tensors, submodules
+from pytest_bninvariants.invariants.selection import Scope, submodules
 from pytest_bninvariants.invariants.sides import Before, take
 from pytest_bninvariants.invariants.spelling import model_of, spelled
 from pytest_bninvariants.invariants.verdict import Change, Verdict

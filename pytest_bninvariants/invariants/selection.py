@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
-from typing import Literal, NamedTuple
 
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.instancenorm import _InstanceNorm
+from torch import nn
 
+from pytest_bninvariants import asked
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants import registry
+from pytest_bninvariants.invariants.bn_layers import is_bn_layer
+from pytest_bninvariants.invariants.names import Layout, Names, Watched, covers, named_modules
 
-Kind = Literal["parameter", "buffer", "output"]
-STATISTICS = ("running_mean", "running_var")
-BN_STATE = (*STATISTICS, "num_batches_tracked")
-_WRAPPER_CHILDREN = frozenset(
-    {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-)
-_WILDCARDS = frozenset("*?")
 _LISTED = 8
 
 
@@ -86,66 +78,6 @@ def names_of(value: object, option: str = "exclude") -> tuple[str, ...]:
     raise GateError(f"{option}= takes a name or several names; got {shown(value)}")
 
 
-class Watched(NamedTuple):
-    """One watched tensor, under one of its names.
-
-    Args:
-        name: qualified name in the model.
-        layer: qualified name of the module that owns it.
-        kind: whether it is registered as a parameter or as a buffer, or is a module's output.
-        tensor: the tensor itself.
-    """
-
-    name: str
-    layer: str
-    kind: Kind
-    tensor: Tensor
-
-
-@dataclass(frozen=True)
-class Names:
-    """A model's modules by name, with and without the prefixes that wrappers put into names."""
-
-    modules: dict[str, nn.Module]
-    bare: dict[str, str]
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Names:
-        """Read the names off a model."""
-        modules = dict(named_modules(model))
-        bare = {"": ""}
-        for name in modules:
-            if name:
-                parent, _, child = name.rpartition(".")
-                wrapper = child in _WRAPPER_CHILDREN and len(modules[parent]._modules) == 1
-                bare[name] = bare[parent] if wrapper else _join(bare[parent], child)
-        return cls(modules, bare)
-
-    def spelled(self, pattern: str) -> str:
-        """Return a pattern, without wrapper prefixes if it matches nothing as it is."""
-        if any(covers(pattern, bare, name) for name, bare in self.bare.items()):
-            return pattern
-        if any(covers(pattern, key, watched.name) for key, watched in self.tensors.items()):
-            return pattern
-        return ".".join(part for part in pattern.split(".") if part not in _WRAPPER_CHILDREN)
-
-    @cached_property
-    def tensors(self) -> dict[str, Watched]:
-        """Return every tensor of the model, tied ones under each name, with its bare name first."""
-        found: dict[str, Watched] = {}
-        for owner, module in self.modules.items():
-            layer = owner.partition(".parametrizations.")[0]  # keeps a layer's state one level down
-            prefix = f"{owner}." if owner else ""
-            bare = f"{self.bare[owner]}." if self.bare[owner] else ""
-            for kind, name, tensor in own_tensors(module):
-                key = bare + name
-                full = key if bare == prefix else prefix + name
-                if key in found:
-                    key = full  # a wrapper's own buffer may share a bare name
-                found[key] = Watched(full, layer, kind, tensor)
-        return found
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """The watched part of a model; its mappings are keyed by the name without wrapper prefixes.
@@ -164,66 +96,7 @@ class Selection:
     bn_layers: Mapping[str, nn.Module]
     bn_names: Mapping[str, str]
     modules: Mapping[str, nn.Module]
-    layout: Sequence[object]
-
-
-def layout_of(module: nn.Module) -> list[object]:
-    """Return which objects hold which names: equal, while they live, as long as all of them do."""
-    found: list[object] = [id(module), id(type(module))]
-    for held in (module._parameters, module._buffers, module._modules):
-        if held:
-            found += held.keys()
-            found += map(id, held.values())
-        found.append(None)
-    for below in module._modules.values():
-        if below is not None:
-            found += layout_of(below)
-    return found
-
-
-def named_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield a module and all below it, under every name, as torch's method unless overridden."""
-    yield name, module
-    for child, below in module._modules.items():
-        if below is not None:
-            yield from named_modules(below, _join(name, child))
-
-
-def all_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the parameters and buffers of a module and of all below it."""
-    for _, below in named_modules(module):
-        for _, _, tensor in own_tensors(below):
-            yield tensor
-
-
-def own_tensors(module: nn.Module) -> Iterator[tuple[Kind, str, Tensor]]:
-    """Yield a module's own parameters and buffers, non-persistent ones too."""
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            yield "parameter", name, parameter
-    for name, buffer in module._buffers.items():
-        if buffer is not None:
-            yield "buffer", name, buffer
-
-
-def _join(parent: str, child: str) -> str:
-    return f"{parent}.{child}" if parent else child
-
-
-def is_bn_layer(module: nn.Module) -> bool:
-    """Tell whether a module is a BN layer: by family, by its buffers, or by `bn_layer_types`."""
-    if isinstance(module, _InstanceNorm):
-        return has_stored_statistics(module)
-    buffers = module._buffers
-    if isinstance(module, _NormBase) or ("running_mean" in buffers and "running_var" in buffers):
-        return True
-    return registry.names(type(module))
-
-
-def has_stored_statistics(module: nn.Module) -> bool:
-    """Tell whether a module holds running statistics as buffers."""
-    buffers = module._buffers
-    return all(name in buffers and buffers[name] is not None for name in STATISTICS)
+    layout: Layout
 
 
 def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selection:
@@ -237,66 +110,110 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
     Raises:
         GateError: a pattern matches nothing that can be watched, or everything is excluded.
     """
-    layout = layout_of(model)
-    names = Names.of(model)
-    modules = {names.bare[name]: module for name, module in names.modules.items()}
-    of_bn = [name for name, module in names.modules.items() if is_bn_layer(module)]
-    state_of_bn = _state_owners(names, of_bn) if scope.bn_only else names.modules.keys()
-    kinds = {"parameter"} if scope.parameters else set()
-    kinds |= {"buffer"} if scope.buffers else set()
-    candidates = {
-        key: watched
-        for key, watched in names.tensors.items()
-        if watched.kind in kinds and watched.layer in state_of_bn
-    }
-    bn_names: dict[str, str] = {}
-    for name in of_bn:
-        bn_names.setdefault(names.bare[name], name)  # the outer one, where a wrapper is one too
-    bn_layers = {key: names.modules[name] for key, name in bn_names.items()}
-
-    def matches(pattern: str) -> tuple[set[str], set[str]]:
-        if not pattern:
-            return set(candidates), set(bn_layers if scope.bn_only else modules)
-        spelled = names.spelled(pattern)
-        tensors = {key for key, w in candidates.items() if covers(spelled, key, w.name)}
-        below = {bare for name, bare in names.bare.items() if covers(spelled, bare, name)}
-        return tensors, below & bn_layers.keys() if scope.bn_only else below
-
-    def watches(tensors: set[str], below: set[str]) -> bool:
-        return bool(tensors or (scope.judges_normalisation and below & bn_layers.keys()))
-
-    tensors: set[str] = set()
-    below: set[str] = set()
-    for pattern in scope.modules or ("",):
-        found = matches(pattern)
-        if complain and not watches(*found):
-            raise GateError(_nothing_to_watch(pattern, scope, names, bn_layers, candidates))
-        tensors |= found[0]
-        below |= found[1]
-    for pattern in scope.exclude:
-        left_out = matches(pattern)
-        if complain and not (left_out[0] & tensors or left_out[1] & below):
-            there = {names.bare[w.layer] for key, w in candidates.items() if key in tensors} - {""}
-            near = _near(pattern, sorted(there))
-            meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise GateError(f"exclude={pattern!r} matches nothing that is watched{meant}")
-        tensors -= left_out[0]
-        below -= left_out[1]
-    if complain and not watches(tensors, below):
-        raise GateError(f"exclude={list(scope.exclude)} leaves nothing to watch")
-    owners = {names.bare[candidates[key].layer] for key in tensors}
+    layout = Layout(model)
+    there = _Candidates.of(Names.of(model), scope)
+    covered = there.covered_by(scope.modules or ("",), complain=complain)
+    covered = there.without(covered, scope.exclude, complain=complain)
+    tensors, below = covered
+    names, bn_layers = there.names, there.bn_layers
+    owners = {names.bare[there.tensors[key].layer] for key in tensors}
     return Selection(
         names=names,
         layout=layout,
-        tensors={key: watched for key, watched in candidates.items() if key in tensors},
+        tensors={key: watched for key, watched in there.tensors.items() if key in tensors},
         bn_layers={key: module for key, module in bn_layers.items() if key in below},
-        bn_names=bn_names,
+        bn_names=there.bn_names,
         modules={
             key: module
-            for key, module in modules.items()
+            for key, module in there.modules.items()
             if key in owners or (key in below and (key in bn_layers or not scope.bn_only))
         },
     )
+
+
+_Covered = tuple[set[str], set[str]]
+"""Keys of tensors, and of modules."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidates:
+    """What patterns may choose from, by key.
+
+    Args:
+        scope: the scope.
+        names: the model's names.
+        modules: all modules of the model.
+        tensors: the tensors of the kinds that are watched.
+        bn_names: the qualified names of all BN layers.
+        bn_layers: all BN layers.
+    """
+
+    scope: Scope
+    names: Names
+    modules: Mapping[str, nn.Module]
+    tensors: Mapping[str, Watched]
+    bn_names: Mapping[str, str]
+    bn_layers: Mapping[str, nn.Module]
+
+    @classmethod
+    def of(cls, names: Names, scope: Scope) -> _Candidates:
+        of_bn = [name for name, module in names.modules.items() if is_bn_layer(module)]
+        owners = _state_owners(names, of_bn) if scope.bn_only else names.modules.keys()
+        kinds = {"parameter"} if scope.parameters else set()
+        kinds |= {"buffer"} if scope.buffers else set()
+        bn_names: dict[str, str] = {}
+        for name in of_bn:
+            bn_names.setdefault(names.bare[name], name)  # the outer one, if a wrapper is one too
+        return cls(
+            scope=scope,
+            names=names,
+            modules={names.bare[name]: module for name, module in names.modules.items()},
+            tensors={
+                key: watched
+                for key, watched in names.tensors.items()
+                if watched.layer in owners and watched.kind in kinds
+            },
+            bn_names=bn_names,
+            bn_layers={key: names.modules[name] for key, name in bn_names.items()},
+        )
+
+    def covered_by(self, patterns: Iterable[str], *, complain: bool) -> _Covered:
+        """Return what any of the patterns covers."""
+        tensors: set[str] = set()
+        below: set[str] = set()
+        for pattern in patterns:
+            found = self._matches(pattern)
+            if complain and not self._watches(found):
+                raise GateError(_nothing_to_watch(pattern, self))
+            tensors |= found[0]
+            below |= found[1]
+        return tensors, below
+
+    def without(self, covered: _Covered, exclude: Iterable[str], *, complain: bool) -> _Covered:
+        """Return what is covered and not excluded."""
+        tensors, below = covered
+        for pattern in exclude:
+            left_out = self._matches(pattern)
+            if complain and not (left_out[0] & tensors or left_out[1] & below):
+                raise GateError(_nothing_to_exclude(pattern, self, tensors))
+            tensors, below = tensors - left_out[0], below - left_out[1]
+        if complain and not self._watches((tensors, below)):
+            raise GateError(f"exclude={list(exclude)} leaves nothing to watch")
+        return tensors, below
+
+    def _matches(self, pattern: str) -> _Covered:
+        layers = self.bn_layers if self.scope.bn_only else self.modules
+        if not pattern:
+            return set(self.tensors), set(layers)
+        spelled = self.names.spelled(pattern)
+        tensors = {key for key, w in self.tensors.items() if covers(spelled, key, w.name)}
+        below = {bare for name, bare in self.names.bare.items() if covers(spelled, bare, name)}
+        return tensors, below & layers.keys()
+
+    def _watches(self, covered: _Covered) -> bool:
+        tensors, below = covered
+        judged = self.scope.judges_normalisation and not below.isdisjoint(self.bn_layers)
+        return bool(tensors) or judged
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -319,8 +236,7 @@ def submodules(model: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module
         plain = Names.of(model).spelled(pattern).replace("[", "[[]")
         names = [name for name in layers if fnmatchcase(name, plain)]
         if not names:
-            near = _near(pattern, filter(None, layers))
-            meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            meant = _did_you_mean(pattern, filter(None, layers))
             raise GateError(f"{pattern!r} matches no module in the model{meant}")
         found |= {name: layers[name] for name in names}
     return found
@@ -333,50 +249,46 @@ def _state_owners(names: Names, of_bn: Iterable[str]) -> set[str]:
     whole subtree counts.
     """
     owners = set(of_bn)
-    if registry.bn_layer_types:
+    if asked.now.bn_layer_types:
         for name, module in names.modules.items():
             if registry.names(type(module)):
                 owners |= {key for key, _ in named_modules(module, name)}
     return owners
 
 
-def covers(pattern: str, *names: str) -> bool:
-    """Tell whether a pattern is one of these names, or the name of one of their parents."""
-    if not _WILDCARDS.intersection(pattern):
-        below = f"{pattern}."
-        return not pattern or any(name == pattern or name.startswith(below) for name in names)
-    plain = pattern.replace("[", "[[]")  # to fnmatch brackets are special, in names they are not
-    return any(fnmatchcase(name, plain) or fnmatchcase(name, f"{plain}.*") for name in names)
-
-
-def _nothing_to_watch(
-    pattern: str,
-    scope: Scope,
-    names: Names,
-    bn_layers: Mapping[str, nn.Module],
-    candidates: Mapping[str, Watched],
-) -> str:
+def _nothing_to_watch(pattern: str, there: _Candidates) -> str:
+    names, scope = there.names, there.scope
     what = _what(scope)
     spelled = names.spelled(pattern)
     exists = any(covers(spelled, bare, name) for name, bare in names.bare.items())
     exists = exists or any(covers(spelled, key, w.name) for key, w in names.tensors.items())
-    if scope.bn_only and not bn_layers:
+    if scope.bn_only and not there.bn_layers:
         return "the model has no BN layer: there is nothing to watch"
-    if exists and not candidates:
+    if exists and not there.tensors:
         if scope.bn_only:
             return "the model's BN layers have no such tensors: there is nothing to watch"
         return f"the model has no {what}: there is nothing to watch"
-    there = list(bn_layers) if scope.bn_only else [name for name in names.modules if name]
+    known = list(there.bn_layers) if scope.bn_only else [name for name in names.modules if name]
     problem = f"holds no {what}" if exists else "matches nothing in the model"
-    near = [] if exists else _near(pattern, there)
-    meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    shallow = sorted(there, key=lambda name: name.count("."))
+    meant = "" if exists else _did_you_mean(pattern, known)
+    shallow = sorted(known, key=lambda name: name.count("."))
     listed = [name for name in shallow if name not in (pattern, "")]
     if not listed:
         return f"{pattern!r} {problem}{meant}"
     kinds = "BN layers" if scope.bn_only else "modules"
     mark = "" if meant else ";"
     return f"{pattern!r} {problem}{meant}{mark} the model's {kinds} are {listing(listed)}"
+
+
+def _nothing_to_exclude(pattern: str, there: _Candidates, tensors: set[str]) -> str:
+    layers = {there.names.bare[there.tensors[key].layer] for key in tensors} - {""}
+    meant = _did_you_mean(pattern, sorted(layers))
+    return f"exclude={pattern!r} matches nothing that is watched{meant}"
+
+
+def _did_you_mean(pattern: str, names: Iterable[str]) -> str:
+    near = _near(pattern, names)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def _near(pattern: str, names: Iterable[str]) -> list[str]:

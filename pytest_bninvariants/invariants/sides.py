@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from pytest_bninvariants.invariants import snapshot
-from pytest_bninvariants.invariants.selection import (
-    Names,
-    Scope,
-    Selection,
-    Watched,
-    has_stored_statistics,
-    layout_of,
-    select,
-)
+from pytest_bninvariants.invariants.bn_layers import has_stored_statistics
+from pytest_bninvariants.invariants.names import Layout, Names, Watched
+from pytest_bninvariants.invariants.selection import Scope, Selection, select
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 
 SETTINGS = ("momentum", "track_running_stats")
+_ABSENT = object()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,29 +62,33 @@ def take(model: nn.Module, scope: Scope) -> Before:
 
 def settings_of(layer: nn.Module) -> dict[str, object]:
     """Return a layer's settings as plain values, and whether it stores statistics."""
-    names = ("eps", *SETTINGS)
-    found = {name: plain(getattr(layer, name)) for name in names if hasattr(layer, name)}
-    return found | {"stores": has_stored_statistics(layer)}
+    own, found = vars(layer), {}
+    for name in ("eps", *SETTINGS):
+        value = own[name] if name in own else getattr(layer, name, _ABSENT)  # which is slow
+        if value is not _ABSENT:
+            found[name] = _plain(value)
+    found["stores"] = has_stored_statistics(layer)
+    return found
 
 
-def plain(value: object) -> object:
+def _plain(value: object) -> object:
     """Return a setting as a value that stays and can be compared: users assign tensors too."""
     if isinstance(value, torch.Tensor):
         value = value.detach().tolist()
     return value if value == value else "nan"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class After:
     """A model after a step.
 
     Args:
-        modules: the modules that hold each name, without wrapper prefixes.
         selection: what the scope covers now.
+        before: what it covered before; the same object where each name holds what it did.
     """
 
-    modules: Mapping[str, list[nn.Module]]
     selection: Selection
+    before: Selection
 
     @property
     def names(self) -> Names:
@@ -100,19 +100,36 @@ class After:
         """Return all of the model's tensors by key."""
         return self.names.tensors
 
+    @cached_property
+    def bn_layers(self) -> dict[str, nn.Module | None]:
+        """Return the modules that hold the names of the BN layers that were watched."""
+        return {key: self.module(key, old) for key, old in self.before.bn_layers.items()}
+
+    @cached_property
+    def settings(self) -> dict[str, dict[str, object]]:
+        """Return the settings of those that are there."""
+        there = ((key, layer) for key, layer in self.bn_layers.items() if layer is not None)
+        return {key: settings_of(layer) for key, layer in there}
+
     def module(self, key: str, before: nn.Module | None) -> nn.Module | None:
         """Return what holds a name now; of a wrapper and what it wraps, the one that did before."""
-        holders = self.modules.get(key, ())
+        if self.selection is self.before and before is not None:
+            return before
+        holders = self._holders.get(key, ())
         if any(holder is before for holder in holders):
             return before
         return holders[-1] if holders else None
 
+    @cached_property
+    def _holders(self) -> dict[str, list[nn.Module]]:
+        holders: dict[str, list[nn.Module]] = {}
+        for name, module in self.names.modules.items():
+            holders.setdefault(self.names.bare[name], []).append(module)
+        return holders
+
     @classmethod
     def of(cls, model: nn.Module, scope: Scope, before: Selection) -> After:
         """Read it off a model; where each name holds what it did before, that is known."""
-        same = layout_of(model) == before.layout
+        same = Layout(model).is_like(before.layout)
         selection = before if same else select(model, scope, complain=False)
-        modules: dict[str, list[nn.Module]] = {}
-        for name, module in selection.names.modules.items():
-            modules.setdefault(selection.names.bare[name], []).append(module)
-        return cls(modules=modules, selection=selection)
+        return cls(selection=selection, before=before)

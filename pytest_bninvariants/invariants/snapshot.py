@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants import values
-from pytest_bninvariants.invariants.buckets import Bucket, Packing, equal, is_plain
+from pytest_bninvariants.invariants.buckets import Bucket, equal, pack
 from pytest_bninvariants.invariants.content import (
     UNREADABLE,
     Content,
@@ -21,7 +20,7 @@ from pytest_bninvariants.invariants.content import (
     parts,
     same_bytes,
 )
-from pytest_bninvariants.invariants.selection import Kind, Watched
+from pytest_bninvariants.invariants.names import Kind, Watched
 from pytest_bninvariants.invariants.verdict import Change, ChangeKind
 
 
@@ -137,38 +136,29 @@ def take(tensors: Mapping[str, Watched], *, exact: bool = False) -> dict[str, Ke
     Raises:
         GateError: a tensor cannot be compared, e.g. because it is on the meta device.
     """
-    kept: dict[str, Kept] = {}
-    first: dict[int, Kept] = {}
-    packing = Packing(exact=exact)
+    firsts: dict[int, str] = {}
     for key, watched in tensors.items():
-        tensor = watched.tensor
-        known = first.get(id(tensor))
-        if known is not None:
-            kept[key] = known._replace(watched=watched)
-            continue
-        if is_plain(tensor):
-            kept[key] = Kept(watched, tensor.requires_grad, *packing.add(key, tensor))
-        else:
-            kept[key] = _apart(watched)
-        first[id(tensor)] = kept[key]
-    unread = packing.fill()
-    for key in [key for key, each in kept.items() if each.source in unread] if unread else ():
-        kept[key] = _apart(kept[key].watched)
-    return kept
+        firsts.setdefault(id(watched.tensor), key)
+    packed = pack({key: tensors[key].tensor for key in firsts.values()}, exact=exact)
+    places: dict[str, tuple[Parts | Bucket, int]] = {**packed}
+    places |= {key: (_apart(tensors[key]), 0) for key in firsts.values() if key not in places}
+    return {
+        key: Kept(watched, watched.tensor.requires_grad, *places[firsts[id(watched.tensor)]])
+        for key, watched in tensors.items()
+    }
 
 
-def _apart(watched: Watched) -> Kept:
+def _apart(watched: Watched) -> Parts:
     """Keep a tensor by itself."""
     tensor, name = watched.tensor, watched.name
     try:
-        found = Parts.of(tensor)
+        return Parts.of(tensor)
     except UNREADABLE as error:
         advice = "" if watched.kind == "output" else f"; leave it out with exclude={name!r}"
         raise GateError(
             f"cannot compare {name} ({type(tensor).__name__}, "
             f"{_name(tensor.dtype)}, {_name(tensor.layout)}): {error}{advice}"
         ) from None
-    return Kept(watched, tensor.requires_grad, found)
 
 
 @torch.no_grad()
@@ -184,7 +174,10 @@ def unchanged(kept: Kept, tensor: Tensor) -> bool:
 
 @torch.no_grad()
 def changes(
-    kept: Mapping[str, Kept], now: Mapping[str, Watched], new: Iterable[str]
+    kept: Mapping[str, Kept],
+    now: Mapping[str, Watched],
+    new: Iterable[str],
+    alike: Collection[str] | None = None,
 ) -> list[Change]:
     """Tell which names' bytes, dtype or shape differ, and which are gone or new.
 
@@ -192,11 +185,12 @@ def changes(
         kept: the snapshot.
         now: all tensors of the model after the step.
         new: keys in `now` that the guard would watch today and did not before.
+        alike: what `alike_in` told of both, where it was asked.
     """
     found = []
-    clear = _equal_in_buckets(kept, now)
+    known = alike_in(kept, now) if alike is None else alike
     for key, before in kept.items():
-        if key in clear:
+        if key in known:
             continue
         after = now.get(key)
         if after is None:
@@ -212,15 +206,15 @@ def changes(
     return found
 
 
-def _equal_in_buckets(kept: Mapping[str, Kept], now: Mapping[str, Watched]) -> set[str]:
-    """Return keys that need no closer look, since their buckets hold the same bytes as before."""
-    live: dict[Bucket, list[Tensor]] = defaultdict(list)
-    for key, (_, _, bucket, number) in kept.items():
-        if isinstance(bucket, Bucket) and bucket.keys[number] == key and key in now:
-            live[bucket].append(now[key].tensor)
-    read = {
-        bucket: bucket.read(tensors) for bucket, tensors in live.items() if bucket.fits(tensors)
-    }
+@torch.no_grad()
+def alike_in(kept: Mapping[str, Kept], now: Mapping[str, Watched]) -> set[str]:
+    """Return keys of which a glance tells that all is as it was: in buckets of the same bytes."""
+    read: dict[Bucket, Tensor] = {}
+    for bucket in {id(each.source): each.source for each in kept.values()}.values():
+        if isinstance(bucket, Bucket):
+            live = [now[key].tensor for key in bucket.keys if key in now]
+            if bucket.fits(live):
+                read[bucket] = bucket.read(live)
     clear: set[str] = set()
     for bucket, same in zip(read, equal((b.flat, flat) for b, flat in read.items()), strict=True):
         clear.update(bucket.keys)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pytest_bninvariants.invariants.selection import all_tensors, named_modules
+from pytest_bninvariants.invariants.names import all_tensors, named_modules
 
 
 class ModelState:

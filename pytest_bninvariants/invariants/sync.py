@@ -12,9 +12,10 @@ from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants import snapshot
 from pytest_bninvariants.invariants.averaging import AverageGuard, Buffers
 from pytest_bninvariants.invariants.guards import Guard, at_once
+from pytest_bninvariants.invariants.names import Watched
 from pytest_bninvariants.invariants.pairing import Pair, left_behind
 from pytest_bninvariants.invariants.ranks import RanksGuard
-from pytest_bninvariants.invariants.selection import Scope, Watched, names_of
+from pytest_bninvariants.invariants.selection import Scope, names_of
 from pytest_bninvariants.invariants.spelling import model_of, names_among, spelled
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.verdict import Cause, Change, Verdict

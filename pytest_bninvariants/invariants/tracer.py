@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import (
     _push_mode,
 )
 
-from pytest_bninvariants.invariants import assignments, tracing
+from pytest_bninvariants import asked
+from pytest_bninvariants.invariants import assignments
 from pytest_bninvariants.invariants.addresses import Addresses
 from pytest_bninvariants.invariants.places import place_of
 from pytest_bninvariants.invariants.snapshot import Kept, unchanged
@@ -174,7 +175,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def begin(kept: Iterable[Kept]) -> Tracer | None:
     """Begin to trace what a snapshot holds, if that is asked for."""
-    trace = tracing.active
+    trace = asked.now.trace
     if trace is None:
         return None
     sought = {each.watched.name: each for each in kept if trace.seeks(each.watched.name)}

@@ -8,18 +8,13 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants import snapshot
+from pytest_bninvariants.invariants.bn_layers import has_stored_statistics
 from pytest_bninvariants.invariants.found import Found
 from pytest_bninvariants.invariants.guards import Guard
 from pytest_bninvariants.invariants.ledger import Ledger
+from pytest_bninvariants.invariants.names import Names
 from pytest_bninvariants.invariants.normalisation import is_frozen_by_kind, is_to_update
-from pytest_bninvariants.invariants.selection import (
-    Names,
-    Scope,
-    has_stored_statistics,
-    layers_of,
-    names_of,
-    select,
-)
+from pytest_bninvariants.invariants.selection import Scope, layers_of, names_of, select
 from pytest_bninvariants.invariants.spelling import model_of, names_among, spelled
 from pytest_bninvariants.invariants.stillness import Parameter, diagnose
 from pytest_bninvariants.invariants.trainees import Trainees

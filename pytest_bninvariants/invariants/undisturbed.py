@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,16 @@ def in_transform() -> bool:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keep a user's dispatch and function modes from seeing or changing what a guard does."""
-    with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.no_grad():
-        yield
+    """Keep a user's dispatch and function modes from seeing or changing what a guard does.
+
+    Nor is garbage collected meanwhile: what a guard keeps of many tensors is none, and to look for
+    some among all that a process holds takes longer than the rest.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.no_grad():
+            yield
+    finally:
+        if collects:
+            gc.enable()

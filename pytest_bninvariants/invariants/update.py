@@ -15,9 +15,9 @@ from torch.nn.parameter import is_lazy
 from pytest_bninvariants.batchnorm.expectation import Approximation, updated
 from pytest_bninvariants.batchnorm.reference import Statistics, batch_statistics, rows
 from pytest_bninvariants.batchnorm.tolerance import UNIT, Arithmetic
+from pytest_bninvariants.invariants.bn_layers import STATISTICS
 from pytest_bninvariants.invariants.lineage import State, Wrong
 from pytest_bninvariants.invariants.normalisation import counts_batches
-from pytest_bninvariants.invariants.selection import STATISTICS
 
 
 class Forward(Protocol):

@@ -8,16 +8,11 @@ from typing import Literal
 from torch import nn
 
 from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.invariants.bn_layers import has_stored_statistics
 from pytest_bninvariants.invariants.found import Found
 from pytest_bninvariants.invariants.guards import Guard
 from pytest_bninvariants.invariants.ledger import Ledger
-from pytest_bninvariants.invariants.selection import (
-    Scope,
-    has_stored_statistics,
-    layers_of,
-    names_of,
-    select,
-)
+from pytest_bninvariants.invariants.selection import Scope, layers_of, names_of, select
 from pytest_bninvariants.invariants.spelling import model_of, names_among, spelled
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.updating import diagnose

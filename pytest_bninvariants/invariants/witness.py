@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from types import FrameType
 
 import torch
@@ -14,8 +15,16 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants import observers
-from pytest_bninvariants.invariants.audience import Finish, How, Observer
+from pytest_bninvariants.invariants.audience import Finish, How, Observer, passed_over
+from pytest_bninvariants.invariants.bn_layers import is_bn_layer
 from pytest_bninvariants.invariants.content import address, addresses
+from pytest_bninvariants.invariants.names import (
+    Layout,
+    Names,
+    all_tensors,
+    named_modules,
+    own_tensors,
+)
 from pytest_bninvariants.invariants.normalisation import (
     has_known_forward,
     is_compiled,
@@ -23,15 +32,7 @@ from pytest_bninvariants.invariants.normalisation import (
 )
 from pytest_bninvariants.invariants.operations import Handled, Operations, held_by
 from pytest_bninvariants.invariants.places import place_of_mode_call, place_of_outermost_call
-from pytest_bninvariants.invariants.selection import (
-    Names,
-    Selection,
-    all_tensors,
-    is_bn_layer,
-    layout_of,
-    named_modules,
-    own_tensors,
-)
+from pytest_bninvariants.invariants.selection import Selection
 from pytest_bninvariants.invariants.verdict import Place
 
 
@@ -82,7 +83,7 @@ class _ByIdentity:
     def __init__(self) -> None:
         self._seen: dict[int, tuple[weakref.ref[nn.Module], Seen]] = {}
 
-    def get(self, module: nn.Module) -> Seen | None:
+    def get(self, module: nn.Module | None) -> Seen | None:
         """Return what was seen of a module."""
         return self._seen[id(module)][1] if id(module) in self._seen else None
 
@@ -115,11 +116,10 @@ class Witness(Observer):
         self._idle = modules.keys() - self._runs - scripted
         self._scripted_layers = [layer for layer in self._bn_layers if id(layer) in scripted]
         watched = [kept.tensor for kept in selection.tensors.values()]
-        self._memory = addresses(watched)
         self._versions = _versions(names)
         self._operations = Operations(watched)
         self._ran: set[int] = set()
-        self._strangers = _Strangers(set(modules), self._memory)
+        self._strangers = _Strangers(set(modules), watched)
         self._forward_seen = False
         self._optimizer_seen = False
         self.stepped_for: set[int] = set()
@@ -145,9 +145,14 @@ class Witness(Observer):
             self._forward_seen
             or self._optimizer_seen
             or self._compiled_seen
-            or layout_of(self._model) != self._selection.layout
+            or not Layout(self._model).is_like(self._selection.layout)
             or _versions(self._selection.names) != self._versions
         )
+
+    @passed_over
+    def ignores(self, module: nn.Module) -> bool:
+        """Hear of every call."""
+        return False
 
     def saw_forward(self, module: nn.Module) -> None:
         """Note that a module is about to run."""
@@ -157,7 +162,7 @@ class Witness(Observer):
             self._forward_seen = (
                 id(module) in self._runs
                 or any(id(below) in self._watched for _, below in named_modules(module))
-                or any(address(tensor) in self._memory for tensor in all_tensors(module))
+                or any(address(tensor) in self._strangers.memory for tensor in all_tensors(module))
             )
         if is_compiled(module):
             for _, layer in named_modules(module):
@@ -216,9 +221,14 @@ class Witness(Observer):
             if isinstance(layer, _NormBase) and uses_batch_statistics(layer):
                 self._seen.of(layer).beside_compiled_code = True
 
-    def seen_of(self, module: nn.Module) -> Seen:
+    def seen_of(self, module: nn.Module | None) -> Seen:
         """Return what was seen of a module."""
         return self._seen.get(module) or _UNSEEN
+
+    @property
+    def handled(self) -> bool:
+        """Tell whether any operation was given a watched tensor."""
+        return self._operations.touched
 
     def done_to(self, tensor: Tensor) -> Handled:
         """Return what operations did to a watched tensor."""
@@ -248,14 +258,19 @@ class _Strangers:
 
     Args:
         modules: ids of the model's own modules.
-        memory: addresses of the model's tensors.
+        tensors: the model's watched tensors.
     """
 
-    def __init__(self, modules: set[int], memory: set[int]) -> None:
+    def __init__(self, modules: set[int], tensors: list[Tensor]) -> None:
         self._modules = modules
-        self._memory = memory
+        self._tensors = tensors
         self._known: dict[int, weakref.ref[nn.Module]] = {}
         self.ran_at: dict[int, Place] = {}
+
+    @cached_property
+    def memory(self) -> set[int]:
+        """Return where the tensors lie."""
+        return addresses(self._tensors)
 
     def saw(self, module: nn.Module) -> None:
         """Look at a module that is about to run, once."""
@@ -267,14 +282,17 @@ class _Strangers:
         held = addresses(tensor for part in parts for _, _, tensor in own_tensors(part))
         place = place_of_outermost_call(sys._getframe(1))
         if place is not None:
-            self.ran_at = dict.fromkeys(held & self._memory, place) | self.ran_at
+            self.ran_at = dict.fromkeys(held & self.memory, place) | self.ran_at
 
 
 def _versions(names: Names) -> list[int | None]:
     """Return what mostly moves when a tensor is written: evidence of presence, not of absence."""
-    tensors = (watched.tensor for watched in names.tensors.values())
+    tensors = [watched.tensor for watched in names.tensors.values()]
     with torch._C.DisableTorchFunction():  # lazy parameters refuse to be asked otherwise
-        return [None if tensor.is_inference() else tensor._version for tensor in tensors]
+        try:
+            return [tensor._version for tensor in tensors]
+        except RuntimeError:  # those made in inference mode have none
+            return [None if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def _parents(modules: Iterable[nn.Module], plain: set[int]) -> set[int]:
@@ -284,5 +302,5 @@ def _parents(modules: Iterable[nn.Module], plain: set[int]) -> set[int]:
     return {
         id(parent)
         for parent in modules
-        if parent._modules and not plain.isdisjoint(map(id, parent._modules.values()))
+        if plain and parent._modules and not plain.isdisjoint(map(id, parent._modules.values()))
     }

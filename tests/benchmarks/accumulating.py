@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from pytest_bninvariants.invariants.adding_up import compare
+from pytest_bninvariants.invariants.bn_layers import is_bn_layer
 from pytest_bninvariants.invariants.micro_batches import samples_in
-from pytest_bninvariants.invariants.selection import is_bn_layer
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: torchvision.models.resnet18(num_classes=10),

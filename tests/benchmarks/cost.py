@@ -14,7 +14,7 @@ from statistics import median
 
 import torch
 
-from pytest_bninvariants.invariants import budget
+from pytest_bninvariants.asked import ask
 from pytest_bninvariants.invariants.arena import arena
 from tests.benchmarks.bounds import table
 from tests.benchmarks.workloads import WORKLOADS, Workload
@@ -85,7 +85,7 @@ def measure(name: str, workload: Workload, rounds: int = ROUNDS) -> Row:
 
 
 def _by_fingerprint(workload: Workload) -> None:
-    put_back = budget.use(0)
+    put_back = ask(snapshot_budget=0)
     workload.by_guard()
     put_back()
 

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 import torch
 
-from pytest_bninvariants.invariants import budget, fingerprint
+from pytest_bninvariants.asked import ask
+from pytest_bninvariants.invariants import fingerprint
 from tests.invariants.flips import LEAVING, WAYS, Holder, alarmed, missed
 
 TIMES = 10_000
@@ -23,7 +24,7 @@ KEEPING = ("exact", "xxhash", "torch operators")
 def kept(how: str) -> Iterator[None]:
     """Keep large tensors exactly, or by fingerprints."""
     known = fingerprint._xxhash
-    put_back = budget.use(None if how == "exact" else 0)
+    put_back = ask(snapshot_budget=None if how == "exact" else 0)
     fingerprint._xxhash = known if how == "xxhash" else lambda: None  # type: ignore[assignment]
     try:
         yield

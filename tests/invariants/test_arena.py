@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from pytest_bninvariants import FrozenStateChanged, frozen
-from pytest_bninvariants.invariants import budget, reruns
+from pytest_bninvariants.asked import ask
+from pytest_bninvariants.invariants import reruns
 from pytest_bninvariants.invariants.arena import Arena, arena
 
 CPU = torch.device("cpu")
@@ -178,7 +179,7 @@ def test_memory_is_given_back_where_fingerprints_have_to_do() -> None:
     model = Large()
     with frozen(model):
         run(model)
-    put_back = budget.use(1000)
+    put_back = ask(snapshot_budget=1000)
     with frozen(model):
         run(model)
     put_back()

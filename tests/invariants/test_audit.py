@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.overrides import TorchFunctionMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from pytest_bninvariants.invariants.audit import Auditor
@@ -198,6 +199,40 @@ def test_a_forward_of_a_users_own_leaks_if_it_moves_statistics(batch: Tensor) ->
     layer.train()
     layer.weight.requires_grad_(True)
     assert leaks_of(lambda: layer(batch)) == []
+
+
+def test_a_layer_that_is_frozen_after_it_was_trained_leaks(batch: Tensor) -> None:
+    model = Net()
+    with audited() as said:
+        train(model, batch)
+        train(model, batch)
+        model.backbone.requires_grad_(False)
+        train(model, batch)
+    (verdict,) = said.verdicts
+    assert verdict.changed_layers == ("backbone.bn",)
+    assert verdict.changes[-1].text == "2 -> 3"
+
+
+def test_a_users_mode_hears_nothing_of_an_audit(batch: Tensor) -> None:
+    class Mode(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            heard.append(getattr(func, "__self__", func))
+            return func(*args, **(kwargs or {}))
+
+    def listen() -> list[object]:
+        heard.clear()
+        with Mode():
+            model(batch)
+            model(batch)
+        return list(heard)
+
+    heard: list[object] = []
+    model = Net()
+    bare = listen()
+    with audited():
+        assert listen() == bare
 
 
 def test_a_freeze_that_ends_has_leaked_all_the_same(batch: Tensor) -> None:

@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from pytest_bninvariants import asked
+from pytest_bninvariants.asked import ask
 from pytest_bninvariants.invariants import budget
 
 CPU = torch.device("cpu")
 
 
 def test_a_limit_that_is_given_counts() -> None:
-    put_back = budget.use(1000)
+    put_back = ask(snapshot_budget=1000)
     assert budget.allows(1000, CPU)
     assert not budget.allows(1001, CPU, idle=5000)
     put_back()
-    assert budget.limit is None
+    assert asked.now.snapshot_budget is None
 
 
 def test_without_a_limit_a_quarter_of_what_is_free_may_be_taken() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, frozen
-from pytest_bninvariants.invariants import budget
+from pytest_bninvariants.asked import ask
 from pytest_bninvariants.invariants.fingerprint import CHUNK, Method, fingerprints, method_on
 
 METHODS: list[Method] = ["xxhash", "torch operators"]
@@ -96,7 +96,7 @@ class Large(nn.Module):
 
 def told(write: Callable[[Large], object], limit: int | None = 1000) -> dict[str, str]:
     model = Large()
-    put_back = budget.use(limit)
+    put_back = ask(snapshot_budget=limit)
     try:
         with torch.no_grad(), frozen(model):
             model()

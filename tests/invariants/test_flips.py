@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_bninvariants.invariants import budget, fingerprint
+from pytest_bninvariants.asked import ask
+from pytest_bninvariants.invariants import fingerprint
 from tests.invariants.flips import LEAVING, WAYS, Holder, alarmed, missed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -25,7 +26,7 @@ def keeping(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         pytest.importorskip("xxhash")
     else:
         monkeypatch.setattr(fingerprint, "_xxhash", lambda: None)
-    put_back = budget.use(0)
+    put_back = ask(snapshot_budget=0)
     yield request.param
     put_back()
 

@@ -28,6 +28,9 @@ class Ear(Observer):
     def __init__(self) -> None:
         self.heard: list[tuple[str, object]] = []
 
+    def ignores(self, module: nn.Module) -> bool:
+        return False
+
     def saw_forward(self, module: nn.Module) -> None:
         self.heard.append(("forward", module))
 
@@ -61,8 +64,8 @@ class Ear(Observer):
 
 
 @contextmanager
-def listening() -> Iterator[Ear]:
-    ear = Ear()
+def listening(ear: Ear | None = None) -> Iterator[Ear]:
+    ear = Ear() if ear is None else ear
     observers.add(ear)
     try:
         yield ear
@@ -127,6 +130,30 @@ def test_every_observer_hears_until_it_leaves(net: Any, batch: Tensor) -> None:
         net.head(torch.ones(1, 3))
     assert inner.of("forward") == [net.neck]
     assert outer.of("forward") == [net.neck, net.head]
+
+
+def test_what_all_ignore_nobody_hears_of(net: Any, batch: Tensor) -> None:
+    class Deaf(Ear):
+        def ignores(self, module: nn.Module) -> bool:
+            return module is not net.neck
+
+    with listening(Deaf()) as deaf:
+        net(batch)
+        assert deaf.of("forward") == [net.neck]
+        with listening() as ear:
+            net(batch)
+    assert ear.of("forward")[0] is net
+
+
+def test_a_bn_layer_that_nobody_heeds_is_not_listened_to(net: Any, batch: Tensor) -> None:
+    class Heedless(Ear):
+        def heeds(self, layer: nn.Module) -> bool:
+            return layer is net.neck
+
+    with listening(Heedless()) as ear:
+        net.train()(batch)
+    assert ear.of("ended") == [net.neck]
+    assert ear.of("forward")[1:3] == [net.backbone, net.backbone.conv]
 
 
 def test_an_observer_that_leaves_twice_or_never_came_is_harmless(

@@ -15,16 +15,11 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
-from pytest_bninvariants import FrozenStateChanged, GateError, frozen, frozen_bn
-from pytest_bninvariants.invariants import registry
-from pytest_bninvariants.invariants.selection import (
-    Names,
-    Scope,
-    covers,
-    is_bn_layer,
-    names_of,
-    select,
-)
+from pytest_bninvariants import FrozenStateChanged, GateError, asked, frozen, frozen_bn
+from pytest_bninvariants.asked import ask
+from pytest_bninvariants.invariants.bn_layers import is_bn_layer
+from pytest_bninvariants.invariants.names import Names, covers
+from pytest_bninvariants.invariants.selection import Scope, names_of, select
 
 STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
@@ -385,10 +380,10 @@ class SpecialWhitening(Whitening):
 @pytest.fixture
 def named_types() -> Iterator[Callable[[list[str]], None]]:
     undo: list[Callable[[], None]] = []
-    yield lambda names: undo.append(registry.use(names))
+    yield lambda names: undo.append(ask(bn_layer_types=frozenset(names)))
     for put_back in reversed(undo):
         put_back()
-    assert not registry.bn_layer_types
+    assert not asked.now.bn_layer_types
 
 
 @pytest.mark.parametrize(

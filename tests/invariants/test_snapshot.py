@@ -492,6 +492,27 @@ def test_the_text_of_a_change(old: Tensor, new: Tensor, text: str | tuple[str, .
     assert found == text or found in text
 
 
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (lambda x: x.view(torch.int32), "float32 -> int32"),
+        (lambda x: x.t(), "2 of 4 values, max |d| 1.0e+00 at [0, 1]: 1.0 -> 2.0"),
+        (lambda x: x.view(4), "shape (2, 2) -> (4,)"),
+        (
+            lambda x: x.as_strided((2, 2), (1, 1)),
+            "2 of 4 values, max |d| 1.0e+00 at [1, 0]: 2.0 -> 1.0",
+        ),
+    ],
+)
+def test_another_look_at_the_same_memory_is_told(
+    other: Callable[[Tensor], Tensor], text: str
+) -> None:
+    def look(holder: Holder) -> None:
+        holder.x.data = other(holder.x.data)
+
+    assert told(torch.arange(4.0).view(2, 2), look) == text
+
+
 def test_a_transposed_tensors_index_is_its_own_and_not_its_memorys() -> None:
     x = torch.zeros(2, 3).t()
     text = told(x, lambda holder: holder.x[2, 1].fill_(1))

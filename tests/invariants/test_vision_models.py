@@ -15,7 +15,7 @@ from torchvision.models import resnet18, resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
 from pytest_bninvariants import FrozenStateChanged, frozen, frozen_bn
-from pytest_bninvariants.invariants.selection import is_bn_layer
+from pytest_bninvariants.invariants.bn_layers import is_bn_layer
 
 
 def image() -> Tensor:

@@ -16,8 +16,8 @@ import pytest
 from torch import nn
 
 import pytest_bninvariants
-from pytest_bninvariants import devices
-from pytest_bninvariants.invariants import assignments, audience, budget, registry, tracing
+from pytest_bninvariants import asked
+from pytest_bninvariants.invariants import assignments, audience
 
 NETS = '''
 """Models that do what a test asks of them."""
@@ -254,12 +254,12 @@ def hold_that_nothing_is_left_behind() -> None:
     """Hold that no observer, wrapper or setting of a session outlives it in this process."""
     assert audience.present == ()
     assert assignments._listeners == []
-    assert tracing.active is None
+    assert asked.now.trace is None
     assert nn.Module.__call__ is _CALL
     assert nn.Module.__setattr__ is _SETATTR
-    assert registry.bn_layer_types == frozenset()
-    assert budget.limit is None
-    assert devices.chosen == ("cpu",)
+    assert asked.now.bn_layer_types == frozenset()
+    assert asked.now.snapshot_budget is None
+    assert asked.now.devices == ("cpu",)
 
 
 def _outcomes_of(records: list[dict[str, Any]]) -> dict[str, str]:

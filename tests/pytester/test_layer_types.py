@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_bninvariants.invariants import registry
+from pytest_bninvariants import asked
+from pytest_bninvariants.asked import ask
 from tests.pytester.sessions import LOOP_SCOPE, Sessions
 
 OWN_NORM = """
@@ -86,18 +87,18 @@ def test_a_name_that_cannot_be_imported_fails_what_needs_it(sessions: Sessions, 
 def test_the_names_are_forgotten_after_the_session(sessions: Sessions) -> None:
     sessions.pytester.makeini("[pytest]\nbn_layer_types = Norm")
     sessions.run(OWN_NORM).tells_apart()
-    assert registry.bn_layer_types == frozenset()
+    assert asked.now.bn_layer_types == frozenset()
     sessions.pytester.makeini("[pytest]")
     assert set(sessions.again().outcomes.values()) == {"failed"}
 
 
 def test_names_are_put_back_where_a_session_runs_inside_another(sessions: Sessions) -> None:
-    put_back = registry.use(["Outer"])
+    put_back = ask(bn_layer_types=frozenset(["Outer"]))
     try:
         sessions.pytester.makeini("[pytest]\nbn_layer_types = Norm")
         sessions.pytester.makepyfile(test_it="def test_it(): pass")
         sessions.pytester.runpytest_inprocess("-pno:cacheprovider", *LOOP_SCOPE)
-        assert registry.bn_layer_types == frozenset({"Outer"})
+        assert asked.now.bn_layer_types == frozenset({"Outer"})
     finally:
         put_back()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_bninvariants.invariants import budget
+from pytest_bninvariants import asked
 from pytest_bninvariants.options import SETTINGS
 from tests.pytester.sessions import Sessions
 
@@ -66,9 +66,9 @@ def test_a_budget_is_a_number_of_bytes(
     pytester.makeini(f"[pytest]\nbn_snapshot_budget = {given}")
     config = pytester.parseconfigure()
     assert config.stash[SETTINGS].bn_snapshot_budget == count
-    assert budget.limit == count
+    assert asked.now.snapshot_budget == count
     config._ensure_unconfigure()
-    assert budget.limit is None
+    assert asked.now.snapshot_budget is None
 
 
 @pytest.mark.parametrize("given", ["much", "-1", "5 apples", "1e9", "25%", "MB"])
