@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count, repeat
@@ -186,12 +186,15 @@ def equal(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[bool]:
     return found
 
 
-def pack(tensors: Mapping[str, Tensor], *, exact: bool) -> dict[str, tuple[Bucket, int]]:
+def pack(
+    tensors: Mapping[str, Tensor], *, exact: bool = False, rather: Collection[str] = ()
+) -> dict[str, tuple[Bucket, int]]:
     """Put plain tensors into buckets: small ones together, a large one by itself.
 
     Args:
         tensors: tensors by key.
         exact: keep bytes whatever they take.
+        rather: keys of what is rather kept than fingerprinted, as far as the budget goes.
 
     Returns:
         The bucket of each, and its number there; those are left out that cannot be copied so.
@@ -200,7 +203,9 @@ def pack(tensors: Mapping[str, Tensor], *, exact: bool) -> dict[str, tuple[Bucke
         tensors = {key: tensor for key, tensor in tensors.items() if are_plain([tensor])}
     places: dict[str, tuple[Bucket, int]] = {}
     buckets = list(_buckets(tensors))
-    _provide([bucket for bucket in buckets if bucket.is_large], exact=exact)
+    for device in {bucket.device for bucket in buckets if bucket.is_large}:
+        large = [bucket for bucket in buckets if bucket.is_large and bucket.device == device]
+        _provide(device, large, exact=exact, rather=rather)
     for bucket in buckets:
         with suppress(*UNREADABLE):
             bucket.fill([tensors[key] for key in bucket.keys])
@@ -228,16 +233,26 @@ def _buckets(tensors: Mapping[str, Tensor]) -> Iterator[Bucket]:
         yield bucket
 
 
-def _provide(large: list[Bucket], *, exact: bool) -> None:
-    """Decide how much is kept of many bytes: all in the arena, or fingerprints."""
-    for device in {bucket.device for bucket in large}:
-        buckets = [bucket for bucket in large if bucket.device == device]
-        needed = sum(aligned(bucket.total) for bucket in buckets)
-        if exact or budget.allows(needed, device, arena.idle_on(device)):
-            region = arena.reserve(needed, device)
-            for bucket in buckets:
-                bucket.region = region
-        else:
-            arena.release(device)
-            for bucket in buckets:
+def _provide(
+    device: torch.device, large: list[Bucket], *, exact: bool, rather: Collection[str]
+) -> None:
+    """Decide of which buckets the bytes are kept, in the arena, and of which fingerprints."""
+    idle = arena.idle_on(device)
+    kept = large
+    if not (exact or budget.allows(_room(large), device, idle)):
+        arena.release(device)
+        kept = []
+        for bucket in large:
+            wanted = bucket.keys[0] in rather
+            if wanted and budget.allows(_room([*kept, bucket]), device, idle):
+                kept.append(bucket)
+            else:
                 bucket.method = method_on(device)
+    if kept:
+        region = arena.reserve(_room(kept), device)
+        for bucket in kept:
+            bucket.region = region
+
+
+def _room(buckets: Iterable[Bucket]) -> int:
+    return sum(aligned(bucket.total) for bucket in buckets)

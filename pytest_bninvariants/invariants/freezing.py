@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from pytest_bninvariants.errors import FrozenStateChanged, GateError
-from pytest_bninvariants.invariants import reruns, tracer, training
+from pytest_bninvariants.invariants import reruns, suspects, tracer, training
 from pytest_bninvariants.invariants.comparison import compare
 from pytest_bninvariants.invariants.guards import Guard
 from pytest_bninvariants.invariants.reruns import Slot
@@ -46,7 +46,7 @@ class FrozenGuard(Guard):
         self._tracer: Tracer | None = None
 
     def _begin(self) -> None:
-        now = take(self.model, self._scope)
+        now = take(self.model, self._scope, suspects.of(self.model, self.spelled))
         self._slot = reruns.slot(self.model, self.spelled)
         self._before = self._slot.earlier or now
         self._witness = Witness(self.model, now.selection)
@@ -82,6 +82,7 @@ class FrozenGuard(Guard):
                 "the model; run the train step, on this very model, inside the guard"
             )
         if not verdict.holds:
+            suspects.add(self.model, self.spelled, self._before.kept, verdict.changes)
             self._slot.keep(self.model, self._before, verdict.causes)
         self._before = self._witness = self._tracer = None
         return verdict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,8 +45,13 @@ class Before:
         return owners | {self.selection.bn_names[key] for key in self.selection.bn_layers}
 
 
-def take(model: nn.Module, scope: Scope) -> Before:
+def take(model: nn.Module, scope: Scope, rather: Collection[str] = ()) -> Before:
     """Take a snapshot of what a scope covers in a model.
+
+    Args:
+        model: the model.
+        scope: what is watched.
+        rather: keys of what is rather kept than fingerprinted, as far as the budget goes.
 
     Raises:
         GateError: there is nothing to watch, or it cannot be compared.
@@ -55,7 +60,7 @@ def take(model: nn.Module, scope: Scope) -> Before:
         selection = select(model, scope)
         return Before(
             selection=selection,
-            kept=snapshot.take(selection.tensors),
+            kept=snapshot.take(selection.tensors, rather=rather),
             settings={key: settings_of(layer) for key, layer in selection.bn_layers.items()},
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -87,6 +88,11 @@ class Kept(NamedTuple):
         return self.source.facts.device if isinstance(self.source, Parts) else self.source.device
 
     @property
+    def exact(self) -> bool:
+        """Tell whether its bytes are kept, and not only fingerprints."""
+        return isinstance(self.source, Parts) or self.source.method is None
+
+    @property
     def facts(self) -> Facts:
         """Return what it was besides its bytes."""
         if isinstance(self.source, Parts):
@@ -126,12 +132,15 @@ class Kept(NamedTuple):
 
 
 @torch.no_grad()
-def take(tensors: Mapping[str, Watched], *, exact: bool = False) -> dict[str, Kept]:
+def take(
+    tensors: Mapping[str, Watched], *, exact: bool = False, rather: Collection[str] = ()
+) -> dict[str, Kept]:
     """Copy the bytes of watched tensors, once for those that are one tensor under several names.
 
     Args:
         tensors: watched tensors by key.
         exact: keep bytes whatever they take, for who needs more than to know whether they differ.
+        rather: keys of what is rather kept than fingerprinted, as far as the budget goes.
 
     Raises:
         GateError: a tensor cannot be compared, e.g. because it is on the meta device.
@@ -139,7 +148,8 @@ def take(tensors: Mapping[str, Watched], *, exact: bool = False) -> dict[str, Ke
     firsts: dict[int, str] = {}
     for key, watched in tensors.items():
         firsts.setdefault(id(watched.tensor), key)
-    packed = pack({key: tensors[key].tensor for key in firsts.values()}, exact=exact)
+    distinct = {key: tensors[key].tensor for key in firsts.values()}
+    packed = pack(distinct, exact=exact, rather=rather)
     places: dict[str, tuple[Parts | Bucket, int]] = {**packed}
     places |= {key: (_apart(tensors[key]), 0) for key in firsts.values() if key not in places}
     return {
@@ -199,7 +209,8 @@ def changes(
         same_object = after.tensor is before.watched.tensor
         difference = _difference(before, after.tensor)
         if difference is not None:
-            found.append(_change(before.watched, *difference, same_object=same_object))
+            told = _change(before.watched, *difference, same_object=same_object)
+            found.append(replace(told, exact=before.exact))
     for key in new:
         text = f"new: {_kind(now[key].kind)}, {Facts.of(now[key].tensor)}"
         found.append(_change(now[key], "new", text, same_object=False))

@@ -87,6 +87,7 @@ class Change:
         kind: what sort of change it is.
         text: the change in words, e.g. `0 -> 1`.
         same_object: whether the very tensor that held the name before still holds it.
+        exact: whether its bytes were kept, and not fingerprints of them.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Change:
     kind: ChangeKind
     text: str
     same_object: bool = True
+    exact: bool = True
 
     @property
     def of_statistics(self) -> bool:

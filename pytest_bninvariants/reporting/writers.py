@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from pytest_bninvariants.invariants.verdict import Place, Verdict, Write
+from pytest_bninvariants.invariants.verdict import Change, Place, Verdict, Write
 from pytest_bninvariants.reporting.lines import where, wrapped
 
 _NAMED = 3
@@ -69,17 +69,33 @@ def compared(first: Sequence[Verdict], second: Sequence[Verdict], *, verbose: bo
     """
     lines = []
     for verdict in first:
-        of_same = [each.writes for each in second if _same_guard(each, verdict)]
-        found = {write.name: write for write in (of_same or [()])[-1]}
+        of_same = [each for each in second if _same_guard(each, verdict)][-1:]
+        found = {write.name: write for each in of_same for write in each.writes}
         changed = verdict.changed_tensors
         writes = [found[name] for name in changed if name in found]
         lines += [f"{verdict.guard}:"] if len(first) > 1 else []
         lines += writers(writes, verbose=verbose)
+        exact = [change for each in of_same for change in each.changes if change.exact]
+        lines += _values(verdict.changes, exact, verbose=verbose)
         missing = [name for name in changed if name not in found]
         if missing:
             told = f"not written again in the second run: {listed(missing, verbose=verbose)}"
             lines += wrapped(told, first="     ", rest="     ")
     return "\n".join(lines)
+
+
+def _values(first: Iterable[Change], second: Iterable[Change], *, verbose: bool) -> list[str]:
+    """Return how far values moved in the second run, where in the first fingerprints told."""
+    names = {change.name for change in first if not change.exact}
+    told = [f"{change.name}: {change.text}" for change in second if change.name in names]
+    shown = told if verbose else told[:_TOLD]
+    lines = [
+        line
+        for number, text in enumerate(shown)
+        for line in wrapped(text, first="     " if number else "how  ", rest="     ")
+    ]
+    more = len(told) - len(shown)
+    return [*lines, f"     and {more} more like these; -v gives all"] if more else lines
 
 
 def _same_guard(one: Verdict, other: Verdict) -> bool:

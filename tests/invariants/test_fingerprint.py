@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, frozen
-from pytest_bninvariants.asked import ask
+from pytest_bninvariants.asked import ask, asking
 from pytest_bninvariants.invariants.fingerprint import CHUNK, Method, fingerprints, method_on
 
 METHODS: list[Method] = ["xxhash", "torch operators"]
@@ -127,6 +127,36 @@ def test_small_tensors_are_kept_all_the_same() -> None:
 def test_what_is_within_the_budget_is_kept() -> None:
     (text,) = told(lambda model: model.weight[7].fill_(1.0), limit=2**23).values()
     assert text.endswith("max |d| 1.0e+00 at [7]: 0.0 -> 1.0")
+
+
+def test_the_next_such_guard_keeps_what_fingerprints_told_of_as_far_as_the_budget_goes() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Parameter(torch.zeros(5000))
+            self.other = nn.Parameter(torch.zeros(5000))
+
+    def change(model: nn.Module, names: Iterable[str]) -> None:
+        with torch.no_grad():
+            for name in names:
+                getattr(model, name)[7] = 1.0
+
+    def told(limit: int, *names: str, exclude: str = "absent") -> list[str]:
+        model = Two()
+        model.absent = nn.Parameter(torch.zeros(2))
+        guard = frozen(model, exclude=exclude)
+        with asking(snapshot_budget=limit), pytest.raises(FrozenStateChanged) as caught, guard:
+            change(model, names)
+        return [change.text for change in caught.value.verdict.changes]
+
+    by_fingerprint = f"1 of 1 fingerprints by {method_on(torch.device('cpu'))}, first in flatten()"
+    by_value = "1 of 5000 values, max |d| 1.0e+00 at [7]: 0.0 -> 1.0"
+    assert told(0, "one", "other") == [f"{by_fingerprint}[0:5000]"] * 2
+    assert told(0, "one", "other") == [f"{by_fingerprint}[0:5000]"] * 2
+    assert told(30_000, "one", "other") == [by_value, f"{by_fingerprint}[0:5000]"]
+    assert told(30_000, "other") == [by_value]
+    assert told(30_000, "one") == [f"{by_fingerprint}[0:5000]"]
+    assert told(30_000, "other", exclude="a*") == [f"{by_fingerprint}[0:5000]"]
 
 
 def test_equal_bytes_elsewhere_are_no_change() -> None:

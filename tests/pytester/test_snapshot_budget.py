@@ -48,6 +48,46 @@ def test_within_the_budget_values_are_told(sessions: Sessions, given: str) -> No
     assert "1 of 10000 values, max |d| 1.0e+00 at [3, 4]" in reason(sessions, given)
 
 
+def test_a_second_run_and_a_failing_example_tell_values(sessions: Sessions) -> None:
+    sessions.pytester.makeini("[pytest]\nbn_snapshot_budget = 45000")
+    session = sessions.run(
+        """
+        from hypothesis import given
+        from hypothesis import strategies as st
+
+        class Large(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.one, self.other = nn.Linear(100, 100), nn.Linear(100, 100)
+
+            def forward(self, x):
+                return self.other(self.one(x))
+
+        @pytest.fixture(scope="session")
+        def net():
+            return Large()
+
+        @pytest.mark.frozen
+        def test_rerun_drifts(net):
+            with torch.no_grad():
+                net.one.weight[3, 4] += 1
+
+        @pytest.mark.frozen("*")
+        @given(column=st.integers(0, 99))
+        def test_example_drifts(net, column):
+            with torch.no_grad():
+                net.other.weight[3, column] += 1
+        """,
+        "--bn-trace",
+    )
+    told = " ".join(session.says("test_rerun_drifts").split())
+    assert "one.weight 1 of 1 fingerprints by" in told
+    output = " ".join(session.output.split())
+    assert "how one.weight: 1 of 10000 values, max |d| 1.0e+00 at [3, 4]: " in output
+    told = " ".join(session.says("test_example_drifts").replace("E ", "").split())
+    assert "other.weight 1 of 10000 values, max |d| 1.0e+00 at [3, 0]: " in told
+
+
 @pytest.mark.parametrize(
     ("given", "count"),
     [
