@@ -98,6 +98,18 @@ class Observer:
         `values` are those that it normalises, where it called one of torch's functions for that.
         """
 
+    def saw_call(
+        self, mean: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
+    ) -> None:
+        """Hear of a call of `batch_norm` by no BN layer, in this frame.
+
+        It normalises `values`, with a running mean or, if `batch`, with batch statistics.
+        """
+
+    def expects_updates(self, layer: nn.Module) -> bool:
+        """Tell whether a BN layer is updated on purpose while it watches."""
+        return False
+
     def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
         """Hear of `module.training = training`, before it is so, in this frame."""
 
@@ -130,6 +142,11 @@ def is_heard(module: nn.Module) -> bool:
         if not observer.ignores(module):
             return True
     return False
+
+
+def hears_calls() -> bool:
+    """Tell whether anybody wants to hear of calls of `batch_norm` by no BN layer."""
+    return any(type(observer).saw_call is not Observer.saw_call for observer in present)
 
 
 def hears_steps() -> bool:

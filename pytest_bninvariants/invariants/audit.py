@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.errors import GateError
-from pytest_bninvariants.invariants import observers, snapshot
+from pytest_bninvariants.invariants import audience, observers, snapshot
 from pytest_bninvariants.invariants.audience import How, Observer, passed_over
 from pytest_bninvariants.invariants.bn_layers import BN_STATE, STATISTICS, has_stored_statistics
 from pytest_bninvariants.invariants.leaks import Leak, verdicts
@@ -198,6 +198,8 @@ class Auditor(Observer):
         """Count a batch of a frozen layer; tell whether it is one that may make a leak."""
         if how == "own_forwards" and not _moved(freeze, _buffers(layer)):
             return False  # all that is known of these is what they have done by now
+        if any(observer.expects_updates(layer) for observer in audience.present):
+            return False
         if freeze.run is None and not self._is_copy(layer):
             with torch._C.DisableTorchFunction():
                 freeze.run = run_of(layer)

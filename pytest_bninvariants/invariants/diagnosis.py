@@ -18,6 +18,7 @@ RULES: tuple[Rule[Evidence], ...] = (
     writing.WEIGHT_DECAY,
     writing.STALE_MOMENTUM,
     normalising.RECOMPUTATION,
+    normalising.UPDATE_BY_OTHERS,
     normalising.UPDATE_IN_EVAL,
     normalising.MODE_FLIP,
     normalising.TRAINING_MODE,

@@ -90,9 +90,13 @@ class Ledger(Observer):
     Args:
         layers: the layers.
         model: the model; steps of optimizers that hold its parameters are counted.
+        on_purpose: whether it was said of these very layers that they are to be updated.
     """
 
-    def __init__(self, layers: Iterable[nn.Module], model: nn.Module) -> None:
+    def __init__(
+        self, layers: Iterable[nn.Module], model: nn.Module, *, on_purpose: bool = False
+    ) -> None:
+        self._on_purpose = on_purpose
         with undisturbed():
             self._accounts = {
                 id(layer): Account(layer, History.beginning(State.of(layer)), is_to_update(layer))
@@ -112,6 +116,10 @@ class Ledger(Observer):
     def stop(self) -> None:
         """Watch no longer; harmless where it does not watch."""
         observers.discard(self)
+
+    def expects_updates(self, layer: nn.Module) -> bool:
+        """Tell whether a layer is one of those that are to be updated."""
+        return self._on_purpose and id(layer) in self._accounts
 
     def of(self, layer: nn.Module) -> Account:
         """Return what was seen of a layer."""

@@ -99,12 +99,15 @@ class Listeners:
         mean = args[_RUNNING_MEAN] if len(args) > _RUNNING_MEAN else kwargs.get("running_mean")
         batch = args[_USES_BATCH] if len(args) > _USES_BATCH else kwargs.get(flag)
         values = args[0] if args else kwargs.get("input")
+        given = values if isinstance(values, Tensor) else None
         running = self._meant(name, mean, values)
         if running is not None:
             running.heard = True
             if batch:
-                given = values if isinstance(values, Tensor) else None
                 _tell_batch_statistics(running.module, "batches", given)
+        elif isinstance(mean, Tensor):
+            for observer in audience.present:
+                observer.saw_call(mean, given, sys._getframe(1), batch=bool(batch))
 
     def _meant(self, name: str, mean: object, values: object) -> _Running | None:
         """Return the layer that a call normalises for; layers make other such calls too."""
@@ -126,13 +129,13 @@ class Listeners:
             self._patches.remove()
 
     def resume(self) -> None:
-        """Put them back if any layer runs."""
+        """Put them back if any layer runs, or somebody hears of other calls."""
         self._count_by(0)
 
     def _count_by(self, step: int) -> None:
         with self._lock:
             self.listening += step
-            if self.listening:
+            if self.listening or audience.hears_calls():
                 self._patches.install()
             else:
                 self._patches.remove()

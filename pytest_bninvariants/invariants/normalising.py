@@ -48,6 +48,24 @@ def _explain_recomputation(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
+def _is_updated_by_others(evidence: Evidence) -> bool:
+    seen = evidence.layer.seen
+    return evidence.normalised and 0 < seen.batches == seen.by_others == seen.in_eval
+
+
+def _explain_others(evidence: list[Evidence]) -> tuple[str, str]:
+    names = names_of(evidence)
+    listed = name_list(names)
+    batches = _batches([layer.seen.batches for layer in layers_of(evidence)])
+    return (
+        f"{listed} {one_or_many(names, 'was', 'were')} in eval and did not run: batch_norm was "
+        f"called with {one_or_many(names, 'its', 'their')} running statistics and training=True, "
+        f"on {batches}",
+        f"call {listed} {one_or_many(names, 'itself', 'themselves')}, or pass batch_norm the "
+        f"layer's own mode, training={names[0] or 'self'}.training",
+    )
+
+
 def _updates_in_eval(evidence: Evidence) -> bool:
     seen = evidence.layer.seen
     return evidence.normalised and 0 < seen.batches == seen.in_eval
@@ -150,6 +168,13 @@ RECOMPUTATION: Rule[Evidence] = Rule(
     explain=_explain_recomputation,
     place=_ran_at,
     did="run by",
+)
+UPDATE_BY_OTHERS: Rule[Evidence] = Rule(
+    cause="update-in-eval",
+    applies=_is_updated_by_others,
+    explain=_explain_others,
+    place=_ran_at,
+    did="by",
 )
 UPDATE_IN_EVAL: Rule[Evidence] = Rule(
     cause="update-in-eval",

@@ -62,6 +62,8 @@ class _Observers:
             if not audience.present:
                 self._uninstall()
                 self._forget_dynamo()
+            else:
+                listeners.resume()  # as far as those who are left want it
 
     @contextmanager
     def heard_only_by(self, *observers: Observer) -> Iterator[None]:

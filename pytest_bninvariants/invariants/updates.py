@@ -55,7 +55,11 @@ class UpdatesGuard(Guard):
                 f"{self.spelled}: none of the BN layers has running statistics "
                 "(track_running_stats=False): there is nothing to update"
             )
-        self._ledger = Ledger((layer for _, layer in self._layers.values()), self.model)
+        self._ledger = Ledger(
+            (layer for _, layer in self._layers.values()),
+            self.model,
+            on_purpose=bool(self._scope.modules) and self._times != 0,
+        )
         self._ledger.start()
 
     def _end(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import FrameType
 
@@ -31,7 +31,11 @@ from pytest_bninvariants.invariants.normalisation import (
     uses_batch_statistics,
 )
 from pytest_bninvariants.invariants.operations import Handled, Operations, held_by
-from pytest_bninvariants.invariants.places import place_of_mode_call, place_of_outermost_call
+from pytest_bninvariants.invariants.places import (
+    place_of,
+    place_of_mode_call,
+    place_of_outermost_call,
+)
 from pytest_bninvariants.invariants.selection import Selection
 from pytest_bninvariants.invariants.verdict import Place
 
@@ -49,6 +53,7 @@ class Seen:
             the forward itself cannot be seen then.
         beside_compiled_code: whether any compiled code ran while its mode said so.
         in_eval: how many of `batches` it normalised while its mode was eval.
+        by_others: how many of `batches` others normalised with its statistics, and updated them.
         recomputed: how many of `batches` it normalised inside of a backward.
         flipped: whether it was in eval and then put in training mode.
         put_in_training: where it was put in training mode, last before its first such forward.
@@ -61,6 +66,7 @@ class Seen:
     in_compiled_code: bool = False
     beside_compiled_code: bool = False
     in_eval: int = 0
+    by_others: int = 0
     recomputed: int = 0
     flipped: bool = False
     put_in_training: Place | None = None
@@ -180,6 +186,22 @@ class Witness(Observer):
             seen.in_eval += not layer.training
             seen.recomputed += torch._C._current_graph_task_id() != -1
         setattr(seen, how, getattr(seen, how) + 1)
+
+    def saw_call(
+        self, mean: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
+    ) -> None:
+        """Note that somebody called `batch_norm` with a running mean, as if it were a BN layer."""
+        for layer in self._bn_layers:
+            held = layer._buffers.get("running_mean")
+            if held is not None and address(mean) == address(held) != 0:
+                seen = self._seen.of(layer)
+                self._forward_seen = True
+                if not batch:
+                    continue
+                place = place_of(frame, "batch_norm()")  # through torch.nn.functional, if at all
+                seen.ran_at = seen.ran_at or (place and replace(place, tool=None))
+                seen.by_others += 1
+                self.saw_batch_statistics(layer, "batches", values)
 
     def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
         """Note that a module is being put in training mode."""

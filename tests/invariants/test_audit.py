@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.overrides import TorchFunctionMode
 from torchvision.ops import FrozenBatchNorm2d
 
+from pytest_bninvariants import bn_updates
 from pytest_bninvariants.invariants.audit import Auditor
 from pytest_bninvariants.invariants.verdict import Verdict
 from tests.invariants.conftest import Net
@@ -253,6 +254,13 @@ def trained_on_purpose(batch: Tensor) -> None:
     train(Net(), batch)
 
 
+def adapted_on_purpose(batch: Tensor) -> None:
+    model = frozen_backbone()
+    with bn_updates(model, "backbone", times=2):
+        train(model, batch)
+        train(model, batch)
+
+
 def one_parameter_trained(batch: Tensor) -> None:
     model = frozen_backbone()
     model.backbone.bn.bias.requires_grad_(True)
@@ -327,6 +335,7 @@ def on_fake_tensors(batch: Tensor) -> None:
 
 SILENT = [
     trained_on_purpose,
+    adapted_on_purpose,
     one_parameter_trained,
     frozen_and_in_eval,
     frozen_after_the_last_training_forward,
@@ -344,6 +353,32 @@ SILENT = [
 @pytest.mark.parametrize("step", SILENT)
 def test_what_is_no_leak_is_silent(step: Callable[[Tensor], None], batch: Tensor) -> None:
     assert leaks_of(lambda: step(batch)) == []
+
+
+@pytest.mark.parametrize("modules", [(), ("neck",)])
+def test_updates_that_are_not_expected_of_the_very_layer_are_leaks(
+    modules: tuple[str, ...], batch: Tensor
+) -> None:
+    model = frozen_backbone()
+
+    def step() -> None:
+        with bn_updates(model, *modules):
+            train(model, batch)
+
+    assert leaks_of(step) == [("backbone.bn",)]
+
+
+def test_what_moves_after_updates_on_purpose_is_a_leak(batch: Tensor) -> None:
+    model = frozen_backbone()
+
+    def step() -> None:
+        with bn_updates(model, "backbone"):
+            train(model, batch)
+        train(model, batch)
+
+    with audited() as said:
+        step()
+    assert said.verdicts[0].changes[-1].text == "1 -> 2"
 
 
 def test_layers_that_run_in_eval_are_not_counted(net: Net, batch: Tensor) -> None:
