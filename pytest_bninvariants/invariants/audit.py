@@ -22,17 +22,17 @@ from pytest_bninvariants.invariants import audience, observers, snapshot
 from pytest_bninvariants.invariants.audience import How, Observer, passed_over
 from pytest_bninvariants.invariants.bn_layers import BN_STATE, STATISTICS, has_stored_statistics
 from pytest_bninvariants.invariants.leaks import Leak, verdicts
+from pytest_bninvariants.invariants.modes import Modes
 from pytest_bninvariants.invariants.names import Watched, named_modules
 from pytest_bninvariants.invariants.normalisation import (
     has_known_forward,
     is_compiled,
     uses_batch_statistics,
 )
-from pytest_bninvariants.invariants.places import place_of_mode_call
 from pytest_bninvariants.invariants.runs import Run, run_of
 from pytest_bninvariants.invariants.snapshot import Kept
 from pytest_bninvariants.invariants.undisturbed import in_transform, undisturbed
-from pytest_bninvariants.invariants.verdict import Change, Place, Verdict
+from pytest_bninvariants.invariants.verdict import Change, Verdict
 
 _modes = torch._C._len_torch_function_stack
 _TELLING = 2  # parameters: who averages one model into another writes all of them
@@ -55,24 +55,20 @@ class _Freeze:
     batches: int = 0
 
 
-@dataclass(slots=True)
-class _Seen:
+@dataclass(slots=True, kw_only=True)
+class _Seen(Modes):
     """What was seen of one BN layer.
 
     Args:
         layer: the layer.
         holder: whose parameters tell whether it is frozen, where it has none.
         normalised: whether it ran in training mode.
-        flipped: whether it was in eval and then put in training mode.
-        put_in_training: where it was put in training mode, last before it ran frozen.
         freeze: while it is frozen and runs in training mode.
     """
 
     layer: weakref.ref[nn.Module]
     holder: weakref.ref[nn.Module] | None = None
     normalised: bool = False
-    flipped: bool = False
-    put_in_training: Place | None = None
     freeze: _Freeze | None = None
 
 
@@ -165,10 +161,7 @@ class Auditor(Observer):
         seen = self._of(module)
         if seen.freeze is not None:
             return  # what led to the first batch is what counts
-        flips = not module.training
-        seen.flipped |= flips
-        if flips or seen.put_in_training is None:
-            seen.put_in_training = place_of_mode_call(frame, module, True)
+        seen.saw_training_set(module, frame, restores=False)
 
     def _count(self, seen: _Seen) -> None:
         self.layers += not seen.normalised
@@ -191,7 +184,7 @@ class Auditor(Observer):
         while self._dead:  # judged here, since a layer may die at any moment
             self._judge(self._seen.pop(self._dead.pop()))
         key, dead = id(layer), self._dead
-        self._seen[key] = seen = _Seen(weakref.ref(layer, lambda _: dead.append(key)))
+        self._seen[key] = seen = _Seen(layer=weakref.ref(layer, lambda _: dead.append(key)))
         return seen
 
     def _counts(self, freeze: _Freeze, layer: nn.Module, how: How) -> bool:

@@ -59,21 +59,30 @@ class Listeners:
         self._lock = threading.Lock()
         self.listening = 0
         """How many modules run that are listened to."""
+        self.aside = False
+        """Whether compiled code ran: it minds if functions that it was compiled with are others."""
         self._patches = Patches(
             Patch(torch, "batch_norm", observing_batch_norm),
             Patch(torch, "instance_norm", observing_instance_norm),
         )
 
     def enter(self, module: nn.Module, tensors: list[Tensor], *, is_layer: bool) -> bool:
-        """Begin to listen to a BN layer, or to a module inside of one; tell whether to `leave`.
+        """Begin to listen to a BN layer, to a module inside of one, or to what calls them.
+
+        The last is the outermost module that runs, where somebody wants to hear of calls of
+        torch's functions by no BN layer.
 
         Args:
             module: the module.
             tensors: those that it is called with.
             is_layer: whether it is a BN layer.
+
+        Returns:
+            Whether `leave` must follow.
         """
         stack = self._stack()
-        if not (is_layer or stack):
+        inside = any(running.is_layer for running in stack)
+        if not (is_layer or inside or (not stack and audience.hears_calls())):
             return False
         x = tensors[0] if tensors else None
         ends = _begin(module, x) if is_layer else []
@@ -123,19 +132,29 @@ class Listeners:
             return None
         return None if _shares_memory(values, layer) else stack[-1]
 
+    def step_aside(self) -> None:
+        """Take the wrappers off until `come_back`."""
+        self.aside = True
+        self.suspend()
+
+    def come_back(self) -> None:
+        """Put them back if they are wanted."""
+        self.aside = False
+        self.resume()
+
     def suspend(self) -> None:
         """Take the wrappers off for a while."""
         with self._lock:
             self._patches.remove()
 
     def resume(self) -> None:
-        """Put them back if any layer runs, or somebody hears of other calls."""
+        """Put them back if any module runs that is listened to."""
         self._count_by(0)
 
     def _count_by(self, step: int) -> None:
         with self._lock:
             self.listening += step
-            if self.listening or audience.hears_calls():
+            if self.listening and not self.aside:
                 self._patches.install()
             else:
                 self._patches.remove()

@@ -62,8 +62,6 @@ class _Observers:
             if not audience.present:
                 self._uninstall()
                 self._forget_dynamo()
-            else:
-                listeners.resume()  # as far as those who are left want it
 
     @contextmanager
     def heard_only_by(self, *observers: Observer) -> Iterator[None]:
@@ -127,11 +125,13 @@ def _tell_mode_set(module: nn.Module, training: Any, frame: FrameType) -> None:
 @unseen
 def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Tell of a call; return whether `_after_call` must follow."""
+    if listeners.aside and not audience.dynamo_runs():
+        listeners.come_back()
     for observer in audience.present:
         observer.saw_forward(module)
     is_layer = is_bn_layer(module)
     heeded = is_layer and any(observer.heeds(module) for observer in audience.present)
-    if not (heeded or listeners.listening):
+    if not (heeded or listeners.listening or audience.hears_calls()):
         return False
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     return _have_values(tensors) and listeners.enter(module, tensors, is_layer=is_layer)
@@ -191,6 +191,7 @@ def _observing_eval_frame(original: _Function, switch: Switch) -> _Function:
     def set_eval_frame(callback: Any) -> Any:
         if switch.on and callback is not None and callback is not False:
             _tell_compiled_code()
+            listeners.step_aside()
         return original(callback)
 
     return set_eval_frame

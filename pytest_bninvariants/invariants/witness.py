@@ -18,6 +18,7 @@ from pytest_bninvariants.invariants import observers
 from pytest_bninvariants.invariants.audience import Finish, How, Observer, passed_over
 from pytest_bninvariants.invariants.bn_layers import is_bn_layer
 from pytest_bninvariants.invariants.content import address, addresses
+from pytest_bninvariants.invariants.modes import Modes
 from pytest_bninvariants.invariants.names import (
     Layout,
     Names,
@@ -31,17 +32,13 @@ from pytest_bninvariants.invariants.normalisation import (
     uses_batch_statistics,
 )
 from pytest_bninvariants.invariants.operations import Handled, Operations, held_by
-from pytest_bninvariants.invariants.places import (
-    place_of,
-    place_of_mode_call,
-    place_of_outermost_call,
-)
+from pytest_bninvariants.invariants.places import place_of, place_of_outermost_call
 from pytest_bninvariants.invariants.selection import Selection
 from pytest_bninvariants.invariants.verdict import Place
 
 
 @dataclass(slots=True)
-class Seen:
+class Seen(Modes):
     """What a witness saw of one BN layer.
 
     Args:
@@ -55,8 +52,6 @@ class Seen:
         in_eval: how many of `batches` it normalised while its mode was eval.
         by_others: how many of `batches` others normalised with its statistics, and updated them.
         recomputed: how many of `batches` it normalised inside of a backward.
-        flipped: whether it was in eval and then put in training mode.
-        put_in_training: where it was put in training mode, last before its first such forward.
         ran_at: where the outermost call was made that led to its first such forward.
     """
 
@@ -68,8 +63,6 @@ class Seen:
     in_eval: int = 0
     by_others: int = 0
     recomputed: int = 0
-    flipped: bool = False
-    put_in_training: Place | None = None
     ran_at: Place | None = None
 
     @property
@@ -210,11 +203,8 @@ class Witness(Observer):
         seen = self._seen.of(module)
         if seen.normalised or seen.own_forwards:
             return  # what led to the first batch is what counts
-        flips = not module.training
-        seen.flipped |= flips
         restores = id(module) in self._began_in_training and frame.f_code.co_name != "train"
-        if (flips or seen.put_in_training is None) and not restores:
-            seen.put_in_training = place_of_mode_call(frame, module, True)
+        seen.saw_training_set(module, frame, restores=restores)
 
     def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
         """Note that an optimizer is about to step."""
