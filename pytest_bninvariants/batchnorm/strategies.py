@@ -62,7 +62,7 @@ def momenta(*, none: bool = True) -> st.SearchStrategy[float | None]:
         InvalidArgument: that is neither True nor False.
     """
     check_flag("none", none)
-    corners: tuple[float | None, ...] = (0.1, 0.0, 1.0, 0.5, 0.9, 0.01, 0.003)
+    corners: tuple[float | None, ...] = (0.1, 0.0, 1.0, 1, 0.5, 0, 0.9, 0.01, 0.003)
     numbers = st.floats(0.0, 1.0, width=16)
     return st.one_of(st.sampled_from(corners + (None,) * none), numbers)
 

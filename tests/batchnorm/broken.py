@@ -582,3 +582,71 @@ class TurnsGradientsOn(nn.BatchNorm2d):
             torch.set_grad_enabled(True)
             x.requires_grad_(x.is_leaf)
         return super().forward(x)
+
+
+@breaks("layouts", "eval_layouts")
+class OutputInContiguousFormat(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).contiguous()
+
+
+@breaks("momentum")
+class WholeMomentumIsNone(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        momentum = self.momentum
+        self.momentum = momentum if isinstance(momentum, float) else None
+        try:
+            return super().forward(x)
+        finally:
+            self.momentum = momentum
+
+
+@breaks("no_grad_updates")
+class GraphUnderNoGrad(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_inference_mode_enabled():
+            return super().forward(x)
+        with torch.enable_grad():
+            return super().forward(x)
+
+
+@breaks("state_in_place")
+class AverageIsRebound(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.momentum is None and self.running_mean is not None:
+            self.running_mean = self.running_mean.clone()
+        return super().forward(x)
+
+
+@breaks("deepcopy", "pickle")
+class CopiesAsConstructed(nn.BatchNorm2d):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.made_with = self.eps, self.momentum
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.eps, self.momentum = self.made_with
+
+
+@breaks("construction")
+class CounterOnTheCpu(nn.BatchNorm2d):
+    def __init__(self, *args: Any, device: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, device=device, **kwargs)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked = torch.tensor(0)
+
+
+@breaks("construction")
+class DrawsWhenMade(nn.BatchNorm2d):
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        torch.rand(1)
+
+
+@breaks("wrong_rank")
+class TakesOneSampleInEval(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3 and not self.training:
+            return super().forward(x[None])[0]
+        return super().forward(x)

@@ -100,6 +100,9 @@ def wrong_rank(trial: Trial, case: Case) -> None:
         if rank not in taken:
             shape = (4, case.channels, *[2] * (rank - 2)) if rank > 1 else (case.channels,)
             _refused(trial, shape)
+    unbatched = case.batches[0].shape[1:]
+    if len(taken) == 1 and len(unbatched) > 2:  # one of fewer dimensions may be a batch itself
+        _refused(trial, unbatched)
     unchanged(trial, "a refused input")
 
 
@@ -185,6 +188,7 @@ def layouts(trial: Trial, case: Case) -> None:
         of_input, of_weight, _ = expected.gradients(g)
         trial.close("x.grad", of_input, axis=1)
         trial.close("layer.weight.grad", of_weight)
+        _keeps_format(trial, last)
 
 
 @law(("float64", "float32", "bfloat16"), share=0.3, frozen=True, **EVAL)
@@ -197,6 +201,17 @@ def eval_layouts(trial: Trial, case: Case) -> None:
         trial.close("y", expected, axis=1)
         trial.run("with torch.no_grad():\n    y = layer(x)")
         trial.close("y", expected, axis=1)
+        dense = layout == "channels_last" and len(case.batches[0].shape) >= 4
+        _keeps_format(trial, trial.case.batches[0].view if dense else None)
+
+
+def _keeps_format(trial: Trial, memory_format: str | None) -> None:
+    """Require that an output has the memory format that the layer's input came in."""
+    if memory_format is not None:
+        trial.require(
+            f"y.is_contiguous(memory_format=torch.{memory_format})",
+            f"an input in {memory_format} gives an output of strides {{y.stride()}}",
+        )
 
 
 def _layouts_of(case: Case) -> list[str]:

@@ -30,7 +30,10 @@ def construction(trial: Trial, case: Case) -> None:
     Of `dtype` and `bias`, which not every torch has, those that it takes.
     """
     call, c = trial.subject.call, case.channels
-    trial.run(f"layer = {call(c)}")
+    trial.run("random = torch.get_rng_state()", f"layer = {call(c)}")
+    trial.require(
+        "torch.equal(random, torch.get_rng_state())", "a new layer draws from torch's generator"
+    )
     _is_made(trial, f"{c}", "1e-05", "0.1", "True", "True")
     trial.run(f"layer = {call(c, 0.25, 0.5, True, True)}")
     _is_made(trial, f"{c}", "0.25", "0.5", "True", "True")
@@ -41,6 +44,12 @@ def construction(trial: Trial, case: Case) -> None:
         trial.require(
             "layer.weight.dtype == layer.running_mean.dtype == torch.float64",
             "dtype=torch.float64 gives a weight in {layer.weight.dtype}",
+        )
+    if _takes(trial, "device"):
+        trial.run(f"layer = {call(c, device='meta')}", "state = layer.state_dict()")
+        trial.require(
+            "all(value.is_meta for value in state.values())",
+            "device='meta' gives state on {({value.device for value in state.values()})}",
         )
     if _takes(trial, "bias"):
         trial.run(f"layer = {call(c, bias=False)}")
@@ -78,6 +87,12 @@ def _is_made(trial: Trial, *values: str) -> None:
 @law(ONE, modes=(True, True), **FEW)
 def state_in_place(trial: Trial, case: Case) -> None:
     """Training updates its buffers in place: they keep identity and memory, and carry no graph."""
+    for varied in (case, replace(case, momentum=None, count=case.count % 8)):
+        trial.case = varied
+        _state_stays(trial, varied)
+
+
+def _state_stays(trial: Trial, case: Case) -> None:
     start(trial, training=True)
     names = list(STATE[2:])
     trial.run(f"before = {{name: getattr(layer, name) for name in {names}}}")
@@ -104,6 +119,7 @@ def no_grad_updates(trial: Trial, case: Case) -> None:
     for mode in ("no_grad", "inference_mode"):
         x = trial.feed(case.batches[0])
         trial.run(f"with torch.{mode}():\n    y = layer(x)")
+        trial.require("not y.requires_grad", f"under {mode} the output asks for a gradient")
         hold_training(trial, twin, twin.expect(x))
     trial.require(
         f"int(layer.num_batches_tracked) == {case.count + 2}",
@@ -208,11 +224,13 @@ def _copy(trial: Trial, case: Case, way: str) -> None:
     trial.build()
     trial.feed(case.batches[0])
     trial.run("layer.eval()", "layer.weight.requires_grad_(False)")
+    trial.run("layer.eps, layer.momentum = 0.25, 0.75", "layer.note = 'mine'")
     trial.run(KEEP, "shares = {k: v.data_ptr() for k, v in layer.state_dict().items()}")
     trial.run(*_COPIES[way], "original, layer = layer, copied")
     trial.require("not layer.training", f"{way} of a layer in eval is in training mode")
     trial.require("not layer.weight.requires_grad", f"{way} thawed the weight")
     unchanged(trial, way)
+    trial.require("getattr(layer, 'note', None) == 'mine'", f"{way} lost an attribute")
     trial.require("type(layer) is type(original)", f"{way} gives another type")
     for name in ("eps", "momentum", "num_features", "track_running_stats"):
         if trial[f"hasattr(original, {name!r})"]:
