@@ -87,6 +87,16 @@ def shown(value: object) -> str:
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
+def never_left(made: str) -> str:
+    """Return what is said of a guard that was entered and did not end."""
+    return f"{made} was entered and never left, so it compared nothing: use `with`"
+
+
+def left_by_generator(made: str, told: str) -> str:
+    """Return what is said of a guard in a generator that nobody asked to the end, and of what."""
+    return f"{made} ended with a generator that was not run to its end, and found: {told}"
+
+
 def never_entered(made: str) -> str:
     """Return what is said of a guard that was made, where that names, and not entered."""
     return f"{made} was never entered, so it watched nothing: use `with`"

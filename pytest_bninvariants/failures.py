@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -18,12 +18,15 @@ from pytest_bninvariants.errors import (
     GateError,
     InvariantBroken,
     LawBroken,
-    never_entered,
 )
 from pytest_bninvariants.invariants.tracebacks import drop_our_frames
 from pytest_bninvariants.invariants.verdict import Verdict
 from pytest_bninvariants.markers import marks_of, spelled
 from pytest_bninvariants.reporting.text import render
+
+if TYPE_CHECKING:
+    from pytest_bninvariants.invariants.guards import Guard
+
 
 _PACKAGE = str(Path(__file__).parent)
 _OURS = (InvariantBroken, GateError, LawBroken)
@@ -93,18 +96,40 @@ def raise_what_was_missed(
     Args:
         item: the test, which has passed.
         marks: its markers that ask for a guard, from before its call.
-        pending: what is said of guards that it made and did not enter.
+        pending: what is said of guards of which nobody has heard.
 
     Raises:
         GateError: there are such guards, or a marker has come that was too late.
     """
     __tracebackhide__ = True
-    told = [never_entered(made) for made in pending.values()]
+    told = list(dict.fromkeys(pending.values()))
     late = [mark for mark in marks_of(item) if spelled(mark) not in map(spelled, marks)]
     told += [f"{spelled(mark)} was added while the test ran, too late to guard it" for mark in late]
     if told:
         pending.clear()
         (getattr(item, "_excinfo", None) or []).clear()  # unittest's unexpected success, say
+        raise_at(getattr(item, "obj", None) or item.runtest, GateError("; ".join(told)), {})
+
+
+def raise_what_was_left_open(
+    item: pytest.Item, entered: dict[int, Guard], before: set[int]
+) -> None:
+    """Fail a test that entered guards which nobody left, once its fixtures have ended.
+
+    Args:
+        item: the test.
+        entered: guards that have not ended.
+        before: which of them are of earlier tests or of fixtures.
+
+    Raises:
+        GateError: there are others.
+    """
+    __tracebackhide__ = True
+    left = [guard for number, guard in entered.items() if number not in before]
+    for guard in left:
+        guard.stop()
+    if left:
+        told = dict.fromkeys(guard.left_open for guard in left)
         raise_at(getattr(item, "obj", None) or item.runtest, GateError("; ".join(told)), {})
 
 

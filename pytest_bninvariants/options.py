@@ -110,7 +110,7 @@ def _devices(names: list[str], option: str) -> tuple[str, ...]:
 
 def _audit(given: str | None, by_ini: str) -> str | None:
     option, value = ("bn_audit", by_ini) if given is None else ("--bn-audit", given)
-    if value in _AUDITS or not (value or given):
+    if value in _AUDITS or (given is None and not value):
         return value or None
     raise pytest.UsageError(
         f"{option}={value}: accepted are {' and '.join(_AUDITS)}"

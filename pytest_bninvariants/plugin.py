@@ -15,6 +15,7 @@ from pytest_bninvariants import fixtures, markers
 from pytest_bninvariants.options import SETTINGS, Settings, add_options
 
 __all__: tuple[str, ...] = ()
+_OPEN = pytest.StashKey[set[int]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -87,6 +88,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     from pytest_bninvariants import failures
     from pytest_bninvariants.invariants import reruns
 
+    item.stash[_OPEN] = set(_entered())
     if reruns.active is not None:
         reruns.active.begin_run()
     if hasattr(item, "addExpectedFailure"):
@@ -102,10 +104,26 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     return result
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    __tracebackhide__ = True
+    from pytest_bninvariants import failures
+
+    result = yield
+    failures.raise_what_was_left_open(item, _entered(), item.stash.get(_OPEN, set()))
+    return result
+
+
 def _pending() -> dict[int, str]:
-    """Return the guards that nobody has entered yet."""
+    """Return the guards of which nobody has heard."""
     guards = sys.modules.get("pytest_bninvariants.invariants.guards")
     return {} if guards is None else guards.pending
+
+
+def _entered() -> dict[int, Any]:
+    """Return the guards that have not ended."""
+    guards = sys.modules.get("pytest_bninvariants.invariants.guards")
+    return {} if guards is None else guards.entered
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

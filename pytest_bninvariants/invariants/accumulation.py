@@ -11,12 +11,13 @@ from pytest_bninvariants.errors import GateError, InvariantBroken, shown
 from pytest_bninvariants.invariants.adding_up import Comparison, compare
 from pytest_bninvariants.invariants.gradients import Gradients
 from pytest_bninvariants.invariants.micro_batches import samples_in
-from pytest_bninvariants.invariants.spelling import model_of
+from pytest_bninvariants.invariants.spelling import model_of, refusing
 from pytest_bninvariants.invariants.verdict import Cause, Change, Verdict
 from pytest_bninvariants.invariants.wording import keep_in_eval, name_list, one_or_many
 from pytest_bninvariants.reporting.text import render
 
 
+@refusing
 def accumulates(
     model: nn.Module,
     batch: Any,

@@ -104,9 +104,9 @@ class Observer:
         """
 
     def saw_call(
-        self, mean: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
+        self, name: str, mean: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
     ) -> None:
-        """Hear of a call of `batch_norm` by no BN layer, in this frame.
+        """Hear of a call of `batch_norm` or `instance_norm` by no BN layer, in this frame.
 
         It normalises `values`, with a running mean or, if `batch`, with batch statistics.
         """
@@ -118,8 +118,13 @@ class Observer:
     def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
         """Hear of `module.training = training`, before it is so, in this frame."""
 
-    def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
-        """Hear of an optimizer that is about to step; what is returned is called after it."""
+    def before_step(
+        self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
+    ) -> Finish | None:
+        """Hear of an optimizer that is about to step; what is returned is called after it.
+
+        With a closure, the gradients that it steps with are yet to come.
+        """
         return None
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 import torch
@@ -47,12 +47,23 @@ class _Freeze:
         kept: its state before the first of them.
         run: what that one was part of; None as long as none has used batch statistics.
         batches: how many have.
+        versions: what moves when the parameters are written, though to the same values.
     """
 
     kind: str
     kept: dict[str, Kept]
     run: Run | None = None
     batches: int = 0
+    versions: list[int] = field(default_factory=list)
+
+    @property
+    def versions_now(self) -> list[int]:
+        """Return it as it is now."""
+        tensors = (k.watched.tensor for k in self.kept.values() if k.watched.kind == "parameter")
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+    def __post_init__(self) -> None:
+        self.versions = self.versions_now
 
 
 @dataclass(slots=True, kw_only=True)
@@ -295,6 +306,8 @@ def _moved(freeze: _Freeze, now: Mapping[str, Tensor]) -> list[Change]:
         for key, kept in freeze.kept.items()
     }
     with undisturbed():
+        if freeze.versions != freeze.versions_now:
+            return []  # who writes parameters that ask for no gradient averages models
         found = snapshot.changes(freeze.kept, watched, ())
     moved = {change.name for change in found if change.kind == "values"}
     return found if moved & {*STATISTICS} and moved <= {*BN_STATE} else []

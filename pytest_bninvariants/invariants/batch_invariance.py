@@ -20,7 +20,7 @@ from pytest_bninvariants.invariants.mixing import Normalising, first_apart, reco
 from pytest_bninvariants.invariants.outputs import Tolerance
 from pytest_bninvariants.invariants.rounding import distances
 from pytest_bninvariants.invariants.selection import submodules
-from pytest_bninvariants.invariants.spelling import model_of, spelled
+from pytest_bninvariants.invariants.spelling import model_of, refusing, spelled
 from pytest_bninvariants.invariants.verdict import Cause, Change, Verdict
 
 EXAMPLES = 20
@@ -297,6 +297,7 @@ def _culprit(module: nn.Module, name: str | None) -> str:
     return f"no BN layer normalised with batch statistics; samples are first mixed in {where}"
 
 
+@refusing
 def batch_invariant(
     module: nn.Module,
     inputs: Any,

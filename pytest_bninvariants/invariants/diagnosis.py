@@ -22,6 +22,7 @@ RULES: tuple[Rule[Evidence], ...] = (
     normalising.UPDATE_IN_EVAL,
     normalising.MODE_FLIP,
     normalising.TRAINING_MODE,
+    normalising.UPDATE_OF_SHARED,
     normalising.UPDATE_BY_STRANGER,
     writing.IN_PLACE,
 )

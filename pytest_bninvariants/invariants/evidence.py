@@ -89,6 +89,8 @@ class Evidence:
         """Tell whether another object holds the name."""
         if self.layer.replaced or self.change.kind in IDENTITY:
             return True
+        if self.change.kind == "initialised":
+            return not self.normalised
         return not self.change.same_object and not self.normalised
 
 

@@ -13,7 +13,7 @@ from pytest_bninvariants.invariants.guards import Guard
 from pytest_bninvariants.invariants.reruns import Slot
 from pytest_bninvariants.invariants.selection import Scope, names_of
 from pytest_bninvariants.invariants.sides import Before, take
-from pytest_bninvariants.invariants.spelling import model_of, names_among, spelled
+from pytest_bninvariants.invariants.spelling import model_of, names_among, refusing, spelled
 from pytest_bninvariants.invariants.tracer import Tracer
 from pytest_bninvariants.invariants.verdict import Verdict
 from pytest_bninvariants.invariants.witness import Witness
@@ -116,6 +116,7 @@ def _spelled(invariant: str, scope: Scope, trains: tuple[str, ...]) -> str:
     return spelled(invariant, scope.modules, **options)
 
 
+@refusing
 def frozen_bn(
     model: nn.Module,
     *modules: str,
@@ -157,6 +158,7 @@ def frozen_bn(
     return _guard("frozen_bn", "frozen BN layer", model, scope, trains, _source)
 
 
+@refusing
 def frozen(
     model: nn.Module,
     *modules: str,

@@ -16,7 +16,9 @@ from pytest_bninvariants.errors import (
     GateError,
     InvariantBroken,
     InvariantHazard,
+    left_by_generator,
     never_entered,
+    never_left,
 )
 from pytest_bninvariants.invariants.paths import relative
 from pytest_bninvariants.invariants.places import users_line
@@ -24,15 +26,18 @@ from pytest_bninvariants.invariants.tracebacks import drop_our_frames
 from pytest_bninvariants.invariants.verdict import Verdict
 from pytest_bninvariants.reporting.text import hazards_in_a_line, render
 
-_NOT_FAILURES = (KeyboardInterrupt, GeneratorExit)
-
 
 class GuardNeverEntered(UserWarning):
     """Say that a guard was made and thrown away without `with`, and so watched nothing."""
 
 
 pending: dict[int, str] = {}
-"""Guards that were made and not entered yet; the pytest layer fails the test that leaves any."""
+"""What is said of guards that were made and not entered yet, or whose verdict nobody has heard; the
+pytest layer fails the test that leaves any."""
+
+entered: dict[int, Guard] = {}
+"""Guards that were entered and have not ended; the pytest layer looks at them once the test and its
+fixtures have ended."""
 
 
 _numbers = itertools.count()
@@ -67,7 +72,8 @@ class Guard:
         self._number = next(_numbers)
         self.made = users_line()
         file, line = self.made
-        pending[self._number] = f"{self.spelled}, made at {relative(file)}:{line},"
+        self._named = f"{self.spelled}, made at {relative(file)}:{line},"
+        pending[self._number] = never_entered(self._named)
 
     @property
     def parts(self) -> tuple[Guard, ...]:
@@ -89,7 +95,7 @@ class Guard:
 
     def __del__(self) -> None:
         if not (getattr(self, "_used", True) or self._is_companion):
-            told = never_entered(pending.get(self._number, self.spelled))
+            told = never_entered(self._named)
             with suppress(GuardNeverEntered):  # an error here would go nowhere
                 warnings.warn_explicit(told, GuardNeverEntered, *self.made)
 
@@ -120,8 +126,15 @@ class Guard:
         self._use()
         self._begin()
         self._started = True
+        if not self._is_companion:
+            entered[self._number] = self
         if self.companion is not None:
             self.companion.start()
+
+    @property
+    def left_open(self) -> str:
+        """Return what is said of it if nobody leaves it."""
+        return never_left(self._named)
 
     def bring(self, companion: Guard) -> Guard:
         """Have another guard start and end with this one, and judge by itself."""
@@ -137,6 +150,7 @@ class Guard:
     def stop(self) -> None:
         """Watch no longer."""
         self._use()
+        entered.pop(self._number, None)
         if self.companion is not None:
             self.companion.stop()
         self._end()
@@ -179,9 +193,12 @@ def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
     guards = [part for guard in guards for part in guard.parts]
     for guard in reversed(guards):
         guard.stop()
+    if isinstance(error, GeneratorExit):
+        _keep_for_the_end(guards)
+        return
     if error is not None:
         drop_our_frames(error)
-        if not isinstance(error, _NOT_FAILURES):
+        if not isinstance(error, KeyboardInterrupt):
             _note(guards, error)
         return
     broken: dict[Guard, Verdict] = {}
@@ -219,6 +236,19 @@ def at_once(guard: Guard) -> Verdict:
         pass
     assert guard.verdict is not None
     return guard.verdict
+
+
+def _keep_for_the_end(guards: Sequence[Guard]) -> None:
+    """Judge at the end of a generator that nobody asks any more, and so nobody hears from."""
+    for guard in guards:
+        try:
+            verdict = guard.finish()
+        except GateError as error:
+            pending[guard._number] = left_by_generator(guard._named, str(error))
+        else:
+            if not verdict.holds:
+                told = render([verdict]).splitlines()[0]
+                pending[guard._number] = left_by_generator(guard._named, told)
 
 
 def _note(guards: Sequence[Guard], error: BaseException) -> None:

@@ -125,7 +125,7 @@ def _of_statistics(before: Before, after: After, witness: Witness) -> Iterator[H
             new.append((name, layer))
     others_have_data = bool(new) and _others_have_data(before, witness)
     for name, layer in new:
-        if others_have_data or _is_meant_to_be_loaded(layer):
+        if (others_have_data and not _trains(layer)) or _is_meant_to_be_loaded(layer):
             text = "ran with running_mean 0 and running_var 1, as a new layer has them: "
             yield Hazard(name=name, text=text + "was its checkpoint loaded?")
 
@@ -182,12 +182,18 @@ def _is_initial(layer: nn.Module | None) -> bool:
     return fresh and not counted
 
 
+def _trains(layer: nn.Module | None) -> bool:
+    """Tell whether a layer has parameters that ask for a gradient, as a new head's do."""
+    return layer is not None and any(p.requires_grad for p in layer.parameters(recurse=False))
+
+
 def _is_meant_to_be_loaded(layer: nn.Module | None) -> bool:
     """Tell whether a layer's weight came from somewhere, or can come from a checkpoint alone."""
     weight = _readable(layer, "weight")
     if weight is None or layer is None:
         return False
-    return "weight" in layer._buffers or not bool((weight == 1).all())
+    ends = _ends(weight.flatten())
+    return "weight" in layer._buffers or bool((ends != ends[:1]).any())  # new ones are constant
 
 
 def _of_optimizers(model: nn.Module, before: Before, witness: Witness) -> Iterator[Hazard]:

@@ -160,7 +160,9 @@ class Ledger(Observer):
         if account is not None and not training:
             account.put_in_eval = place_of_mode_call(frame, module, training)
 
-    def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
+    def before_step(
+        self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
+    ) -> Finish | None:
         """Count an optimizer's step."""
         self.steps += not held_by(optimizer).isdisjoint(map(id, all_tensors(self._model)))
         return None

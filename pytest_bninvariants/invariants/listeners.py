@@ -16,6 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from pytest_bninvariants.invariants import audience
 from pytest_bninvariants.invariants.audience import End, How, unseen
+from pytest_bninvariants.invariants.bn_layers import STATISTICS
 from pytest_bninvariants.invariants.names import own_tensors
 from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
 from pytest_bninvariants.invariants.patches import Patch, Patches, Switch
@@ -34,6 +35,7 @@ class _Running:
         x: the first tensor that it is called with.
         ends: what is to be called after it.
         counted: whether torch's functions are listened to on its account.
+        before: what tells, as far as anything does, whether its forward wrote its statistics.
         heard: whether one of torch's normalising functions was called for it.
     """
 
@@ -42,6 +44,7 @@ class _Running:
     x: Tensor | None
     ends: list[End]
     counted: bool
+    before: object = None
     heard: bool = False
 
 
@@ -87,7 +90,8 @@ class Listeners:
         x = tensors[0] if tensors else None
         ends = _begin(module, x) if is_layer else []
         counted = not (is_layer and _flags_tell(module))
-        stack.append(_Running(module, is_layer, x, ends, counted))
+        before = _marks(module) if is_layer and counted else None
+        stack.append(_Running(module, is_layer, x, ends, counted, before))
         if counted:
             self._count_by(1)
         return True
@@ -99,7 +103,8 @@ class Listeners:
             self._count_by(-1)
         if ended.is_layer and not ended.heard:
             before = failed and (ended.counted or isinstance(sys.exc_info()[1], ValueError))
-            _tell_by_mode(ended.module, ended.x, failed=before)
+            wrote = ended.counted and _marks(ended.module) != ended.before
+            _tell_by_mode(ended.module, ended.x, failed=before, wrote=wrote)
         for end in ended.ends:
             end(failed)
 
@@ -116,7 +121,7 @@ class Listeners:
                 _tell_batch_statistics(running.module, "batches", given)
         elif isinstance(mean, Tensor):
             for observer in audience.present:
-                observer.saw_call(mean, given, sys._getframe(1), batch=bool(batch))
+                observer.saw_call(name, mean, given, sys._getframe(1), batch=bool(batch))
 
     def _meant(self, name: str, mean: object, values: object) -> _Running | None:
         """Return the layer that a call normalises for; layers make other such calls too."""
@@ -191,18 +196,34 @@ def _begin(layer: nn.Module, x: Tensor | None) -> list[End]:
     return [end for end in heard if end is not None]
 
 
-def _tell_by_mode(layer: nn.Module, x: Tensor | None, *, failed: bool) -> None:
+def _marks(layer: nn.Module) -> list[object]:
+    """Return what moves when a layer's statistics are written in place, or others take their name.
+
+    Not with all that writes: that is why what layers call is listened to.
+    """
+    found: list[object] = []
+    with torch._C.DisableTorchFunction():
+        for held in (getattr(layer, name, None) for name in STATISTICS):
+            version = None
+            if isinstance(held, Tensor) and not held.is_inference():
+                version = held._version
+            found.append((id(held), version))
+    return found
+
+
+def _tell_by_mode(layer: nn.Module, x: Tensor | None, *, failed: bool, wrote: bool) -> None:
     """Tell what a layer did that was not heard to call one of torch's functions.
 
     Args:
         layer: the layer.
         x: what it was called with.
         failed: whether it raised before it normalised, as torch's checks of an input do.
+        wrote: whether it is known to have written its statistics.
     """
     if has_known_forward(layer):
         if uses_batch_statistics(layer):
             _tell_batch_statistics(layer, "failed" if failed else "batches", x)
-    elif layer.training:
+    elif layer.training or wrote:
         _tell_batch_statistics(layer, "own_forwards")
 
 

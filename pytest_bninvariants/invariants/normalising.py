@@ -17,15 +17,21 @@ def _ran_at(evidence: Evidence) -> Place | None:
 
 
 def _lacks_statistics(evidence: Evidence) -> bool:
-    return evidence.normalised and not evidence.layer.stored
+    layer = evidence.layer
+    return evidence.normalised and (not layer.stored or layer.seen.lacking > 0)
 
 
 def _explain_lacking(evidence: list[Evidence]) -> tuple[str, str]:
     names = names_of(evidence)
     listed = name_list(names)
-    has, it, its = (
-        one_or_many(names, *pair) for pair in (("has", "have"), ("it", "they"), ("its", "their"))
-    )
+    pairs = (("has", "have"), ("it", "they"), ("its", "their"), ("was", "were"))
+    has, it, its, it_was = (one_or_many(names, *pair) for pair in pairs)
+    if all(layer.stored for layer in layers_of(evidence)):
+        return (
+            f"{listed} {it_was} in eval and {_did(evidence)}: {its} running statistics were taken "
+            "away during the step, or track_running_stats was switched off",
+            f"leave running_mean, running_var and track_running_stats of {listed} as they are",
+        )
     return (
         f"{listed} {has} no running statistics, so {it} {_did(evidence)}, whatever {its} mode",
         f"build {listed} with track_running_stats=True and load statistics, "
@@ -57,34 +63,40 @@ def _explain_others(evidence: list[Evidence]) -> tuple[str, str]:
     names = names_of(evidence)
     listed = name_list(names)
     batches = _batches([layer.seen.batches for layer in layers_of(evidence)])
+    function = evidence[0].layer.seen.function
+    flag = "training" if function == "batch_norm" else "use_input_stats"
     return (
-        f"{listed} {one_or_many(names, 'was', 'were')} in eval and did not run: batch_norm was "
-        f"called with {one_or_many(names, 'its', 'their')} running statistics and training=True, "
+        f"{listed} {one_or_many(names, 'was', 'were')} in eval and did not run: {function} was "
+        f"called with {one_or_many(names, 'its', 'their')} running statistics and {flag}=True, "
         f"on {batches}",
-        f"call {listed} {one_or_many(names, 'itself', 'themselves')}, or pass batch_norm the "
-        f"layer's own mode, training={names[0] or 'self'}.training",
+        f"call {listed} {one_or_many(names, 'itself', 'themselves')}, or pass {function} the "
+        f"layer's own mode, {flag}={names[0] or 'self'}.training",
     )
 
 
 def _updates_in_eval(evidence: Evidence) -> bool:
     seen = evidence.layer.seen
-    return evidence.normalised and 0 < seen.batches == seen.in_eval
+    return evidence.normalised and 0 < seen.batches + seen.own_forwards == seen.in_eval
 
 
 def _explain_update_in_eval(evidence: list[Evidence]) -> tuple[str, str]:
     names = names_of(evidence)
     its = one_or_many(names, "its", "their")
+    why = f"{name_list(names)} {one_or_many(names, 'was', 'were')} in eval and {_did(evidence)}: "
+    why += f"{its} forward does not ask {its} mode"
+    if all(layer.seen.own_forwards for layer in layers_of(evidence)):
+        return why, f"have the forward of {name_list(names)} update only while self.training"
     return (
-        f"{name_list(names)} {one_or_many(names, 'was', 'were')} in eval and {_did(evidence)}: "
-        f"{its} forward does not ask {its} mode",
+        why,
         f"have the forward of {name_list(names)} pass training=self.training to batch_norm, or "
         f"put nn.BatchNorm in {its} place",
     )
 
 
 def _is_flipped(evidence: Evidence) -> bool:
-    layer = evidence.layer
-    return evidence.normalised and layer.seen.flipped and not layer.began_in_training
+    layer, seen = evidence.layer, evidence.layer.seen
+    in_training = seen.batches + seen.own_forwards > seen.in_eval or seen.in_compiled_code
+    return evidence.normalised and not layer.began_in_training and (seen.flipped or in_training)
 
 
 def _explain_flip(evidence: list[Evidence]) -> tuple[str, str]:
@@ -127,7 +139,8 @@ def _did(evidence: list[Evidence]) -> str:
         return f"normalised {_batches(eager)} with batch statistics{_in_backward(layers)}"
     if all(own):
         its = one_or_many(names_of(evidence), "its", "their")
-        return f"ran {_batches(own)} in training mode, by a forward of {its} own"
+        mode = "" if all(layer.seen.in_eval for layer in layers) else " in training mode"
+        return f"ran {_batches(own)}{mode}, by a forward of {its} own"
     return "normalised with batch statistics, some of it in compiled code"
 
 
@@ -139,6 +152,21 @@ def _in_backward(layers: list[Layer]) -> str:
     counts = [layer.seen.recomputed for layer in layers]
     partly = any(0 < layer.seen.recomputed < layer.seen.batches for layer in layers)
     return f", {max(counts)} of them again in backward" if partly else ""
+
+
+def _is_shared(evidence: Evidence) -> bool:
+    return evidence.change.of_statistics and bool(evidence.layer.seen.shared_with)
+
+
+def _explain_shared(evidence: list[Evidence]) -> tuple[str, str]:
+    names, layers = name_list(names_of(evidence)), layers_of(evidence)
+    others = name_list(list(dict.fromkeys(layer.seen.shared_with for layer in layers)))
+    return (
+        f"statistics of {names} are the same memory as those of {others}, which normalised with "
+        "batch statistics",
+        "give each model tensors of its own: copy.deepcopy(model), or load "
+        "copy.deepcopy(other.state_dict())",
+    )
 
 
 def _is_of_stranger(evidence: Evidence) -> bool:
@@ -196,6 +224,13 @@ TRAINING_MODE: Rule[Evidence] = Rule(
     explain=_explain_training,
     place=_put_in_training,
     did="put in training mode by",
+)
+UPDATE_OF_SHARED: Rule[Evidence] = Rule(
+    cause="update-in-eval",
+    applies=_is_shared,
+    explain=_explain_shared,
+    place=_ran_at,
+    did="run by",
 )
 UPDATE_BY_STRANGER: Rule[Evidence] = Rule(
     cause="update-in-eval",

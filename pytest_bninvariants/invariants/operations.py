@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Stepped:
         gradient: what the tensor's gradient was.
         state: whether the optimizer had moments for it that are not zero.
         decay: the group's weight decay.
+        shares: whether it holds another tensor, of the same memory.
         place: where it was called.
     """
 
@@ -42,7 +44,8 @@ class Stepped:
     gradient: Gradient
     state: bool
     decay: float
-    place: Place | None
+    shares: bool = False
+    place: Place | None = None
 
 
 @dataclass(slots=True)
@@ -89,34 +92,50 @@ class Operations:
         """Return what was done to a tensor, to be added to."""
         return self._handled.setdefault(id(tensor), Handled())
 
-    def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
+    def before_step(
+        self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
+    ) -> Finish | None:
         """Look at what an optimizer holds; return what looks again after its step."""
         held = [
-            (tensor, number)
+            _Held(followed, parameter, number)
             for number, group in enumerate(optimizer.param_groups)
-            for tensor in group["params"]
-            if id(tensor) in self._followed
+            for parameter in group["params"]
+            for followed in self._sharing(parameter)
         ]
-        for tensor, _ in held:
-            self._to(tensor).held_by = type(optimizer).__name__
-        if _leaves_what_has_no_gradient(optimizer):
-            held = [each for each in held if each[0].grad is not None]
+        for each in held:
+            self._to(each.tensor).held_by = type(optimizer).__name__
+        if _leaves_what_has_no_gradient(optimizer) and not closure:
+            held = [each for each in held if each.parameter.grad is not None]
         if not held:
             return None
         with undisturbed():
-            steps = [_Step.about_to(optimizer, *each) for each in held]
+            steps = [_Step.about_to(optimizer, each, closure=closure) for each in held]
 
         def finish() -> None:
             with undisturbed():
-                moved = [step for step in steps if step.moved()]
+                moved = [step.told(optimizer) for step in steps if step.moved()]
             place = _place_of_step(frame, optimizer) if moved else None
-            for step in moved:
-                handled = self._to(step.tensor)
+            for tensor, told in moved:
+                handled = self._to(tensor)
                 known = handled.stepped
-                if known is None or (known.gradient != "nonzero" and step.gradient == "nonzero"):
-                    handled.stepped = step.told(optimizer, place)
+                if known is None or (known.gradient != "nonzero" and told.gradient == "nonzero"):
+                    handled.stepped = replace(told, place=place)
 
         return finish
+
+    def _sharing(self, parameter: Tensor) -> list[Tensor]:
+        """Return which of the tensors a parameter is, or shares its memory with."""
+        if id(parameter) in self._followed:
+            return [parameter]
+        return self._by_address.get(address(parameter), [])
+
+    @cached_property
+    def _by_address(self) -> dict[int, list[Tensor]]:
+        found: dict[int, list[Tensor]] = {}
+        for tensor in self._followed.values():
+            if address(tensor):
+                found.setdefault(address(tensor), []).append(tensor)
+        return found
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
         """Look at what a module holds; return what looks again after its load_state_dict()."""
@@ -168,6 +187,20 @@ def _slots(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
                     yield registry, name, tensor
 
 
+class _Held(NamedTuple):
+    """A tensor that an optimizer is about to move, if it does.
+
+    Args:
+        tensor: the tensor.
+        parameter: what the optimizer holds: the same, or one that shares its memory.
+        group: which of its groups holds it.
+    """
+
+    tensor: Tensor
+    parameter: Tensor
+    group: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
     """One tensor, about to go through an optimizer's step.
@@ -176,29 +209,28 @@ class _Step:
     must cost next to nothing.
     """
 
-    tensor: Tensor
-    group: int
-    gradient: Gradient
+    held: _Held
+    gradient: Gradient | None
     state: bool
     content: Content | None
     glance: Tensor | None
     version: int | None
 
     @classmethod
-    def about_to(cls, optimizer: Optimizer, tensor: Tensor, group: int) -> _Step:
-        gradient = gradient_of(tensor)
+    def about_to(cls, optimizer: Optimizer, held: _Held, *, closure: bool) -> _Step:
+        tensor = held.tensor
+        gradient = None if closure else gradient_of(held.parameter)
         return cls(
-            tensor=tensor,
-            group=group,
+            held=held,
             gradient=gradient,
-            state=gradient != "nonzero" and _has_moments(optimizer, tensor),
+            state=gradient != "nonzero" and _has_moments(optimizer, held.parameter),
             content=None if gradient == "none" else content_of(tensor),
             glance=_glance(tensor) if gradient == "none" else None,
             version=None if tensor.is_inference() else tensor._version,
         )
 
     def moved(self) -> bool:
-        tensor = self.tensor
+        tensor = self.held.tensor
         if self.gradient != "none":
             return not same_content(self.content, tensor)
         if self.version is not None and self.version != tensor._version:
@@ -206,15 +238,17 @@ class _Step:
         now = _glance(tensor)
         return self.glance is not None and now is not None and not torch.equal(self.glance, now)
 
-    def told(self, optimizer: Optimizer, place: Place | None) -> Stepped:
-        group = optimizer.param_groups[self.group]
-        return Stepped(
+    def told(self, optimizer: Optimizer) -> tuple[Tensor, Stepped]:
+        """Return the tensor and its step, after it; a closure has computed the gradient by now."""
+        group = optimizer.param_groups[self.held.group]
+        now = gradient_of(self.held.parameter) if self.gradient is None else self.gradient
+        return self.held.tensor, Stepped(
             optimizer=type(optimizer).__name__,
-            group=self.group,
-            gradient=self.gradient,
+            group=self.held.group,
+            gradient=now,
             state=self.state,
             decay=float(group.get("weight_decay", 0.0) or 0.0),
-            place=place,
+            shares=self.held.tensor is not self.held.parameter,
         )
 
 
@@ -233,9 +267,16 @@ def gradient_of(tensor: Tensor) -> Gradient:
 
 
 def _has_moments(optimizer: Optimizer, tensor: Tensor) -> bool:
-    state = optimizer.state.get(tensor, {})
-    moments = (value for name, value in state.items() if name != "step")
-    return any(isinstance(each, Tensor) and bool(each.any()) for each in moments)
+    """Tell whether an optimizer, or one that it wraps, remembers what may move a tensor."""
+    wrapped = [inner for inner in vars(optimizer).values() if isinstance(inner, Optimizer)]
+    for each in (optimizer, *wrapped):
+        states = [each.state.get(tensor, {})]
+        if isinstance(each, torch.optim.LBFGS):  # which keeps one state for all
+            states = list(each.state.values())
+        kept = (value for state in states for name, value in state.items() if name != "step")
+        if any(bool(v.any()) if isinstance(v, Tensor) else isinstance(v, list) and v for v in kept):
+            return True
+    return False
 
 
 def _glance(tensor: Tensor) -> Tensor | None:

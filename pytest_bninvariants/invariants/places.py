@@ -17,6 +17,7 @@ _OURS = f"{Path(__file__).parents[1]}{os.sep}"
 _LIBRARIES = tuple(
     f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
+_NO_TOOLS = ("torch.nn.modules.", "torch.nn.functional")
 _PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 
@@ -54,12 +55,21 @@ def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: boo
     while frame is not None and frame.f_code.co_name == "__setattr__":
         frame = frame.f_back
     while frame is not None and frame.f_code.co_name in ("train", "eval"):
-        owner = frame.f_locals.get("self")
+        owner = frame.f_locals.get("self", _receiver(frame))
         if not isinstance(owner, nn.Module):
             break
-        call = f"{type(owner).__name__}.{frame.f_code.co_name}({training})"
+        mode = "" if frame.f_code.co_name == "eval" else training
+        call = f"{type(owner).__name__}.{frame.f_code.co_name}({mode})"
         frame = frame.f_back
     return place_of(frame, call)
+
+
+def _receiver(frame: FrameType) -> object:
+    """Return whose method runs, whatever it calls itself; a function may be given a module, too."""
+    name, first = frame.f_code.co_name, frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))
+    methods = (vars(base).get(name) for base in type(first).__mro__)
+    is_method = any(getattr(method, "__code__", None) is frame.f_code for method in methods)
+    return first if is_method else None
 
 
 def place_of_outermost_call(frame: FrameType | None) -> Place | None:
@@ -87,8 +97,10 @@ def place_of(frame: FrameType | None, call: str) -> Place | None:
     tool = None
     nearest = frame
     while frame is not None and not is_users(frame.f_code.co_filename):
-        if tool is None and not frame.f_code.co_filename.startswith(_OURS):
-            tool = f"{frame.f_globals.get('__name__', '?')}.{frame.f_code.co_name}"
+        module = str(frame.f_globals.get("__name__", "?"))
+        is_tool = not (frame.f_code.co_filename.startswith(_OURS) or module.startswith(_NO_TOOLS))
+        if tool is None and is_tool:
+            tool = f"{module}.{frame.f_code.co_name}"
         frame = frame.f_back
     frame = frame or nearest
     if frame is None:

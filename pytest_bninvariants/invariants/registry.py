@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 
 from pytest_bninvariants import asked
-from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.errors import GateError, shown
 
 _known: frozenset[str] = frozenset()  # the names that types were imported for
 
@@ -44,4 +44,6 @@ def _imported(name: str) -> object:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise GateError(f"bn_layer_types: {name!r} cannot be imported: {error}") from None
+    if not isinstance(found, type):
+        raise GateError(f"bn_layer_types: {name!r} is no class, but {shown(found)}")
     return found

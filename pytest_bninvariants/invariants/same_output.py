@@ -16,7 +16,7 @@ from pytest_bninvariants.invariants.names import all_tensors
 from pytest_bninvariants.invariants.outputs import Outputs, Tolerance
 from pytest_bninvariants.invariants.selection import Scope, submodules
 from pytest_bninvariants.invariants.sides import Before, take
-from pytest_bninvariants.invariants.spelling import model_of, spelled
+from pytest_bninvariants.invariants.spelling import model_of, refusing, spelled
 from pytest_bninvariants.invariants.verdict import Change, Verdict
 from pytest_bninvariants.invariants.witness import Witness
 from pytest_bninvariants.invariants.wording import few
@@ -174,6 +174,7 @@ def _state_note(findings: Findings) -> str:
     return f"of its state {len(changes or findings.changes)} differ: {told}"
 
 
+@refusing
 def same_output(
     module: nn.Module,
     /,
@@ -211,6 +212,7 @@ def same_output(
     return OutputGuard(model, names, call, Tolerance(rtol, atol), _source)
 
 
+@refusing
 def assert_same_output(
     one: nn.Module,
     other: nn.Module,

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
 from torch import nn
 
 from pytest_bninvariants.errors import GateError, shown
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def spelled(invariant: str, modules: tuple[str, ...], **options: object) -> str:
@@ -56,3 +65,40 @@ def names_among(model: object, modules: tuple[object, ...]) -> tuple[str, ...]:
 
 def _advice(names: list[str]) -> str:
     return f"write {', '.join(map(repr, names))}" if names else "such as 'backbone.bn1'"
+
+
+def refusing(invariant: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Have a wrong call of an invariant be an error of the gate, which xfail does not hide.
+
+    Args:
+        invariant: the function that users call.
+    """
+
+    @wraps(invariant)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        __tracebackhide__ = True
+        try:
+            return invariant(*args, **kwargs)
+        except TypeError:
+            wrong = _why_refused(invariant, args, kwargs)
+            if wrong is None:
+                raise
+        raise GateError(wrong)
+
+    return call
+
+
+def _why_refused(
+    invariant: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+) -> str | None:
+    """Say what is wrong with a call, if its arguments do not fit; None: it is something else."""
+    accepted = inspect.signature(invariant)
+    try:
+        accepted.bind(*args, **kwargs)
+    except TypeError as error:
+        public = [name for name in accepted.parameters if not name.startswith("_")]
+        unknown = [name for name in kwargs if name not in accepted.parameters]
+        near = [difflib.get_close_matches(name, public, n=1) for name in unknown]
+        meant = "".join(f"; did you mean {match[0]}=?" for match in near if match)
+        return f"{invariant.__name__}(): {error}{meant} (it takes {', '.join(public)})"
+    return None

@@ -16,7 +16,7 @@ from pytest_bninvariants.invariants.names import Watched
 from pytest_bninvariants.invariants.pairing import Pair, left_behind
 from pytest_bninvariants.invariants.ranks import RanksGuard
 from pytest_bninvariants.invariants.selection import Scope, names_of
-from pytest_bninvariants.invariants.spelling import model_of, names_among, spelled
+from pytest_bninvariants.invariants.spelling import model_of, names_among, refusing, spelled
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.verdict import Cause, Change, Verdict
 
@@ -97,6 +97,7 @@ def _is_initial(tensor: Tensor, key: str) -> bool:
 
 
 @overload
+@refusing
 def in_sync(
     one: nn.Module,
     other: nn.Module | None = ...,

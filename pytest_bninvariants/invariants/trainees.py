@@ -63,7 +63,9 @@ class Trainees(Observer):
         """Return what was seen of a parameter."""
         return self._seen[id(parameter)][1]
 
-    def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
+    def before_step(
+        self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
+    ) -> Finish | None:
         """Note what an optimizer trains with; return what notes after its step what moved."""
         name = type(optimizer).__name__
         if name not in self.stepped:
@@ -73,20 +75,27 @@ class Trainees(Observer):
             for number, group in enumerate(optimizer.param_groups):
                 for parameter in group["params"]:
                     if id(parameter) in self._seen:
-                        self._note(parameter, name, number, float(group.get("lr", 1.0)))
+                        self._note_holder(parameter, name, number, float(group.get("lr", 1.0)))
                         before.append((parameter, content_of(parameter)))
+                        if not closure:
+                            self._note_gradient(parameter)
 
         def finish() -> None:
             with undisturbed():
                 for parameter, content in before:
                     self.of(parameter).moved |= not same_content(content, parameter)
+                    if closure:
+                        self._note_gradient(parameter)
 
         return finish
 
-    def _note(self, parameter: Tensor, optimizer: str, group: int, rate: float) -> None:
+    def _note_holder(self, parameter: Tensor, optimizer: str, group: int, rate: float) -> None:
         seen = self.of(parameter)
         seen.held_by, seen.group = optimizer, group
         seen.rate = max(seen.rate, rate)
+
+    def _note_gradient(self, parameter: Tensor) -> None:
+        seen = self.of(parameter)
         seen.gradient = max(seen.gradient, gradient_of(parameter), key=_RANK.__getitem__)
         grad = parameter.grad
         if grad is not None and not grad.is_sparse:

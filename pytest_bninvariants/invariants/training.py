@@ -15,7 +15,7 @@ from pytest_bninvariants.invariants.ledger import Ledger
 from pytest_bninvariants.invariants.names import Names
 from pytest_bninvariants.invariants.normalisation import is_frozen_by_kind, is_to_update
 from pytest_bninvariants.invariants.selection import Scope, layers_of, names_of, select
-from pytest_bninvariants.invariants.spelling import model_of, names_among, spelled
+from pytest_bninvariants.invariants.spelling import model_of, names_among, refusing, spelled
 from pytest_bninvariants.invariants.stillness import Parameter, diagnose
 from pytest_bninvariants.invariants.trainees import Trainees
 from pytest_bninvariants.invariants.undisturbed import undisturbed
@@ -132,6 +132,7 @@ def _change_of_layer(found: Found) -> Change:
     return Change(name=found.name, layer=found.name, kind="still", text=text)
 
 
+@refusing
 def trains(
     model: nn.Module,
     *modules: str,

@@ -13,7 +13,7 @@ from pytest_bninvariants.invariants.found import Found
 from pytest_bninvariants.invariants.guards import Guard
 from pytest_bninvariants.invariants.ledger import Ledger
 from pytest_bninvariants.invariants.selection import Scope, layers_of, names_of, select
-from pytest_bninvariants.invariants.spelling import model_of, names_among, spelled
+from pytest_bninvariants.invariants.spelling import model_of, names_among, refusing, spelled
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.updating import diagnose
 from pytest_bninvariants.invariants.verdict import Hazard, Verdict
@@ -164,6 +164,7 @@ def _notes(found: list[Found]) -> Iterator[str]:
         yield f"the values of {name_list(unjudged)} were not held against the reference"
 
 
+@refusing
 def bn_updates(
     model: nn.Module,
     *modules: str,

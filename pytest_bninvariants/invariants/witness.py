@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from types import FrameType
 
@@ -44,13 +44,16 @@ class Seen(Modes):
     Args:
         batches: forwards that normalised with batch statistics.
         failed: forwards in training mode that raised.
-        own_forwards: forwards in training mode, by code of a user's own that called no such
-            function of torch.
+        own_forwards: forwards in training mode, or that wrote statistics, by code of a user's own
+            that called no such function of torch.
         in_compiled_code: whether a compiled module above it ran while its mode said to use them;
             the forward itself cannot be seen then.
         beside_compiled_code: whether any compiled code ran while its mode said so.
-        in_eval: how many of `batches` it normalised while its mode was eval.
+        in_eval: how many of `batches` and `own_forwards` there were while its mode was eval.
         by_others: how many of `batches` others normalised with its statistics, and updated them.
+        function: which function they called.
+        lacking: how many of `batches` it normalised in eval for want of running statistics.
+        shared_with: the layer that normalised batches and whose statistics are the same memory.
         recomputed: how many of `batches` it normalised inside of a backward.
         ran_at: where the outermost call was made that led to its first such forward.
     """
@@ -62,8 +65,17 @@ class Seen(Modes):
     beside_compiled_code: bool = False
     in_eval: int = 0
     by_others: int = 0
+    function: str = ""
+    lacking: int = 0
+    shared_with: str = ""
     recomputed: int = 0
     ran_at: Place | None = None
+
+    def count(self, how: How, *, in_eval: bool) -> None:
+        """Count a forward, or a call in place of one."""
+        setattr(self, how, getattr(self, how) + 1)
+        self.in_eval += in_eval and how != "failed"
+        self.recomputed += how == "batches" and torch._C._current_graph_task_id() != -1
 
     @property
     def normalised(self) -> bool:
@@ -173,28 +185,47 @@ class Witness(Observer):
     def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
         """Note that a BN layer normalises a batch with batch statistics."""
         seen = self._seen.of(layer)
-        if seen.ran_at is None and id(layer) in self._watched:
+        if id(layer) not in self._watched:
+            self._tell_those_it_shares_with(layer)
+        elif seen.ran_at is None:
             seen.ran_at = place_of_outermost_call(sys._getframe(1))
-        if how == "batches":
-            seen.in_eval += not layer.training
-            seen.recomputed += torch._C._current_graph_task_id() != -1
-        setattr(seen, how, getattr(seen, how) + 1)
+        seen.lacking += how == "batches" and not layer.training and has_known_forward(layer)
+        seen.count(how, in_eval=not layer.training)
 
     def saw_call(
-        self, mean: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
+        self, name: str, mean: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
     ) -> None:
-        """Note that somebody called `batch_norm` with a running mean, as if it were a BN layer."""
-        for layer in self._bn_layers:
-            held = layer._buffers.get("running_mean")
-            if held is not None and address(mean) == address(held) != 0:
+        """Note that somebody normalised with a running mean, as if they were a BN layer."""
+        for layer in self._by_running_mean.get(address(mean), ()):
+            self._forward_seen = True
+            if batch:
                 seen = self._seen.of(layer)
-                self._forward_seen = True
-                if not batch:
-                    continue
-                place = place_of(frame, "batch_norm()")  # through torch.nn.functional, if at all
-                seen.ran_at = seen.ran_at or (place and replace(place, tool=None))
+                seen.ran_at = seen.ran_at or place_of(frame, f"{name}()")
                 seen.by_others += 1
-                self.saw_batch_statistics(layer, "batches", values)
+                seen.function = name
+                seen.count("batches", in_eval=not layer.training)
+
+    @cached_property
+    def _by_running_mean(self) -> dict[int, list[nn.Module]]:
+        """Return the watched BN layers by where their running means lie."""
+        found: dict[int, list[nn.Module]] = {}
+        for layer in self._bn_layers:
+            mean = getattr(layer, "running_mean", None)
+            if isinstance(mean, Tensor) and address(mean):
+                found.setdefault(address(mean), []).append(layer)
+        return found
+
+    def _tell_those_it_shares_with(self, layer: nn.Module) -> None:
+        """Note of which watched layers a layer that is not watched updates the statistics."""
+        mean = getattr(layer, "running_mean", None)
+        at = address(mean) if isinstance(mean, Tensor) else 0
+        for watched in self._by_running_mean.get(at, ()):
+            seen = self._seen.of(watched)
+            if not seen.shared_with:
+                named = self._selection.names.modules.items()
+                names = (name for name, module in named if module is layer)
+                seen.shared_with = next(names, f"a {type(layer).__name__} outside of the model")
+                seen.ran_at = seen.ran_at or place_of_outermost_call(sys._getframe(2))
 
     def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
         """Note that a module is being put in training mode."""
@@ -206,7 +237,9 @@ class Witness(Observer):
         restores = id(module) in self._began_in_training and frame.f_code.co_name != "train"
         seen.saw_training_set(module, frame, restores=restores)
 
-    def before_step(self, optimizer: Optimizer, frame: FrameType | None) -> Finish | None:
+    def before_step(
+        self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
+    ) -> Finish | None:
         """Note that an optimizer is about to step."""
         held = held_by(optimizer)
         self.stepped_for |= held
@@ -214,7 +247,7 @@ class Witness(Observer):
             mine = {id(tensor) for tensor in all_tensors(self._model)}
             mine |= {id(watched.tensor) for watched in self._selection.tensors.values()}
             self._optimizer_seen = bool(held & mine)
-        return self._operations.before_step(optimizer, frame)
+        return self._operations.before_step(optimizer, frame, closure=closure)
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
         """Note that a module is about to load a state."""

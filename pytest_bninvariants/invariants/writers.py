@@ -21,7 +21,11 @@ from pytest_bninvariants.invariants.audience import Finish, unseen
 from pytest_bninvariants.invariants.patches import Patch, Switch
 
 _Function = Callable[..., Any]
-_COLLECTIVES = ("_broadcast_coalesced", "broadcast", "all_reduce")  # the first is DDP's
+_COLLECTIVES = (
+    "_broadcast_coalesced",  # DDP's
+    *("broadcast", "all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter_tensor"),
+    *("all_gather", "all_gather_into_tensor", "scatter", "recv"),
+)
 _stepping: dict[int, list[Finish]] = {}
 
 
@@ -34,9 +38,13 @@ def hook_optimizers() -> list[Callable[[], None]]:
 
 
 @unseen
-def _before_step(optimizer: Optimizer, *_: object) -> None:
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     frame = sys._getframe(1)
-    heard = [observer.before_step(optimizer, frame) for observer in audience.present]
+    closure = kwargs.get("closure", next((arg for arg in args if arg is not optimizer), None))
+    heard = [
+        observer.before_step(optimizer, frame, closure=closure is not None)
+        for observer in audience.present
+    ]
     _stepping[id(optimizer)] = [finish for finish in heard if finish is not None]
 
 

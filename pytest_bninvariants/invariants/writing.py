@@ -14,6 +14,7 @@ _REPLACED = {
     "dtype": "was cast",
     "shape": "has another shape",
     "layout": "has another layout",
+    "initialised": "was uninitialised until its first batch",
 }
 
 
@@ -57,6 +58,10 @@ def _explain_replaced(evidence: list[Evidence]) -> tuple[str, str]:
         for each in evidence
         if each.layer not in swapped
     ]
+    if all(each.change.kind == "initialised" for each in evidence):
+        return few(
+            told
+        ), "run a batch before the guarded step: lazy modules take their shape from it"
     return (
         few(told),
         "replace, convert or cast before the guarded step, and build the optimizer after that",
@@ -75,6 +80,13 @@ def _has_gradient(evidence: Evidence) -> bool:
 def _explain_gradient(evidence: list[Evidence]) -> tuple[str, str]:
     names = _tensors(evidence)
     why = f"{names} moved in a step of {_optimizer(evidence)}, with a gradient"
+    if all(each.handled.stepped and each.handled.stepped.shares for each in evidence):
+        held = one_or_many([each.change.name for each in evidence], "another tensor", "others")
+        return (
+            f"{why}; the optimizer holds {held} of the same memory",
+            f"give {names} memory of {_its(evidence)} own: copy.deepcopy(model), or load "
+            "copy.deepcopy(other.state_dict())",
+        )
     if all(each.has_gradient and not each.had_gradient for each in evidence):
         why += "; requires_grad was switched on during the step"
     elif any(each.has_gradient for each in evidence):
@@ -82,11 +94,12 @@ def _explain_gradient(evidence: list[Evidence]) -> tuple[str, str]:
     else:
         return (
             f"{why}; requires_grad is False, but an optimizer looks at .grad alone",
-            f"set .grad = None on {names} when freezing, or leave them out of the optimizer",
+            f"set .grad = None on {names} when freezing, or leave {_it(evidence)} out of the "
+            "optimizer",
         )
     return (
         why,
-        f"call requires_grad_(False) on {names}, and leave them out of the optimizer",
+        f"call requires_grad_(False) on {names}, and leave {_it(evidence)} out of the optimizer",
     )
 
 
@@ -121,9 +134,14 @@ def _explain_stale(evidence: list[Evidence]) -> tuple[str, str]:
     names = _tensors(evidence)
     return (
         f"{names} moved in a step of {_optimizer(evidence)} with {_no_gradient(stepped)}: "
-        "the optimizer still has moments of earlier gradients",
-        f"set .grad = None on {names} when freezing (zero_grad(set_to_none=True)), or build the "
-        "optimizer anew without them",
+        "the optimizer still has moments of earlier gradients"
+        + (f", or of its weight_decay={stepped.decay:g}" if stepped.decay else ""),
+        (
+            f"set .grad = None on {names} when freezing (zero_grad(set_to_none=True)), or build "
+            if stepped.gradient == "zero"
+            else "build "
+        )
+        + f"the optimizer anew without {_it(evidence)}",
     )
 
 
@@ -138,18 +156,29 @@ def _explain_in_place(evidence: list[Evidence]) -> tuple[str, str]:
         return (
             f"{names} moved in a step of {_optimizer(evidence)} with {_no_gradient(stepped)}, "
             "and neither moments nor weight decay that were seen explain it",
-            f"leave {one_or_many([each.change.name for each in evidence], 'it', 'them')} "
-            "out of the optimizer",
+            f"leave {_it(evidence)} out of the optimizer",
         )
     why = f"{names} {_was(evidence)} written to by code that is none of an optimizer's step, "
     why += "a load, an exchange between processes, or a normalisation that was seen"
     buffers = [each for each in evidence if each.buffer]
-    ran = [layer.name for layer in layers_of(buffers) if layer.ran and not layer.is_bn]
+    ran = [layer.name for layer in layers_of(buffers) if layer.ran]
     if ran:
         why += f"; the forward of {name_list(ran)} ran, and may do it"
+    holder = evidence[0].handled.held_by
+    if holder:
+        why += f"; {holder} holds {_it(evidence)} and stepped without moving {_it(evidence)}, but "
+        why += "what wraps it may have"
     if evidence[0].compiled:
         why += "; compiled code ran, which cannot be seen into"
     return why, "run this test with --bn-trace, which names the operator and the line"
+
+
+def _it(evidence: list[Evidence]) -> str:
+    return one_or_many([each.change.name for each in evidence], "it", "them")
+
+
+def _its(evidence: list[Evidence]) -> str:
+    return one_or_many([each.change.name for each in evidence], "its", "their")
 
 
 def _was(evidence: list[Evidence]) -> str:

@@ -71,12 +71,15 @@ def compared(first: Sequence[Verdict], second: Sequence[Verdict], *, verbose: bo
     for verdict in first:
         of_same = [each for each in second if _same_guard(each, verdict)][-1:]
         found = {write.name: write for each in of_same for write in each.writes}
-        changed = verdict.changed_tensors
+        held = {change.name for change in verdict.changes if change.kind not in ("gone", "new")}
+        changed = [name for name in verdict.changed_tensors if name in held]
         writes = [found[name] for name in changed if name in found]
         lines += [f"{verdict.guard}:"] if len(first) > 1 else []
         lines += writers(writes, verbose=verbose)
         exact = [change for each in of_same for change in each.changes if change.exact]
         lines += _values(verdict.changes, exact, verbose=verbose)
+        if not changed:
+            lines += wrapped("nobody: what broke it was no write", first="who  ", rest="     ")
         missing = [name for name in changed if name not in found]
         if missing:
             told = f"not written again in the second run: {listed(missing, verbose=verbose)}"

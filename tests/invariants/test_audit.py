@@ -254,6 +254,17 @@ def trained_on_purpose(batch: Tensor) -> None:
     train(Net(), batch)
 
 
+def averaged_to_the_same_values(batch: Tensor) -> None:
+    student, teacher = Net(), Net().requires_grad_(False)
+    teacher.load_state_dict(student.state_dict())
+    for _ in range(2):
+        train(student, batch)
+        teacher.train()(batch)
+        with torch.no_grad():
+            for mean, value in zip(teacher.parameters(), teacher.parameters(), strict=True):
+                mean.copy_(value * 1.0)
+
+
 def adapted_on_purpose(batch: Tensor) -> None:
     model = frozen_backbone()
     with bn_updates(model, "backbone", times=2):

@@ -9,15 +9,16 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants import FrozenStateChanged, GateError, frozen, frozen_bn
+from pytest_bninvariants import FrozenStateChanged, GateError, bn_updates, frozen, frozen_bn, trains
 from pytest_bninvariants.errors import shown
+from pytest_bninvariants.invariants import guards
 from pytest_bninvariants.invariants.guards import GuardNeverEntered, conclude
 
 GUARDS = pytest.mark.parametrize("guard", [frozen, frozen_bn])
@@ -270,7 +271,7 @@ def test_a_guard_that_is_never_entered_warns_and_is_noted(
     pending.clear()  # else the plugin fails this test, as it should any other
     assert len(noted) == 1
     assert noted[0].startswith(f"{guard.__name__}('neck'), made at ")
-    assert noted[0].endswith(f"test_guards.py:{line},")
+    assert f"test_guards.py:{line}, was never entered" in noted[0]
 
 
 def test_a_guard_that_is_kept_and_never_entered_is_noted(net: Any, pending: dict[int, str]) -> None:
@@ -345,15 +346,75 @@ def test_an_exception_group_carries_the_drift_too(net: Any, batch: Tensor) -> No
     assert len(error.__notes__) == 1
 
 
+def test_a_generator_that_is_given_up_leaves_its_verdict_for_the_end(
+    net: Any, batch: Tensor, pending: dict[int, str]
+) -> None:
+    def losses(*, training: bool) -> Iterator[Tensor]:
+        with frozen(net):
+            while True:
+                yield net.train(training)(batch)
+
+    for training, found in ((True, "frozen layers changed"), (False, "")):
+        steps = losses(training=training)
+        next(steps)
+        steps.close()
+        assert [found in text for text in pending.values()] == ([True] if found else [])
+        pending.clear()
+
+
+def test_a_generator_that_is_given_up_before_anything_ran_says_so(
+    net: Any, pending: dict[int, str]
+) -> None:
+    def nothing() -> Iterator[None]:
+        with frozen_bn(net):
+            yield
+
+    steps = nothing()
+    next(steps)
+    steps.close()
+    (told,) = pending.values()
+    assert "nothing ran" in told
+    pending.clear()
+
+
+def test_a_guard_that_is_entered_is_known_until_it_is_left(net: Any, batch: Tensor) -> None:
+    guard = frozen(net)
+    with guard:
+        assert list(guards.entered.values()) == [guard]
+        assert "was entered and never left" in guard.left_open
+        net(batch)
+    assert guards.entered == {}
+
+
+@pytest.mark.parametrize("call", [frozen_bn, frozen, bn_updates, trains])
+def test_an_unknown_keyword_is_an_error_of_the_gate(net: Any, call: Any) -> None:
+    with pytest.raises(
+        GateError, match=r"got an unexpected keyword argument 'exclud'; did you mean"
+    ):
+        call(net, exclud="neck")
+    with pytest.raises(GateError, match="missing a required argument: 'model'"):
+        call()
+
+
+def test_a_type_error_of_a_users_own_is_theirs(net: Any) -> None:
+    class Names(tuple):
+        def __iter__(self) -> Iterator[str]:
+            raise TypeError("mine")
+
+    with pytest.raises(TypeError, match="mine"):
+        frozen(net, exclude=Names())
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit])
 def test_what_is_no_failure_goes_through_untouched(
-    net: Any, batch: Tensor, kind: type[BaseException]
+    net: Any, batch: Tensor, kind: type[BaseException], pending: dict[int, str]
 ) -> None:
     error = kind()
     with pytest.raises(kind) as caught, frozen(net):
         drift_and_raise(net, batch, error)
     assert caught.value is error
     assert not hasattr(error, "__notes__")
+    pending.clear()
 
 
 def test_an_exit_carries_the_drift_too(net: Any, batch: Tensor) -> None:

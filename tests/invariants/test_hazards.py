@@ -84,7 +84,7 @@ def test_where_no_optimizer_of_the_model_steps_none_lacks_a_parameter(
 
 
 def test_statistics_of_a_new_layer_beside_some_that_were_loaded(net: Any, batch: Tensor) -> None:
-    net.neck.reset_running_stats()
+    net.requires_grad_(False).neck.reset_running_stats()
     said = warned_of(frozen_bn, net, lambda: net(batch))
     assert "neck: ran with running_mean 0 and running_var 1" in said
     assert "backbone.bn" not in said
@@ -102,6 +102,25 @@ def test_statistics_of_a_frozen_batch_norm_that_nothing_was_loaded_into() -> Non
     model = nn.Sequential(FrozenBatchNorm2d(3))
     said = warned_of(frozen_bn, model, lambda: model(torch.randn(2, 3, 4, 4)))
     assert "0: ran with running_mean 0" in said
+
+
+def test_a_new_layer_that_trains_is_a_head_and_no_part_of_a_checkpoint(
+    net: Any, batch: Tensor
+) -> None:
+    net.neck.reset_running_stats()
+    net.neck.reset_parameters()
+    assert quiet(frozen_bn, net, lambda: net(batch))
+    net.neck.requires_grad_(False)
+    assert "neck: ran with running_mean 0" in warned_of(frozen_bn, net, lambda: net(batch))
+
+
+def test_a_new_weight_of_zeros_is_not_taken_for_a_loaded_one() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).eval()
+    nn.init.zeros_(model[1].weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with frozen_bn(model):
+            model(torch.randn(4, 3))
 
 
 def test_a_new_model_is_no_hazard() -> None:

@@ -45,8 +45,10 @@ class Ear(Observer):
     def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
         self.heard.append(("training" if training else "eval", module))
 
-    def before_step(self, optimizer: Optimizer, frame: object) -> Callable[[], None]:
-        return lambda: self.heard.append(("optimizer", optimizer))
+    def before_step(
+        self, optimizer: Optimizer, frame: object, *, closure: bool
+    ) -> Callable[[], None]:
+        return lambda: self.heard.append(("closure" if closure else "optimizer", optimizer))
 
     def before_load(self, module: nn.Module, frame: object) -> Callable[[], None]:
         return lambda: self.heard.append(("load", module))

@@ -150,51 +150,6 @@ def test_a_forward_that_does_not_ask_its_mode() -> None:
     assert "training=self.training" in cause.fix
 
 
-class Norms(nn.Module):
-    """Normalise with a child's statistics, which is not called."""
-
-    def __init__(self, *, training: bool) -> None:
-        super().__init__()
-        self.bn, self.other = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
-        self.uses_batch = training
-
-    def forward(self, batch: Tensor) -> Tensor:
-        mean, var = self.bn.running_mean, self.bn.running_var.detach()
-        return nn.functional.batch_norm(batch, mean, var, training=self.uses_batch)
-
-
-def test_a_call_of_batch_norm_with_a_layers_statistics() -> None:
-    model = Norms(training=True).eval()
-    cause = the_cause(model, lambda: model(batch()))
-    assert cause.name == "update-in-eval"
-    assert cause.layers == ("bn",)
-    assert "bn was in eval and did not run" in cause.why
-    assert "on 1 batch" in cause.why
-    assert (cause.place.function, cause.place.tool) == ("forward", None)
-    assert cause.fix.endswith("training=bn.training")
-
-
-def test_such_a_call_while_the_layer_is_in_training_mode() -> None:
-    model = Norms(training=True).train()
-    assert the_cause(model, lambda: model(batch())).name == "training-mode"
-
-
-def test_a_call_that_uses_stored_statistics_or_its_own_is_none() -> None:
-    model = Norms(training=False).eval()
-    with frozen_bn(model):
-        model(batch())
-        nn.functional.batch_norm(batch(), torch.zeros(3), torch.ones(3), training=True)
-
-
-def test_calls_are_heard_no_longer_once_the_guard_ends() -> None:
-    before = torch.batch_norm
-    with frozen_bn(Norms(training=False).eval()) as guard:
-        assert torch.batch_norm is before
-        guard.model(batch())
-        assert torch.batch_norm is before
-    assert torch.batch_norm is before
-
-
 def test_an_update_in_eval_after_a_flip_there_and_back() -> None:
     model = Small(AlwaysUpdates).eval()
     assert the_cause(model, lambda: model.train().eval()(batch())).name == "update-in-eval"

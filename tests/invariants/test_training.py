@@ -128,6 +128,24 @@ def test_what_moves_by_weight_decay_alone_does_not_train(net: Net) -> None:
     assert verdict.changes[0].text.startswith("moved by decay or moments alone; AdamW")
 
 
+def test_a_closure_brings_the_gradients_that_count(net: Net) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def closure(*, detached: bool = False) -> Tensor:
+        optimizer.zero_grad(set_to_none=False)
+        loss = net(torch.randn(8, 3)).square().mean()
+        (loss.detach().requires_grad_() if detached else loss).backward()
+        return loss.detach()
+
+    net.train()
+    closure()
+    optimizer.zero_grad(set_to_none=False)
+    with trains(net, "head"):
+        optimizer.step(closure)
+    with pytest.raises(InvariantBroken, match="zero-gradient"), trains(net, "head"):
+        optimizer.step(lambda: closure(detached=True))
+
+
 def test_a_step_that_is_undone_is_told(net: Net) -> None:
     def step_and_put_back() -> None:
         before = copy.deepcopy(net.head.state_dict())

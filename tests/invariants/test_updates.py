@@ -407,7 +407,7 @@ def test_a_layer_that_is_stuck_in_eval_is_told_with_the_line() -> None:
     (cause,) = broken(model, validate_and_train).causes
     assert cause.name == "stuck-in-eval"
     assert cause.place is not None
-    assert (cause.place.call, cause.place.function) == ("Net.eval(False)", "validate_and_train")
+    assert (cause.place.call, cause.place.function) == ("Net.eval()", "validate_and_train")
 
 
 def test_an_update_in_eval_is_a_violation() -> None:

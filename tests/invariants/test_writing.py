@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.optim.lookahead import Lookahead
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -348,3 +349,89 @@ def test_a_long_loop_keeps_no_more_than_a_short_one(model: Branches) -> None:
             sizes.append(sum(trace.size for trace in kept.traces))
         tracemalloc.stop()
     assert sizes[1] - sizes[0] < 1_000
+
+
+def cause_of(model: nn.Module, step: Callable[[], object]) -> Any:
+    return the_cause(verdict_of(model, step))
+
+
+def closure_of(
+    model: Branches, optimizer: Optimizer, *, backward: bool = True
+) -> Callable[[], Any]:
+    def closure() -> Tensor:
+        optimizer.zero_grad(set_to_none=False)
+        loss = model(batch()).square().mean()
+        if backward:
+            loss.backward()
+        return loss.detach()
+
+    return closure
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "LBFGS"])
+@pytest.mark.parametrize("stale", [True, False])
+def test_a_step_with_a_closure_has_the_gradients_that_this_computes(
+    model: Branches, name: str, stale: bool
+) -> None:
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1)
+    closure = closure_of(model, optimizer)
+    if stale:
+        closure()
+        optimizer.zero_grad(set_to_none=False)
+    cause = cause_of(model, lambda: optimizer.step(closure))
+    assert cause.name == "gradient-step"
+    assert cause.place.call == f"{name}.step()"
+
+
+def test_a_closure_that_leaves_no_gradient_leaves_weight_decay(model: Branches) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    closure_of(model, optimizer)()
+    closure = closure_of(model, optimizer, backward=False)
+    assert cause_of(model, lambda: optimizer.step(closure=closure)).name == "weight-decay"
+
+
+def test_a_step_of_what_shares_a_tensors_memory(model: Branches) -> None:
+    other = Branches()
+    model.load_state_dict(other.state_dict(), assign=True)
+    model.requires_grad_(False)
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    cause = cause_of(model, lambda: optimizer.step(closure_of(other, optimizer)))
+    assert cause.name == "gradient-step"
+    assert "the optimizer holds others of the same memory" in cause.why
+    assert "copy.deepcopy" in cause.fix
+
+
+def test_moments_of_an_lbfgs_are_those_of_all_that_it_holds(model: Branches) -> None:
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1)
+    optimizer.step(closure_of(model, optimizer))
+    for parameter in model.frozen.requires_grad_(False).parameters():
+        parameter.grad = None
+    cause = cause_of(model, lambda: optimizer.step(closure_of(model, optimizer)))
+    assert cause.name == "stale-momentum"
+    assert cause.tensors == ("frozen.weight", "frozen.bias")
+    assert cause.fix == "build the optimizer anew without them"
+
+
+def test_slow_weights_of_an_optimizer_around_another_are_moments(model: Branches) -> None:
+    optimizer = Lookahead(torch.optim.SGD(model.parameters(), lr=0.1), k=2)
+    for _ in range(3):
+        closure_of(model, optimizer)()
+        optimizer.step()
+    model.frozen.requires_grad_(False)
+    optimizer.zero_grad(set_to_none=False)
+    assert cause_of(model, optimizer.step).name == "stale-momentum"
+
+
+def test_what_wraps_an_optimizer_unseen_is_named_as_what_may_have_written(model: Branches) -> None:
+    class Wrapper:
+        def __init__(self, inner: Optimizer) -> None:
+            self.inner = inner
+
+        def step(self) -> None:
+            self.inner.step()
+            with torch.no_grad():
+                model.frozen.weight.mul_(0.5)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    why = cause_of(model, Wrapper(optimizer).step).why
+    assert "SGD holds it and stepped without moving it, but what wraps it may have" in why

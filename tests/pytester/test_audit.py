@@ -92,12 +92,12 @@ def test_the_ini_key_asks_for_it_too(sessions: Sessions) -> None:
     assert "bn audit" not in off.output
 
 
-@pytest.mark.parametrize("option", ["--bn-audit=fails", "-obn_audit=fails"])
+@pytest.mark.parametrize("option", ["--bn-audit=fails", "-obn_audit=fails", "--bn-audit="])
 def test_a_wrong_value_is_an_error_of_usage(sessions: Sessions, option: str) -> None:
     sessions.pytester.makepyfile(test_it="def test_passes(): pass")
     result = sessions.bare(option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*bn?audit=fails: accepted are report and fail*"])
+    result.stderr.fnmatch_lines(["*bn?audit=*: accepted are report and fail*"])
 
 
 def test_a_path_after_the_bare_option_is_explained(sessions: Sessions) -> None:

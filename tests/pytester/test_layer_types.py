@@ -84,6 +84,17 @@ def test_a_name_that_cannot_be_imported_fails_what_needs_it(sessions: Sessions, 
         assert f"bn_layer_types: '{name}' cannot be imported" in session.first_line(test)
 
 
+def test_a_name_of_something_else_than_a_class_fails_what_needs_it(sessions: Sessions) -> None:
+    sessions.pytester.makeini(f"[pytest]\n{LOOP_SCOPE}\nbn_layer_types = torch.nn")
+    session = sessions.run("""
+        @pytest.mark.frozen_bn
+        def test_step(model):
+            hold(model)
+    """)
+    assert session.outcomes == {"test_step": "failed"}
+    assert "bn_layer_types: 'torch.nn' is no class" in session.first_line("test_step")
+
+
 def test_the_names_are_forgotten_after_the_session(sessions: Sessions) -> None:
     sessions.pytester.makeini("[pytest]\nbn_layer_types = Norm")
     sessions.run(OWN_NORM).tells_apart()

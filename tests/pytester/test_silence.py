@@ -360,6 +360,63 @@ def test_a_guard_that_a_fixture_never_entered_fails_the_test(sessions: Sessions)
     assert session.outcomes == {"test_step": "failed", "test_after": "passed"}
 
 
+def test_a_guard_that_is_never_left_fails_the_test_once_its_fixtures_have_ended(
+    sessions: Sessions,
+) -> None:
+    session = sessions.run("""
+        import contextlib
+
+        @pytest.fixture
+        def stack():
+            with contextlib.ExitStack() as stack:
+                yield stack
+
+        @pytest.fixture(scope="module")
+        def around(net):
+            with frozen_bn(net) as guard:
+                yield guard
+                hold(net)
+
+        @pytest.fixture(scope="module")
+        def net():
+            return Net().eval()
+
+        from pytest_bninvariants import frozen_bn
+
+        def test_entered_drifts(model):
+            frozen_bn(model).__enter__()
+            drift(model)
+
+        def test_by_a_fixture_holds(around):
+            pass
+
+        def test_by_a_fixture_still_holds(around):
+            pass
+
+        def test_stack_holds(model, stack):
+            stack.enter_context(frozen_bn(model))
+            hold(model)
+
+        def test_suspended_drifts(model):
+            def losses():
+                with frozen_bn(model):
+                    while True:
+                        yield drift(model)
+
+            for _, loss in zip(range(2), losses()):
+                pass
+    """)
+    assert session.outcomes == {
+        "test_entered_drifts": "passed error",
+        "test_by_a_fixture_holds": "passed",
+        "test_by_a_fixture_still_holds": "passed",
+        "test_stack_holds": "passed",
+        "test_suspended_drifts": "failed",
+    }
+    assert "was entered and never left" in session.output
+    assert "2 of 2 frozen BN layers changed" in session.first_line("test_suspended_drifts")
+
+
 def test_a_guard_never_entered_in_one_test_is_not_charged_to_the_next(sessions: Sessions) -> None:
     session = sessions.run("""
         def test_own(model, frozen_bn):
