@@ -13,7 +13,7 @@ from pytest_bninvariants.invariants.diagnosis import diagnose
 from pytest_bninvariants.invariants.evidence import Evidence, Layer
 from pytest_bninvariants.invariants.hazards import hazards
 from pytest_bninvariants.invariants.names import own_tensors
-from pytest_bninvariants.invariants.normalisation import counts_batches, is_frozen_by_kind
+from pytest_bninvariants.invariants.normalisation import counts_batches
 from pytest_bninvariants.invariants.operations import Handled
 from pytest_bninvariants.invariants.selection import Scope
 from pytest_bninvariants.invariants.sides import After, Before
@@ -51,7 +51,6 @@ def compare(before: Before, model: nn.Module, scope: Scope, witness: Witness) ->
         new = [key for key in after.selection.tensors if key not in before.names.tensors]
         alike = snapshot.alike_in(before.kept, after.tensors)
         changes = snapshot.changes(before.kept, after.tensors, new, alike)
-        changes = [each for each in changes if not _is_without_use(each, before, after, changes)]
         changes += _layer_changes(before, after, witness, scope, changes)
         if changes:
             names = dict.fromkeys([*before.names.modules, *after.names.modules])
@@ -62,19 +61,6 @@ def compare(before: Before, model: nn.Module, scope: Scope, witness: Witness) ->
             causes=diagnose(_evidence_of(changes, before, after, witness)),
             hazards=tuple(hazards(model, before, after, changes, alike, witness)),
         )
-
-
-def _is_without_use(change: Change, before: Before, after: After, changes: list[Change]) -> bool:
-    """Tell whether it is of a counter that is gone since the layer was frozen by its kind.
-
-    As in torchvision's FrozenBatchNorm2d, with all other state as it was.
-    """
-    if change.kind != "gone" or not change.name.endswith("num_batches_tracked"):
-        return False
-    key = before.names.bare[change.layer]
-    now = after.module(key, before.names.modules[change.layer])
-    alone = [each for each in changes if each.layer == change.layer] == [change]
-    return alone and now is not None and is_frozen_by_kind(now)
 
 
 def _layer_changes(

@@ -17,7 +17,7 @@ _OURS = f"{Path(__file__).parents[1]}{os.sep}"
 _LIBRARIES = tuple(
     f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
-_NO_TOOLS = ("torch.nn.modules.", "torch.nn.functional")
+_NO_TOOLS = "torch.nn.modules."
 _PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import FrameType
 
@@ -200,7 +200,8 @@ class Witness(Observer):
             self._forward_seen = True
             if batch:
                 seen = self._seen.of(layer)
-                seen.ran_at = seen.ran_at or place_of(frame, f"{name}()")
+                place = place_of(frame, f"{name}()")  # through torch.nn.functional, if at all
+                seen.ran_at = seen.ran_at or (place and replace(place, tool=None))
                 seen.by_others += 1
                 seen.function = name
                 seen.count("batches", in_eval=not layer.training)

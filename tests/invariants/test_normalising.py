@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from pytest_bninvariants import FrozenStateChanged, frozen_bn
 
@@ -196,20 +195,3 @@ def test_statistics_that_are_another_layers_too(together: bool) -> None:
     assert cause.name == "update-in-eval"
     named = "student.bn" if together else "a BatchNorm1d outside of the model"
     assert f"are the same memory as those of {named}" in cause.why
-
-
-def test_a_layer_that_becomes_frozen_by_kind_keeps_its_state() -> None:
-    def step(model: nn.Module, by: int = 0) -> None:
-        frozen = FrozenBatchNorm2d(3)
-        frozen.load_state_dict(model.bn.state_dict())
-        frozen.bias += by
-        model.bn = frozen
-
-    model = nn.Sequential()
-    model.bn = nn.BatchNorm2d(3).eval()
-    model(torch.randn(4, 3, 2, 2))
-    with frozen_bn(model):
-        step(model)
-    model.bn = nn.BatchNorm2d(3).eval()
-    with pytest.raises(FrozenStateChanged, match="num_batches_tracked"), frozen_bn(model):
-        step(model, by=1)
