@@ -48,7 +48,8 @@ def check_law(
     @given(law.cases(dims=law.ranks(subject.dims), dtype=dtype, device=device))
     def run(case: Case) -> None:
         own = Tally()
-        law.check(Trial(law.name, law.statement, subject, case, own), case)
+        with torch.enable_grad():  # and what a layer leaves it at is its own case's
+            law.check(Trial(law.name, law.statement, subject, case, own), case)
         tally.take(own)
 
     try:

@@ -650,3 +650,53 @@ class TakesOneSampleInEval(nn.BatchNorm2d):
         if x.dim() == 3 and not self.training:
             return super().forward(x[None])[0]
         return super().forward(x)
+
+
+@breaks("state_dict_round_trip")
+class TakesOverTheDtype(nn.BatchNorm2d):
+    def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state, prefix, *args)
+        given = state.get(f"{prefix}running_var")
+        if given is not None and given.dtype != self.running_var.dtype:
+            self.running_var = given.clone()
+
+
+@breaks("state_dict_round_trip")
+class ClampsWhatItLoads(nn.BatchNorm2d):
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.running_var.clamp_(min=1e-8)
+
+
+@breaks("state_dict_versions")
+class SavesAsAnOldVersion(nn.BatchNorm2d):
+    _version = 1
+
+
+@breaks("settings_are_read")
+class AveragesAsConstructed(nn.BatchNorm2d):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.averages = self.momentum is None
+
+    def forward(self, x: Tensor) -> Tensor:
+        momentum = self.momentum
+        self.momentum = None if self.averages else momentum
+        try:
+            return super().forward(x)
+        finally:
+            self.momentum = momentum
+
+
+@breaks("eval_follows_state")
+class KeepsItsFirstWeight(nn.BatchNorm2d):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.__dict__["first"] = self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        held, self._parameters["weight"] = self._parameters["weight"], self.first
+        try:
+            return super().forward(x)
+        finally:
+            self._parameters["weight"] = held

@@ -175,6 +175,11 @@ def state_dict_keys(trial: Trial, case: Case) -> None:
 def state_dict_round_trip(trial: Trial, case: Case) -> None:
     """A state that is saved and loaded into a new layer is the same state, loaded in place."""
     trial.build()
+    trial.run("layer.running_var.mul_(1e-20)", KEEP)
+    trial.make()
+    trial.run("layer.load_state_dict(kept)")
+    unchanged(trial, "the round trip of a tiny variance")
+    trial.build()
     trial.feed(case.batches[0])
     trial.run("layer.train()(x)", KEEP, "trained = layer")
     trial.make()
@@ -189,6 +194,10 @@ def state_dict_round_trip(trial: Trial, case: Case) -> None:
         "not torch.equal(kept['running_mean'], layer.running_mean)",
         "the loaded layer shares memory with the state that it was given",
     )
+    trial.run("wide = {k: v.double() if v.is_floating_point() else v for k, v in kept.items()}")
+    trial.run("layer.load_state_dict(wide)")
+    unchanged(trial, "a state in float64")
+    _holds(trial, "load_state_dict() of float64")
 
 
 @law(ONE, **FEW)
@@ -199,6 +208,7 @@ def state_dict_versions(trial: Trial, case: Case) -> None:
     trial.run("layer.running_mean.add_(1)", "layer.load_state_dict(old)")
     unchanged(trial, "loading a state without a counter")
     trial.run("new = layer.state_dict()", "del new['num_batches_tracked']")
+    trial.raises("layer.load_state_dict(new)", RuntimeError)
     trial.run("new._metadata = {'': {'version': 2}}")
     trial.raises("layer.load_state_dict(new)", RuntimeError)
 
@@ -370,8 +380,10 @@ def _follow_changes(trial: Trial, twin: Twin) -> None:
         getattr(twin.reference, name).data.add_(change)
         trial.close("layer(x)", twin.expect(trial["x"]).output, axis=1)
     trial.run("changed = {k: v * 2 for k, v in layer.state_dict().items()}")
+    trial.run("called = torch.func.functional_call(layer, changed, (x,))")
     trial.run("layer.load_state_dict(changed)")
     twin.reference.load_state_dict(
         {k: v.double() for k, v in trial["changed"].items()}, strict=False
     )
+    trial.close("called", twin.expect(trial["x"]).output, axis=1)
     trial.close("layer(x)", twin.expect(trial["x"]).output, axis=1)
