@@ -168,7 +168,7 @@ def _after_first(each: Approximation, axis: int) -> Approximation:
 
 @law(("float64", "float32", "bfloat16"), share=0.3)
 def layouts(trial: Trial, case: Case) -> None:
-    """Layout, strides and storage offset of input and gradient change nothing but rounding."""
+    """Layout and strides of input and gradient change only rounding; channels_last stays so."""
     rank = len(case.batches[0].shape)
     for layout in _layouts_of(case):
         batch = replace(case.batches[0], layout=layout)
@@ -193,7 +193,7 @@ def layouts(trial: Trial, case: Case) -> None:
 
 @law(("float64", "float32", "bfloat16"), share=0.3, frozen=True, **EVAL)
 def eval_layouts(trial: Trial, case: Case) -> None:
-    """In eval layout, strides and storage offset of the input change nothing but rounding."""
+    """In eval layout and strides of the input change only rounding; channels_last stays so."""
     for layout in _layouts_of(case):
         trial.case = replace(case, batches=(replace(case.batches[0], layout=layout),))
         twin = start(trial, training=False)

@@ -27,7 +27,7 @@ STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 def construction(trial: Trial, case: Case) -> None:
     """The constructor is nn.BatchNorm's: order, defaults, attributes and initial state.
 
-    Of `dtype` and `bias`, which not every torch has, those that it takes.
+    Of `device`, `dtype` and `bias`, which not every torch has, those that it takes.
     """
     call, c = trial.subject.call, case.channels
     trial.run("random = torch.get_rng_state()", f"layer = {call(c)}")
@@ -114,7 +114,7 @@ def _state_stays(trial: Trial, case: Case) -> None:
 
 @law(ONE, **FEW)
 def no_grad_updates(trial: Trial, case: Case) -> None:
-    """Under no_grad and inference_mode training updates its statistics all the same."""
+    """Under no_grad and inference_mode training updates its statistics, and makes no graph."""
     twin = start(trial, training=True)
     for mode in ("no_grad", "inference_mode"):
         x = trial.feed(case.batches[0])
