@@ -583,6 +583,6 @@ def test_what_is_no_model_is_a_gate_error(guard: Callable[..., object], model: o
     assert f"({type(model).__name__})" in str(caught.value)
 
 
-def test_an_unknown_option_is_a_type_error() -> None:
-    with pytest.raises(TypeError):
+def test_an_unknown_option_is_an_error_of_the_gate() -> None:
+    with pytest.raises(GateError):
         frozen(deep(), excluded="stem")  # type: ignore[call-arg]
