@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,7 +59,9 @@ def check_law(
     except LawBroken as broken:
         broken.__notes__ = []  # hypothesis's retelling of the case; the report has it
         raise
-    if tally.unjudged > MOST_UNJUDGED * tally.examples:
+    chance = math.sqrt(tally.examples) / 2  # a standard deviation at a share of one half
+    most = MOST_UNJUDGED * tally.examples + chance
+    if tally.unjudged > most or tally.unjudged >= tally.examples:
         raise GateError(
             f"{law.name}: {tally.unjudged:.1f} of {tally.examples} cases were ill-posed, over "
             f"{MOST_UNJUDGED:.0%}, so this is no judgement"
