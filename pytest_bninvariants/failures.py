@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import linecache
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -108,7 +108,7 @@ def raise_what_was_missed(
     if told:
         pending.clear()
         (getattr(item, "_excinfo", None) or []).clear()  # unittest's unexpected success, say
-        raise_at(getattr(item, "obj", None) or item.runtest, GateError("; ".join(told)), {})
+        _fail(item, told)
 
 
 def raise_what_was_left_open(
@@ -129,8 +129,12 @@ def raise_what_was_left_open(
     for guard in left:
         guard.stop()
     if left:
-        told = dict.fromkeys(guard.left_open for guard in left)
-        raise_at(getattr(item, "obj", None) or item.runtest, GateError("; ".join(told)), {})
+        _fail(item, dict.fromkeys(guard.left_open for guard in left))
+
+
+def _fail(item: pytest.Item, told: Iterable[str]) -> NoReturn:
+    __tracebackhide__ = True
+    raise_at(getattr(item, "obj", None) or item.runtest, GateError("; ".join(told)), {})
 
 
 def clean(item: pytest.Item, call: pytest.CallInfo[None], *, verbose: bool) -> None:

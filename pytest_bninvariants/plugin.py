@@ -110,7 +110,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
     from pytest_bninvariants import failures
 
     result = yield
-    failures.raise_what_was_left_open(item, _entered(), item.stash.get(_OPEN, set()))
+    if _OPEN in item.stash:  # else its call never ran
+        failures.raise_what_was_left_open(item, _entered(), item.stash[_OPEN])
     return result
 
 

@@ -55,7 +55,8 @@ def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: boo
     while frame is not None and frame.f_code.co_name == "__setattr__":
         frame = frame.f_back
     while frame is not None and frame.f_code.co_name in ("train", "eval"):
-        owner = frame.f_locals.get("self", _receiver(frame))
+        known = frame.f_locals
+        owner = known["self"] if "self" in known else _receiver(frame)
         if not isinstance(owner, nn.Module):
             break
         mode = "" if frame.f_code.co_name == "eval" else training

@@ -59,9 +59,8 @@ def _explain_replaced(evidence: list[Evidence]) -> tuple[str, str]:
         if each.layer not in swapped
     ]
     if all(each.change.kind == "initialised" for each in evidence):
-        return few(
-            told
-        ), "run a batch before the guarded step: lazy modules take their shape from it"
+        fix = "run a batch before the guarded step: lazy modules take their shape from it"
+        return few(told), fix
     return (
         few(told),
         "replace, convert or cast before the guarded step, and build the optimizer after that",

@@ -390,6 +390,17 @@ def test_a_guard_that_is_never_left_fails_the_test_once_its_fixtures_have_ended(
         def test_by_a_fixture_holds(around):
             pass
 
+        @pytest.mark.skip
+        def test_by_a_fixture_is_skipped(around):
+            pass
+
+        @pytest.fixture
+        def failing(around):
+            raise ValueError("own")
+
+        def test_by_a_fixture_fails_in_setup(failing):
+            pass
+
         def test_by_a_fixture_still_holds(around):
             pass
 
@@ -409,6 +420,8 @@ def test_a_guard_that_is_never_left_fails_the_test_once_its_fixtures_have_ended(
     assert session.outcomes == {
         "test_entered_drifts": "passed error",
         "test_by_a_fixture_holds": "passed",
+        "test_by_a_fixture_is_skipped": "skipped",
+        "test_by_a_fixture_fails_in_setup": "error",
         "test_by_a_fixture_still_holds": "passed",
         "test_stack_holds": "passed",
         "test_suspended_drifts": "failed",
