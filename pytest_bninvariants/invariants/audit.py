@@ -21,6 +21,7 @@ from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants import audience, observers, snapshot
 from pytest_bninvariants.invariants.audience import How, Observer, passed_over
 from pytest_bninvariants.invariants.bn_layers import BN_STATE, STATISTICS, has_stored_statistics
+from pytest_bninvariants.invariants.content import version
 from pytest_bninvariants.invariants.leaks import Leak, verdicts
 from pytest_bninvariants.invariants.modes import Modes
 from pytest_bninvariants.invariants.names import Watched, named_modules
@@ -54,13 +55,13 @@ class _Freeze:
     kept: dict[str, Kept]
     run: Run | None = None
     batches: int = 0
-    versions: list[int] = field(default_factory=list)
+    versions: list[int | None] = field(default_factory=list)
 
     @property
-    def versions_now(self) -> list[int]:
+    def versions_now(self) -> list[int | None]:
         """Return it as it is now."""
-        tensors = (k.watched.tensor for k in self.kept.values() if k.watched.kind == "parameter")
-        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        kept = (each.watched for each in self.kept.values())
+        return [version(watched.tensor) for watched in kept if watched.kind == "parameter"]
 
     def __post_init__(self) -> None:
         self.versions = self.versions_now
@@ -83,7 +84,7 @@ class _Seen(Modes):
     freeze: _Freeze | None = None
 
 
-class Standby(Observer):
+class Standby(observers.Watcher):
     """Hear nothing, but keep torch's functions wrapped between one auditor and the next.
 
     To wrap them takes as long as a small test does.
@@ -97,14 +98,6 @@ class Standby(Observer):
     def heeds(self, layer: nn.Module) -> bool:
         """Tell that no layer is listened to."""
         return False
-
-    def start(self) -> None:
-        """Begin."""
-        observers.add(self)
-
-    def stop(self) -> None:
-        """End."""
-        observers.discard(self)
 
 
 class Auditor(Observer):

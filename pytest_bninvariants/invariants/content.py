@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from operator import ge
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ _COMPRESSED = {
     torch.sparse_csc: ("ccol_indices", "row_indices"),
     torch.sparse_bsc: ("ccol_indices", "row_indices"),
 }
+_T = TypeVar("_T")
 Content = tuple[Tensor, ...]
 """Copies of the bytes of a tensor's parts."""
 
@@ -141,6 +143,21 @@ def _address(tensor: Tensor) -> int:
         return 0 if is_lazy(tensor) or tensor.is_meta else tensor.data_ptr()
     except RuntimeError:  # sparse and fake tensors have no address
         return 0
+
+
+def by_address(held: Iterable[tuple[object, _T]]) -> dict[int, list[_T]]:
+    """Group what goes with tensors by where their values lie; what goes with others is left out."""
+    found: dict[int, list[_T]] = {}
+    for tensor, each in held:
+        at = address(tensor) if isinstance(tensor, Tensor) else 0
+        if at:
+            found.setdefault(at, []).append(each)
+    return found
+
+
+def version(tensor: Tensor) -> int | None:
+    """Return what mostly moves when a tensor is written; those made in inference mode have none."""
+    return None if tensor.is_inference() else tensor._version
 
 
 @torch.no_grad()

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pytest_bninvariants.invariants import observers
-from pytest_bninvariants.invariants.audience import End, Finish, How, Observer
+from pytest_bninvariants.invariants.audience import End, Finish, How
 from pytest_bninvariants.invariants.content import address
 from pytest_bninvariants.invariants.lineage import Batch, History, Lineage, State, statistics_of
 from pytest_bninvariants.invariants.names import all_tensors, named_modules
 from pytest_bninvariants.invariants.normalisation import has_known_forward, is_to_update
+from pytest_bninvariants.invariants.observers import Watcher
 from pytest_bninvariants.invariants.operations import held_by
 from pytest_bninvariants.invariants.places import (
     place_of,
@@ -84,7 +84,7 @@ class _Forward:
     normalised: bool = False
 
 
-class Ledger(Observer):
+class Ledger(Watcher):
     """Keep account of some BN layers during one step.
 
     Args:
@@ -108,14 +108,6 @@ class Ledger(Observer):
         """How many steps of optimizers there were that hold parameters of the model."""
         self.compiled = False
         """Whether compiled code ran, in which forwards are unseen."""
-
-    def start(self) -> None:
-        """Begin to watch."""
-        observers.add(self)
-
-    def stop(self) -> None:
-        """Watch no longer; harmless where it does not watch."""
-        observers.discard(self)
 
     def expects_updates(self, layer: nn.Module) -> bool:
         """Tell whether a layer is one of those that are to be updated."""

@@ -17,6 +17,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from pytest_bninvariants.invariants import audience
 from pytest_bninvariants.invariants.audience import End, How, unseen
 from pytest_bninvariants.invariants.bn_layers import STATISTICS
+from pytest_bninvariants.invariants.content import version
 from pytest_bninvariants.invariants.names import own_tensors
 from pytest_bninvariants.invariants.normalisation import has_known_forward, uses_batch_statistics
 from pytest_bninvariants.invariants.patches import Patch, Patches, Switch
@@ -201,14 +202,9 @@ def _marks(layer: nn.Module) -> list[object]:
 
     Not with all that writes: that is why what layers call is listened to.
     """
-    found: list[object] = []
+    held = [getattr(layer, name, None) for name in STATISTICS]
     with torch._C.DisableTorchFunction():
-        for held in (getattr(layer, name, None) for name in STATISTICS):
-            version = None
-            if isinstance(held, Tensor) and not held.is_inference():
-                version = held._version
-            found.append((id(held), version))
-    return found
+        return [(id(each), version(each) if isinstance(each, Tensor) else None) for each in held]
 
 
 def _tell_by_mode(layer: nn.Module, x: Tensor | None, *, failed: bool, wrote: bool) -> None:

@@ -252,3 +252,15 @@ _observers = _Observers()
 add = _observers.add
 discard = _observers.discard
 heard_only_by = _observers.heard_only_by
+
+
+class Watcher(Observer):
+    """An observer that begins and ends by itself."""
+
+    def start(self) -> None:
+        """Begin to watch."""
+        add(self)
+
+    def stop(self) -> None:
+        """Watch no longer; harmless where it does not watch."""
+        discard(self)

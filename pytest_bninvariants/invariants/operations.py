@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants.audience import Finish
-from pytest_bninvariants.invariants.content import Content, address, content_of, same_content
+from pytest_bninvariants.invariants.content import (
+    Content,
+    address,
+    by_address,
+    content_of,
+    same_content,
+    version,
+)
 from pytest_bninvariants.invariants.names import named_modules
 from pytest_bninvariants.invariants.places import place_of
 from pytest_bninvariants.invariants.undisturbed import undisturbed
@@ -131,11 +138,7 @@ class Operations:
 
     @cached_property
     def _by_address(self) -> dict[int, list[Tensor]]:
-        found: dict[int, list[Tensor]] = {}
-        for tensor in self._followed.values():
-            if address(tensor):
-                found.setdefault(address(tensor), []).append(tensor)
-        return found
+        return by_address((tensor, tensor) for tensor in self._followed.values())
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
         """Look at what a module holds; return what looks again after its load_state_dict()."""
@@ -226,14 +229,14 @@ class _Step:
             state=gradient != "nonzero" and _has_moments(optimizer, held.parameter),
             content=None if gradient == "none" else content_of(tensor),
             glance=_glance(tensor) if gradient == "none" else None,
-            version=None if tensor.is_inference() else tensor._version,
+            version=version(tensor),
         )
 
     def moved(self) -> bool:
         tensor = self.held.tensor
         if self.gradient != "none":
             return not same_content(self.content, tensor)
-        if self.version is not None and self.version != tensor._version:
+        if self.version is not None and self.version != version(tensor):
             return True
         now = _glance(tensor)
         return self.glance is not None and now is not None and not torch.equal(self.glance, now)

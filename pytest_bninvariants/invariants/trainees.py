@@ -9,9 +9,9 @@ from types import FrameType
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pytest_bninvariants.invariants import observers
-from pytest_bninvariants.invariants.audience import Finish, Observer
+from pytest_bninvariants.invariants.audience import Finish
 from pytest_bninvariants.invariants.content import content_of, same_content
+from pytest_bninvariants.invariants.observers import Watcher
 from pytest_bninvariants.invariants.operations import Gradient, gradient_of
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 
@@ -39,7 +39,7 @@ class Trainee:
     moved: bool = False
 
 
-class Trainees(Observer):
+class Trainees(Watcher):
     """Follow some parameters during one step.
 
     Args:
@@ -50,14 +50,6 @@ class Trainees(Observer):
         self._seen = {id(parameter): (parameter, Trainee()) for parameter in parameters}
         self.stepped: list[str] = []
         """Class names of the optimizers that stepped, whatever they hold."""
-
-    def start(self) -> None:
-        """Begin to watch."""
-        observers.add(self)
-
-    def stop(self) -> None:
-        """Watch no longer; harmless where it does not watch."""
-        observers.discard(self)
 
     def of(self, parameter: Tensor) -> Trainee:
         """Return what was seen of a parameter."""

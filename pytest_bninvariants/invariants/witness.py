@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from pytest_bninvariants.invariants import observers
-from pytest_bninvariants.invariants.audience import Finish, How, Observer, passed_over
+from pytest_bninvariants.invariants.audience import Finish, How, passed_over
 from pytest_bninvariants.invariants.bn_layers import is_bn_layer
-from pytest_bninvariants.invariants.content import address, addresses
+from pytest_bninvariants.invariants.content import address, addresses, by_address, version
 from pytest_bninvariants.invariants.modes import Modes
 from pytest_bninvariants.invariants.names import (
     Layout,
@@ -31,6 +31,7 @@ from pytest_bninvariants.invariants.normalisation import (
     is_compiled,
     uses_batch_statistics,
 )
+from pytest_bninvariants.invariants.observers import Watcher
 from pytest_bninvariants.invariants.operations import Handled, Operations, held_by
 from pytest_bninvariants.invariants.places import place_of, place_of_outermost_call
 from pytest_bninvariants.invariants.selection import Selection
@@ -106,7 +107,7 @@ class _ByIdentity:
         return seen[key][1]
 
 
-class Witness(Observer):
+class Witness(Watcher):
     """Watch one model during one step; `seen` and `ran` are read afterwards.
 
     Args:
@@ -141,14 +142,6 @@ class Witness(Observer):
     def began_in_training(self, module: nn.Module | None) -> bool:
         """Tell a watched module's mode when the step began."""
         return id(module) in self._began_in_training
-
-    def start(self) -> None:
-        """Begin to watch."""
-        observers.add(self)
-
-    def stop(self) -> None:
-        """Watch no longer; harmless where it does not watch."""
-        observers.discard(self)
 
     def ran(self) -> bool:
         """Tell whether anything ran that could have changed what is watched, as far as seen."""
@@ -209,12 +202,9 @@ class Witness(Observer):
     @cached_property
     def _by_running_mean(self) -> dict[int, list[nn.Module]]:
         """Return the watched BN layers by where their running means lie."""
-        found: dict[int, list[nn.Module]] = {}
-        for layer in self._bn_layers:
-            mean = getattr(layer, "running_mean", None)
-            if isinstance(mean, Tensor) and address(mean):
-                found.setdefault(address(mean), []).append(layer)
-        return found
+        return by_address(
+            (getattr(layer, "running_mean", None), layer) for layer in self._bn_layers
+        )
 
     def _tell_those_it_shares_with(self, layer: nn.Module) -> None:
         """Note of which watched layers a layer that is not watched updates the statistics."""
@@ -338,7 +328,7 @@ def _versions(names: Names) -> list[int | None]:
         try:
             return [tensor._version for tensor in tensors]
         except RuntimeError:  # those made in inference mode have none
-            return [None if tensor.is_inference() else tensor._version for tensor in tensors]
+            return list(map(version, tensors))
 
 
 def _parents(modules: Iterable[nn.Module], plain: set[int]) -> set[int]:
