@@ -23,8 +23,10 @@ LAYOUTS = (
     "strided",
     "offset",
     "expanded",
+    "cropped",
 )
-LEAST_DIMS = {"channels_last": 4, "swapped": 3}
+LEAST_DIMS = {"channels_last": 4, "swapped": 3, "cropped": 4}
+_CROPPED = "torch.cat((x, x), -1).contiguous(memory_format=torch.{})[..., : x.shape[-1]]"
 _VIEWS = {
     "contiguous": "x",
     "channels_last": "x.contiguous(memory_format=torch.channels_last)",
@@ -35,6 +37,8 @@ _VIEWS = {
     "strided": "torch.stack((x, torch.zeros_like(x)), -1)[..., 0]",
     "offset": "torch.cat((x.new_zeros(3), x.flatten()))[3:].view(x.shape)",
     "expanded": "x[:1].expand(x.shape)",
+    "cropped": _CROPPED.format("channels_last"),
+    "cropped_3d": _CROPPED.format("channels_last_3d"),
 }
 _CODE = {name: compile(code, "<layout>", "eval") for name, code in _VIEWS.items()}
 
@@ -82,8 +86,8 @@ class Batch:
     @property
     def view(self) -> str:
         """Return the layout's name, with its rank where that matters."""
-        last = self.layout == "channels_last" and len(self.shape) == 5
-        return "channels_last_3d" if last else self.layout
+        own = f"{self.layout}_3d"
+        return own if own in _VIEWS and len(self.shape) == 5 else self.layout
 
     def source(self) -> list[str]:
         """Return lines of code that make it, as `x`."""
@@ -116,7 +120,8 @@ class Case:
         batches: in their order, at least one.
         eps: the layer's.
         momentum: the layer's, a number or None.
-        affine: whether it has a weight and a bias.
+        affine: whether it has a weight and, but for bias, a bias.
+        bias: whether an affine layer has a bias.
         track_running_stats: whether it has running statistics.
         seed: of weight, bias and running statistics; None: as they are in a new layer.
         count: the counter's start.
@@ -131,6 +136,7 @@ class Case:
     eps: float = 1e-5
     momentum: float | None = 0.1
     affine: bool = True
+    bias: bool = True
     track_running_stats: bool = True
     seed: int | None = None
     count: int = 0
@@ -162,7 +168,7 @@ class Case:
                 weight = torch.ones_like(weight)
             elif self.seed % 5 == 4:
                 weight[-1] = 0.0
-            state |= {"weight": weight, "bias": bias}
+            state |= {"weight": weight} | ({"bias": bias} if self.bias else {})
         if self.track_running_stats:
             half = self.state_dtype == "float16"  # others would overflow
             around = 1.0 if half else (1.0, self.eps, 1e5)[self.seed % 3]

@@ -110,6 +110,7 @@ class ReferenceBatchNorm(nn.Module):
         momentum: the weight of the new batch in the running statistics; None: cumulative average.
         affine: whether there are a weight and a bias, shape (C,).
         track_running_stats: whether there are running statistics and a counter.
+        bias: whether an affine one has a bias; newer versions of torch have the argument.
     """
 
     weight: nn.Parameter | None
@@ -125,6 +126,8 @@ class ReferenceBatchNorm(nn.Module):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        *,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
@@ -133,7 +136,7 @@ class ReferenceBatchNorm(nn.Module):
             torch.full((num_features,), value, dtype=torch.float64) for value in (0.0, 1.0)
         )
         self.register_parameter("weight", nn.Parameter(ones.clone()) if affine else None)
-        self.register_parameter("bias", nn.Parameter(zeros.clone()) if affine else None)
+        self.register_parameter("bias", nn.Parameter(zeros.clone()) if affine and bias else None)
         tracked = track_running_stats
         self.register_buffer("running_mean", zeros if tracked else None)
         self.register_buffer("running_var", ones if tracked else None)
@@ -184,8 +187,10 @@ class ReferenceBatchNorm(nn.Module):
         y = values = rows(x)
         if values.numel():
             y = self._normalised(values, x.shape)
-        if self.weight is not None and self.bias is not None:
-            y = y * self.weight[:, None] + self.bias[:, None]
+        if self.weight is not None:
+            y = y * self.weight[:, None]
+        if self.bias is not None:
+            y = y + self.bias[:, None]
         return unrows(y, x.shape)
 
     def _normalised(self, values: Tensor, shape: torch.Size) -> Tensor:
@@ -236,5 +241,5 @@ class ReferenceBatchNorm(nn.Module):
         """Return the constructor's arguments, for repr."""
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}"
+            f"bias={self.bias is not None}, track_running_stats={self.track_running_stats}"
         )

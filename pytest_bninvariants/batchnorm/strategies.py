@@ -67,7 +67,7 @@ def momenta(*, none: bool = True) -> st.SearchStrategy[float | None]:
     return st.one_of(st.sampled_from(corners + (None,) * none), numbers)
 
 
-def epsilons(min_value: float = 1e-12) -> st.SearchStrategy[float]:
+def epsilons(min_value: float = 1e-16) -> st.SearchStrategy[float]:
     """Return a strategy for eps: the default first, then those that models use.
 
     Args:
@@ -77,7 +77,7 @@ def epsilons(min_value: float = 1e-12) -> st.SearchStrategy[float]:
         InvalidArgument: that is no number from 0 to 1.
     """
     check_fraction("min_value", min_value)
-    usual = (1e-5, 1e-3, 1e-2, 0.1, 1.0, 1e-6, 1e-8, 1e-12)
+    usual = (1e-5, 1e-3, 1e-2, 0.1, 1.0, 1e-6, 1e-8, 1e-12, 1e-16)
     return st.sampled_from(tuple(eps for eps in usual if eps >= min_value))
 
 
@@ -175,7 +175,7 @@ def _batch(
     return Batch(
         shape=(n, c, *positions),
         seed=draw(_SEEDS),
-        sigma=_one(draw, (1.0, max(eps, 1e-8) ** 0.5, 30.0, 0.05, 300.0)),
+        sigma=_one(draw, (1.0, max(eps, 1e-16) ** 0.5, 30.0, 0.05, 300.0)),
         kappa=_one(draw, tuple(k for k in _KAPPAS if k <= largest_kappa)),
         rectified=_one(draw, (False, False, False, True)),
         layout=_one(draw, layouts),
@@ -248,7 +248,7 @@ def bn_cases(
         layouts={rank: layouts_of(rank, layouts) for rank in dims},
         limits=Limits(min_values, max_values),
         modes=st.lists(either, min_size=1, max_size=5) if modes is None else st.just(modes),
-        eps=epsilons(1e-5 if half else 1e-8 if dtype != "float64" else 1e-12),
+        eps=epsilons(1e-5 if half else 1e-8 if dtype != "float64" else 1e-16),
         momentum=momenta(none=average) if momentum else st.just(0.1),
         affine=either if affine is None else st.just(affine),
         tracking=either if tracking is None else st.just(tracking),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,13 @@ class Subject:
         """Return what code that makes it calls it."""
         name = str(getattr(self.factory, "__name__", ""))
         return name if name.isidentifier() else "make_layer"
+
+    def takes(self, keyword: str) -> bool:
+        """Return whether its signature has a keyword."""
+        try:
+            return keyword in inspect.signature(self.factory).parameters
+        except (TypeError, ValueError):  # some callables have no signature
+            return False
 
     def call(self, *positional: Any, **named: Any) -> str:
         """Return code that makes it from arguments, and from the keywords besides."""

@@ -24,7 +24,13 @@ from pytest_bninvariants.batchnorm.tolerance import Arithmetic
 from pytest_bninvariants.errors import GateError, LawBroken
 
 _SHOWN = 8  # channels of a report
-_DEFAULTS = {"eps": 1e-5, "momentum": 0.1, "affine": True, "track_running_stats": True}
+_DEFAULTS = {
+    "eps": 1e-5,
+    "momentum": 0.1,
+    "affine": True,
+    "track_running_stats": True,
+    "bias": True,
+}
 
 
 @dataclass(slots=True)

@@ -86,9 +86,9 @@ class Composed(nn.BatchNorm2d):
     def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
         wide = values.dtype
         y = (values - column(mean.to(wide), x)) * column(self.scale(var.to(wide)), x)
-        if self.weight is None:
-            return y
-        return y * column(self.weight.to(wide), x) + column(self.bias.to(wide), x)
+        if self.weight is not None:
+            y = y * column(self.weight.to(wide), x)
+        return y if self.bias is None else y + column(self.bias.to(wide), x)
 
 
 @breaks("training_output")
@@ -590,15 +590,30 @@ class OutputInContiguousFormat(nn.BatchNorm2d):
         return super().forward(x).contiguous()
 
 
-@breaks("momentum")
-class WholeMomentumIsNone(nn.BatchNorm2d):
+class UsesAnotherMomentum(nn.BatchNorm2d):
+    """Run each forward with a momentum that a defect chooses."""
+
+    def used(self) -> float | None:
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
-        momentum = self.momentum
-        self.momentum = momentum if isinstance(momentum, float) else None
+        momentum, self.momentum = self.momentum, self.used()
         try:
             return super().forward(x)
         finally:
             self.momentum = momentum
+
+
+@breaks("momentum")
+class WholeMomentumIsNone(UsesAnotherMomentum):
+    def used(self) -> float | None:
+        return self.momentum if isinstance(self.momentum, float) else None
+
+
+@breaks("momentum")
+class ClampsItsMomentum(UsesAnotherMomentum):
+    def used(self) -> float | None:
+        return self.momentum and min(max(self.momentum, 0.0), 1.0)
 
 
 @breaks("no_grad_updates")
@@ -674,18 +689,13 @@ class SavesAsAnOldVersion(nn.BatchNorm2d):
 
 
 @breaks("settings_are_read")
-class AveragesAsConstructed(nn.BatchNorm2d):
+class AveragesAsConstructed(UsesAnotherMomentum):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.averages = self.momentum is None
 
-    def forward(self, x: Tensor) -> Tensor:
-        momentum = self.momentum
-        self.momentum = None if self.averages else momentum
-        try:
-            return super().forward(x)
-        finally:
-            self.momentum = momentum
+    def used(self) -> float | None:
+        return None if self.averages else self.momentum
 
 
 @breaks("eval_follows_state")
@@ -700,3 +710,140 @@ class KeepsItsFirstWeight(nn.BatchNorm2d):
             return super().forward(x)
         finally:
             self._parameters["weight"] = held
+
+
+@breaks("affine_off")
+class WeightNeedsABias(Composed):
+    def __init__(self, *args: Any, bias: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not bias:
+            self.bias = None
+
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        if self.bias is not None:
+            return super().affine_map(x, values, mean, var)
+        return functional.batch_norm(x, mean, var, eps=self.eps) + 0 * column(self.weight, x)
+
+
+@breaks("eps_values")
+class FloorsItsVariance(Composed):
+    def scale(self, var: Tensor) -> Tensor:
+        return (var + self.eps).clamp(min=1e-12).rsqrt()
+
+
+@breaks("layouts")
+class TakesCropsForDense(Composed):
+    def mean(self, values: Tensor, dims: list[int]) -> Tensor:
+        c = values.shape[1]
+        if values.stride(1) == 1 and values.stride(3) == c > 1:
+            return values.as_strided((values.numel() // c, c), (c, 1)).mean(0)
+        return super().mean(values, dims)
+
+
+@breaks("deepcopy", "nothing_kept")
+class KeepsItsLatestVariance(Composed):
+    latest: Tensor | None = None
+
+    def scale(self, var: Tensor) -> Tensor:
+        self.latest = var
+        return super().scale(var)
+
+
+@breaks("deepcopy")
+class CopiesLoseTheirHooks(nn.BatchNorm2d):
+    def __deepcopy__(self, memo: dict[int, Any]) -> CopiesLoseTheirHooks:
+        other = type(self)(self.num_features)
+        other.__dict__ = copy.deepcopy({**self.__dict__, "_forward_hooks": {}}, memo)
+        return other
+
+
+@breaks("state_dict_versions")
+class TakesOldStatesAloneOnly(nn.BatchNorm2d):
+    def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
+        if prefix:
+            nn.Module._load_from_state_dict(self, state, prefix, *args)
+        else:
+            super()._load_from_state_dict(state, prefix, *args)
+
+
+@breaks("construction")
+class BuffersAlwaysInFloat32(nn.BatchNorm2d):
+    def __init__(self, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, dtype=dtype, **kwargs)
+        if dtype is None and self.running_mean is not None:
+            self.running_mean = self.running_mean.float()
+
+
+@breaks("no_side_effects")
+class NoGradientsAfterAnError(Composed):
+    def forward(self, x: Tensor) -> Tensor:
+        enabled = torch.is_grad_enabled()
+        torch.set_grad_enabled(enabled and x.shape[1] == self.num_features)
+        y = super().forward(x)
+        torch.set_grad_enabled(enabled)
+        return y
+
+
+@breaks("no_side_effects")
+class DeterministicAfterAnError(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)
+        y = super().forward(x)
+        torch.use_deterministic_algorithms(before)
+        return y
+
+
+@breaks("mixed_precision")
+class EndsAtTheLargestHalf(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y.nan_to_num(nan=torch.nan) if x.isfinite().all() else y
+
+
+@breaks("spatial_sizes")
+class CountsInItsOwnDtype(Composed):
+    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+        count = torch.tensor(n, dtype=self.running_var.dtype)
+        super().track(mean, var * (count / count), n)
+
+
+class _KeptOutput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        y = value.clone()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return grad + 0 * y
+
+
+@breaks("output_written_in_place")
+class NeedsItsOutputInBackward(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return _KeptOutput.apply(super().forward(x))
+
+
+class _Same(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+@breaks("forward_derivative")
+class HasNoForwardDerivative(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return _Same.apply(super().forward(x))
+
+
+@breaks("hooks")
+class CallsItsForwardStraight(nn.BatchNorm2d):
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward(x)

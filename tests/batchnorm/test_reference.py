@@ -782,8 +782,29 @@ def test_gradients_leave_the_state(training: bool, tracked: bool, momentum: floa
 
 def test_its_repr_shows_the_arguments() -> None:
     assert repr(ReferenceBatchNorm(3)) == (
-        "ReferenceBatchNorm(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)"
+        "ReferenceBatchNorm(3, eps=1e-05, momentum=0.1, affine=True, bias=True,"
+        " track_running_stats=True)"
     )
     assert repr(ReferenceBatchNorm(5, 0.5, None, False, False)) == (
-        "ReferenceBatchNorm(5, eps=0.5, momentum=None, affine=False, track_running_stats=False)"
+        "ReferenceBatchNorm(5, eps=0.5, momentum=None, affine=False, bias=False,"
+        " track_running_stats=False)"
     )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_without_a_bias_the_weight_still_counts(training: bool) -> None:
+    weighted, plain = ReferenceBatchNorm(3, bias=False), ReferenceBatchNorm(3, affine=False)
+    weighted.train(training)
+    plain.train(training)
+    assert weighted.bias is None
+    assert weighted.weight is not None
+    with torch.no_grad():
+        weighted.weight.copy_(torch.tensor([2.0, -3.0, 0.5]))
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(weighted(x), plain(x) * weighted.weight)
+
+
+def test_without_affine_there_is_no_bias_whatever_is_asked() -> None:
+    layer = ReferenceBatchNorm(3, affine=False, bias=True)
+    assert layer.bias is None
+    assert layer.weight is None

@@ -6,7 +6,7 @@ it sees against the reference or against what it saw before.
 
 from __future__ import annotations
 
-from pytest_bninvariants.batchnorm.laws import inputs, sizes, state, values
+from pytest_bninvariants.batchnorm.laws import calls, inputs, sizes, state, values
 from pytest_bninvariants.batchnorm.laws.registry import LAWS, Law, chosen
 
-__all__ = ["LAWS", "Law", "chosen", "inputs", "sizes", "state", "values"]
+__all__ = ["LAWS", "Law", "calls", "chosen", "inputs", "sizes", "state", "values"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 
 import torch
@@ -25,7 +24,7 @@ STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 @law(ONE, **FEW)
 def construction(trial: Trial, case: Case) -> None:
-    """The constructor is nn.BatchNorm's: order, defaults, attributes and initial state.
+    """The constructor is nn.BatchNorm's: order, defaults, attributes, dtype and initial state.
 
     Of `device`, `dtype` and `bias`, which not every torch has, those that it takes.
     """
@@ -39,19 +38,20 @@ def construction(trial: Trial, case: Case) -> None:
     _is_made(trial, f"{c}", "0.25", "0.5", "True", "True")
     trial.run(f"layer = {call(c, 0.25, None, False, False)}")
     _is_made(trial, f"{c}", "0.25", "None", "False", "False")
-    if _takes(trial, "dtype"):
+    if trial.subject.takes("dtype"):
         trial.run(f"layer = {call(c, dtype=torch.float64)}")
         trial.require(
             "layer.weight.dtype == layer.running_mean.dtype == torch.float64",
             "dtype=torch.float64 gives a weight in {layer.weight.dtype}",
         )
-    if _takes(trial, "device"):
+    _follows_default_dtype(trial)
+    if trial.subject.takes("device"):
         trial.run(f"layer = {call(c, device='meta')}", "state = layer.state_dict()")
         trial.require(
             "all(value.is_meta for value in state.values())",
             "device='meta' gives state on {({value.device for value in state.values()})}",
         )
-    if _takes(trial, "bias"):
+    if trial.subject.takes("bias"):
         trial.run(f"layer = {call(c, bias=False)}")
         trial.require(
             "layer.bias is None and layer.weight is not None",
@@ -59,11 +59,20 @@ def construction(trial: Trial, case: Case) -> None:
         )
 
 
-def _takes(trial: Trial, keyword: str) -> bool:
+def _follows_default_dtype(trial: Trial) -> None:
+    """Hold that a new layer is in torch's default dtype, when that is not float32."""
+    made = f"layer = {trial.subject.call(trial.case.channels)}"
+    before = torch.get_default_dtype()
     try:
-        return keyword in inspect.signature(trial.subject.factory).parameters
-    except (TypeError, ValueError):  # some callables have no signature
-        return False
+        trial.run("torch.set_default_dtype(torch.float64)", made)
+    finally:
+        torch.set_default_dtype(before)
+    trial.run(f"torch.set_default_dtype({before})")
+    trial.run("dtypes = {v.dtype for v in layer.state_dict().values() if v.is_floating_point()}")
+    trial.require(
+        "dtypes == {torch.float64}",
+        "under set_default_dtype(torch.float64) a new layer has state in {dtypes}",
+    )
 
 
 def _is_made(trial: Trial, *values: str) -> None:
@@ -207,6 +216,9 @@ def state_dict_versions(trial: Trial, case: Case) -> None:
     trial.run(KEEP, "old = {k: v for k, v in kept.items() if k != 'num_batches_tracked'}")
     trial.run("layer.running_mean.add_(1)", "layer.load_state_dict(old)")
     unchanged(trial, "loading a state without a counter")
+    trial.run("old = {f'0.{name}': value for name, value in old.items()}")
+    trial.run("layer.running_mean.add_(1)", "torch.nn.Sequential(layer).load_state_dict(old)")
+    unchanged(trial, "loading a state without a counter into a model")
     trial.run("new = layer.state_dict()", "del new['num_batches_tracked']")
     trial.raises("layer.load_state_dict(new)", RuntimeError)
     trial.run("new._metadata = {'': {'version': 2}}")
@@ -232,8 +244,8 @@ _COPIES = {
 
 def _copy(trial: Trial, case: Case, way: str) -> None:
     trial.build()
-    trial.feed(case.batches[0])
-    trial.run("layer.eval()", "layer.weight.requires_grad_(False)")
+    trial.feed(case.batches[0], grad=True)
+    trial.run("layer.train()(x)", "layer.eval()", "layer.weight.requires_grad_(False)")
     trial.run("layer.eps, layer.momentum = 0.25, 0.75", "layer.note = 'mine'")
     trial.run(KEEP, "shares = {k: v.data_ptr() for k, v in layer.state_dict().items()}")
     trial.run(*_COPIES[way], "original, layer = layer, copied")
@@ -266,6 +278,9 @@ def _copy(trial: Trial, case: Case, way: str) -> None:
 def deepcopy(trial: Trial, case: Case) -> None:
     """A deep copy has the same state and settings, and none of the original's memory."""
     _copy(trial, case, "deepcopy")
+    trial.run("calls = []", "layer.register_forward_hook(lambda *_: calls.append('after'))")
+    trial.run("layer = copy.deepcopy(layer)", "layer.eval()(x)")
+    trial.require("calls == ['after']", "deepcopy lost a forward hook")
 
 
 @law(ONE, frozen=True, **FEW | {"momentum": False})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -62,6 +63,20 @@ def training_output(trial: Trial, case: Case) -> None:
     trial.close("y", forward(trial, twin).output, axis=1)
 
 
+@law(("float64", "float32"), share=0.1, momentum=False, layouts=CONTIGUOUS, max_values=64)
+def eps_values(trial: Trial, case: Case) -> None:
+    """eps is added to the variance before the root, whatever its value, in training and in eval."""
+    least = 1e-16 if case.dtype == "float64" else 1e-8
+    for eps in (1.0, 0.1, 1e-3, 1e-5, 1e-8, 1e-12, 1e-16):
+        if eps >= least:
+            near = replace(case.batches[0], sigma=eps**0.5, kappa=0.0)
+            trial.case = replace(case, eps=eps, batches=(near,), seed=3 * (case.seed or 0) + 1)
+            twin = start(trial, training=True)
+            trial.close("y", forward(trial, twin).output, axis=1)
+            twin = start(trial, training=False)
+            trial.close("y", forward(trial, twin).output, axis=1)
+
+
 @law(frozen=True, **EVAL)
 def eval_output(trial: Trial, case: Case) -> None:
     """In eval the output is a fixed affine map, of the stored statistics: (x - mean) r w + b."""
@@ -113,8 +128,23 @@ def running_var(trial: Trial, case: Case) -> None:
 
 @law(modes=(True, True, True), layouts=CONTIGUOUS)
 def momentum(trial: Trial, case: Case) -> None:
-    """Momentum is the weight of the new batch, whatever its value: 0 and 1 too."""
-    _track(trial, case, "running_mean", "running_var")
+    """Momentum is the weight of the new batch, whatever its value: 0 and 1 too, and beyond them.
+
+    A layer may refuse those beyond.
+    """
+    beyond = {1: 1.5, 7: -0.5}.get(case.count)
+    if beyond is not None and not _refuses(trial, momentum=beyond):
+        trial.case = replace(case, momentum=beyond)
+    _track(trial, trial.case, "running_mean", "running_var")
+
+
+def _refuses(trial: Trial, **arguments: Any) -> bool:
+    """Return whether the layer's constructor says that a value is wrong."""
+    try:
+        trial.subject.factory(trial.case.channels, **arguments | trial.subject.keywords)
+    except ValueError:
+        return True
+    return False
 
 
 @law(modes=(True, True, True), momentum=False, layouts=CONTIGUOUS)
@@ -233,6 +263,20 @@ def graphs_are_independent(trial: Trial, case: Case) -> None:
     )
 
 
+@law(("float32",), share=0.3, layouts=CONTIGUOUS, max_values=256)
+def output_written_in_place(trial: Trial, case: Case) -> None:
+    """The output may be written in place before backward, as ReLU(inplace=True) behind it does."""
+    for training in (True, False):
+        twin = start(trial, training=training)
+        expected = forward(trial, twin, grad=True)
+        g = case.gradient(0)
+        trial.value("g", g)
+        trial.run("y.mul_(2)", "y.backward(g)")
+        for index, gradient in enumerate(expected.gradients(2 * g)):
+            name = ("x", "layer.weight", "layer.bias")[index]
+            trial.close(f"{name}.grad", gradient, axis=int(index == 0))
+
+
 @law(("float32",), share=0.3, modes=(True, True), layouts=CONTIGUOUS, max_values=256)
 def settings_are_read(trial: Trial, case: Case) -> None:
     """momentum and eps count from when they are set, as recipes that change them rely on."""
@@ -267,11 +311,10 @@ def double_backward(trial: Trial, case: Case) -> None:
 
     Held to half of float64's digits, on well-conditioned data: this is about formulas.
     """
-    batch = replace(case.batches[0], kappa=min(case.batches[0].kappa, 1.0), sigma=1.0)
-    trial.case = case = replace(case, batches=(batch,), eps=max(case.eps, 1e-3))
+    trial.case = case = _well_conditioned(case)
     training = case.count != 1
     twin = start(trial, training=training)
-    x = trial.feed(batch, grad=True)
+    x = trial.feed(case.batches[0], grad=True)
     g, v = case.gradient(0), case.gradient(0).flip(0).sin()
     trial.value("g", g)
     trial.value("v", v)
@@ -289,21 +332,76 @@ def double_backward(trial: Trial, case: Case) -> None:
     loss = (first * v.cpu()).sum() + first.square().sum() + of_weight.square().sum()
     seconds = torch.autograd.grad(loss, (x64, g64, weight), materialize_grads=True)
     for index, value in enumerate(seconds):
-        scale = 1 + float(value.abs().max())
-        bound = torch.full_like(value, 2.0**-26 * scale)
-        trial.close(f"second[{index}]", Approximation(value, bound), axis=int(index < 2))
+        trial.close(f"second[{index}]", _half_the_digits(value), axis=int(index < 2))
+
+
+@law(("float64",), share=0.3, modes=(True,), layouts=CONTIGUOUS, max_values=128)
+def forward_derivative(trial: Trial, case: Case) -> None:
+    """Forward-mode AD gives the derivative of the output, in both modes.
+
+    Held to half of float64's digits, on well-conditioned data: this is about formulas.
+    """
+    trial.case = case = _well_conditioned(case)
+    twin = start(trial, training=case.count != 1)
+    x = trial.feed(case.batches[0])
+    t = case.gradient(0)
+    trial.value("t", t)
+    trial.run("from torch.autograd import forward_ad")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, when it first loads what this takes
+        _derive(trial, twin, x, t)
+
+
+def _derive(trial: Trial, twin: Twin, x: torch.Tensor, t: torch.Tensor) -> None:
+    trial.run(
+        "with forward_ad.dual_level():\n"
+        "    derivative = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, t))).tangent",
+    )
+    twin.reference.track_running_stats = False  # torch.func.jvp takes no module that updates itself
+    value = torch.func.jvp(twin.reference, (x.cpu(),), (t.cpu(),))[1].detach()
+    trial.close("derivative", _half_the_digits(value), axis=1)
+
+
+def _well_conditioned(case: Case) -> Case:
+    batch = replace(case.batches[0], kappa=min(case.batches[0].kappa, 1.0), sigma=1.0)
+    return replace(case, batches=(batch,), eps=max(case.eps, 1e-3))
+
+
+def _half_the_digits(value: torch.Tensor) -> Approximation:
+    return Approximation(value, torch.full_like(value, 2.0**-26 * (1 + float(value.abs().max()))))
 
 
 @law(("float64", "float32"), share=0.5, affine=False, tracking=None)
 def affine_off(trial: Trial, case: Case) -> None:
-    """With affine=False there are no parameters, and the output is as with weight 1 and bias 0."""
+    """With affine=False there are no parameters, and the output is as with weight 1 and bias 0.
+
+    With bias=False, where the constructor takes that, there is a weight and no bias.
+    """
     twin = start(trial, training=True)
     trial.require(
         "layer.weight is None and layer.bias is None and not list(layer.parameters())",
         "there are parameters: weight is {layer.weight}",
     )
-    trial.close("y", forward(trial, twin).output, axis=1)
-    if case.track_running_stats:
+    _hold_outputs(trial, twin)
+    if trial.subject.takes("bias"):
+        without = trial.again(replace(case, affine=True, bias=False))
+        twin = start(without, training=True)
+        without.require(
+            "layer.bias is None and list(layer.parameters()) == [layer.weight]",
+            "bias=False gives the bias {layer.bias} and the weight {layer.weight}",
+        )
+        _hold_outputs(without, twin)
+
+
+def _hold_outputs(trial: Trial, twin: Twin) -> None:
+    """Hold output and gradients in training, and, if statistics are stored, the output in eval."""
+    expected = forward(trial, twin, grad=True)
+    trial.close("y", expected.output, axis=1)
+    of_input, of_weight, _ = expected.gradients(trial.backward(0))
+    trial.close("x.grad", of_input, axis=1)
+    if trial.case.affine:
+        trial.close("layer.weight.grad", of_weight)
+    if trial.case.track_running_stats:
         switch(trial, twin, training=False)
         trial.close("y", forward(trial, twin).output, axis=1)
 

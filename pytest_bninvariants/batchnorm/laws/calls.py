@@ -1,0 +1,162 @@
+"""Laws of a call: nothing comes of it but its output, and whatever surrounds it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
+
+import torch
+
+from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
+from pytest_bninvariants.batchnorm.laws.registry import FEW, ONE, law
+from pytest_bninvariants.batchnorm.laws.values import forward, hold_training, start, switch
+from pytest_bninvariants.batchnorm.trials import Trial
+
+_WAYS = tuple(product(("train", "eval"), ("enable_grad", "no_grad")))
+_PROCESS = (
+    "torch.get_default_dtype(), torch.get_num_threads(), random.getstate(),"
+    " torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.enabled"
+)
+_FLAGS = "[layer.training, *(p.requires_grad for p in layer.parameters())]"
+
+
+@law(ONE, frozen=True, share=0.3, momentum=False, max_values=512)
+def input_unmodified(trial: Trial, case: Case) -> None:
+    """The input stays as it is, and the output is memory of its own, also between calls."""
+    for mode, grad in _WAYS:
+        start(trial, training=mode == "train")
+        trial.feed(case.batches[0])
+        trial.run("before = x.clone()", _called("y = layer(x)", grad), "first = y.clone()")
+        trial.same("x", "before", f"the input changed in {mode}")
+        trial.require("not x.requires_grad", f"in {mode} the input came to require a gradient")
+        trial.require(
+            "y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()",
+            f"in {mode} the output is the input's memory",
+        )
+        trial.run(_called("again = layer(x.flip(0) + 1)", grad))
+        trial.same("y", "first", f"another call in {mode} changed an earlier output")
+
+
+def _called(line: str, grad: str) -> str:
+    """Return a line of code that runs under a gradient mode."""
+    return line if grad == "enable_grad" else f"with torch.{grad}():\n    {line}"
+
+
+@law(("float32", "float64"), frozen=True, **FEW | {"momentum": False})
+def no_side_effects(trial: Trial, case: Case) -> None:
+    """A call touches neither random states, nor grad mode, nor flags, nor .grad, nor settings.
+
+    Nor does one that raises.
+    """
+    trial.run("import random")
+    for mode, grad in _WAYS:
+        with _process_restored():
+            _leaves_all_alone(trial, case, mode, grad)
+
+
+@contextmanager
+def _process_restored() -> Iterator[None]:
+    """Put settings of the process back: the next case would begin with what this one has left."""
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    cudnn = torch.backends.cudnn.enabled
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.enabled = cudnn
+
+
+def _leaves_all_alone(trial: Trial, case: Case, mode: str, grad: str) -> None:
+    start(trial, training=mode == "train")
+    trial.run("[p.requires_grad_(i == 0) for i, p in enumerate(layer.parameters())]")
+    trial.feed(case.batches[0], grad=True)
+    trial.run(f"flags, rng, process = {_FLAGS}, torch.get_rng_state(), ({_PROCESS})")
+    _calls(trial, "layer(x)", grad, "a call")
+    trial.require("x.grad is None and x.requires_grad", "a call changed the input's gradient")
+    trial.run("y, z = layer(x), layer(x)")
+    if mode == "eval":
+        trial.same("y", "z", "in eval the same input gives another output")
+    c, ones = case.channels, [1] * (len(case.batches[0].shape) - 2)
+    for shape in ((1, c, *ones), (4, c + 1, *ones)):
+        trial.run(f"x = torch.ones({shape}, device={case.device!r})")
+        _calls(trial, "layer(x)", grad, f"a call with an input of shape {shape}", may_raise=True)
+
+
+def _calls(trial: Trial, call: str, grad: str, what: str, *, may_raise: bool = False) -> None:
+    """Make a call under a gradient mode, and hold that all is as it was."""
+    if may_raise:
+        call = f"try:\n    {call}\nexcept Exception:\n    pass"
+    lines = "\n".join((call, "enabled = torch.is_grad_enabled()")).replace("\n", "\n    ")
+    trial.run("enabled = None", f"with torch.{grad}():\n    {lines}")
+    trial.require("torch.equal(torch.get_rng_state(), rng)", f"{what} used the random state")
+    trial.require(
+        f"({_PROCESS}) == process",
+        f"{what} changed the default dtype, the number of threads, the state of `random`,"
+        " deterministic algorithms or cudnn",
+    )
+    trial.require(f"enabled is {grad == 'enable_grad'}", f"{what} switched the gradient mode")
+    trial.require(
+        f"{_FLAGS} == flags",
+        f"{what} changed a training or requires_grad flag, which were {{flags}}",
+    )
+
+
+@law(ONE, frozen=True, **FEW | {"momentum": False})
+def nothing_kept(trial: Trial, case: Case) -> None:
+    """After a call the layer holds neither its input nor the graph, in training and in eval."""
+    trial.run("import gc, weakref")
+    for training in (True, False):
+        start(trial, training=training)
+        trial.feed(case.batches[0], grad=True)
+        trial.run("y = layer(x)", "held = weakref.ref(x)", "del x, y")
+        trial.run("held() is None or gc.collect()")
+        trial.require("held() is None", "the layer keeps its input alive, or a graph that has it")
+
+
+@law(ONE, frozen=True, **FEW | {"momentum": False})
+def hooks(trial: Trial, case: Case) -> None:
+    """Hooks run on it as on any module: before forward, after it, and in backward, once a call."""
+    trial.build()
+    trial.feed(case.batches[0], grad=True)
+    trial.run(
+        "calls = []",
+        "layer.register_forward_pre_hook(lambda *_: calls.append('before'))",
+        "layer.register_forward_hook(lambda *_: calls.append('after'))",
+        "layer.register_full_backward_hook(lambda *_: calls.append('backward'))",
+        "layer(x).sum().backward()",
+    )
+    trial.require("calls == ['before', 'after', 'backward']", "the hooks that ran are {calls}")
+
+
+@law(("float32", "bfloat16"), share=0.02, state_dtype="float32", layouts=CONTIGUOUS, max_values=256)
+def compile(trial: Trial, case: Case) -> None:
+    """torch.compile gives what the reference says, with PyTorch's decompositions, in both modes."""
+    variants = ((0.1, True), (None, False))
+    for momentum, affine in variants if case.dtype == "float32" else variants[:1]:
+        varied = replace(case, momentum=momentum, affine=affine, plain_gradient=False)
+        _compile(trial.again(varied), varied)
+
+
+def _compile(trial: Trial, case: Case) -> None:
+    torch._dynamo.reset()
+    trial.run("import torch._dynamo")
+    twin = start(trial, training=True)
+    trial.run("eager = layer", "layer = torch.compile(eager, backend='aot_eager_decomp_partition')")
+    expected = forward(trial, twin, grad=True)
+    hold_training(trial, twin, expected, "eager")
+    trial.require(
+        f"int(eager.num_batches_tracked) == {case.count + 1}",
+        f"num_batches_tracked is {{eager.num_batches_tracked}}, expected {case.count + 1}",
+    )
+    of_input, of_weight, _ = expected.gradients(trial.backward(0))
+    if case.dtype == "float32":  # in half the decomposition itself rounds its gradients on the way
+        trial.close("x.grad", of_input, axis=1)
+    if case.dtype == "float32" and case.affine:
+        trial.close("eager.weight.grad", of_weight)
+    switch(trial, twin, training=False)
+    trial.close("y", forward(trial, twin).output, axis=1)
