@@ -104,6 +104,10 @@ class Bucket:
         """Return the tensors' shapes."""
         return [] if self.looks is None else self.looks.shapes
 
+    def again(self) -> Bucket:
+        """Return another for the same tensors, not yet filled."""
+        return Bucket(self.dtype, self.device, self.keys, self.looks, self.total)
+
     def fits(self, tensors: list[Tensor]) -> bool:
         """Tell whether tensors are what was kept, but for their bytes."""
         with suppress(*UNREADABLE):
@@ -118,7 +122,7 @@ class Bucket:
 
     def fill(self, tensors: list[Tensor]) -> None:
         """Copy the tensors, in the order in which they were added."""
-        self.looks = Looks.of(tensors)
+        self.looks = self.looks or Looks.of(tensors)
         flat = self.read(tensors)
         if len(tensors) > 1 or self.method is not None:
             self.flat = flat
@@ -199,10 +203,12 @@ def pack(
     Returns:
         The bucket of each, and its number there; those are left out that cannot be copied so.
     """
-    if not are_plain(list(tensors.values())):
+    global _latest
+    known = _latest if _latest is not None and _latest.fits(tensors) else None
+    if known is None and not are_plain(list(tensors.values())):
         tensors = {key: tensor for key, tensor in tensors.items() if are_plain([tensor])}
     places: dict[str, tuple[Bucket, int]] = {}
-    buckets = list(_buckets(tensors))
+    buckets = list(_buckets(tensors)) if known is None else [b.again() for b in known.buckets]
     for device in {bucket.device for bucket in buckets if bucket.is_large}:
         large = [bucket for bucket in buckets if bucket.is_large and bucket.device == device]
         _provide(device, large, exact=exact, rather=rather)
@@ -210,7 +216,48 @@ def pack(
         with suppress(*UNREADABLE):
             bucket.fill([tensors[key] for key in bucket.keys])
             places.update(zip(bucket.keys, zip(repeat(bucket), count())))  # noqa: B905, no end
+    if known is None:
+        _latest = _Arrangement.of(tensors, buckets)
     return places
+
+
+class _Arrangement(NamedTuple):
+    """How tensors were put into buckets, which serves again while they are where they were.
+
+    It holds on to no tensor.
+
+    Args:
+        keys: whose they are, all of them plain.
+        looks: what they looked like.
+        buckets: where they went; empty ones.
+    """
+
+    keys: list[str]
+    looks: Looks
+    buckets: list[Bucket]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], buckets: Iterable[Bucket]) -> _Arrangement | None:
+        """Return it, if all could be read."""
+        filled = all(bucket.looks is not None for bucket in buckets)
+        if not filled:
+            return None
+        looks = Looks.of(list(tensors.values()))
+        return cls(list(tensors), looks, [bucket.again() for bucket in buckets])
+
+    def fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Tell whether these are tensors as they were, by key, which makes them plain ones, too."""
+        held = list(tensors.values())
+        with suppress(*UNREADABLE):
+            return (
+                list(map(type, held)) == self.looks.types
+                and list(tensors) == self.keys
+                and Looks.of(held) == self.looks
+            )
+        return False
+
+
+_latest: _Arrangement | None = None
 
 
 def _buckets(tensors: Mapping[str, Tensor]) -> Iterator[Bucket]:

@@ -48,7 +48,8 @@ def compare(before: Before, model: nn.Module, scope: Scope, witness: Witness) ->
     """
     with undisturbed():
         after = After.of(model, scope, before.selection)
-        new = [key for key in after.selection.tensors if key not in before.names.tensors]
+        there = () if after.is_like_before else after.selection.tensors
+        new = [key for key in there if key not in before.names.tensors]
         alike = snapshot.alike_in(before.kept, after.tensors)
         changes = snapshot.changes(before.kept, after.tensors, new, alike)
         changes += _layer_changes(before, after, witness, scope, changes)

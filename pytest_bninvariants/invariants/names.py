@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import repeat
 from operator import is_
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,27 @@ _WRAPPER_CHILDREN = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 )
 _WILDCARDS = frozenset("*?")
+
+
+class Rows(NamedTuple):
+    """What there is to say of a model's tensors besides the tensors, a list for each thing.
+
+    Args:
+        keys: qualified names without wrapper prefixes.
+        names: qualified names.
+        layers: qualified names of the modules that own them.
+        kinds: what they are registered as.
+    """
+
+    keys: list[str]
+    names: list[str]
+    layers: list[str]
+    kinds: list[Kind]
+
+    def of(self, tensors: Iterable[Tensor]) -> dict[str, Watched]:
+        """Return it together with tensors; by C code alone, there may be ten thousands."""
+        told = zip(self.names, self.layers, self.kinds, tensors, strict=True)
+        return dict(zip(self.keys, map(tuple.__new__, repeat(Watched), told), strict=True))
 
 
 class Watched(NamedTuple):
@@ -36,10 +58,17 @@ class Watched(NamedTuple):
 
 @dataclass(frozen=True)
 class Names:
-    """A model's modules by name, with and without the prefixes that wrappers put into names."""
+    """A model's modules by name, with and without the prefixes that wrappers put into names.
+
+    Args:
+        modules: all modules, by qualified name.
+        bare: those names without wrapper prefixes.
+        known: all of its tensors by key, if they are known.
+    """
 
     modules: dict[str, nn.Module]
     bare: dict[str, str]
+    known: dict[str, Watched] | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Names:
@@ -68,6 +97,8 @@ class Names:
     @cached_property
     def tensors(self) -> dict[str, Watched]:
         """Return every tensor of the model, tied ones under each name, with its bare name first."""
+        if self.known is not None:
+            return self.known
         found: dict[str, Watched] = {}
         for owner, module in self.modules.items():
             if not (module._parameters or module._buffers):
@@ -80,35 +111,62 @@ class Names:
                 found[key] = Watched(full, layer, kind, tensor)
         return found
 
+    @property
+    def rows(self) -> Rows:
+        """Return what there is to say of these tensors."""
+        every = self.tensors.values()
+        return Rows(
+            [*self.tensors],
+            [each.name for each in every],
+            [each.layer for each in every],
+            [each.kind for each in every],
+        )
+
 
 class Layout:
     """Which objects hold which names in a model; it holds on to them, so that they stay unlike.
 
     Args:
         model: the model.
+
+    Attributes:
+        names: the names, and how many each module has of parameters, buffers and children.
+        kinds: the types of the modules, and of what they hold.
+        modules: all modules, in the order of their names; None where there is none.
+        tensors: all parameters and buffers, likewise.
     """
 
     def __init__(self, model: nn.Module) -> None:
         names: list[object] = []
-        objects: list[object] = []
-        modules: list[nn.Module | None] = [model]
-        for module in modules:
+        modules: list[nn.Module | None] = []
+        tensors: list[Tensor | None] = []
+        waiting: list[nn.Module | None] = [model]
+        while waiting:
+            module = waiting.pop()
+            modules.append(module)
             if module is None:
                 continue
             children = module._modules
-            for held in (module._parameters, module._buffers, children):
-                names.append(len(held))
-                if held:
-                    names.extend(held.keys())
-                    objects.extend(held.values())
+            for own in (module._parameters, module._buffers):
+                names.append(len(own))
+                if own:
+                    names.extend(own.keys())
+                    tensors.extend(own.values())
+            names.append(len(children))
             if children:
-                modules.extend(children.values())
-        names.extend(map(type, modules))
-        self._names, self._objects = names, objects
+                names.extend(children.keys())
+                waiting.extend([*children.values()][::-1])
+        self.names, self.modules, self.tensors = names, modules, tensors
+        self.kinds: list[type] = [*map(type, modules), *map(type, tensors)]
 
     def is_like(self, other: Layout) -> bool:
         """Tell whether the same objects hold the same names."""
-        return self._names == other._names and all(map(is_, self._objects, other._objects))
+        return (
+            self.names == other.names
+            and all(map(is_, self.modules, other.modules))
+            and all(map(is_, self.tensors, other.tensors))
+            and self.kinds == other.kinds
+        )
 
 
 def named_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:

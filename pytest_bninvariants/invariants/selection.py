@@ -11,9 +11,10 @@ from torch import nn
 
 from pytest_bninvariants import asked
 from pytest_bninvariants.errors import GateError, shown
-from pytest_bninvariants.invariants import registry
+from pytest_bninvariants.invariants import plans, registry
 from pytest_bninvariants.invariants.bn_layers import is_bn_layer
 from pytest_bninvariants.invariants.names import Layout, Names, Watched, covers, named_modules
+from pytest_bninvariants.invariants.plans import Selection
 
 _LISTED = 8
 
@@ -78,27 +79,6 @@ def names_of(value: object, option: str = "exclude") -> tuple[str, ...]:
     raise GateError(f"{option}= takes a name or several names; got {shown(value)}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """The watched part of a model; its mappings are keyed by the name without wrapper prefixes.
-
-    Args:
-        names: the model's names.
-        tensors: the watched tensors.
-        bn_layers: the watched BN layers, which must keep `eps` and use stored statistics.
-        bn_names: the qualified names of all BN layers.
-        modules: every module in the watched subtrees; one of them must run.
-        layout: which objects hold the model's names.
-    """
-
-    names: Names
-    tensors: Mapping[str, Watched]
-    bn_layers: Mapping[str, nn.Module]
-    bn_names: Mapping[str, str]
-    modules: Mapping[str, nn.Module]
-    layout: Layout
-
-
 def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selection:
     """Find what a scope covers in a model.
 
@@ -111,6 +91,14 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
         GateError: a pattern matches nothing that can be watched, or everything is excluded.
     """
     layout = Layout(model)
+    known = plans.planned(scope, layout)
+    if known is not None:
+        return known
+    found = _found_out(model, layout, scope, complain=complain)
+    return plans.remember(scope, found) if complain else found
+
+
+def _found_out(model: nn.Module, layout: Layout, scope: Scope, *, complain: bool) -> Selection:
     there = _Candidates.of(Names.of(model), scope)
     covered = there.covered_by(scope.modules or ("",), complain=complain)
     covered = there.without(covered, scope.exclude, complain=complain)

@@ -12,7 +12,8 @@ from torch import nn
 from pytest_bninvariants.invariants import snapshot
 from pytest_bninvariants.invariants.bn_layers import has_stored_statistics
 from pytest_bninvariants.invariants.names import Layout, Names, Watched
-from pytest_bninvariants.invariants.selection import Scope, Selection, select
+from pytest_bninvariants.invariants.plans import Selection
+from pytest_bninvariants.invariants.selection import Scope, select
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 
 SETTINGS = ("momentum", "track_running_stats")
@@ -105,6 +106,11 @@ class After:
         """Return all of the model's tensors by key."""
         return self.names.tensors
 
+    @property
+    def is_like_before(self) -> bool:
+        """Tell whether each name holds what it did."""
+        return self.selection is self.before
+
     @cached_property
     def bn_layers(self) -> dict[str, nn.Module | None]:
         """Return the modules that hold the names of the BN layers that were watched."""
@@ -118,7 +124,7 @@ class After:
 
     def module(self, key: str, before: nn.Module | None) -> nn.Module | None:
         """Return what holds a name now; of a wrapper and what it wraps, the one that did before."""
-        if self.selection is self.before and before is not None:
+        if self.is_like_before and before is not None:
             return before
         holders = self._holders.get(key, ())
         if any(holder is before for holder in holders):

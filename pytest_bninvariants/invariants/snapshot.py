@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -145,17 +146,20 @@ def take(
     Raises:
         GateError: a tensor cannot be compared, e.g. because it is on the meta device.
     """
-    firsts: dict[int, str] = {}
-    for key, watched in tensors.items():
-        firsts.setdefault(id(watched.tensor), key)
-    distinct = {key: tensors[key].tensor for key in firsts.values()}
-    packed = pack(distinct, exact=exact, rather=rather)
-    places: dict[str, tuple[Parts | Bucket, int]] = {**packed}
-    places |= {key: (_apart(tensors[key]), 0) for key in firsts.values() if key not in places}
-    return {
-        key: Kept(watched, watched.tensor.requires_grad, *places[firsts[id(watched.tensor)]])
-        for key, watched in tensors.items()
-    }
+    keys, held = list(tensors), [watched.tensor for watched in tensors.values()]
+    firsts = dict(zip(map(id, reversed(held)), reversed(keys), strict=True))
+    tied = len(firsts) < len(keys)
+    under = [firsts[id(tensor)] for tensor in held] if tied else keys
+    distinct = (
+        {key: tensors[key].tensor for key in under} if tied else dict(zip(under, held, strict=True))
+    )
+    places: dict[str, tuple[Parts | Bucket, int]] = {**pack(distinct, exact=exact, rather=rather)}
+    if len(places) < len(distinct):
+        places |= {key: (_apart(tensors[key]), 0) for key in distinct if key not in places}
+    asks = [tensor.requires_grad for tensor in held]
+    sources, numbers = ([places[key][which] for key in under] for which in (0, 1))
+    told = zip(tensors.values(), asks, sources, numbers, strict=True)
+    return dict(zip(keys, map(tuple.__new__, repeat(Kept), told), strict=True))
 
 
 def _apart(watched: Watched) -> Parts:
@@ -221,7 +225,8 @@ def changes(
 def alike_in(kept: Mapping[str, Kept], now: Mapping[str, Watched]) -> set[str]:
     """Return keys of which a glance tells that all is as it was: in buckets of the same bytes."""
     read: dict[Bucket, Tensor] = {}
-    for bucket in {id(each.source): each.source for each in kept.values()}.values():
+    sources = [each.source for each in kept.values()]
+    for bucket in dict(zip(map(id, sources), sources, strict=True)).values():
         if isinstance(bucket, Bucket):
             live = [now[key].tensor for key in bucket.keys if key in now]
             if bucket.fits(live):

@@ -34,7 +34,7 @@ from pytest_bninvariants.invariants.normalisation import (
 from pytest_bninvariants.invariants.observers import Watcher
 from pytest_bninvariants.invariants.operations import Handled, Operations, held_by
 from pytest_bninvariants.invariants.places import place_of, place_of_outermost_call
-from pytest_bninvariants.invariants.selection import Selection
+from pytest_bninvariants.invariants.plans import Selection
 from pytest_bninvariants.invariants.verdict import Place
 
 
