@@ -302,6 +302,7 @@ def gradient_bounds(
         of_input = (factor * (1 + bounds.scale))[:, None] * inner + own
     of_input = of_input + a.underflow(r, weight)[:, None]
     of_input = a.widened(of_input + a.rounded(gradients.input, a.input))
+    of_weight = of_weight + a.underflow(r, torch.zeros_like(r))
     of_weight = a.widened(of_weight + a.rounded(gradients.weight, a.state))
     if math.isinf(g_sum):
         of_weight, of_bias = _nothing(of_weight), _nothing(of_bias)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.batchnorm import expectation
-from pytest_bninvariants.batchnorm.cases import DENSE, LAYOUTS, Batch
+from pytest_bninvariants.batchnorm.cases import DENSE, LAYOUTS, Batch, Case
 from pytest_bninvariants.batchnorm.expectation import Approximation, Expected, Twin
 from pytest_bninvariants.batchnorm.reference import (
     ReferenceBatchNorm,
     Statistics,
     batch_statistics,
+    rows,
 )
 from pytest_bninvariants.batchnorm.tolerance import (
     TINY,
@@ -588,3 +589,22 @@ def test_a_sum_of_squares_that_float16_cannot_hold_bounds_nothing(
     errors = statistics_bounds(values, true, 101, Arithmetic.of(half, state))
     assert bool(errors.var.isfinite().all()) == bounded
     assert errors.mean.isfinite().all()
+
+
+def test_a_weight_gradient_whose_sum_is_kept_in_half_keeps_to_its_bound() -> None:
+    arithmetic = Arithmetic.of(F16, F16)
+    for seed in range(100):
+        batch = Batch(
+            shape=(1, 16, 3, 2),
+            seed=seed,
+            sigma=1e-5**0.5,
+            kappa=1.0,
+            rectified=True,
+            dtype="float16",
+        )
+        x, g = batch.tensor(), Case(batches=(batch,), dtype="float16").gradient(0)
+        _, expected, _ = Twin(ReferenceBatchNorm(16), arithmetic).expect(x).gradients(g)
+        true = batch_statistics(rows(x))
+        total = ((rows(x) - true.mean[:, None]) * rows(g)).sum(1).to(F16).double()
+        got = (total * (true.var + 1e-5).rsqrt()).to(F16).double()
+        assert ((got - expected.value).abs() <= expected.bound).all()
