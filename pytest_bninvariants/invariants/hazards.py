@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,8 @@ def _of_training(
 ) -> Iterator[Hazard]:
     """Yield frozen parameters that are on their way to be trained."""
     tensors, handled = after.tensors, witness.handled
+    if not handled and not any(now.tensor.requires_grad for now in tensors.values()):
+        return
     for key, kept in before.kept.items():
         now = tensors.get(key)
         if now is None or not (handled or now.tensor.requires_grad):
@@ -136,10 +139,11 @@ def _others_have_data(before: Before, witness: Witness) -> bool:
     """Tell whether a layer has statistics of some data, other than of this step's."""
     named = (before.names.modules[name] for name in before.selection.bn_names.values())
     layers = [layer for layer in named if not witness.seen_of(layer).normalised]
-    for name, initial in zip(BN_STATE, (0, 1, 0), strict=True):
-        values = _joined(_readable(layer, name) for layer in layers)
-        if any(bool((_ends(flat) != initial).any()) for flat in values):
-            return True
+    for some in (layers[:1], layers[1:]):  # mostly the first tells
+        for name, initial in zip(BN_STATE, (0, 1, 0), strict=True):
+            values = _joined(_readable(layer, name) for layer in some)
+            if any(bool((_ends(flat) != initial).any()) for flat in values):
+                return True
     return False
 
 
@@ -158,10 +162,12 @@ def _ends(flat: Tensor) -> Tensor:
 
 def _joined(tensors: Iterable[Tensor | None]) -> list[Tensor]:
     """Return the values of tensors as few tensors, so that each device is asked once."""
+    there = [tensor for tensor in tensors if tensor is not None]
+    with suppress(RuntimeError):  # they mostly are of one sort
+        return [torch.cat(there)] if there else []
     sorts: dict[object, list[Tensor]] = {}
-    for tensor in tensors:
-        if tensor is not None:
-            sorts.setdefault((tensor.dtype, tensor.device, tensor.dim() == 1), []).append(tensor)
+    for tensor in there:
+        sorts.setdefault((tensor.dtype, tensor.device, tensor.dim() == 1), []).append(tensor)
     return list(map(joined, sorts.values()))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import repeat
-from operator import is_
+from operator import attrgetter, is_
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -146,16 +146,17 @@ class Layout:
             modules.append(module)
             if module is None:
                 continue
-            children = module._modules
-            for own in (module._parameters, module._buffers):
-                names.append(len(own))
-                if own:
-                    names.extend(own.keys())
-                    tensors.extend(own.values())
-            names.append(len(children))
+            parameters, buffers, children = _held_by(module)
+            names += len(parameters), len(buffers), len(children)
+            if parameters:
+                names += parameters.keys()
+                tensors += parameters.values()
+            if buffers:
+                names += buffers.keys()
+                tensors += buffers.values()
             if children:
-                names.extend(children.keys())
-                waiting.extend([*children.values()][::-1])
+                names += children.keys()
+                waiting += reversed([*children.values()])
         self.names, self.modules, self.tensors = names, modules, tensors
         self.kinds: list[type] = [*map(type, modules), *map(type, tensors)]
 
@@ -167,6 +168,9 @@ class Layout:
             and all(map(is_, self.tensors, other.tensors))
             and self.kinds == other.kinds
         )
+
+
+_held_by = attrgetter("_parameters", "_buffers", "_modules")
 
 
 def named_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -8,7 +8,6 @@ compiles, so that guarded and bare runs compile the same graphs.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from pytest_bninvariants.invariants.listeners import (
     observing_batch_norm,
     observing_instance_norm,
 )
-from pytest_bninvariants.invariants.patches import Patch, Patches, Switch
+from pytest_bninvariants.invariants.patches import Patch, Patches, Swap, Switch, caller
 
 _Function = Callable[..., Any]
 _TRACERS = ("FakeTensor", "FunctionalTensor")
@@ -40,7 +39,7 @@ class _Observers:
         self._lock = threading.RLock()
         self._unhook: list[Callable[[], None]] = []
         self._patches = Patches(
-            Patch(nn.Module, "__setattr__", _observing_setattr),
+            Swap(nn.Module, "__setattr__", _observing_setattr),
             Patch(nn.Module, "__call__", _observing_call),
             *writers.patches(),
             *_dynamos_patches(),
@@ -117,7 +116,8 @@ class _Observers:
 
 
 @unseen
-def _tell_mode_set(module: nn.Module, training: Any, frame: FrameType) -> None:
+def _tell_mode_set(module: nn.Module, training: Any, frame: FrameType | None) -> None:
+    assert frame is not None
     for observer in audience.present:
         observer.saw_mode_set(module, bool(training), frame)
 
@@ -162,7 +162,7 @@ def _observing_setattr(original: _Function, switch: Switch) -> _Function:
     def __setattr__(self: nn.Module, name: str, value: Any) -> None:  # noqa: N807
         __tracebackhide__ = True
         if name == "training" and switch.on and not is_dynamo_compiling():
-            _tell_mode_set(self, value, sys._getframe(1))
+            _tell_mode_set(self, value, caller())
         original(self, name, value)
 
     return __setattr__

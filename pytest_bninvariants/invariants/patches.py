@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from types import CodeType, FrameType, FunctionType
+from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 
@@ -30,6 +32,7 @@ class _Wrapper:
     nested: bool
 
 
+_Make = Callable[[Callable[..., Any], Switch], Callable[..., Any]]
 _ours: WeakKeyDictionary[Callable[..., Any], _Wrapper] = WeakKeyDictionary()
 
 
@@ -47,7 +50,7 @@ class Patch:
 
     owner: object
     name: str
-    make: Callable[[Callable[..., Any], Switch], Callable[..., Any]]
+    make: _Make
     last: Callable[..., Any] | None = None
     made: _Wrapper | None = None
 
@@ -80,6 +83,92 @@ class Patch:
             setattr(self.owner, self.name, current)
 
 
+class Swap:
+    """A way to wrap a method of torch's: its function gets other code, its class stays as it is.
+
+    To set an attribute of `nn.Module` makes Python forget what it knows of all its subclasses; that
+    takes longer than the rest of a guard around a small model, and Python 3.13 no longer learns it
+    anew after a thousand times. Where somebody else's function is in the method's place, it is
+    wrapped as a patch does.
+
+    Args:
+        owner: the class.
+        name: the method's name.
+        make: as a patch's.
+    """
+
+    def __init__(self, owner: type, name: str, make: _Make) -> None:
+        self.owner = owner
+        self.name = name
+        self._patch = Patch(owner, name, make)
+        self._make = make
+        self._switch = Switch(on=False)
+        self._function: FunctionType | None = None
+        self._theirs: CodeType | None = None
+        self._ours: CodeType | None = None
+
+    def install(self) -> None:
+        """Wrap what is there."""
+        there = vars(self.owner).get(self.name)
+        if not _is_torchs(there):
+            self._patch.install()
+            return
+        if there is not self._function or there.__code__ is not self._theirs:
+            self._prepare(there)
+        assert self._ours is not None
+        self._switch.on = True
+        there.__code__ = self._ours
+
+    def _prepare(self, function: FunctionType) -> None:
+        """Make the wrapper, which serves again, and the code that calls it."""
+        code, called = function.__code__, f"_{__name__.partition('.')[0]}_{self.name}"
+        original = FunctionType(
+            code,
+            function.__globals__,
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
+        )
+        original.__kwdefaults__ = function.__kwdefaults__
+        self._switch = Switch(on=False)
+        function.__globals__[called] = self._make(original, self._switch)
+        self._function, self._theirs = function, code
+        self._ours = _calling(called).replace(
+            co_name=code.co_name, co_qualname=code.co_qualname, co_freevars=code.co_freevars
+        )
+
+    def remove(self) -> None:
+        """Give the function its own code back, or take the wrapper off."""
+        if not self._switch.on:
+            self._patch.remove()
+            return
+        assert self._function is not None
+        assert self._theirs is not None
+        self._switch.on = False
+        self._function.__code__ = self._theirs
+
+
+def _is_torchs(function: object) -> TypeGuard[FunctionType]:
+    return isinstance(function, FunctionType) and function.__module__.startswith("torch.")
+
+
+def _calling(name: str) -> CodeType:
+    """Return the code of a method that calls a global function in its place."""
+    source = f"""
+def method(self, /, *args, **kwargs):
+    __tracebackhide__ = True
+    return {name}(self, *args, **kwargs)
+"""
+    module = compile(source, __file__, "exec")
+    return next(each for each in module.co_consts if isinstance(each, CodeType))
+
+
+def caller() -> FrameType | None:
+    """Return the frame that called what is wrapped; its wrapper asks."""
+    frame = sys._getframe(2)
+    return frame.f_back if frame.f_code.co_filename == __file__ else frame
+
+
 class Patches:
     """Several patches that are on and off together.
 
@@ -87,9 +176,9 @@ class Patches:
         patches: the patches.
     """
 
-    def __init__(self, *patches: Patch) -> None:
+    def __init__(self, *patches: Patch | Swap) -> None:
         self._patches = patches
-        self._installed: list[Patch] = []
+        self._installed: list[Patch | Swap] = []
 
     def install(self) -> None:
         """Put all of them on, unless they are."""

@@ -17,6 +17,8 @@ from pytest_bninvariants.invariants.selection import Scope, select
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 
 SETTINGS = ("momentum", "track_running_stats")
+_READ = ("eps", *SETTINGS)
+_PLAIN = frozenset({float, int, bool, type(None)})
 _ABSENT = object()
 
 
@@ -69,10 +71,10 @@ def take(model: nn.Module, scope: Scope, rather: Collection[str] = ()) -> Before
 def settings_of(layer: nn.Module) -> dict[str, object]:
     """Return a layer's settings as plain values, and whether it stores statistics."""
     own, found = vars(layer), {}
-    for name in ("eps", *SETTINGS):
+    for name in _READ:
         value = own[name] if name in own else getattr(layer, name, _ABSENT)  # which is slow
         if value is not _ABSENT:
-            found[name] = _plain(value)
+            found[name] = value if type(value) in _PLAIN and value == value else _plain(value)
     found["stores"] = has_stored_statistics(layer)
     return found
 

@@ -335,8 +335,10 @@ def _parents(modules: Iterable[nn.Module], plain: set[int]) -> set[int]:
     """Return the parents of watched modules that are no BN layers: they may use a child's tensors
     without calling it, as `MultiheadAttention` does with its `out_proj`.
     """
+    if not plain:
+        return set()
     return {
         id(parent)
         for parent in modules
-        if plain and parent._modules and not plain.isdisjoint(map(id, parent._modules.values()))
+        if parent._modules and not plain.isdisjoint(map(id, parent._modules.values()))
     }

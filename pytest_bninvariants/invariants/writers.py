@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
 
 from pytest_bninvariants.invariants import audience
 from pytest_bninvariants.invariants.audience import Finish, unseen
-from pytest_bninvariants.invariants.patches import Patch, Switch
+from pytest_bninvariants.invariants.patches import Patch, Swap, Switch, caller
 
 _Function = Callable[..., Any]
 _COLLECTIVES = (
@@ -54,12 +54,12 @@ def _after_step(optimizer: Optimizer, *_: object) -> None:
         finish()
 
 
-def patches() -> list[Patch]:
+def patches() -> list[Patch | Swap]:
     """Return the wrappers around loads and collectives."""
     there = torch.distributed.is_available()
     names = [name for name in _COLLECTIVES if there and hasattr(torch.distributed, name)]
     return [
-        Patch(nn.Module, "load_state_dict", _observing_load),
+        Swap(nn.Module, "load_state_dict", _observing_load),
         *(Patch(torch.distributed, name, _observing(name)) for name in names),
     ]
 
@@ -69,7 +69,7 @@ def _observing_load(original: _Function, switch: Switch) -> _Function:
         __tracebackhide__ = True
         if not switch.on or is_dynamo_compiling():
             return original(self, *args, **kwargs)
-        frame = sys._getframe(1)
+        frame = caller()
         heard = [observer.before_load(self, frame) for observer in audience.present]
         return _finished(original(self, *args, **kwargs), heard)
 

@@ -52,9 +52,11 @@ def everything_wrapped() -> dict[str, Any]:
     optimizers = sys.modules[Optimizer.__module__]
     hooks = [name for name in vars(torch_module) if name.startswith("_global")]
     methods = ("__call__", "__setattr__", "__getattr__", "__delattr__", "train", "eval")
+    more = ("_call_impl", "register_buffer", "load_state_dict")
+    module = {name: vars(nn.Module)[name] for name in (*methods, *more)}
     return {
-        **{f"Module.{name}": vars(nn.Module)[name] for name in methods},
-        **{f"Module.{name}": vars(nn.Module)[name] for name in ("_call_impl", "register_buffer")},
+        **{f"Module.{name}": method for name, method in module.items()},
+        **{f"the code of Module.{name}": method.__code__ for name, method in module.items()},
         **{f"torch.{name}": getattr(torch, name) for name in ("batch_norm", "instance_norm")},
         **{name: getattr(nn.functional, name) for name in ("batch_norm", "instance_norm")},
         **{name: repr(getattr(torch_module, name)) for name in hooks},
@@ -83,12 +85,14 @@ def torch_is_left_as_it_was() -> Iterator[None]:
     if getattr(compiler, "FRAME_COUNTER", 0):
         torch._dynamo.reset()  # it compiles a function anew only so many times
     before = everything_wrapped()
-    module = {name: vars(nn.Module)[name] for name in ("__call__", "__setattr__")}
+    call, setattr_ = vars(nn.Module)["__call__"], vars(nn.Module)["__setattr__"]
+    code = setattr_.__code__
     functions = torch.batch_norm, torch.instance_norm
     yield
     after = everything_wrapped()
-    for name, method in module.items():  # a test that fails must not take the others with it
-        setattr(nn.Module, name, method)
+    nn.Module.__call__ = call  # a test that fails must not take the others with it
+    nn.Module.__setattr__ = setattr_  # type: ignore[method-assign]
+    setattr_.__code__ = code
     torch.batch_norm, torch.instance_norm = functions
     assert after == before
 

@@ -549,7 +549,10 @@ def test_the_wrappers_are_in_place_only_while_a_guard_is(
         during = torch_state()
         net(batch)
     assert during["Module.__call__"] is not before["Module.__call__"]
-    assert during["Module.__setattr__"] is not before["Module.__setattr__"]
+    for name in ("__setattr__", "load_state_dict"):
+        assert during[f"Module.{name}"] is before[f"Module.{name}"]
+        code = f"the code of Module.{name}"
+        assert during[code] is not before[code]
     assert len(during["optimizer post hooks"]) == len(before["optimizer post hooks"]) + 1
     assert torch_state() == before
 

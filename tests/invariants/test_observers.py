@@ -470,16 +470,17 @@ def test_a_compilation_is_heard_and_listening_goes_on_after_it(net: Any, batch: 
 
 
 def test_ours_is_off_while_dynamo_compiles(net: Any, batch: Tensor) -> None:
-    real = nn.Module.__call__, nn.Module.__setattr__
+    real = nn.Module.__call__, nn.Module.__setattr__.__code__
     during: list[tuple[object, object]] = []
 
     def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
-        during.append((nn.Module.__call__, nn.Module.__setattr__))
+        during.append((nn.Module.__call__, nn.Module.__setattr__.__code__))
         return graph.forward
 
     with listening():
         torch.compile(net, backend=backend)(batch)
         assert nn.Module.__call__ is not real[0]
+        assert nn.Module.__setattr__.__code__ is not real[1]
     assert during
     assert set(during) == {real}
 

@@ -110,6 +110,7 @@ _PACKAGE = Path(pytest_bninvariants.__file__).parent
 _OUR_FILE = re.compile(rf"{re.escape(str(_PACKAGE))}|\b{_PACKAGE.name}[/\\]\w")
 _EXIT_CODE_OF = {True: pytest.ExitCode.TESTS_FAILED, False: pytest.ExitCode.OK}
 _CALL, _SETATTR = nn.Module.__call__, nn.Module.__setattr__
+_CODES = _CALL.__code__, _SETATTR.__code__, nn.Module.load_state_dict.__code__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +258,7 @@ def hold_that_nothing_is_left_behind() -> None:
     assert asked.now.trace is None
     assert nn.Module.__call__ is _CALL
     assert nn.Module.__setattr__ is _SETATTR
+    assert (_CALL.__code__, _SETATTR.__code__, nn.Module.load_state_dict.__code__) == _CODES
     assert asked.now.bn_layer_types == frozenset()
     assert asked.now.snapshot_budget is None
     assert asked.now.devices == ("cpu",)

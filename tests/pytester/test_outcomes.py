@@ -677,13 +677,13 @@ def test_an_interrupt_leaves_no_observer_behind(sessions: Sessions) -> None:
         """
         from pytest_bninvariants.invariants import audience
 
-        call, setattr_ = nn.Module.__call__, nn.Module.__setattr__
+        call, setattr_ = nn.Module.__call__, nn.Module.__setattr__.__code__
 
         @pytest.fixture(scope="session", autouse=True)
         def _look():
             yield
             assert nn.Module.__call__ is call
-            assert nn.Module.__setattr__ is setattr_
+            assert nn.Module.__setattr__.__code__ is setattr_
             assert audience.present == ()
             print("nothing is left")
 
