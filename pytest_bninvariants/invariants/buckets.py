@@ -204,7 +204,8 @@ def pack(
         The bucket of each, and its number there; those are left out that cannot be copied so.
     """
     global _latest
-    known = _latest if _latest is not None and _latest.fits(tensors) else None
+    latest = _latest  # another thread may set another
+    known = latest if latest is not None and latest.fits(tensors) else None
     if known is None and not are_plain(list(tensors.values())):
         tensors = {key: tensor for key, tensor in tensors.items() if are_plain([tensor])}
     places: dict[str, tuple[Bucket, int]] = {}
