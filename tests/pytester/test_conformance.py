@@ -122,13 +122,21 @@ def test_layers_laws_and_dtypes_repeat(pytester: pytest.Pytester) -> None:
     assert result.ret == 0
     assert ids(result) == [
         f"test_law[{law}-{layer}-{dtype}-cpu]"
-        for layer in ("BatchNorm1d", "Norm")
         for law, dtypes in {
             "running_var": ("float64", "float32"),
             "momentum": ("float64", "float32"),
             "counter": ("float32",),
         }.items()
+        for layer in ("BatchNorm1d", "Norm")
         for dtype in dtypes
+    ]
+
+
+def test_laws_whose_cases_cost_most_come_first(pytester: pytest.Pytester) -> None:
+    laws = ("--bn-laws=counter,compile,deepcopy", "--bn-dtype=float32")
+    result = run(pytester, *KIT, "-q", "--co", "--bn-impl=mine:Norm@2d", *laws)
+    assert ids(result) == [
+        f"test_law[{law}-Norm-float32-cpu]" for law in ("compile", "deepcopy", "counter")
     ]
 
 
@@ -598,8 +606,9 @@ def test_a_law_of_positions_is_left_out_for_a_layer_without_them(many: Many) -> 
     said = many[FLAT]
     assert [line.partition("::")[2] for line in said.lines if "::" in line] == [
         "test_law[batch_sizes-Norm-float32-cpu]",
-        "test_law[spatial_sizes-Norm-float32-cpu]",
         "test_law[batch_sizes-Flat-float32-cpu]",
+        "test_law[spatial_sizes-Norm-float32-cpu]",
+        "test_law[spatial_sizes-Norm-float16-cpu]",
     ]
     said = many[NOTHING]
     assert said.code == pytest.ExitCode.USAGE_ERROR
