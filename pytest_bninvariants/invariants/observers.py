@@ -26,7 +26,7 @@ from pytest_bninvariants.invariants.listeners import (
     observing_batch_norm,
     observing_instance_norm,
 )
-from pytest_bninvariants.invariants.patches import Patch, Patches, Swap, Switch, caller
+from pytest_bninvariants.invariants.patches import Patch, Patches, Switch, around_method, caller
 
 _Function = Callable[..., Any]
 _TRACERS = ("FakeTensor", "FunctionalTensor")
@@ -39,7 +39,7 @@ class _Observers:
         self._lock = threading.RLock()
         self._unhook: list[Callable[[], None]] = []
         self._patches = Patches(
-            Swap(nn.Module, "__setattr__", _observing_setattr),
+            around_method(nn.Module, "__setattr__", _observing_setattr),
             Patch(nn.Module, "__call__", _observing_call),
             *writers.patches(),
             *_dynamos_patches(),

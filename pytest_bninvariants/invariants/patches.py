@@ -9,6 +9,9 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
+import torch
+from torch.torch_version import TorchVersion
+
 
 @dataclass(slots=True)
 class Switch:
@@ -146,6 +149,15 @@ class Swap:
         assert self._theirs is not None
         self._switch.on = False
         self._function.__code__ = self._theirs
+
+
+def around_method(owner: type, name: str, make: _Make) -> Patch | Swap:
+    """Return a way to wrap a method of torch's.
+
+    In torch 2.4 what `torch.compile` compiled checks the code of `Module.__setattr__`, and would be
+    compiled anew; from 2.13 on it does not.
+    """
+    return (Swap if TorchVersion(torch.__version__) >= "2.13" else Patch)(owner, name, make)
 
 
 def _is_torchs(function: object) -> TypeGuard[FunctionType]:

@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
 
 from pytest_bninvariants.invariants import audience
 from pytest_bninvariants.invariants.audience import Finish, unseen
-from pytest_bninvariants.invariants.patches import Patch, Swap, Switch, caller
+from pytest_bninvariants.invariants.patches import Patch, Swap, Switch, around_method, caller
 
 _Function = Callable[..., Any]
 _COLLECTIVES = (
@@ -59,7 +59,7 @@ def patches() -> list[Patch | Swap]:
     there = torch.distributed.is_available()
     names = [name for name in _COLLECTIVES if there and hasattr(torch.distributed, name)]
     return [
-        Swap(nn.Module, "load_state_dict", _observing_load),
+        around_method(nn.Module, "load_state_dict", _observing_load),
         *(Patch(torch.distributed, name, _observing(name)) for name in names),
     ]
 

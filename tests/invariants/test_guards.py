@@ -550,7 +550,6 @@ def test_the_wrappers_are_in_place_only_while_a_guard_is(
         net(batch)
     assert during["Module.__call__"] is not before["Module.__call__"]
     for name in ("__setattr__", "load_state_dict"):
-        assert during[f"Module.{name}"] is before[f"Module.{name}"]
         code = f"the code of Module.{name}"
         assert during[code] is not before[code]
     assert len(during["optimizer post hooks"]) == len(before["optimizer post hooks"]) + 1
