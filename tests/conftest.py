@@ -10,6 +10,7 @@ from hypothesis import settings
 
 import pytest_bninvariants.failures
 import pytest_bninvariants.invariants.guards
+import pytest_bninvariants.invariants.observers
 import pytest_bninvariants.steps  # noqa: F401
 
 pytest_plugins = ["pytester"]
