@@ -39,9 +39,10 @@ def input_unmodified(trial: Trial, case: Case) -> None:
         trial.same("y", "first", f"another call in {mode} changed an earlier output")
 
 
-def _called(line: str, grad: str) -> str:
-    """Return a line of code that runs under a gradient mode."""
-    return line if grad == "enable_grad" else f"with torch.{grad}():\n    {line}"
+def _called(code: str, grad: str) -> str:
+    """Return code that runs under a gradient mode."""
+    within = code.replace("\n", "\n    ")
+    return code if grad == "enable_grad" else f"with torch.{grad}():\n    {within}"
 
 
 @law(("float32", "float64"), frozen=True, **FEW | {"momentum": False})
@@ -76,7 +77,7 @@ def _leaves_all_alone(trial: Trial, case: Case, mode: str, grad: str) -> None:
     trial.run("[p.requires_grad_(i == 0) for i, p in enumerate(layer.parameters())]")
     trial.feed(case.batches[0], grad=True)
     trial.run(f"flags, rng, process = {_FLAGS}, torch.get_rng_state(), ({_PROCESS})")
-    _calls(trial, "layer(x)", grad, "a call")
+    _call(trial, grad, "a call")
     trial.require("x.grad is None and x.requires_grad", "a call changed the input's gradient")
     trial.run("y, z = layer(x), layer(x)")
     if mode == "eval":
@@ -84,15 +85,13 @@ def _leaves_all_alone(trial: Trial, case: Case, mode: str, grad: str) -> None:
     c, ones = case.channels, [1] * (len(case.batches[0].shape) - 2)
     for shape in ((1, c, *ones), (4, c + 1, *ones)):
         trial.run(f"x = torch.ones({shape}, device={case.device!r})")
-        _calls(trial, "layer(x)", grad, f"a call with an input of shape {shape}", may_raise=True)
+        _call(trial, grad, f"a call with an input of shape {shape}", may_raise=True)
 
 
-def _calls(trial: Trial, call: str, grad: str, what: str, *, may_raise: bool = False) -> None:
-    """Make a call under a gradient mode, and hold that all is as it was."""
-    if may_raise:
-        call = f"try:\n    {call}\nexcept Exception:\n    pass"
-    lines = "\n".join((call, "enabled = torch.is_grad_enabled()")).replace("\n", "\n    ")
-    trial.run("enabled = None", f"with torch.{grad}():\n    {lines}")
+def _call(trial: Trial, grad: str, what: str, *, may_raise: bool = False) -> None:
+    """Call the layer under a gradient mode, and hold that all is as it was."""
+    call = "try:\n    layer(x)\nexcept Exception:\n    pass" if may_raise else "layer(x)"
+    trial.run("enabled = None", _called(f"{call}\nenabled = torch.is_grad_enabled()", grad))
     trial.require("torch.equal(torch.get_rng_state(), rng)", f"{what} used the random state")
     trial.require(
         f"({_PROCESS}) == process",
