@@ -4,56 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
+
+devices: tuple[str, ...] = ("cpu",)
+"""What `--bn-device` says."""
+
+bn_layer_types: frozenset[str] = frozenset()
+"""Names of types that count as BN layers: `Class`, `pkg.module.Class` or `pkg.module:Class`."""
+
+snapshot_budget: int | None = None
+"""How many bytes a snapshot may keep on each device; None: a quarter of what is free there."""
+
+trace: Trace | None = None
+"""How guards trace their steps; None where they do not."""
 
 
-class Trace(NamedTuple):
+class Trace:
     """How the guards that start now trace their steps.
 
     Args:
         names: the tensors whose writers are sought; None: those of all that is watched.
     """
 
-    names: frozenset[str] | None = None
+    def __init__(self, names: frozenset[str] | None = None) -> None:
+        self.names = names
 
     def seeks(self, name: str) -> bool:
         """Tell whether a tensor's writer is sought."""
         return self.names is None or name in self.names
 
 
-class Asked(NamedTuple):
-    """What may be asked for.
-
-    Args:
-        devices: what `--bn-device` says.
-        bn_layer_types: names of types that count as BN layers: `Class`, `pkg.module.Class` or
-            `pkg.module:Class`.
-        snapshot_budget: how many bytes a snapshot may keep on each device; None: a quarter of what
-            is free there.
-        trace: how guards trace; None where they do not.
-    """
-
-    devices: tuple[str, ...] = ("cpu",)
-    bn_layer_types: frozenset[str] = frozenset()
-    snapshot_budget: int | None = None
-    trace: Trace | None = None
-
-
-now = Asked()
-"""What is asked for at the moment."""
-
-
 def ask(**wishes: Any) -> Callable[[], None]:
-    """Ask for something, by the names of `Asked`; return what takes it back."""
-    global now
-    before = {name: getattr(now, name) for name in wishes}
-    now = now._replace(**wishes)
-
-    def take_back() -> None:
-        global now
-        now = now._replace(**before)
-
-    return take_back
+    """Ask for something, by the names above; return what takes it back."""
+    now = globals()
+    before = {name: now[name] for name in wishes}
+    now.update(wishes)
+    return lambda: now.update(before)
 
 
 @contextmanager

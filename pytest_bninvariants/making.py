@@ -3,15 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import pytest
 
 import pytest_bninvariants
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants.guards import Guard
-from pytest_bninvariants.markers import Request
+from pytest_bninvariants.markers import MARKERS
 from pytest_bninvariants.models import Value, find, follow
 
 Values = Mapping[str, Value]
+
+
+class Request(NamedTuple):
+    """A guard that a marker asks for.
+
+    Args:
+        name: the invariant.
+        modules: the marker's positional arguments.
+        options: its keywords but `model`.
+        model: where to find the model; None to look for the only one.
+    """
+
+    name: str
+    modules: tuple[Any, ...]
+    options: dict[str, Any]
+    model: str | None
+
+    @classmethod
+    def of(cls, mark: pytest.Mark) -> Request:
+        """Read a marker.
+
+        Raises:
+            GateError: it has an unknown option, or `model` is no name.
+        """
+        accepted = MARKERS[mark.name].accepted
+        for option in mark.kwargs:
+            if option not in accepted:
+                near = get_close_matches(option, accepted, n=1)
+                hint = f"; did you mean {near[0]}=?" if near else ""
+                raise GateError(
+                    f"@pytest.mark.{mark.name} has no option {option}={hint} "
+                    f"(accepted are {', '.join(accepted)})"
+                )
+        options = dict(mark.kwargs)
+        model = options.pop("model", None)
+        if not (model is None or isinstance(model, str)):
+            raise GateError(
+                f"@pytest.mark.{mark.name}(model=...) takes the name of a fixture or a dotted path "
+                f"such as 'trainer.model'; got {shown(model)}"
+            )
+        return cls(name=mark.name, modules=mark.args, options=options, model=model)
 
 
 def guard_of(request: Request, values: Values) -> Guard:

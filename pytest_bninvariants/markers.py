@@ -1,9 +1,8 @@
-"""What a marker may say -> a guard."""
+"""What the markers may say, and which a test has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import pytest
 
@@ -14,7 +13,7 @@ _SIGNATURE = (
 )
 
 
-class Marker(NamedTuple):
+class Marker:
     """One marker that puts a guard around a test's call.
 
     Args:
@@ -24,10 +23,12 @@ class Marker(NamedTuple):
         finds_model: whether it takes `model=`, or finds the only one there is.
     """
 
-    signature: str
-    help: str
-    options: tuple[str, ...]
-    finds_model: bool = True
+    def __init__(
+        self, signature: str, help: str, options: tuple[str, ...], finds_model: bool = True
+    ) -> None:
+        self.signature = signature
+        self.help = help
+        self.accepted = (*options, "model") if finds_model else options
 
 
 MARKERS = {
@@ -90,54 +91,6 @@ def spelled(mark: pytest.Mark) -> str:
     arguments = [repr(value) for value in mark.args]
     arguments += [f"{name}={value!r}" for name, value in mark.kwargs.items()]
     return f"@pytest.mark.{mark.name}" + (f"({', '.join(arguments)})" if arguments else "")
-
-
-class Request(NamedTuple):
-    """A guard that a marker asks for.
-
-    Args:
-        name: the invariant.
-        modules: the marker's positional arguments.
-        options: its keywords but `model`.
-        model: where to find the model; None to look for the only one.
-    """
-
-    name: str
-    modules: tuple[Any, ...]
-    options: dict[str, Any]
-    model: str | None
-
-    @classmethod
-    def of(cls, mark: pytest.Mark) -> Request:
-        """Read a marker.
-
-        Raises:
-            GateError: it has an unknown option, or `model` is no name.
-        """
-        marker = MARKERS[mark.name]
-        accepted = (*marker.options, *(("model",) if marker.finds_model else ()))
-        for option in mark.kwargs:
-            if option not in accepted:
-                import difflib  # here, since all runs of pytest load this module, and few need it
-
-                from pytest_bninvariants.errors import GateError
-
-                near = difflib.get_close_matches(option, accepted, n=1)
-                hint = f"; did you mean {near[0]}=?" if near else ""
-                raise GateError(
-                    f"@pytest.mark.{mark.name} has no option {option}={hint} "
-                    f"(accepted are {', '.join(accepted)})"
-                )
-        options = dict(mark.kwargs)
-        model = options.pop("model", None)
-        if not (model is None or isinstance(model, str)):
-            from pytest_bninvariants.errors import GateError, shown
-
-            raise GateError(
-                f"@pytest.mark.{mark.name}(model=...) takes the name of a fixture or a dotted path "
-                f"such as 'trainer.model'; got {shown(model)}"
-            )
-        return cls(name=mark.name, modules=mark.args, options=options, model=model)
 
 
 def marks_of(item: pytest.Item) -> list[pytest.Mark]:

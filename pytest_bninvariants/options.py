@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from pytest_bninvariants import asked
-from pytest_bninvariants.batchnorm.dtypes import DTYPES
+from pytest_bninvariants.dtypes import DTYPES
 
 EFFORTS = {"quick": 6, "default": 100, "thorough": 2000}
 TRACES = ("rerun", "same-run")
@@ -20,10 +20,13 @@ _UNITS |= {f"{u}iB": 1024**n for n, u in enumerate(("K", "M", "G", "T"), 1)}
 SETTINGS = pytest.StashKey["Settings"]()
 
 
-class Settings(NamedTuple):
-    """What this run was asked for.
+class Settings:
+    """What this run was asked for: the command line, then the ini file.
 
     Args:
+        config: of the run.
+
+    Attributes:
         devices: names of the torch devices that `bn_device` takes on, all of them present.
         bn_layer_types: names of types that count as BN layers.
         bn_audit: `report` or `fail`; None: no audit.
@@ -32,20 +35,25 @@ class Settings(NamedTuple):
         bn_dtypes: names of dtypes; none: each law's own.
         bn_xfails: the file of expected failures.
         bn_examples: how many cases a law is tried on.
-        bn_snapshot_budget: how many bytes a snapshot may keep; None: a share of what is free.
         bn_trace: in which run the writers of what changed are sought, of `TRACES`; None: in none.
+        bn_snapshot_budget: how many bytes a snapshot may keep; None: a share of what is free.
+
+    Raises:
+        pytest.UsageError: a value is malformed, or a device is not there.
     """
 
-    devices: tuple[str, ...] = ("cpu",)
-    bn_layer_types: tuple[str, ...] = ()
-    bn_audit: str | None = None
-    bn_impls: tuple[str, ...] = ()
-    bn_laws: tuple[str, ...] = ()
-    bn_dtypes: tuple[str, ...] = ()
-    bn_xfails: str | None = None
-    bn_examples: int = 100
-    bn_trace: str | None = None
-    bn_snapshot_budget: int | None = None
+    def __init__(self, config: pytest.Config) -> None:
+        given, by_ini = config.getoption, config.getini
+        self.devices = _devices(given("bn_device"), by_ini("bn_device"))
+        self.bn_layer_types = _types(by_ini("bn_layer_types"))
+        self.bn_audit = _audit(given("bn_audit"), by_ini("bn_audit"))
+        self.bn_impls = tuple(given("bn_impl") or ())
+        self.bn_laws = _listed("--bn-laws", given("bn_laws"))
+        self.bn_dtypes = _dtypes(given("bn_dtype"))
+        self.bn_xfails = _file("--bn-xfails", given("bn_xfails"))
+        self.bn_examples = _examples(given("bn_examples"))
+        self.bn_trace = _trace(config)
+        self.bn_snapshot_budget = _bytes("bn_snapshot_budget", by_ini("bn_snapshot_budget"))
 
     @property
     def choosing(self) -> tuple[str, ...]:
@@ -67,37 +75,9 @@ class Settings(NamedTuple):
             trace=asked.Trace() if self.bn_trace else None,
         )
 
-    @classmethod
-    def from_config(cls, config: pytest.Config) -> Settings:
-        """Read the command line, then the ini file.
 
-        Raises:
-            pytest.UsageError: a value is malformed, or a device is not there.
-        """
-        given = config.getoption("bn_device")
-        devices = given or config.getini("bn_device")
-        types = tuple(config.getini("bn_layer_types"))
-        for name in types:
-            if not all(part.isidentifier() for part in name.replace(":", ".").split(".")):
-                raise pytest.UsageError(
-                    f"bn_layer_types: {name!r} is no name of a class; "
-                    "give 'Class', 'package.module.Class' or 'package.module:Class'"
-                )
-        return cls(
-            devices=_devices(devices, "--bn-device" if given else "bn_device"),
-            bn_layer_types=types,
-            bn_audit=_audit(config.getoption("bn_audit"), config.getini("bn_audit")),
-            bn_impls=tuple(config.getoption("bn_impl") or ()),
-            bn_laws=_listed("--bn-laws", config.getoption("bn_laws")),
-            bn_dtypes=_dtypes(config.getoption("bn_dtype")),
-            bn_xfails=_file("--bn-xfails", config.getoption("bn_xfails")),
-            bn_examples=_examples(config.getoption("bn_examples")),
-            bn_trace=_trace(config),
-            bn_snapshot_budget=_bytes("bn_snapshot_budget", config.getini("bn_snapshot_budget")),
-        )
-
-
-def _devices(names: list[str], option: str) -> tuple[str, ...]:
+def _devices(given: list[str] | None, by_ini: list[str]) -> tuple[str, ...]:
+    names, option = (given, "--bn-device") if given else (by_ini, "bn_device")
     if not names:
         return ("cpu",)
     from pytest_bninvariants.devices import resolve
@@ -106,6 +86,16 @@ def _devices(names: list[str], option: str) -> tuple[str, ...]:
         return resolve(names, option)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def _types(names: list[str]) -> tuple[str, ...]:
+    for name in names:
+        if not all(part.isidentifier() for part in name.replace(":", ".").split(".")):
+            raise pytest.UsageError(
+                f"bn_layer_types: {name!r} is no name of a class; "
+                "give 'Class', 'package.module.Class' or 'package.module:Class'"
+            )
+    return tuple(names)
 
 
 def _audit(given: str | None, by_ini: str) -> str | None:

@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fixtures, fixtures.__name__)  # `pytest_plugins` takes longer
     for line in markers.lines():
         config.addinivalue_line("markers", line)
-    settings = config.stash[SETTINGS] = Settings.from_config(config)
+    settings = config.stash[SETTINGS] = Settings(config)
     config.add_cleanup(settings.ask())
     if settings.bn_trace == "rerun":
         from pytest_bninvariants.retrace import Retracer

@@ -16,8 +16,8 @@ from pytest_bninvariants.failures import line_of, raise_at
 from pytest_bninvariants.invariants import reruns
 from pytest_bninvariants.invariants.guards import Guard, conclude
 from pytest_bninvariants.invariants.state import ModelState
-from pytest_bninvariants.making import guard_of
-from pytest_bninvariants.markers import Request, spelled
+from pytest_bninvariants.making import Request, guard_of
+from pytest_bninvariants.markers import spelled
 from pytest_bninvariants.models import Value
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis.errors import InvalidArgument
 
 from pytest_bninvariants.batchnorm.cases import LAYOUTS, LEAST_DIMS
-from pytest_bninvariants.batchnorm.dtypes import DTYPES
+from pytest_bninvariants.dtypes import DTYPES
 from pytest_bninvariants.errors import shown
 
 RANKS = (2, 3, 4, 5)

@@ -25,8 +25,8 @@ from pytest_bninvariants.batchnorm.arguments import (
     whole,
 )
 from pytest_bninvariants.batchnorm.cases import LAYOUTS, Batch, Case
-from pytest_bninvariants.batchnorm.dtypes import DTYPES
 from pytest_bninvariants.batchnorm.shapes import MOST_SAMPLES, Limits, sizes
+from pytest_bninvariants.dtypes import DTYPES
 from pytest_bninvariants.errors import shown
 
 T = TypeVar("T")

@@ -129,7 +129,7 @@ def _drawn(
     of_device: st.SearchStrategy[str] | None,
 ) -> TrainBatch:
     if of_device is None:  # now, since a module is imported once, and its tests may run in others
-        of_device = st.sampled_from(asked.now.devices)
+        of_device = st.sampled_from(asked.devices)
     return TrainBatch.of(
         (draw(of_size), *sample),
         classes=classes,

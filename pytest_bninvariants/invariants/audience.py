@@ -80,7 +80,7 @@ class Observer:
             module._buffers
             or module._compiled_call_impl is not None
             or "_orig_mod" in module._modules
-            or asked.now.bn_layer_types
+            or asked.bn_layer_types
         )
 
     def saw_forward(self, module: nn.Module) -> None:

@@ -22,7 +22,7 @@ def allows(count: int, device: torch.device, idle: int = 0) -> bool:
         device: where.
         idle: how many are ours there already.
     """
-    limit = asked.now.snapshot_budget
+    limit = asked.snapshot_budget
     if limit is not None:
         return count <= limit
     if count <= _NEGLIGIBLE:

@@ -49,7 +49,7 @@ class Plan:
 
     def __init__(self, scope: object, selection: Selection) -> None:
         self._scope = scope
-        self._bn_layer_types = asked.now.bn_layer_types
+        self._bn_layer_types = asked.bn_layer_types
         self._names = selection.layout.names
         self._kinds = list(map(id, selection.layout.kinds))
         self._types = [weakref.ref(kind) for kind in set(selection.layout.kinds)]
@@ -64,7 +64,7 @@ class Plan:
     def fits(self, scope: object, layout: Layout) -> bool:
         """Tell whether it says what a scope covers in a model."""
         return (
-            self._bn_layer_types is asked.now.bn_layer_types
+            self._bn_layer_types is asked.bn_layer_types
             and self._names == layout.names
             and self._kinds == list(map(id, layout.kinds))
             and self._scope == scope

@@ -18,7 +18,7 @@ def names(kind: type) -> bool:
         GateError: a name with a module cannot be imported.
     """
     global _known
-    bn_layer_types = asked.now.bn_layer_types
+    bn_layer_types = asked.bn_layer_types
     if not bn_layer_types:
         return False
     if bn_layer_types is not _known:

@@ -237,7 +237,7 @@ def _state_owners(names: Names, of_bn: Iterable[str]) -> set[str]:
     whole subtree counts.
     """
     owners = set(of_bn)
-    if asked.now.bn_layer_types:
+    if asked.bn_layer_types:
         for name, module in names.modules.items():
             if registry.names(type(module)):
                 owners |= {key for key, _ in named_modules(module, name)}

@@ -175,7 +175,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def begin(kept: Iterable[Kept]) -> Tracer | None:
     """Begin to trace what a snapshot holds, if that is asked for."""
-    trace = asked.now.trace
+    trace = asked.trace
     if trace is None:
         return None
     sought = {each.watched.name: each for each in kept if trace.seeks(each.watched.name)}

@@ -19,7 +19,7 @@ def test_a_limit_that_is_given_counts() -> None:
     assert budget.allows(1000, CPU)
     assert not budget.allows(1001, CPU, idle=5000)
     put_back()
-    assert asked.now.snapshot_budget is None
+    assert asked.snapshot_budget is None
 
 
 def test_without_a_limit_a_quarter_of_what_is_free_may_be_taken() -> None:

@@ -383,7 +383,7 @@ def named_types() -> Iterator[Callable[[list[str]], None]]:
     yield lambda names: undo.append(ask(bn_layer_types=frozenset(names)))
     for put_back in reversed(undo):
         put_back()
-    assert not asked.now.bn_layer_types
+    assert not asked.bn_layer_types
 
 
 @pytest.mark.parametrize(

@@ -255,13 +255,13 @@ def hold_that_nothing_is_left_behind() -> None:
     """Hold that no observer, wrapper or setting of a session outlives it in this process."""
     assert audience.present == ()
     assert assignments._listeners == []
-    assert asked.now.trace is None
+    assert asked.trace is None
     assert nn.Module.__call__ is _CALL
     assert nn.Module.__setattr__ is _SETATTR
     assert (_CALL.__code__, _SETATTR.__code__, nn.Module.load_state_dict.__code__) == _CODES
-    assert asked.now.bn_layer_types == frozenset()
-    assert asked.now.snapshot_budget is None
-    assert asked.now.devices == ("cpu",)
+    assert asked.bn_layer_types == frozenset()
+    assert asked.snapshot_budget is None
+    assert asked.devices == ("cpu",)
 
 
 def _outcomes_of(records: list[dict[str, Any]]) -> dict[str, str]:

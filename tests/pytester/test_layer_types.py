@@ -98,7 +98,7 @@ def test_a_name_of_something_else_than_a_class_fails_what_needs_it(sessions: Ses
 def test_the_names_are_forgotten_after_the_session(sessions: Sessions) -> None:
     sessions.pytester.makeini("[pytest]\nbn_layer_types = Norm")
     sessions.run(OWN_NORM).tells_apart()
-    assert asked.now.bn_layer_types == frozenset()
+    assert asked.bn_layer_types == frozenset()
     sessions.pytester.makeini("[pytest]")
     assert set(sessions.again().outcomes.values()) == {"failed"}
 
@@ -109,7 +109,7 @@ def test_names_are_put_back_where_a_session_runs_inside_another(sessions: Sessio
         sessions.pytester.makeini("[pytest]\nbn_layer_types = Norm")
         sessions.pytester.makepyfile(test_it="def test_it(): pass")
         sessions.pytester.runpytest_inprocess("-pno:cacheprovider", *LOOP_SCOPE)
-        assert asked.now.bn_layer_types == frozenset({"Outer"})
+        assert asked.bn_layer_types == frozenset({"Outer"})
     finally:
         put_back()
 

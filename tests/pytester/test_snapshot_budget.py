@@ -106,9 +106,9 @@ def test_a_budget_is_a_number_of_bytes(
     pytester.makeini(f"[pytest]\nbn_snapshot_budget = {given}")
     config = pytester.parseconfigure()
     assert config.stash[SETTINGS].bn_snapshot_budget == count
-    assert asked.now.snapshot_budget == count
+    assert asked.snapshot_budget == count
     config._ensure_unconfigure()
-    assert asked.now.snapshot_budget is None
+    assert asked.snapshot_budget is None
 
 
 @pytest.mark.parametrize("given", ["much", "-1", "5 apples", "1e9", "25%", "MB"])

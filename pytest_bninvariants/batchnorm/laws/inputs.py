@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, DENSE, LAYOUTS, LEAST_DIMS, Batch, Case
-from pytest_bninvariants.batchnorm.dtypes import HALF
 from pytest_bninvariants.batchnorm.expectation import Approximation
 from pytest_bninvariants.batchnorm.laws.registry import ALL, FEW, ONE, law
 from pytest_bninvariants.batchnorm.laws.values import (
@@ -20,6 +19,7 @@ from pytest_bninvariants.batchnorm.laws.values import (
     unchanged,
 )
 from pytest_bninvariants.batchnorm.trials import Trial
+from pytest_bninvariants.dtypes import HALF
 
 _KEEP = "kept = [layer.running_mean.clone(), layer.running_var.clone()]"
 _REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, AssertionError)
