@@ -69,11 +69,20 @@ class Subject:
         return name if name.isidentifier() else "make_layer"
 
     def takes(self, keyword: str) -> bool:
-        """Return whether its signature has a keyword."""
-        try:
-            return keyword in inspect.signature(self.factory).parameters
-        except (TypeError, ValueError):  # some callables have no signature
-            return False
+        """Return whether its signature has a keyword, or passes it on to that of a base class."""
+        made_by = [
+            c.__init__ for c in getattr(self.factory, "__mro__", ()) if "__init__" in vars(c)
+        ]
+        for each in made_by or [self.factory]:
+            try:
+                parameters = inspect.signature(each).parameters
+            except (TypeError, ValueError):  # some callables have no signature
+                return False
+            if keyword in parameters:
+                return True
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+                return False
+        return False
 
     def call(self, *positional: Any, **named: Any) -> str:
         """Return code that makes it from arguments, and from the keywords besides."""

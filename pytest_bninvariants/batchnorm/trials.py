@@ -106,8 +106,8 @@ class Trial:
         self._lines.append(source)
 
     def value(self, name: str, value: Tensor) -> None:
-        """Bind a name to a tensor that a report prints whole."""
-        self.let(name, value, lambda: [f"{name} = {literal(value)}"])
+        """Bind a name to a copy of a tensor, which a report prints whole as it was before."""
+        self.let(name, value.clone(), lambda: [f"{name} = {literal(value)}"])
 
     def again(self, case: Case) -> Trial:
         """Return a new trial of the same law, on another case."""

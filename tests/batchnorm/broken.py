@@ -847,3 +847,130 @@ class HasNoForwardDerivative(nn.BatchNorm2d):
 class CallsItsForwardStraight(nn.BatchNorm2d):
     def __call__(self, x: Tensor) -> Tensor:
         return self.forward(x)
+
+
+@breaks("hooks")
+class ForgetsHooksAtInference(nn.BatchNorm2d):
+    def __call__(self, x: Tensor) -> Tensor:
+        inferring = not self.training and not torch.is_grad_enabled()
+        return self.forward(x) if inferring else super().__call__(x)
+
+
+class _AtBackward(torch.autograd.Function):
+    """Return its input; in backward, what a function makes of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.change = change
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.change(grad), None
+
+
+class ChangesItsGradient(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return _AtBackward.apply(super().forward(x), self.change)
+
+    def change(self, grad: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@breaks("graphs_are_independent")
+class AsksItsModeInBackward(ChangesItsGradient):
+    def change(self, grad: Tensor) -> Tensor:
+        return grad if self.training else 2 * grad
+
+
+@breaks("layouts")
+class TakesExpandedGradientsForConstant(ChangesItsGradient):
+    def change(self, grad: Tensor) -> Tensor:
+        return 0 * grad if self.training and grad.stride(-1) == 0 < grad.stride(0) else grad
+
+
+@breaks("layouts")
+class ReadsItsGradientFromTheStart(ChangesItsGradient):
+    def change(self, grad: Tensor) -> Tensor:
+        return grad.as_strided(grad.shape, grad.stride(), 0) if grad.is_contiguous() else grad
+
+
+@breaks("input_unmodified")
+class WritesIntoTheGradientItGets(ChangesItsGradient):
+    def change(self, grad: Tensor) -> Tensor:
+        result = grad.clone()
+        grad.mul_(0.5)
+        return result
+
+
+class _KeptUnchecked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, weight: Tensor) -> Tensor:
+        ctx.value, ctx.weight = value.detach(), weight
+        return value * weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad * ctx.weight, (grad * ctx.value).sum((0, 2, 3)).view_as(ctx.weight)
+
+
+@breaks("output_written_in_place")
+class MissesThatItsInputIsWritten(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or not self.affine:
+            return super().forward(x)
+        mean, scale = column(self.running_mean, x), column(self.running_var + self.eps, x).rsqrt()
+        y = _KeptUnchecked.apply(x, column(self.weight, x))
+        return (y - mean * column(self.weight, x)) * scale + column(self.bias, x)
+
+
+class _NoTangent(_Same):
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return torch.zeros_like(tangent)
+
+
+@breaks("forward_derivative")
+class TakesItsBiasForConstant(Composed):
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        without = super().affine_map(x, values, mean, var) - column(self.bias, x)
+        return without + column(_NoTangent.apply(self.bias), x)
+
+
+@breaks("empty_batch")
+class ReturnsAnEmptyBatch(Composed):
+    def of_nothing(self, x: Tensor) -> Tensor:
+        return x
+
+
+@breaks("state_dict_round_trip")
+class LoadsAVarianceWithItsMemory(nn.BatchNorm2d):
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state, prefix, *rest)
+        given = state.get(f"{prefix}running_var")
+        if given is not None and given.dtype == self.running_var.dtype:
+            self.running_var.data = given
+
+
+@breaks("state_dict_round_trip")
+class ResetsWhatIsNotLoaded(nn.BatchNorm2d):
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        if f"{prefix}running_mean" not in state:
+            self.reset_running_stats()
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+@breaks("tracking_switched_off")
+class NeedsItsStatisticsInEval(Composed):
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and self.num_batches_tracked is not None:
+            x = x + 0 * column(self.running_mean, x)
+        return super().forward(x)
+
+
+@breaks("construction")
+class PassesItsDeviceOnButForTheCounter(nn.BatchNorm2d):
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked = torch.tensor(0, device="cpu")

@@ -24,7 +24,10 @@ _FLAGS = "[layer.training, *(p.requires_grad for p in layer.parameters())]"
 
 @law(ONE, frozen=True, share=0.3, momentum=False, max_values=512)
 def input_unmodified(trial: Trial, case: Case) -> None:
-    """The input stays as it is, and the output is memory of its own, also between calls."""
+    """The input stays as it is, and the output is memory of its own, also between calls.
+
+    So does the gradient that comes into backward.
+    """
     for mode, grad in _WAYS:
         start(trial, training=mode == "train")
         trial.feed(case.batches[0])
@@ -37,6 +40,12 @@ def input_unmodified(trial: Trial, case: Case) -> None:
         )
         trial.run(_called("again = layer(x.flip(0) + 1)", grad))
         trial.same("y", "first", f"another call in {mode} changed an earlier output")
+    for mode in ("train", "eval"):
+        start(trial, training=mode == "train")
+        trial.feed(case.batches[0], grad=True)
+        trial.value("g", case.gradient(0))
+        trial.run("before = g.clone()", "layer(x).backward(g)")
+        trial.same("g", "before", f"backward in {mode} changed the gradient that it was given")
 
 
 def _called(code: str, grad: str) -> str:
@@ -130,6 +139,12 @@ def hooks(trial: Trial, case: Case) -> None:
         "layer(x).sum().backward()",
     )
     trial.require("calls == ['before', 'after', 'backward']", "the hooks that ran are {calls}")
+    for mode in ("train", "eval"):
+        trial.run(f"layer.{mode}()", "calls.clear()", "with torch.no_grad():\n    layer(x)")
+        trial.require(
+            "calls == ['before', 'after']",
+            f"without gradients, the hooks that ran in {mode} are {{calls}}",
+        )
 
 
 @law(("float32", "bfloat16"), share=0.02, state_dtype="float32", layouts=CONTIGUOUS, max_values=256)

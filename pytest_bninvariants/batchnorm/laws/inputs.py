@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import cycle
 
 import torch
 
@@ -22,6 +23,11 @@ from pytest_bninvariants.batchnorm.trials import Trial
 from pytest_bninvariants.dtypes import HALF
 
 _KEEP = "kept = [layer.running_mean.clone(), layer.running_var.clone()]"
+_GRADIENTS = (  # as indexing, splitting and global pooling behind the layer leave them
+    "torch.stack((g, torch.zeros_like(g)), -1)[..., 0]",
+    "torch.cat((g.new_zeros(3), g.flatten()))[3:].view(g.shape)",
+    "g[..., :1].expand(g.shape)",
+)
 _REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, AssertionError)
 
 
@@ -64,6 +70,7 @@ def empty_batch(trial: Trial, case: Case) -> None:
         trial.feed(trial.case.batches[0], grad=True)
         trial.run("y = layer(x)", "y.sum().backward()")
         trial.require(f"y.shape == {shape}", f"the output of {shape} has shape {{tuple(y.shape)}}")
+        trial.require("y is not x", f"an input of {shape} is returned itself")
         _statistics_stay(trial, "an empty batch")
         trial.require(
             f"int(layer.num_batches_tracked) == {case.count + 1}",
@@ -169,22 +176,22 @@ def _after_first(each: Approximation, axis: int) -> Approximation:
 def layouts(trial: Trial, case: Case) -> None:
     """Layout and strides of input and gradient change only rounding; channels_last stays so."""
     rank = len(case.batches[0].shape)
+    gradients = cycle(_GRADIENTS)
     for layout in _layouts_of(case):
         batch = replace(case.batches[0], layout=layout)
         trial.case = replace(case, batches=(batch,), plain_gradient=False)
         twin = start(trial, training=True)
         expected = forward(trial, twin, grad=True)
         hold_training(trial, twin, expected)
-        g = case.gradient(0)
-        trial.value("g", g)
+        trial.value("g", case.gradient(0))
         last = batch.view if layout == "channels_last" and rank >= 4 else None
         trial.run(
-            "g = torch.stack((g, torch.zeros_like(g)), -1)[..., 0]"
+            f"g = {next(gradients)}"
             if last is None
             else f"g = g.contiguous(memory_format=torch.{last})",
             "y.backward(g)",
         )
-        of_input, of_weight, _ = expected.gradients(g)
+        of_input, of_weight, _ = expected.gradients(trial["g"])
         trial.close("x.grad", of_input, axis=1)
         trial.close("layer.weight.grad", of_weight)
         _keeps_format(trial, last)

@@ -247,13 +247,17 @@ def gradients_accumulate(trial: Trial, case: Case) -> None:
 
 @law(("float32",), share=0.3, modes=(True, True), layouts=CONTIGUOUS, max_values=256)
 def graphs_are_independent(trial: Trial, case: Case) -> None:
-    """Each forward has a graph of its own, which autograd differentiates without touching .grad."""
+    """Each forward has a graph of its own, which autograd differentiates without touching .grad.
+
+    It is the graph of the mode that the layer was in then.
+    """
     twin = start(trial, training=True)
     expected = forward(trial, twin, grad=True)
     trial.run("first, y_of_first = x, y")
     forward(trial, twin, 1)
     g = case.gradient(0)
     trial.value("g", g)
+    trial.run("layer.eval()")  # as a validation between forward and backward does
     wanted = "(first, layer.weight, layer.bias)"
     trial.run(f"gradients = torch.autograd.grad(y_of_first, {wanted}, g)")
     for index, gradient in enumerate(expected.gradients(g)):
@@ -265,7 +269,10 @@ def graphs_are_independent(trial: Trial, case: Case) -> None:
 
 @law(("float32",), share=0.3, layouts=CONTIGUOUS, max_values=256)
 def output_written_in_place(trial: Trial, case: Case) -> None:
-    """The output may be written in place before backward, as ReLU(inplace=True) behind it does."""
+    """The output may be written in place before backward, as ReLU(inplace=True) behind it does.
+
+    If the input is written, backward raises RuntimeError or gives the gradients all the same.
+    """
     for training in (True, False):
         twin = start(trial, training=training)
         expected = forward(trial, twin, grad=True)
@@ -275,6 +282,21 @@ def output_written_in_place(trial: Trial, case: Case) -> None:
         for index, gradient in enumerate(expected.gradients(2 * g)):
             name = ("x", "layer.weight", "layer.bias")[index]
             trial.close(f"{name}.grad", gradient, axis=int(index == 0))
+        _input_written(trial, training=training)
+
+
+def _input_written(trial: Trial, *, training: bool) -> None:
+    twin = start(trial, training=training)
+    x = trial.feed(trial.case.batches[0], grad=True)
+    trial.run("z = x * 1", "y = layer(z)", "z.mul_(2).add_(1)")
+    g = trial.case.gradient(0)
+    trial.value("g", g)
+    trial.run("refused = False")
+    trial.run("try:\n    y.backward(g)\nexcept RuntimeError:\n    refused = True")
+    if not trial["refused"]:
+        of_input, of_weight, _ = twin.expect(x).gradients(g)
+        trial.close("x.grad", of_input, axis=1)
+        trial.close("layer.weight.grad", of_weight)
 
 
 @law(("float32",), share=0.3, modes=(True, True), layouts=CONTIGUOUS, max_values=256)
@@ -337,7 +359,7 @@ def double_backward(trial: Trial, case: Case) -> None:
 
 @law(("float64",), share=0.3, modes=(True,), layouts=CONTIGUOUS, max_values=128)
 def forward_derivative(trial: Trial, case: Case) -> None:
-    """Forward-mode AD gives the derivative of the output, in both modes.
+    """Forward-mode AD gives the derivative of the output, by input, weight and bias, in both modes.
 
     Held to half of float64's digits, on well-conditioned data: this is about formulas.
     """
@@ -360,6 +382,13 @@ def _derive(trial: Trial, twin: Twin, x: torch.Tensor, t: torch.Tensor) -> None:
     twin.reference.track_running_stats = False  # torch.func.jvp takes no module that updates itself
     value = torch.func.jvp(twin.reference, (x.cpu(),), (t.cpu(),))[1].detach()
     trial.close("derivative", _half_the_digits(value), axis=1)
+    trial.run(
+        "with forward_ad.dual_level():\n"
+        "    twice = {k: forward_ad.make_dual(v, 2 * v) for k, v in layer.named_parameters()}\n"
+        "    derivative = forward_ad.unpack_dual("
+        "torch.func.functional_call(layer, twice, (x,))).tangent",
+    )
+    trial.close("derivative", _half_the_digits(2 * twin.reference(x.cpu()).detach()), axis=1)
 
 
 def _well_conditioned(case: Case) -> Case:
@@ -422,7 +451,10 @@ def tracking_off(trial: Trial, case: Case) -> None:
 
 @law(("float32",), share=0.5)
 def tracking_switched_off(trial: Trial, case: Case) -> None:
-    """With track_running_stats set False later, training updates nothing; eval uses the stored."""
+    """With track_running_stats set False later, training updates nothing; eval uses the stored.
+
+    Where these are then set None, as in adaptation at test time, eval uses the batch's.
+    """
     twin = start(trial, training=True)
     trial.run("layer.track_running_stats = False", KEEP)
     twin.reference.track_running_stats = False
@@ -430,6 +462,8 @@ def tracking_switched_off(trial: Trial, case: Case) -> None:
     unchanged(trial, "training without tracking")
     switch(trial, twin, training=False)
     trial.close("y", forward(trial, twin).output, axis=1)
+    trial.run("layer.running_mean = layer.running_var = None")
+    trial.close("y", forward(trial, trial.twin(track_running_stats=False)).output, axis=1)
 
 
 @law(("float32", "bfloat16"), frozen=True, share=0.5, **EVAL)
