@@ -57,6 +57,6 @@ def test_flips_are_found_and_untouched_steps_are_no_alarm(how: str) -> None:
 
 
 def test_the_start_is_timed_with_the_plugin_and_without() -> None:
-    times = startup.measured(rounds=1)
-    assert list(times) == ["no plugin", "an empty one", "ours"]
-    assert min(times.values()) > 0
+    bare, more = startup.measured(rounds=1)
+    assert bare > 0
+    assert more != 0
