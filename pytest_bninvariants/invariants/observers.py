@@ -1,13 +1,14 @@
 """Hear from torch what happens in this process, for whoever watches at the moment.
 
 Nothing is put on a user's objects, so copies, pickles and scripts of a model that are taken inside
-a step are clean. While somebody watches, a few functions of torch are wrapped, `Module.__call__`
+a step are clean. While somebody watches, a few functions of torch are wrapped, `Module._call_impl`
 first of all, and `torch.optim`'s global step hooks are used. All of it is off while dynamo
 compiles, so that guarded and bare runs compile the same graphs.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from pytest_bninvariants.invariants.patches import Patch, Patches, Switch, aroun
 
 _Function = Callable[..., Any]
 _TRACERS = ("FakeTensor", "FunctionalTensor")
+_CALL = nn.Module._wrapped_call_impl.__code__  # nn.Module.__call__, unless somebody wrapped it
+_EVAL_FRAME = "torch._dynamo.eval_frame"
 
 
 class _Observers:
@@ -40,7 +43,8 @@ class _Observers:
         self._unhook: list[Callable[[], None]] = []
         self._patches = Patches(
             around_method(nn.Module, "__setattr__", _observing_setattr),
-            Patch(nn.Module, "__call__", _observing_call),
+            Patch(nn.Module, "_call_impl", _observing_call),
+            Patch(nn.Module, "compile", _observing_compile),
             *writers.patches(),
             *_dynamos_patches(),
         )
@@ -147,6 +151,17 @@ def _tell_compiled_code() -> None:
         observer.saw_compiled_code()
 
 
+@unseen
+def _tell_compiled_in_place(frame: FrameType | None) -> None:
+    """Tell of the module that runs compiled code in place of the method that is wrapped."""
+    while frame is not None and frame.f_globals.get("__name__") == _EVAL_FRAME:
+        frame = frame.f_back
+    if frame is not None and frame.f_code is _CALL:
+        module = frame.f_locals["self"]
+        for observer in audience.present:
+            observer.saw_forward(module)
+
+
 def _have_values(tensors: list[Tensor]) -> bool:
     """Tell whether a forward is a real one, and not a tracer's on fake tensors."""
     with torch._C.DisableTorchFunction():  # a user's mode is not to hear of our questions
@@ -169,7 +184,7 @@ def _observing_setattr(original: _Function, switch: Switch) -> _Function:
 
 
 def _observing_call(original: _Function, switch: Switch) -> _Function:
-    def __call__(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+    def _call_impl(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         quiet = not switch.on or is_dynamo_compiling()
         if quiet or not (audience.is_heard(self) or listeners.listening):
@@ -184,25 +199,26 @@ def _observing_call(original: _Function, switch: Switch) -> _Function:
             _after_call(failed=failed)
         return result
 
-    return __call__
+    return _call_impl
 
 
 def _observing_eval_frame(original: _Function, switch: Switch) -> _Function:
     def set_eval_frame(callback: Any) -> Any:
         if switch.on and callback is not None and callback is not False:
             _tell_compiled_code()
+            _tell_compiled_in_place(sys._getframe(1))
             listeners.step_aside()
         return original(callback)
 
     return set_eval_frame
 
 
-def _observing_initialize(original: _Function, switch: Switch) -> _Function:
-    def _initialize(self: nn.Module) -> None:
-        with _observers.away():  # what torch.compile(model) returns holds on to model.__call__
-            original(self)
+def _observing_compile(original: _Function, switch: Switch) -> _Function:
+    def compile(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with _observers.away():  # what is compiled holds on to the method that it is to call
+            return original(self, *args, **kwargs)
 
-    return _initialize
+    return compile
 
 
 def _find_dynamo() -> Any:
@@ -235,7 +251,7 @@ def _dynamos_patches() -> list[Patch]:
     wanted = (
         (eval_frame, "set_eval_frame", _observing_eval_frame),
         (eval_frame, "_maybe_set_eval_frame", _observing_eval_frame),
-        (eval_frame.OptimizedModule, "_initialize", _observing_initialize),
+        (eval_frame.OptimizedModule, "_initialize", _observing_compile),
     )
     return [Patch(owner, name, make) for owner, name, make in wanted if hasattr(owner, name)]
 

@@ -77,7 +77,7 @@ def place_of_outermost_call(frame: FrameType | None) -> Place | None:
     """Find the user's line that called the outermost of the modules that run at the moment."""
     outermost, call = frame, "a forward"
     while frame is not None:
-        module = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
+        module = frame.f_locals.get("self") if frame.f_code.co_name == "_call_impl" else None
         if isinstance(module, nn.Module) and frame.f_code.co_filename.startswith(_OURS):
             outermost, call = frame.f_back, f"{type(module).__name__}.forward()"
         frame = frame.f_back

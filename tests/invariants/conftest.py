@@ -52,7 +52,7 @@ def everything_wrapped() -> dict[str, Any]:
     optimizers = sys.modules[Optimizer.__module__]
     hooks = [name for name in vars(torch_module) if name.startswith("_global")]
     methods = ("__call__", "__setattr__", "__getattr__", "__delattr__", "train", "eval")
-    more = ("_call_impl", "register_buffer", "load_state_dict")
+    more = ("_call_impl", "compile", "register_buffer", "load_state_dict")
     module = {name: vars(nn.Module)[name] for name in (*methods, *more)}
     return {
         **{f"Module.{name}": method for name, method in module.items()},
@@ -85,13 +85,14 @@ def torch_is_left_as_it_was() -> Iterator[None]:
     if getattr(compiler, "FRAME_COUNTER", 0):
         torch._dynamo.reset()  # it compiles a function anew only so many times
     before = everything_wrapped()
-    call, setattr_ = vars(nn.Module)["__call__"], vars(nn.Module)["__setattr__"]
+    methods = {name: vars(nn.Module)[name] for name in ("_call_impl", "compile", "__setattr__")}
+    setattr_ = methods["__setattr__"]
     code = setattr_.__code__
     functions = torch.batch_norm, torch.instance_norm
     yield
     after = everything_wrapped()
-    nn.Module.__call__ = call  # a test that fails must not take the others with it
-    nn.Module.__setattr__ = setattr_  # type: ignore[method-assign]
+    for name, method in methods.items():  # a test that fails must not take the others with it
+        setattr(nn.Module, name, method)
     setattr_.__code__ = code
     torch.batch_norm, torch.instance_norm = functions
     assert after == before

@@ -160,7 +160,15 @@ def test_a_method_other_than_forward_names_the_model_too() -> None:
     assert said.verdicts[0].changed_layers[0] == "bn1"
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+def _compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, lambda m: torch.compile(m, backend="eager"), _compiled_in_place],
+)
 def test_what_wrappers_put_into_names_is_left_out(
     wrap: Callable[[nn.Module], Any], batch: Tensor
 ) -> None:

@@ -540,6 +540,35 @@ def test_a_compiled_module_without_stored_statistics_is_found(compiled: str, war
     assert found(verdict) == BATCH_STATISTICS
 
 
+def _in_place(model: nn.Sequential) -> None:
+    model[0].compile(backend="eager")
+
+
+def _layer_in_place(model: Any) -> None:
+    model[0][0].compile(backend="eager")
+
+
+def _wrapped(model: nn.Sequential) -> None:
+    model[0] = torch.compile(model[0], backend="eager")  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("compile_", [_in_place, _layer_in_place, _wrapped])
+def test_a_compiled_block_beside_eager_ones_is_judged_by_its_mode(
+    compile_: Callable[[nn.Module], None], training: bool
+) -> None:
+    kept = nn.BatchNorm1d(2, momentum=0.0)  # only its mode tells that it normalised
+    kept.num_batches_tracked = None
+    model = nn.Sequential(nn.Sequential(kept), nn.BatchNorm1d(2)).eval()
+    compile_(model)
+    for mode in (True, False, training):
+        kept.train(mode)
+        model(BATCH)
+    verdict = judged(model, lambda _: model(BATCH))
+    assert verdict.holds != training
+    assert [change.kind for change in verdict.changes] == ["batch-statistics"] * training
+
+
 class WithUnusedLayer(Pair):
     """Hold a layer that its forward leaves out, such as an auxiliary head."""
 

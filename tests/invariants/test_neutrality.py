@@ -472,6 +472,15 @@ def test_a_module_that_is_compiled_inside_a_guard_keeps_nothing_of_it() -> None:
     assert torch._dynamo.eval_frame.innermost_fn(compiled.forward) == model.__call__
 
 
+def test_a_module_that_is_compiled_in_place_inside_a_guard_keeps_nothing_of_it() -> None:
+    model = Compiled(nn.BatchNorm1d(3)).eval()
+    with frozen_bn(model):
+        model.compile(backend="eager")
+        model(torch.randn(4, 4))
+    compiled: Any = model._compiled_call_impl
+    assert torch._dynamo.eval_frame.innermost_fn(compiled) == model._call_impl
+
+
 # Other things that users do with a model inside a step.
 
 

@@ -397,12 +397,14 @@ def wrapped(name: str, calls: list[str]) -> Iterator[None]:
 
 @pytest.fixture
 def put_back() -> Iterator[None]:
-    call, setattr_ = nn.Module.__call__, nn.Module.__setattr__
+    names = "__call__", "_call_impl", "__setattr__"
+    methods = {name: vars(nn.Module)[name] for name in names}
     yield
-    nn.Module.__call__, nn.Module.__setattr__ = call, setattr_  # type: ignore[method-assign]
+    for name, method in methods.items():
+        setattr(nn.Module, name, method)
 
 
-@pytest.mark.parametrize("name", ["__call__", "__setattr__"])
+@pytest.mark.parametrize("name", ["__call__", "_call_impl", "__setattr__"])
 def test_a_wrapper_around_ours_that_ends_within_the_step_is_seen_through(
     net: Any, batch: Tensor, name: str
 ) -> None:
@@ -417,7 +419,7 @@ def test_a_wrapper_around_ours_that_ends_within_the_step_is_seen_through(
 
 
 @pytest.mark.usefixtures("put_back")
-@pytest.mark.parametrize("name", ["__call__", "__setattr__"])
+@pytest.mark.parametrize("name", ["__call__", "_call_impl", "__setattr__"])
 def test_a_wrapper_that_a_step_leaves_around_ours_does_not_break_the_next_guard(
     net: Any, batch: Tensor, name: str
 ) -> None:
@@ -447,15 +449,15 @@ def test_a_wrapper_around_ours_does_not_break_a_compilation_inside_it(
 def test_a_wrapper_that_ends_while_ours_is_around_it_is_not_brought_back(
     net: Any, batch: Tensor
 ) -> None:
-    real = nn.Module.__call__
-    patch = mock.patch.object(nn.Module, "__call__", wrapper_of(real, []))
+    real = nn.Module._call_impl
+    patch = mock.patch.object(nn.Module, "_call_impl", wrapper_of(real, []))
     patch.start()
     guard = frozen(net)
     guard.start()
     patch.stop()
     net.head.weight.data.add_(1)
     guard.finish()
-    assert nn.Module.__call__ is real
+    assert nn.Module._call_impl is real
 
 
 # Dynamo.
@@ -470,16 +472,16 @@ def test_a_compilation_is_heard_and_listening_goes_on_after_it(net: Any, batch: 
 
 
 def test_ours_is_off_while_dynamo_compiles(net: Any, batch: Tensor) -> None:
-    real = nn.Module.__call__, nn.Module.__setattr__.__code__
+    real = nn.Module._call_impl, nn.Module.__setattr__.__code__
     during: list[tuple[object, object]] = []
 
     def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
-        during.append((nn.Module.__call__, nn.Module.__setattr__.__code__))
+        during.append((nn.Module._call_impl, nn.Module.__setattr__.__code__))
         return graph.forward
 
     with listening():
         torch.compile(net, backend=backend)(batch)
-        assert nn.Module.__call__ is not real[0]
+        assert nn.Module._call_impl is not real[0]
         assert nn.Module.__setattr__.__code__ is not real[1]
     assert during
     assert set(during) == {real}
