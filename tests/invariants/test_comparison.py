@@ -540,27 +540,16 @@ def test_a_compiled_module_without_stored_statistics_is_found(compiled: str, war
     assert found(verdict) == BATCH_STATISTICS
 
 
-def _in_place(model: nn.Sequential) -> None:
-    model[0].compile(backend="eager")
-
-
-def _layer_in_place(model: Any) -> None:
-    model[0][0].compile(backend="eager")
-
-
-def _wrapped(model: nn.Sequential) -> None:
-    model[0] = torch.compile(model[0], backend="eager")  # type: ignore[assignment]
-
-
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("compile_", [_in_place, _layer_in_place, _wrapped])
-def test_a_compiled_block_beside_eager_ones_is_judged_by_its_mode(
-    compile_: Callable[[nn.Module], None], training: bool
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("compiled", ["torch.compile", "in place"])
+def test_a_compiled_part_beside_eager_ones_is_judged_by_its_mode(
+    compiled: str, alone: bool, training: bool
 ) -> None:
     kept = nn.BatchNorm1d(2, momentum=0.0)  # only its mode tells that it normalised
     kept.num_batches_tracked = None
-    model = nn.Sequential(nn.Sequential(kept), nn.BatchNorm1d(2)).eval()
-    compile_(model)
+    part: Any = COMPILED[compiled](kept if alone else nn.Sequential(kept))
+    model = nn.Sequential(part, nn.BatchNorm1d(2)).eval()
     for mode in (True, False, training):
         kept.train(mode)
         model(BATCH)
