@@ -31,7 +31,7 @@ from pytest_bninvariants.invariants.normalisation import (
     uses_batch_statistics,
 )
 from pytest_bninvariants.invariants.runs import Run, run_of
-from pytest_bninvariants.invariants.snapshot import Kept
+from pytest_bninvariants.invariants.snapshot import Snapshot
 from pytest_bninvariants.invariants.undisturbed import in_transform, undisturbed
 from pytest_bninvariants.invariants.verdict import Change, Verdict
 
@@ -52,7 +52,7 @@ class _Freeze:
     """
 
     kind: str
-    kept: dict[str, Kept]
+    kept: Snapshot
     run: Run | None = None
     batches: int = 0
     versions: list[int | None] = field(default_factory=list)
@@ -267,7 +267,7 @@ def _buffers(layer: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in layer._buffers.items() if buffer is not None}
 
 
-def _take(layer: nn.Module, holder: weakref.ref[nn.Module] | None) -> dict[str, Kept]:
+def _take(layer: nn.Module, holder: weakref.ref[nn.Module] | None) -> Snapshot:
     """Copy a layer's statistics, and of its parameters, or its holder's, what tells of writes."""
     of = None if holder is None else holder()
     parameters = (p for p in (of or layer).parameters() if not is_lazy(p))
@@ -284,7 +284,7 @@ def _take(layer: nn.Module, holder: weakref.ref[nn.Module] | None) -> dict[str, 
         with undisturbed():
             return snapshot.take(watched)
     except GateError:  # it cannot be compared
-        return {}
+        return snapshot.take({})
 
 
 def _moved(freeze: _Freeze, now: Mapping[str, Tensor]) -> list[Change]:

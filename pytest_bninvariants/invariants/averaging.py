@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -157,7 +158,7 @@ class AverageGuard(Guard):
     ) -> None:
         super().__init__(pair.one, spelling)
         self._pair, self._scope, self._decay, self._buffers = pair, scope, decay, buffers
-        self._kept: dict[str, Kept] = {}
+        self._kept: Mapping[str, Kept] = {}
         self._is_first = False
 
     @property

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count, repeat
 from typing import NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from pytest_bninvariants.invariants.content import (
     in_words,
     joined,
     same_bytes,
+    sort_of,
 )
 from pytest_bninvariants.invariants.fingerprint import CHUNK, Method, fingerprints, method_on
 
@@ -103,6 +103,11 @@ class Bucket:
     def shapes(self) -> list[torch.Size]:
         """Return the tensors' shapes."""
         return [] if self.looks is None else self.looks.shapes
+
+    @property
+    def addresses(self) -> list[int]:
+        """Return where the tensors lay."""
+        return [] if self.looks is None else self.looks.addresses
 
     def again(self) -> Bucket:
         """Return another for the same tensors, not yet filled."""
@@ -192,7 +197,7 @@ def equal(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[bool]:
 
 def pack(
     tensors: Mapping[str, Tensor], *, exact: bool = False, rather: Collection[str] = ()
-) -> dict[str, tuple[Bucket, int]]:
+) -> list[Bucket]:
     """Put plain tensors into buckets: small ones together, a large one by itself.
 
     Args:
@@ -201,25 +206,25 @@ def pack(
         rather: keys of what is rather kept than fingerprinted, as far as the budget goes.
 
     Returns:
-        The bucket of each, and its number there; those are left out that cannot be copied so.
+        The buckets; those tensors are in none that cannot be copied so.
     """
     global _latest
     latest = _latest  # another thread may set another
     known = latest if latest is not None and latest.fits(tensors) else None
     if known is None and not are_plain(list(tensors.values())):
         tensors = {key: tensor for key, tensor in tensors.items() if are_plain([tensor])}
-    places: dict[str, tuple[Bucket, int]] = {}
     buckets = list(_buckets(tensors)) if known is None else [b.again() for b in known.buckets]
     for device in {bucket.device for bucket in buckets if bucket.is_large}:
         large = [bucket for bucket in buckets if bucket.is_large and bucket.device == device]
         _provide(device, large, exact=exact, rather=rather)
+    filled = []
     for bucket in buckets:
         with suppress(*UNREADABLE):
             bucket.fill([tensors[key] for key in bucket.keys])
-            places.update(zip(bucket.keys, zip(repeat(bucket), count())))  # noqa: B905, no end
+            filled.append(bucket)
     if known is None:
-        _latest = _Arrangement.of(tensors, buckets)
-    return places
+        _latest = _Arrangement.of(tensors, filled) if len(filled) == len(buckets) else None
+    return filled
 
 
 class _Arrangement(NamedTuple):
@@ -238,11 +243,8 @@ class _Arrangement(NamedTuple):
     buckets: list[Bucket]
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], buckets: Iterable[Bucket]) -> _Arrangement | None:
-        """Return it, if all could be read."""
-        filled = all(bucket.looks is not None for bucket in buckets)
-        if not filled:
-            return None
+    def of(cls, tensors: Mapping[str, Tensor], buckets: Iterable[Bucket]) -> _Arrangement:
+        """Return it, if they could be read."""
         looks = Looks.of(list(tensors.values()))
         return cls(list(tensors), looks, [bucket.again() for bucket in buckets])
 
@@ -263,13 +265,12 @@ _latest: _Arrangement | None = None
 
 def _buckets(tensors: Mapping[str, Tensor]) -> Iterator[Bucket]:
     """Yield buckets for plain tensors, not yet filled."""
-    small: dict[tuple[torch.dtype, torch.device, bool], list[str]] = {}
+    small: dict[tuple[torch.dtype, torch.device, int], list[str]] = {}
     for key, tensor in tensors.items():
-        sort = tensor.dtype, tensor.device, tensor.dim() == 1
         if tensor.nbytes > _SMALL:
-            yield Bucket(*sort[:2], [key], total=tensor.nbytes)
+            yield Bucket(tensor.dtype, tensor.device, [key], total=tensor.nbytes)
         else:
-            small.setdefault(sort, []).append(key)
+            small.setdefault(sort_of(tensor), []).append(key)
     for (dtype, device, _), keys in small.items():
         bucket = Bucket(dtype, device)
         for key in keys:

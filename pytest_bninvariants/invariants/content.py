@@ -110,13 +110,15 @@ def in_words(*flat: Tensor) -> list[Tensor]:
     return [each.view(word) for each in flat]
 
 
-def joined(tensors: list[Tensor]) -> Tensor:
-    """Return the values of tensors of one dtype, one after another.
+def sort_of(tensor: Tensor) -> tuple[torch.dtype, torch.device, int]:
+    """Return what tensors have in common whose values can be joined."""
+    return tensor.dtype, tensor.device, min(tensor.dim(), 2)
 
-    Either all of them have one dimension, or none has.
-    """
-    if tensors[0].dim() == 1:
-        return torch.cat(tensors)
+
+def joined(tensors: list[Tensor]) -> Tensor:
+    """Return the values of tensors of one sort, one after another."""
+    if tensors[0].dim() < 2:
+        return (torch.cat if tensors[0].dim() else torch.stack)(tensors)
     flat: Tensor = torch._utils._flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
     return flat
 

@@ -51,7 +51,7 @@ class FrozenGuard(Guard):
         self._before = self._slot.earlier or now
         self._witness = Witness(self.model, now.selection)
         self._witness.start()
-        self._tracer = tracer.begin(now.kept.values())
+        self._tracer = tracer.begin(now.kept)
 
     def _end(self) -> None:
         if self._tracer is not None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.invariants.bn_layers import BN_STATE, STATISTICS
-from pytest_bninvariants.invariants.content import joined
+from pytest_bninvariants.invariants.content import joined, sort_of
 from pytest_bninvariants.invariants.names import all_tensors
 from pytest_bninvariants.invariants.sides import SETTINGS, After, Before
 from pytest_bninvariants.invariants.verdict import Change, Hazard
@@ -44,7 +46,7 @@ def hazards(
     yield from _of_identity(before, after, violated, alike)
     yield from _of_training(before, after, violated, witness)
     yield from _of_settings(before, after, swapped)
-    yield from _of_statistics(before, after, witness)
+    yield from _of_statistics(before, after, alike, witness)
     yield from _of_optimizers(model, before, witness)
 
 
@@ -75,19 +77,20 @@ def _of_training(
     before: Before, after: After, violated: set[str], witness: Witness
 ) -> Iterator[Hazard]:
     """Yield frozen parameters that are on their way to be trained."""
-    tensors, handled = after.tensors, witness.handled
-    if not handled and not any(now.tensor.requires_grad for now in tensors.values()):
-        return
-    for key, kept in before.kept.items():
-        now = tensors.get(key)
-        if now is None or not (handled or now.tensor.requires_grad):
+    held, handled = after.tensors.held, witness.handled
+    for key, asked in zip(before.kept, before.kept.asks, strict=True):
+        now = held.get(key)
+        asks = now is not None and now.requires_grad
+        has_gradient = now is not None and asks and now.is_leaf and now.grad is not None
+        if now is None or not (handled or has_gradient or asks > asked):
             continue
-        name, asks = kept.watched.name, now.tensor.requires_grad
-        if asks and not kept.requires_grad:
+        kept = before.kept[key]
+        name = kept.watched.name
+        if asks > asked:
             yield Hazard(name=name, text="had requires_grad switched on")
         if name in violated:
             continue
-        if asks and now.tensor.is_leaf and now.tensor.grad is not None:
+        if has_gradient:
             yield Hazard(name=name, text="has requires_grad=True and a gradient")
         holder = witness.done_to(kept.watched.tensor).held_by if handled else ""
         if holder:
@@ -112,27 +115,43 @@ def _of_settings(before: Before, after: After, swapped: set[str]) -> Iterator[Ha
                 yield Hazard(name=name, text=f"{setting} {settings[setting]} -> {value}")
 
 
-def _of_statistics(before: Before, after: After, witness: Witness) -> Iterator[Hazard]:
+def _of_statistics(
+    before: Before, after: After, alike: Collection[str], witness: Witness
+) -> Iterator[Hazard]:
     """Yield watched BN layers whose statistics are not those of any data."""
-    layers = after.bn_layers
-    means, variances = ([_readable(each, name) for each in layers.values()] for name in STATISTICS)
-    finite = _all_finite([*means, *variances])
     new = []
-    for (key, layer), mean, var in zip(layers.items(), means, variances, strict=True):
+    ordinary = _ordinary(before, alike) if after.bn_layers else set()
+    for key, layer in after.bn_layers.items():
+        ran = witness.ran_module(layer)
+        if not ran and f"{key}.running_mean" in ordinary and f"{key}.running_var" in ordinary:
+            continue
+        mean, var = (_readable(layer, name) for name in STATISTICS)
         if mean is None or var is None:
             continue
         name = before.selection.bn_names[key]
         if mean.data_ptr() == var.data_ptr() and mean.numel():
             yield Hazard(name=name, text="running_mean and running_var share memory")
-        if not finite and not _all_finite([mean, var]):
+        if not _all_finite([mean, var]):
             yield Hazard(name=name, text="has running statistics that are not finite")
-        if witness.ran_module(layer) and _is_initial(layer):
+        if ran and _is_initial(layer):
             new.append((name, layer))
-    others_have_data = bool(new) and _others_have_data(before, witness)
+    others_have_data = cache(lambda: _others_have_data(before, witness))
     for name, layer in new:
-        if (others_have_data and not _trains(layer)) or _is_meant_to_be_loaded(layer):
+        if _is_meant_to_be_loaded(layer) or (not _trains(layer) and others_have_data()):
             text = "ran with running_mean 0 and running_var 1, as a new layer has them: "
             yield Hazard(name=name, text=text + "was its checkpoint loaded?")
+
+
+def _ordinary(before: Before, alike: Collection[str]) -> set[str]:
+    """Return keys of tensors that have the content that was kept, which is finite, in memory that
+    they do not share: what is kept together is looked at together.
+    """
+    buckets = [b for b in before.kept.buckets if b.dtype.is_floating_point and not b.is_large]
+    places = [place for bucket in buckets for place in bucket.addresses]
+    sums = [bucket.flat.view(bucket.dtype).sum(0, keepdim=True) for bucket in buckets]
+    if len(set(places)) < len(places) or not _all_finite(sums):
+        return set()
+    return {key for bucket in buckets for key in bucket.keys if key in alike}
 
 
 def _others_have_data(before: Before, witness: Witness) -> bool:
@@ -149,7 +168,7 @@ def _others_have_data(before: Before, witness: Witness) -> bool:
 
 def _all_finite(tensors: Iterable[Tensor | None]) -> bool:
     """Tell whether all values are finite."""
-    return all(bool(_ends(flat).isfinite().all()) for flat in _joined(tensors))
+    return all(math.isfinite(end) for flat in _joined(tensors) for end in _ends(flat).tolist())
 
 
 def _ends(flat: Tensor) -> Tensor:
@@ -165,9 +184,9 @@ def _joined(tensors: Iterable[Tensor | None]) -> list[Tensor]:
     there = [tensor for tensor in tensors if tensor is not None]
     with suppress(RuntimeError):  # they mostly are of one sort
         return [torch.cat(there)] if there else []
-    sorts: dict[object, list[Tensor]] = {}
+    sorts: dict[tuple[object, ...], list[Tensor]] = {}
     for tensor in there:
-        sorts.setdefault((tensor.dtype, tensor.device, tensor.dim() == 1), []).append(tensor)
+        sorts.setdefault(sort_of(tensor), []).append(tensor)
     return list(map(joined, sorts.values()))
 
 
@@ -192,7 +211,8 @@ def _is_initial(layer: nn.Module | None) -> bool:
 
 def _trains(layer: nn.Module | None) -> bool:
     """Tell whether a layer has parameters that ask for a gradient, as a new head's do."""
-    return layer is not None and any(p.requires_grad for p in layer.parameters(recurse=False))
+    own = () if layer is None else layer._parameters.values()
+    return any(parameter is not None and parameter.requires_grad for parameter in own)
 
 
 def _is_meant_to_be_loaded(layer: nn.Module | None) -> bool:

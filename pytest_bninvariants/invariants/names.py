@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from itertools import repeat
 from operator import attrgetter, is_
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
+
+from pytest_bninvariants.invariants.on_demand import OnDemand
 
 Kind = Literal["parameter", "buffer", "output"]
 _WRAPPER_CHILDREN = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 )
 _WILDCARDS = frozenset("*?")
-
-
-class Rows(NamedTuple):
-    """What there is to say of a model's tensors besides the tensors, a list for each thing.
-
-    Args:
-        keys: qualified names without wrapper prefixes.
-        names: qualified names.
-        layers: qualified names of the modules that own them.
-        kinds: what they are registered as.
-    """
-
-    keys: list[str]
-    names: list[str]
-    layers: list[str]
-    kinds: list[Kind]
-
-    def of(self, tensors: Iterable[Tensor]) -> dict[str, Watched]:
-        """Return it together with tensors; by C code alone, there may be ten thousands."""
-        told = zip(self.names, self.layers, self.kinds, tensors, strict=True)
-        return dict(zip(self.keys, map(tuple.__new__, repeat(Watched), told), strict=True))
 
 
 class Watched(NamedTuple):
@@ -56,6 +36,67 @@ class Watched(NamedTuple):
     tensor: Tensor
 
 
+class Rows(NamedTuple):
+    """What there is to say of a model's tensors besides the tensors, a list for each thing.
+
+    Args:
+        keys: qualified names without wrapper prefixes.
+        names: qualified names.
+        layers: qualified names of the modules that own them.
+        kinds: what they are registered as.
+    """
+
+    keys: list[str]
+    names: list[str]
+    layers: list[str]
+    kinds: list[Kind]
+
+
+class Table(OnDemand[Watched]):
+    """A model's tensors by key.
+
+    Args:
+        rows: what there is to say of the tensors.
+        tensors: the tensors.
+    """
+
+    def __init__(self, rows: Rows, tensors: list[Tensor]) -> None:
+        self.rows, self.tensors = rows, tensors
+
+    @classmethod
+    def of(cls, watched: Mapping[str, Watched]) -> Table:
+        """Make it of rows that are there."""
+        if isinstance(watched, Table):
+            return watched
+        every = watched.values()
+        rows = Rows(
+            [*watched],
+            [each.name for each in every],
+            [each.layer for each in every],
+            [each.kind for each in every],
+        )
+        return cls(rows, [each.tensor for each in every])
+
+    @cached_property
+    def held(self) -> dict[str, Tensor]:
+        """Return the tensors alone."""
+        return dict(zip(self.rows.keys, self.tensors, strict=True))
+
+    def _make(self) -> dict[str, Watched]:
+        keys, names, layers, kinds = self.rows
+        made = map(Watched, names, layers, kinds, self.tensors)
+        return dict(zip(keys, made, strict=True))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows.keys)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.held
+
+
 @dataclass(frozen=True)
 class Names:
     """A model's modules by name, with and without the prefixes that wrappers put into names.
@@ -68,7 +109,7 @@ class Names:
 
     modules: dict[str, nn.Module]
     bare: dict[str, str]
-    known: dict[str, Watched] | None = None
+    known: Table | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Names:
@@ -95,7 +136,7 @@ class Names:
         return ".".join(part for part in pattern.split(".") if part not in _WRAPPER_CHILDREN)
 
     @cached_property
-    def tensors(self) -> dict[str, Watched]:
+    def tensors(self) -> Table:
         """Return every tensor of the model, tied ones under each name, with its bare name first."""
         if self.known is not None:
             return self.known
@@ -109,18 +150,7 @@ class Names:
                 full = prefix + name
                 key = full if bare is prefix or bare + name in found else bare + name
                 found[key] = Watched(full, layer, kind, tensor)
-        return found
-
-    @property
-    def rows(self) -> Rows:
-        """Return what there is to say of these tensors."""
-        every = self.tensors.values()
-        return Rows(
-            [*self.tensors],
-            [each.name for each in every],
-            [each.layer for each in every],
-            [each.kind for each in every],
-        )
+        return Table.of(found)
 
 
 class Layout:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import FrameType
@@ -82,9 +82,13 @@ class Operations:
         tensors: what is followed.
     """
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._followed = {id(tensor): tensor for tensor in tensors}
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
         self._handled: dict[int, Handled] = {}
+
+    @cached_property
+    def _followed(self) -> dict[int, Tensor]:
+        return {id(tensor): tensor for tensor in self._tensors}
 
     @property
     def touched(self) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants import snapshot
 from pytest_bninvariants.invariants.names import Watched
-from pytest_bninvariants.invariants.snapshot import Kept
+from pytest_bninvariants.invariants.snapshot import Kept, Snapshot
 from pytest_bninvariants.invariants.trees import leaves
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.verdict import Change
@@ -66,7 +66,7 @@ class Outputs:
         others: all else.
     """
 
-    tensors: dict[str, Kept]
+    tensors: Snapshot
     others: dict[str, object]
 
     @classmethod
@@ -106,10 +106,11 @@ class Outputs:
         return found
 
     def _of_tensors(self, now: Outputs, tolerance: Tolerance, mixed: list[str]) -> Iterator[Change]:
-        kept = {path: each for path, each in self.tensors.items() if path not in mixed}
-        there = {path: each.watched for path, each in now.tensors.items()}
+        kept, there = self.tensors, now.tensors.tensors
         new = [path for path in there if path not in kept and path not in mixed]
         for change in snapshot.changes(kept, there, new):
+            if change.name in mixed:
+                continue
             if change.kind != "values" or tolerance.exact or not _plain(kept[change.name]):
                 yield change
             elif excess := tolerance.excess(kept[change.name], there[change.name].tensor):

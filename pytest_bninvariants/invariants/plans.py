@@ -5,11 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 
 from torch import nn
 
 from pytest_bninvariants import asked
-from pytest_bninvariants.invariants.names import Layout, Names, Watched
+from pytest_bninvariants.invariants.names import Layout, Names, Table
 
 _MOST = 4
 
@@ -28,7 +29,7 @@ class Selection:
     """
 
     names: Names
-    tensors: Mapping[str, Watched]
+    tensors: Table
     bn_layers: Mapping[str, nn.Module]
     bn_names: Mapping[str, str]
     modules: Mapping[str, nn.Module]
@@ -54,8 +55,9 @@ class Plan:
         self._kinds = list(map(id, selection.layout.kinds))
         self._types = [weakref.ref(kind) for kind in set(selection.layout.kinds)]
         self._bare = selection.names.bare
-        self._rows = selection.names.rows
-        self._tensors = list(selection.tensors)
+        self._every, self._rows = selection.names.tensors.rows, selection.tensors.rows
+        numbers = dict(zip(self._every.keys, count()))
+        self._numbers = [numbers[key] for key in self._rows.keys]
         self._bn_names = selection.bn_names
         self._bn_layers = list(selection.bn_layers)
         names = {bare: name for name, bare in self._bare.items()}  # the inner one, of a wrapper's
@@ -74,12 +76,13 @@ class Plan:
     def on(self, layout: Layout) -> Selection:
         """Return the selection in a model that it fits."""
         there = [module for module in layout.modules if module is not None]
-        tensors = self._rows.of(tensor for tensor in layout.tensors if tensor is not None)
-        names = Names(dict(zip(self._bare, there, strict=True)), self._bare, tensors)
+        tensors = [tensor for tensor in layout.tensors if tensor is not None]
+        every = Table(self._every, tensors)
+        names = Names(dict(zip(self._bare, there, strict=True)), self._bare, every)
         modules = names.modules
         return Selection(
             names=names,
-            tensors={key: tensors[key] for key in self._tensors},
+            tensors=Table(self._rows, [tensors[number] for number in self._numbers]),
             bn_layers={key: modules[self._bn_names[key]] for key in self._bn_layers},
             bn_names=self._bn_names,
             modules={key: modules[name] for key, name in self._modules.items()},

@@ -13,7 +13,14 @@ from pytest_bninvariants import asked
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants import plans, registry
 from pytest_bninvariants.invariants.bn_layers import is_bn_layer
-from pytest_bninvariants.invariants.names import Layout, Names, Watched, covers, named_modules
+from pytest_bninvariants.invariants.names import (
+    Layout,
+    Names,
+    Table,
+    Watched,
+    covers,
+    named_modules,
+)
 from pytest_bninvariants.invariants.plans import Selection
 
 _LISTED = 8
@@ -108,7 +115,7 @@ def _found_out(model: nn.Module, layout: Layout, scope: Scope, *, complain: bool
     return Selection(
         names=names,
         layout=layout,
-        tensors={key: watched for key, watched in there.tensors.items() if key in tensors},
+        tensors=Table.of({key: each for key, each in there.tensors.items() if key in tensors}),
         bn_layers={key: module for key, module in bn_layers.items() if key in below},
         bn_names=there.bn_names,
         modules={

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from pytest_bninvariants.invariants import snapshot
 from pytest_bninvariants.invariants.bn_layers import has_stored_statistics
-from pytest_bninvariants.invariants.names import Layout, Names, Watched
+from pytest_bninvariants.invariants.names import Layout, Names, Table
 from pytest_bninvariants.invariants.plans import Selection
 from pytest_bninvariants.invariants.selection import Scope, select
 from pytest_bninvariants.invariants.undisturbed import undisturbed
@@ -33,7 +33,7 @@ class Before:
     """
 
     selection: Selection
-    kept: dict[str, snapshot.Kept]
+    kept: snapshot.Snapshot
     settings: dict[str, dict[str, object]]
 
     @property
@@ -44,8 +44,8 @@ class Before:
     @property
     def layers(self) -> set[str]:
         """Return the names of all watched layers."""
-        owners = {kept.watched.layer for kept in self.kept.values()}
-        return owners | {self.selection.bn_names[key] for key in self.selection.bn_layers}
+        of_bn = map(self.selection.bn_names.__getitem__, self.selection.bn_layers)
+        return {*self.kept.tensors.rows.layers, *of_bn}
 
 
 def take(model: nn.Module, scope: Scope, rather: Collection[str] = ()) -> Before:
@@ -104,9 +104,9 @@ class After:
         return self.selection.names
 
     @property
-    def tensors(self) -> Mapping[str, Watched]:
-        """Return all of the model's tensors by key."""
-        return self.names.tensors
+    def tensors(self) -> Table:
+        """Return the model's tensors by key; where all is as before, those that were watched."""
+        return self.before.tensors if self.is_like_before else self.names.tensors
 
     @property
     def is_like_before(self) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,8 @@ from pytest_bninvariants.invariants.content import (
     parts,
     same_bytes,
 )
-from pytest_bninvariants.invariants.names import Kind, Watched
+from pytest_bninvariants.invariants.names import Kind, Table, Watched
+from pytest_bninvariants.invariants.on_demand import OnDemand
 from pytest_bninvariants.invariants.verdict import Change, ChangeKind
 
 
@@ -132,10 +132,52 @@ class Kept(NamedTuple):
         return self.facts.layout
 
 
+class Snapshot(OnDemand[Kept]):
+    """What is kept of some tensors, by key.
+
+    Args:
+        tensors: the tensors.
+        asks: which of them asked for a gradient.
+        under: the key under which each is kept, which is another's where both are one tensor.
+        buckets: what is kept of most.
+        apart: what is kept of each of the others.
+    """
+
+    def __init__(
+        self,
+        tensors: Table,
+        asks: list[bool],
+        under: list[str],
+        buckets: list[Bucket],
+        apart: dict[str, Parts],
+    ) -> None:
+        self.tensors, self.asks, self.buckets = tensors, asks, buckets
+        self._under, self._apart = under, apart
+
+    def _make(self) -> dict[str, Kept]:
+        places: dict[str, tuple[Parts | Bucket, int]] = {
+            key: (bucket, number)
+            for bucket in self.buckets
+            for number, key in enumerate(bucket.keys)
+        }
+        places |= {key: (parts, 0) for key, parts in self._apart.items()}
+        told = zip(self.tensors.items(), self.asks, self._under, strict=True)
+        return {key: Kept(each, asks, *places[under]) for (key, each), asks, under in told}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.tensors
+
+
 @torch.no_grad()
 def take(
     tensors: Mapping[str, Watched], *, exact: bool = False, rather: Collection[str] = ()
-) -> dict[str, Kept]:
+) -> Snapshot:
     """Copy the bytes of watched tensors, once for those that are one tensor under several names.
 
     Args:
@@ -146,20 +188,19 @@ def take(
     Raises:
         GateError: a tensor cannot be compared, e.g. because it is on the meta device.
     """
-    keys, held = list(tensors), [watched.tensor for watched in tensors.values()]
-    firsts = dict(zip(map(id, reversed(held)), reversed(keys), strict=True))
-    tied = len(firsts) < len(keys)
-    under = [firsts[id(tensor)] for tensor in held] if tied else keys
-    distinct = (
-        {key: tensors[key].tensor for key in under} if tied else dict(zip(under, held, strict=True))
-    )
-    places: dict[str, tuple[Parts | Bucket, int]] = {**pack(distinct, exact=exact, rather=rather)}
-    if len(places) < len(distinct):
-        places |= {key: (_apart(tensors[key]), 0) for key in distinct if key not in places}
-    asks = [tensor.requires_grad for tensor in held]
-    sources, numbers = ([places[key][which] for key in under] for which in (0, 1))
-    told = zip(tensors.values(), asks, sources, numbers, strict=True)
-    return dict(zip(keys, map(tuple.__new__, repeat(Kept), told), strict=True))
+    table = Table.of(tensors)
+    under, distinct = table.rows.keys, table.held
+    if len(set(map(id, table.tensors))) < len(under):  # some are tied
+        firsts = {id(tensor): key for key, tensor in reversed(distinct.items())}
+        under = [firsts[id(tensor)] for tensor in table.tensors]
+        distinct = {key: distinct[key] for key in under}
+    buckets = pack(distinct, exact=exact, rather=rather)
+    apart: dict[str, Parts] = {}
+    if sum(len(bucket.keys) for bucket in buckets) < len(distinct):
+        packed = {key for bucket in buckets for key in bucket.keys}
+        apart = {key: _apart(table[key]) for key in distinct if key not in packed}
+    asks = [tensor.requires_grad for tensor in table.tensors]
+    return Snapshot(table, asks, under, buckets, apart)
 
 
 def _apart(watched: Watched) -> Parts:
@@ -188,7 +229,7 @@ def unchanged(kept: Kept, tensor: Tensor) -> bool:
 
 @torch.no_grad()
 def changes(
-    kept: Mapping[str, Kept],
+    kept: Snapshot,
     now: Mapping[str, Watched],
     new: Iterable[str],
     alike: Collection[str] | None = None,
@@ -203,10 +244,8 @@ def changes(
     """
     found = []
     known = alike_in(kept, now) if alike is None else alike
-    for key, before in kept.items():
-        if key in known:
-            continue
-        after = now.get(key)
+    for key in [key for key in kept if key not in known]:
+        before, after = kept[key], now.get(key)
         if after is None:
             found.append(_change(before.watched, "gone", "gone", same_object=False))
             continue
@@ -222,15 +261,14 @@ def changes(
 
 
 @torch.no_grad()
-def alike_in(kept: Mapping[str, Kept], now: Mapping[str, Watched]) -> set[str]:
+def alike_in(kept: Snapshot, now: Mapping[str, Watched]) -> set[str]:
     """Return keys of which a glance tells that all is as it was: in buckets of the same bytes."""
     read: dict[Bucket, Tensor] = {}
-    sources = [each.source for each in kept.values()]
-    for bucket in dict(zip(map(id, sources), sources, strict=True)).values():
-        if isinstance(bucket, Bucket):
-            live = [now[key].tensor for key in bucket.keys if key in now]
-            if bucket.fits(live):
-                read[bucket] = bucket.read(live)
+    held = Table.of(now).held
+    for bucket in kept.buckets:
+        live = [held[key] for key in bucket.keys if key in held]
+        if bucket.fits(live):
+            read[bucket] = bucket.read(live)
     clear: set[str] = set()
     for bucket, same in zip(read, equal((b.flat, flat) for b, flat in read.items()), strict=True):
         clear.update(bucket.keys)

@@ -173,12 +173,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._operators_left = _INDEXED_FOR
 
 
-def begin(kept: Iterable[Kept]) -> Tracer | None:
+def begin(kept: Mapping[str, Kept]) -> Tracer | None:
     """Begin to trace what a snapshot holds, if that is asked for."""
     trace = asked.trace
     if trace is None:
         return None
-    sought = {each.watched.name: each for each in kept if trace.seeks(each.watched.name)}
+    sought = {each.watched.name: each for each in kept.values() if trace.seeks(each.watched.name)}
     tracer = Tracer(sought, closely=trace.names is not None)
     tracer.start()
     return tracer

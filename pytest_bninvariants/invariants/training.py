@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ class TrainsGuard(Guard):
     def __init__(self, model: nn.Module, scope: Scope, spelling: str, source: str) -> None:
         super().__init__(model, spelling)
         self._scope, self._source = scope, source
-        self._kept: dict[str, snapshot.Kept] = {}
+        self._kept: Mapping[str, snapshot.Kept] = {}
         self._layers: dict[str, tuple[str, nn.Module]] = {}
         self._trainees: Trainees | None = None
         self._ledger: Ledger | None = None

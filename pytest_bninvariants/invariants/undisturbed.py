@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch._C import _len_torch_dispatch_stack
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.utils._python_dispatch import _disable_current_modes
 
 
@@ -25,8 +27,15 @@ def undisturbed() -> Iterator[None]:
     collects = gc.isenabled()
     gc.disable()
     try:
-        with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.no_grad():
+        with torch._C.DisableTorchFunction(), _without_modes(), torch.no_grad():
             yield
     finally:
         if collects:
             gc.enable()
+
+
+def _without_modes() -> AbstractContextManager[object]:
+    """Take the modes off for a while, if there are any: that takes as long as copying a layer."""
+    before = _len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
+    there = before or _len_torch_dispatch_stack()
+    return _disable_current_modes() if there else nullcontext()

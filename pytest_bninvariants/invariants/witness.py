@@ -11,6 +11,7 @@ from types import FrameType
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
@@ -124,10 +125,11 @@ class Witness(Watcher):
         plain = self._watched - {id(layer) for layer in self._bn_layers}
         modules = {id(module): module for module in names.modules.values()}
         self._runs = self._watched | _parents(modules.values(), plain)
-        scripted = {key for key, m in modules.items() if isinstance(m, torch.jit.ScriptModule)}
+        scripts = {k for k in set(map(type, modules.values())) if issubclass(k, ScriptModule)}
+        scripted = {key for key, m in modules.items() if type(m) in scripts} if scripts else set()
         self._idle = modules.keys() - self._runs - scripted
         self._scripted_layers = [layer for layer in self._bn_layers if id(layer) in scripted]
-        watched = [kept.tensor for kept in selection.tensors.values()]
+        watched = selection.tensors.tensors
         self._versions = _versions(names)
         self._operations = Operations(watched)
         self._ran: set[int] = set()
@@ -236,7 +238,7 @@ class Witness(Watcher):
         self.stepped_for |= held
         if not self._optimizer_seen:
             mine = {id(tensor) for tensor in all_tensors(self._model)}
-            mine |= {id(watched.tensor) for watched in self._selection.tensors.values()}
+            mine |= set(map(id, self._selection.tensors.tensors))
             self._optimizer_seen = bool(held & mine)
         return self._operations.before_step(optimizer, frame, closure=closure)
 
@@ -323,7 +325,7 @@ class _Strangers:
 
 def _versions(names: Names) -> list[int | None]:
     """Return what mostly moves when a tensor is written: evidence of presence, not of absence."""
-    tensors = [watched.tensor for watched in names.tensors.values()]
+    tensors = names.tensors.tensors
     with torch._C.DisableTorchFunction():  # lazy parameters refuse to be asked otherwise
         try:
             return [tensor._version for tensor in tensors]
