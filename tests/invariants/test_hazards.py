@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from pytest_bninvariants import FrozenStateChanged, InvariantHazard, frozen, frozen_bn
+from pytest_bninvariants.invariants.guards import Guard
 
 
 def warned_of(guard: Any, model: nn.Module, step: Callable[[], object], *modules: str) -> str:
@@ -144,6 +145,53 @@ def test_statistics_that_are_not_finite(net: Any, batch: Tensor, bad: float) -> 
     net.neck.running_var[1] = bad
     said = warned_of(frozen_bn, net, lambda: net(batch))
     assert "neck: has running statistics that are not finite" in said
+
+
+def norms(count: int, features: int) -> nn.Sequential:
+    """Return BN layers with statistics of some data, before a layer that trains."""
+    layers = nn.Sequential(*(nn.BatchNorm1d(features) for _ in range(count))).eval()
+    for layer in layers:
+        layer.running_mean.uniform_(-1, 1)
+        layer.running_var.uniform_(1, 2)
+    return layers.append(nn.Linear(features, 1))
+
+
+@pytest.mark.parametrize(
+    ("count", "features"),
+    [(5, 2), (40, 1024), (2, 5000)],
+    ids=["copied together", "in several parts", "each by itself"],
+)
+@pytest.mark.parametrize("options", [{}, {"buffers": False}, {"parameters": False}], ids=str)
+def test_statistics_are_looked_at_wherever_they_were_copied(
+    count: int, features: int, options: dict[str, bool]
+) -> None:
+    def guard(model: nn.Module) -> Guard:
+        return frozen_bn(model, **options)
+
+    def step() -> None:
+        model[0](torch.randn(1, features))
+
+    model = norms(count, features)
+    assert quiet(guard, model, step)
+    model[1].running_var[-1] = float("inf")
+    said = warned_of(guard, model, step)
+    assert said.endswith("holds, but 1: has running statistics that are not finite")
+
+
+def test_statistics_that_share_memory_and_were_copied_apart() -> None:
+    model = norms(4, 4000)
+    model[2].running_var = model[2].running_mean[:]
+    said = warned_of(
+        lambda m: frozen_bn(m, parameters=False), model, lambda: model[0](torch.randn(1, 4000))
+    )
+    assert said.endswith("holds, but 2: running_mean and running_var share memory")
+
+
+def test_finite_statistics_whose_sum_is_not_are_no_hazard() -> None:
+    model = norms(3, 100)
+    for layer in model[:3]:
+        layer.running_var.fill_(torch.finfo(torch.float32).max)
+    assert quiet(frozen_bn, model, lambda: model[0](torch.randn(1, 100)))
 
 
 def test_a_failure_lists_hazards_and_does_not_warn(net: Any, batch: Tensor) -> None:

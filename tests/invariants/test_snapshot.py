@@ -6,6 +6,7 @@ import ctypes
 import math
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -734,3 +735,17 @@ def test_a_users_default_dtype_does_not_change_the_text() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert text == "2 of 2 values, max |d| 1.0e+00 at [0]: 0.0 -> 1.0"
+
+
+def test_a_step_that_changes_nothing_has_no_row_made_for_each_tensor() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
+    with frozen(model):  # which finds out the plan
+        model(torch.randn(4, 2))
+    guard: Any = frozen(model)
+    with guard:
+        kept, selection = guard._before.kept, guard._before.selection
+        model(torch.randn(4, 2))
+    mappings = (kept, selection.tensors, selection.names.tensors)
+    assert ["_made" in vars(mapping) for mapping in mappings] == [False] * 3
+    assert kept["1.running_mean"].watched is selection.tensors["1.running_mean"]
+    assert ["_made" in vars(mapping) for mapping in mappings] == [True, True, False]
