@@ -6,7 +6,16 @@ it sees against the reference or against what it saw before.
 
 from __future__ import annotations
 
-from pytest_bninvariants.batchnorm.laws import calls, inputs, sizes, state, values
+from pytest_bninvariants.batchnorm.laws import (  # noqa: F401, which puts them into LAWS
+    calls,
+    gradients,
+    inputs,
+    saving,
+    sizes,
+    state,
+    switches,
+    values,
+)
 from pytest_bninvariants.batchnorm.laws.registry import LAWS, Law, chosen
 
-__all__ = ["LAWS", "Law", "calls", "chosen", "inputs", "sizes", "state", "values"]
+__all__ = ["LAWS", "Law", "chosen"]

@@ -11,7 +11,7 @@ import torch
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
 from pytest_bninvariants.batchnorm.laws.registry import FEW, ONE, law
-from pytest_bninvariants.batchnorm.laws.values import forward, hold_training, start, switch
+from pytest_bninvariants.batchnorm.laws.steps import forward, hold_training, start, switch
 from pytest_bninvariants.batchnorm.trials import Trial
 
 _WAYS = tuple(product(("train", "eval"), ("enable_grad", "no_grad")))

@@ -9,7 +9,7 @@ import torch
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, DENSE, LAYOUTS, LEAST_DIMS, Batch, Case
 from pytest_bninvariants.batchnorm.expectation import Approximation
 from pytest_bninvariants.batchnorm.laws.registry import ALL, FEW, ONE, law
-from pytest_bninvariants.batchnorm.laws.values import (
+from pytest_bninvariants.batchnorm.laws.steps import (
     EVAL,
     KEEP,
     forward,
