@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import importlib.util
+import operator
+import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pytest_bninvariants.batchnorm.conform import check_law
 from pytest_bninvariants.batchnorm.laws import LAWS, chosen
@@ -20,6 +25,7 @@ broken = importlib.util.module_from_spec(_SPEC)
 sys.modules["broken"] = broken
 _SPEC.loader.exec_module(broken)
 
+_ANOTHER_STATE = random.Random(1).getstate()
 PAIRS = [(law, layer) for law, layers in broken.BROKEN.items() for layer in layers]
 
 
@@ -82,6 +88,47 @@ def test_a_reports_snippet_reproduces_the_failure(
     )
     assert run.returncode == 1
     assert "Error" in run.stderr.splitlines()[-1]
+
+
+def _double(value: torch.dtype) -> torch.dtype:
+    return torch.float64 if value is torch.float32 else torch.float32
+
+
+@pytest.mark.parametrize(
+    ("setting", "read", "write", "other"),
+    [
+        ("the default dtype", torch.get_default_dtype, torch.set_default_dtype, _double),
+        ("the number of threads", torch.get_num_threads, torch.set_num_threads, lambda n: n + 1),
+        ("the state of `random`", random.getstate, random.setstate, lambda _: _ANOTHER_STATE),
+        (
+            "whether algorithms are deterministic",
+            torch.are_deterministic_algorithms_enabled,
+            torch.use_deterministic_algorithms,
+            operator.not_,
+        ),
+        (
+            "whether cudnn is used",
+            lambda: torch.backends.cudnn.enabled,
+            lambda value: setattr(torch.backends.cudnn, "enabled", value),
+            operator.not_,
+        ),
+    ],
+)
+def test_a_setting_of_the_process_that_a_layer_changes_is_named_and_put_back(
+    setting: str,
+    read: Callable[[], Any],
+    write: Callable[[Any], None],
+    other: Callable[[Any], Any],
+) -> None:
+    class Meddles(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            write(other(read()))
+            return super().forward(x)
+
+    before = read()
+    found = find("no_side_effects", Meddles, examples=1)
+    assert f"a call changed {setting}" in str(found)
+    assert read() == before
 
 
 def test_every_law_states_what_it_says() -> None:

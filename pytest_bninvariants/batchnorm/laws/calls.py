@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import torch
 
@@ -15,10 +17,20 @@ from pytest_bninvariants.batchnorm.laws.steps import forward, hold_training, sta
 from pytest_bninvariants.batchnorm.trials import Trial
 
 _WAYS = tuple(product(("train", "eval"), ("enable_grad", "no_grad")))
-_PROCESS = (
-    "torch.get_default_dtype(), torch.get_num_threads(), random.getstate(),"
-    " torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.enabled"
-)
+_PROCESS: dict[str, tuple[str, Callable[[Any], None]]] = {
+    "the default dtype": ("torch.get_default_dtype()", torch.set_default_dtype),
+    "the number of threads": ("torch.get_num_threads()", torch.set_num_threads),
+    "the state of `random`": ("random.getstate()", random.setstate),
+    "whether algorithms are deterministic": (
+        "torch.are_deterministic_algorithms_enabled()",
+        torch.use_deterministic_algorithms,
+    ),
+    "whether cudnn is used": (
+        "torch.backends.cudnn.enabled",
+        lambda value: setattr(torch.backends.cudnn, "enabled", value),
+    ),
+}
+"""Settings of the process: how a trial reads each, and what sets it."""
 _FLAGS = "[layer.training, *(p.requires_grad for p in layer.parameters())]"
 
 
@@ -62,30 +74,27 @@ def no_side_effects(trial: Trial, case: Case) -> None:
     """
     trial.run("import random")
     for mode, grad in _WAYS:
-        with _process_restored():
+        with _process_restored(trial):
             _leaves_all_alone(trial, case, mode, grad)
 
 
 @contextmanager
-def _process_restored() -> Iterator[None]:
+def _process_restored(trial: Trial) -> Iterator[None]:
     """Put settings of the process back: the next case would begin with what this one has left."""
-    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    cudnn = torch.backends.cudnn.enabled
+    before = [(put, trial[read]) for read, put in _PROCESS.values()]
     try:
         yield
     finally:
-        torch.set_default_dtype(dtype)
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cudnn.enabled = cudnn
+        for put, value in before:
+            put(value)
 
 
 def _leaves_all_alone(trial: Trial, case: Case, mode: str, grad: str) -> None:
     start(trial, training=mode == "train")
     trial.run("[p.requires_grad_(i == 0) for i, p in enumerate(layer.parameters())]")
     trial.feed(case.batches[0], grad=True)
-    trial.run(f"flags, rng, process = {_FLAGS}, torch.get_rng_state(), ({_PROCESS})")
+    trial.run(f"flags, rng = {_FLAGS}, torch.get_rng_state()")
+    trial.run(f"process = [{', '.join(read for read, _ in _PROCESS.values())}]")
     _call(trial, grad, "a call")
     trial.require("x.grad is None and x.requires_grad", "a call changed the input's gradient")
     trial.run("y, z = layer(x), layer(x)")
@@ -102,11 +111,8 @@ def _call(trial: Trial, grad: str, what: str, *, may_raise: bool = False) -> Non
     call = "try:\n    layer(x)\nexcept Exception:\n    pass" if may_raise else "layer(x)"
     trial.run("enabled = None", _called(f"{call}\nenabled = torch.is_grad_enabled()", grad))
     trial.require("torch.equal(torch.get_rng_state(), rng)", f"{what} used the random state")
-    trial.require(
-        f"({_PROCESS}) == process",
-        f"{what} changed the default dtype, the number of threads, the state of `random`,"
-        " deterministic algorithms or cudnn",
-    )
+    for index, (setting, (read, _)) in enumerate(_PROCESS.items()):
+        trial.require(f"{read} == process[{index}]", f"{what} changed {setting}")
     trial.require(f"enabled is {grad == 'enable_grad'}", f"{what} switched the gradient mode")
     trial.require(
         f"{_FLAGS} == flags",
