@@ -71,10 +71,10 @@ def _layer_changes(
     told = {change.layer for change in changes if change.of_statistics}
     for key, layer in before.selection.bn_layers.items():
         name, now = before.selection.bn_names[key], after.bn_layers[key]
-        old_eps = before.settings[key].get("eps")
-        new_eps = after.settings.get(key, {}).get("eps", old_eps)
-        if old_eps != new_eps:
-            yield Change(name=name, layer=name, kind="eps", text=f"eps {old_eps} -> {new_eps}")
+        old, new = before.settings[key], after.settings.get(key)
+        if new is not None and new is not old and new.get("eps", old.get("eps")) != old.get("eps"):
+            text = f"eps {old.get('eps')} -> {new['eps']}"
+            yield Change(name=name, layer=name, kind="eps", text=text)
         seen = _seen(witness, layer, now)
         used = scope.judges_normalisation and witness.used_batch_statistics(seen)
         bytes_tell = used and seen.batches == 0 and counts_batches(layer)
@@ -86,7 +86,10 @@ def _layer_changes(
 
 def _seen(witness: Witness, old: nn.Module | None, new: nn.Module | None) -> Seen:
     """Return what was seen of a layer, under whichever module object it ran."""
-    of_old, of_new = witness.seen_of(old), witness.seen_of(new)
+    of_old = witness.seen_of(old)
+    if new is old:
+        return of_old
+    of_new = witness.seen_of(new)
     return of_new if old is None or (of_new.normalised and not of_old.normalised) else of_old
 
 

@@ -77,16 +77,18 @@ def _of_training(
     before: Before, after: After, violated: set[str], witness: Witness
 ) -> Iterator[Hazard]:
     """Yield frozen parameters that are on their way to be trained."""
-    held, handled = after.tensors.held, witness.handled
-    for key, asked in zip(before.kept, before.kept.asks, strict=True):
-        now = held.get(key)
-        asks = now is not None and now.requires_grad
-        has_gradient = now is not None and asks and now.is_leaf and now.grad is not None
-        if now is None or not (handled or has_gradient or asks > asked):
+    handled = witness.handled
+    asked = {key for key, asks in zip(before.kept, before.kept.asks, strict=True) if asks}
+    for key, now in after.tensors.held.items():
+        asks = now.requires_grad
+        if not (asks or handled) or key not in before.kept:
+            continue
+        has_gradient = asks and now.is_leaf and now.grad is not None
+        if not (handled or has_gradient or key not in asked):
             continue
         kept = before.kept[key]
         name = kept.watched.name
-        if asks > asked:
+        if asks and key not in asked:
             yield Hazard(name=name, text="had requires_grad switched on")
         if name in violated:
             continue
@@ -103,7 +105,7 @@ def _of_settings(before: Before, after: After, swapped: set[str]) -> Iterator[Ha
     for key, settings in before.settings.items():
         name, old = before.selection.bn_names[key], before.selection.bn_layers[key]
         new, now = after.bn_layers[key], after.settings.get(key)
-        if now is None or (new is old and now == settings):
+        if now is None or (new is old and (now is settings or now == settings)):
             continue
         if type(old) is not type(new) and name not in swapped:
             yield Hazard(

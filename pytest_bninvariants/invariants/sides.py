@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import nn
@@ -70,13 +70,18 @@ def take(model: nn.Module, scope: Scope, rather: Collection[str] = ()) -> Before
 
 def settings_of(layer: nn.Module) -> dict[str, object]:
     """Return a layer's settings as plain values, and whether it stores statistics."""
-    own, found = vars(layer), {}
-    for name in _READ:
-        value = own[name] if name in own else getattr(layer, name, _ABSENT)  # which is slow
-        if value is not _ABSENT:
-            found[name] = value if type(value) in _PLAIN and value == value else _plain(value)
-    found["stores"] = has_stored_statistics(layer)
-    return found
+    own = vars(layer)  # looked at first: asking a module is slow
+    values = [own[name] if name in own else getattr(layer, name, _ABSENT) for name in _READ]
+    values.append(has_stored_statistics(layer))
+    plain = _PLAIN.issuperset(map(type, values))
+    return _named(*values) if plain else _named.__wrapped__(*map(_plain, values))
+
+
+@lru_cache(maxsize=64, typed=True)
+def _named(*values: object) -> dict[str, object]:
+    """Return values of settings by name; most layers of a model have the same ones."""
+    told = zip((*_READ, "stores"), values, strict=True)
+    return {name: _plain(value) for name, value in told if value is not _ABSENT}
 
 
 def _plain(value: object) -> object:
