@@ -92,9 +92,9 @@ def never_left(made: str) -> str:
     return f"{made} was entered and never left, so it compared nothing: use `with`"
 
 
-def left_by_generator(made: str, told: str) -> str:
-    """Return what is said of a guard in a generator that nobody asked to the end, and of what."""
-    return f"{made} ended with a generator that was not run to its end, and found: {told}"
+def left_unfinished(made: str, of: str, told: str) -> str:
+    """Return what is said of a guard in a generator or task that did not come to its end."""
+    return f"{made} ended with a {of} that was not run to its end, and found: {told}"
 
 
 def never_entered(made: str) -> str:

@@ -104,11 +104,12 @@ class Observer:
         """
 
     def saw_call(
-        self, name: str, mean: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
+        self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
     ) -> None:
         """Hear of a call of `batch_norm` or `instance_norm` by no BN layer, in this frame.
 
-        It normalises `values`, with a running mean or, if `batch`, with batch statistics.
+        It normalises `values`, with stored or, if `batch`, with batch statistics. `state` tells for
+        which layer: it is the running mean, or the weight where there is none.
         """
 
     def expects_updates(self, layer: nn.Module) -> bool:

@@ -30,11 +30,13 @@ class Findings:
         changes: what broke the invariant, in the model's order.
         causes: why.
         hazards: what else is worth saying.
+        touched: whether memory was written or is elsewhere, as far as a glance tells.
     """
 
     changes: tuple[Change, ...]
     causes: tuple[Cause, ...]
     hazards: tuple[Hazard, ...]
+    touched: bool
 
 
 def compare(before: Before, model: nn.Module, scope: Scope, witness: Witness) -> Findings:
@@ -60,7 +62,9 @@ def compare(before: Before, model: nn.Module, scope: Scope, witness: Witness) ->
         return Findings(
             changes=tuple(changes),
             causes=diagnose(_evidence_of(changes, before, after, witness)),
-            hazards=tuple(hazards(model, before, after, changes, alike, witness)),
+            hazards=tuple(hazards(model, before, after, scope, changes, alike, witness)),
+            touched=bool(changes)
+            or not all(alike.issuperset(bucket.keys) for bucket in before.kept.buckets),
         )
 
 

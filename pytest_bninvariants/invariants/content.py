@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import ge
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_leaves
 
 _WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 _COMPRESSED = {
@@ -18,6 +19,7 @@ _COMPRESSED = {
     torch.sparse_csc: ("ccol_indices", "row_indices"),
     torch.sparse_bsc: ("ccol_indices", "row_indices"),
 }
+_VALUES = frozenset({float, complex})
 _T = TypeVar("_T")
 Content = tuple[Tensor, ...]
 """Copies of the bytes of a tensor's parts."""
@@ -27,7 +29,8 @@ class Incomparable(Exception):
     """Say why a tensor's values cannot be read."""
 
 
-UNREADABLE = (Incomparable, RuntimeError, NotImplementedError)
+UNREADABLE = (Incomparable, RuntimeError, NotImplementedError, TypeError)
+"""What a tensor may raise that cannot be read, tensors of other libraries' classes too."""
 
 
 def parts(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -39,8 +42,7 @@ def parts(tensor: Tensor) -> tuple[Tensor, ...]:
     if is_lazy(tensor):
         return ()
     if is_traceable_wrapper_subclass(tensor):
-        inner, _ = tensor.__tensor_flatten__()
-        return tuple(part for name in inner for part in parts(getattr(tensor, name)))
+        return tuple(_of_wrapper(tensor))
     tensor = tensor.detach()
     if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
         kind = "is fake" if type(tensor).__name__ == "FakeTensor" else "is on the meta device"
@@ -57,6 +59,23 @@ def parts(tensor: Tensor) -> tuple[Tensor, ...]:
     if tensor.is_quantized:
         return tensor.int_repr(), *_quantizer(tensor)
     return (tensor.resolve_conj().resolve_neg(),)
+
+
+def _of_wrapper(tensor: Any) -> Iterator[Tensor]:
+    """Yield what a wrapper subclass computes with: its tensors, and the numbers beside them.
+
+    Other values beside them, such as flags or a device mesh, are none of its content: among them
+    is whether it asks for a gradient. Torch's own subclasses have sizes there as well.
+    """
+    names, context = tensor.__tensor_flatten__()
+    leaves = [getattr(tensor, name) for name in names] + tree_leaves(context)
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            yield from parts(leaf)
+    kinds = _VALUES if type(tensor).__module__.startswith("torch.") else {*_VALUES, int}
+    numbers = [leaf for leaf in leaves if type(leaf) in kinds]
+    if numbers:
+        yield torch.frombuffer(bytearray(repr(numbers), "utf-8"), dtype=torch.uint8)
 
 
 def _quantizer(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -75,7 +75,7 @@ class FrozenGuard(Guard):
             hazards=found.hazards,
             writes=self._tracer.writes(found.changes) if self._tracer else (),
         )
-        if verdict.holds and not self._witness.ran():
+        if verdict.holds and not (found.touched or self._witness.ran()):
             raise GateError(
                 f"nothing ran inside {self.spelled}: it saw no forward of a watched layer, no "
                 "step of an optimizer that holds the model's parameters and no other change of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import warnings
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from pytest_bninvariants.errors import (
     GateError,
     InvariantBroken,
     InvariantHazard,
-    left_by_generator,
+    left_unfinished,
     never_entered,
     never_left,
 )
@@ -124,12 +125,16 @@ class Guard:
         if self._used:
             raise GateError(f"{self.spelled} is for one step: make another for the next")
         self._use()
-        self._begin()
-        self._started = True
+        try:
+            self._begin()
+            self._started = True
+            if self.companion is not None:
+                self.companion.start()
+        except BaseException:
+            self.stop()
+            raise
         if not self._is_companion:
             entered[self._number] = self
-        if self.companion is not None:
-            self.companion.start()
 
     @property
     def left_open(self) -> str:
@@ -193,8 +198,8 @@ def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
     guards = [part for guard in guards for part in guard.parts]
     for guard in reversed(guards):
         guard.stop()
-    if isinstance(error, GeneratorExit):
-        _keep_for_the_end(guards)
+    if isinstance(error, _CANCELLED) or _is_trios(error):
+        _keep_for_the_end(guards, error)
         return
     if error is not None:
         drop_our_frames(error)
@@ -238,17 +243,25 @@ def at_once(guard: Guard) -> Verdict:
     return guard.verdict
 
 
-def _keep_for_the_end(guards: Sequence[Guard]) -> None:
-    """Judge at the end of a generator that nobody asks any more, and so nobody hears from."""
+_CANCELLED = (GeneratorExit, asyncio.CancelledError)
+
+
+def _is_trios(error: BaseException | None) -> bool:
+    return type(error).__name__ == "Cancelled" and type(error).__module__.startswith("trio")
+
+
+def _keep_for_the_end(guards: Sequence[Guard], cancelled: BaseException | None) -> None:
+    """Judge at the end of what nobody waits for any more, and so nobody hears from."""
+    of = "generator" if isinstance(cancelled, GeneratorExit) else "task"
     for guard in guards:
         try:
             verdict = guard.finish()
         except GateError as error:
-            pending[guard._number] = left_by_generator(guard._named, str(error))
+            pending[guard._number] = left_unfinished(guard._named, of, str(error))
         else:
             if not verdict.holds:
                 told = render([verdict]).splitlines()[0]
-                pending[guard._number] = left_by_generator(guard._named, told)
+                pending[guard._number] = left_unfinished(guard._named, of, told)
 
 
 def _note(guards: Sequence[Guard], error: BaseException) -> None:

@@ -10,10 +10,12 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pytest_bninvariants.invariants.bn_layers import BN_STATE, STATISTICS
-from pytest_bninvariants.invariants.content import joined, sort_of
+from pytest_bninvariants.invariants.content import address, joined, parts, sort_of
 from pytest_bninvariants.invariants.names import all_tensors
+from pytest_bninvariants.invariants.selection import Scope
 from pytest_bninvariants.invariants.sides import SETTINGS, After, Before
 from pytest_bninvariants.invariants.verdict import Change, Hazard
 from pytest_bninvariants.invariants.witness import Witness
@@ -27,6 +29,7 @@ def hazards(
     model: nn.Module,
     before: Before,
     after: After,
+    scope: Scope,
     changes: Iterable[Change],
     alike: Collection[str],
     witness: Witness,
@@ -37,6 +40,7 @@ def hazards(
         model: the model.
         before: its watched state before the step.
         after: the model now.
+        scope: what is watched.
         changes: what broke the invariant.
         alike: keys of tensors that are where they were, with the same content.
         witness: what was seen.
@@ -48,6 +52,8 @@ def hazards(
     yield from _of_settings(before, after, swapped)
     yield from _of_statistics(before, after, alike, witness)
     yield from _of_optimizers(model, before, witness)
+    if scope.bn_only and scope.judges_normalisation:
+        yield from _of_idleness(before, witness)
 
 
 def _of_identity(
@@ -131,7 +137,7 @@ def _of_statistics(
         if mean is None or var is None:
             continue
         name = before.selection.bn_names[key]
-        if mean.data_ptr() == var.data_ptr() and mean.numel():
+        if mean.numel() and address(mean) == address(var) != 0:
             yield Hazard(name=name, text="running_mean and running_var share memory")
         if not _all_finite([mean, var]):
             yield Hazard(name=name, text="has running statistics that are not finite")
@@ -139,7 +145,7 @@ def _of_statistics(
             new.append((name, layer))
     others_have_data = cache(lambda: _others_have_data(before, witness))
     for name, layer in new:
-        if _is_meant_to_be_loaded(layer) or (not _trains(layer) and others_have_data()):
+        if _is_meant_to_be_loaded(layer, witness) or (not _trains(layer) and others_have_data()):
             text = "ran with running_mean 0 and running_var 1, as a new layer has them: "
             yield Hazard(name=name, text=text + "was its checkpoint loaded?")
 
@@ -196,11 +202,14 @@ def _readable(layer: nn.Module | None, name: str) -> Tensor | None:
     """Return one of a layer's tensors, if its values can be read."""
     buffers = {} if layer is None else layer._buffers  # looked at first: asking a module is slow
     value = buffers[name] if name in buffers else getattr(layer, name, None)
-    if not isinstance(value, Tensor) or value.is_meta:
+    if not isinstance(value, Tensor):
         return None
-    if type(value) is not Tensor and is_lazy(value):
+    if is_traceable_wrapper_subclass(value):
+        found = parts(value)
+        value = found[0] if len(found) == 1 and found[0].dtype == value.dtype else None
+    if value is None or is_lazy(value) or value.is_meta or value.layout is not torch.strided:
         return None
-    return value if value.layout is torch.strided else None
+    return value
 
 
 def _is_initial(layer: nn.Module | None) -> bool:
@@ -217,10 +226,10 @@ def _trains(layer: nn.Module | None) -> bool:
     return any(parameter is not None and parameter.requires_grad for parameter in own)
 
 
-def _is_meant_to_be_loaded(layer: nn.Module | None) -> bool:
+def _is_meant_to_be_loaded(layer: nn.Module | None, witness: Witness) -> bool:
     """Tell whether a layer's weight came from somewhere, or can come from a checkpoint alone."""
     weight = _readable(layer, "weight")
-    if weight is None or layer is None:
+    if weight is None or layer is None or id(weight) in witness.stepped_for:
         return False
     ends = _ends(weight.flatten())
     return "weight" in layer._buffers or bool((ends != ends[:1]).any())  # new ones are constant
@@ -234,4 +243,14 @@ def _of_optimizers(model: nn.Module, before: Before, witness: Witness) -> Iterat
     watched = {id(kept.watched.tensor) for kept in before.kept.values()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in watched | held:
-            yield Hazard(name=name, text="has requires_grad=True and is in no optimizer's groups")
+            yield Hazard(
+                name=name, text="has requires_grad=True and is in no optimizer that stepped"
+            )
+
+
+def _of_idleness(before: Before, witness: Witness) -> Iterator[Hazard]:
+    """Yield BN layers that no forward used, though an optimizer stepped as if one had."""
+    if witness.saw_optimizer and not witness.saw_use:
+        for key in before.selection.bn_layers:
+            text = "did not run, though an optimizer stepped: was it this very model that ran?"
+            yield Hazard(name=before.selection.bn_names[key], text=text)

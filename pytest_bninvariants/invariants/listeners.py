@@ -23,7 +23,8 @@ from pytest_bninvariants.invariants.normalisation import has_known_forward, uses
 from pytest_bninvariants.invariants.patches import Patch, Patches, Switch
 
 _Function = Callable[..., Any]
-_RUNNING_MEAN, _USES_BATCH = 3, 5  # positions in torch.batch_norm and in torch.instance_norm
+# Positions in torch.batch_norm and in torch.instance_norm.
+_WEIGHT, _RUNNING_MEAN, _USES_BATCH = 1, 3, 5
 
 
 @dataclass(slots=True)
@@ -120,9 +121,12 @@ class Listeners:
             running.heard = True
             if batch:
                 _tell_batch_statistics(running.module, "batches", given)
-        elif isinstance(mean, Tensor):
+            return
+        weight = args[_WEIGHT] if len(args) > _WEIGHT else kwargs.get("weight")
+        state = mean if isinstance(mean, Tensor) else weight
+        if isinstance(state, Tensor):
             for observer in audience.present:
-                observer.saw_call(name, mean, given, sys._getframe(1), batch=bool(batch))
+                observer.saw_call(name, state, given, sys._getframe(1), batch=bool(batch))
 
     def _meant(self, name: str, mean: object, values: object) -> _Running | None:
         """Return the layer that a call normalises for; layers make other such calls too."""

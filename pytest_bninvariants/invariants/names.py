@@ -144,7 +144,8 @@ class Names:
         for owner, module in self.modules.items():
             if not (module._parameters or module._buffers):
                 continue
-            layer = owner.partition(".parametrizations.")[0]  # keeps a layer's state one level down
+            # parametrize keeps a layer's state one level down
+            layer = f".{owner}".partition(".parametrizations.")[0].removeprefix(".")
             prefix, bare = _join(owner, ""), _join(self.bare[owner], "")
             for kind, name, tensor in own_tensors(module):
                 full = prefix + name

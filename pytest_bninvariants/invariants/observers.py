@@ -208,6 +208,8 @@ def _observing_eval_frame(original: _Function, switch: Switch) -> _Function:
             _tell_compiled_code()
             _tell_compiled_in_place(sys._getframe(1))
             listeners.step_aside()
+        elif switch.on and listeners.aside:
+            listeners.come_back()  # the compiled code has ended
         return original(callback)
 
     return set_eval_frame

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pytest_bninvariants.invariants.audience import Finish
 from pytest_bninvariants.invariants.content import (
@@ -19,6 +20,8 @@ from pytest_bninvariants.invariants.content import (
     address,
     by_address,
     content_of,
+    extent,
+    parts,
     same_content,
     version,
 )
@@ -269,8 +272,14 @@ def gradient_of(tensor: Tensor) -> Gradient:
     grad = tensor.grad
     if grad is None:
         return "none"
-    values = grad._values() if grad.is_sparse else grad
-    return "nonzero" if bool(values.any()) else "zero"
+    return "nonzero" if any(bool(values.any()) for values in values_of(grad)) else "zero"
+
+
+def values_of(grad: Tensor) -> Sequence[Tensor]:
+    """Return the tensors that hold a gradient's values."""
+    if grad.is_sparse:
+        return (grad._values(),)
+    return parts(grad) if is_traceable_wrapper_subclass(grad) else (grad,)
 
 
 def _has_moments(optimizer: Optimizer, tensor: Tensor) -> bool:
@@ -290,7 +299,7 @@ def _glance(tensor: Tensor) -> Tensor | None:
     """Return the bytes of a tensor's first values in memory."""
     if tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Parameter):
         return None
-    count = min(_GLANCE, tensor.numel())
+    count = min(_GLANCE, extent(tensor) // tensor.itemsize)  # an expanded one has fewer there
     return tensor.detach().as_strided((count,), (1,)).clone().view(torch.uint8)
 
 

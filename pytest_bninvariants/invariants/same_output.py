@@ -21,7 +21,7 @@ from pytest_bninvariants.invariants.verdict import Change, Verdict
 from pytest_bninvariants.invariants.witness import Witness
 from pytest_bninvariants.invariants.wording import few
 
-_NOTHING = Findings(changes=(), causes=(), hazards=())
+_NOTHING = Findings(changes=(), causes=(), hazards=(), touched=False)
 
 
 class OutputGuard(Guard):
@@ -68,7 +68,7 @@ class OutputGuard(Guard):
         findings = _NOTHING
         if self._before is not None and self._witness is not None:
             findings = compare(self._before, self.model, self._scope(), self._witness)
-            if not changes and not self._witness.ran():
+            if not (changes or findings.touched or self._witness.ran()):
                 raise GateError(
                     f"nothing ran inside {self.spelled}: it saw no forward of the module, no step "
                     "of an optimizer that holds its parameters and no change of its state"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -108,6 +109,16 @@ class Kept(NamedTuple):
             return self.source
         flat, facts = self.source.of(self.number), self.facts
         return None if flat is None else Parts(facts, (flat,), (facts.shape or (),))
+
+    @property
+    def plain_bytes(self) -> Tensor | None:
+        """Return its bytes if they are its values, one after another, and are kept."""
+        found, facts = self.parts, self.facts
+        if found is None or len(found.content) != 1 or facts.layout != torch.strided:
+            return None
+        (content,), (shape,) = found.content, found.shapes
+        is_whole = content.numel() == math.prod(shape) * facts.dtype.itemsize
+        return content if is_whole else None
 
     @property
     def content(self) -> Content:
@@ -315,9 +326,9 @@ def _difference(before: Kept, tensor: Tensor) -> tuple[ChangeKind, str] | None:
     same_shapes = tuple(tuple(part.shape) for part in found) == kept.shapes
     if same_shapes and all(map(same_bytes, kept.content, now)):
         return None
-    plain = facts.layout == torch.strided and len(now) == len(kept.content) == 1
-    if plain and now[0].numel() == kept.content[0].numel():
-        return "values", values.difference(kept.content[0], now[0], facts.dtype, facts.shape or ())
+    old = before.plain_bytes
+    if old is not None and len(now) == 1 and now[0].numel() == old.numel():
+        return "values", values.difference(old, now[0], facts.dtype, kept.shapes[0])
     return "values", "content differs"
 
 
@@ -327,16 +338,16 @@ def uniform_factor(kept: Kept, tensor: Tensor) -> float | None:
     Rounding makes the factors differ; they count as one while they differ by less than a quarter
     of what is missing to 1.
     """
-    dtype, found = kept.facts.dtype, kept.parts
-    plain = found is not None and len(found.content) == 1 and dtype.is_floating_point
+    dtype, content = kept.facts.dtype, kept.plain_bytes
     if (
-        found is None
-        or not plain
+        content is None
+        or not dtype.is_floating_point
         or Facts.of(tensor)[:3] != (dtype, kept.facts.shape, torch.strided)
     ):
         return None
-    old = found.content[0].view(dtype).double()
-    new = as_bytes(tensor.detach()).to(old.device).view(dtype).double()
+    (part,) = parts(tensor)
+    old = content.view(dtype).double()
+    new = as_bytes(part).to(old.device).view(dtype).double()
     counts = old.abs() > torch.finfo(dtype).tiny
     factors = new[counts] / old[counts]
     if not len(factors):

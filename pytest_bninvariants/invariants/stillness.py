@@ -30,6 +30,7 @@ class Parameter:
         moved: whether its bytes changed.
         asks: whether it asks for a gradient.
         twins: its other names, of which nobody asked that they train.
+        shrank: whether it moved by one factor in a step without a gradient, as decay moves it.
         dtype: its dtype.
         stepped: class names of the optimizers that stepped.
     """
@@ -39,13 +40,15 @@ class Parameter:
     moved: bool
     asks: bool
     twins: list[str]
+    shrank: bool
     dtype: torch.dtype
     stepped: list[str]
 
     @property
     def trained(self) -> bool:
         """Tell whether it moved, by more than what an optimizer does without a gradient."""
-        return self.moved and not (self.seen.held_by and self.seen.gradient == "zero")
+        decayed = self.shrank or (self.seen.held_by and self.seen.gradient == "zero")
+        return self.moved and not decayed
 
     @property
     def group(self) -> tuple[str, int]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 from pytest_bninvariants.invariants.audience import Finish
 from pytest_bninvariants.invariants.content import content_of, same_content
 from pytest_bninvariants.invariants.observers import Watcher
-from pytest_bninvariants.invariants.operations import Gradient, gradient_of
+from pytest_bninvariants.invariants.operations import Gradient, gradient_of, values_of
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 
 _RANK: dict[Gradient, int] = {"none": 0, "zero": 1, "nonzero": 2}
@@ -67,7 +68,7 @@ class Trainees(Watcher):
             for number, group in enumerate(optimizer.param_groups):
                 for parameter in group["params"]:
                     if id(parameter) in self._seen:
-                        self._note_holder(parameter, name, number, float(group.get("lr", 1.0)))
+                        self._note_holder(parameter, name, number, _rate(group))
                         before.append((parameter, content_of(parameter)))
                         if not closure:
                             self._note_gradient(parameter)
@@ -90,5 +91,12 @@ class Trainees(Watcher):
         seen = self.of(parameter)
         seen.gradient = max(seen.gradient, gradient_of(parameter), key=_RANK.__getitem__)
         grad = parameter.grad
-        if grad is not None and not grad.is_sparse:
-            seen.size = max(seen.size, float(grad.abs().max())) if grad.numel() else seen.size
+        if grad is not None:
+            sizes = (float(each.abs().max()) for each in values_of(grad) if each.numel())
+            seen.size = max(seen.size, *sizes, 0.0)
+
+
+def _rate(group: Mapping[str, Any]) -> float:
+    """Return a group's learning rate; some optimizers set their own, and have None there."""
+    rate = group.get("lr")
+    return 1.0 if rate is None else float(rate)

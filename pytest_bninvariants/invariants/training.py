@@ -108,14 +108,17 @@ class TrainsGuard(Guard):
         now = Names.of(self.model).tensors
         for key, kept in self._kept.items():
             tensor = now[key].tensor if key in now else kept.watched.tensor
+            seen = self._trainees.of(kept.watched.tensor)
+            stepped_bare = seen.moved and seen.gradient == "none"
             yield Parameter(
                 name=kept.watched.name,
-                seen=self._trainees.of(kept.watched.tensor),
+                seen=seen,
                 moved=not snapshot.unchanged(kept, tensor),
                 asks=tensor.requires_grad,
                 twins=[
                     w.name for k, w in now.items() if w.tensor is tensor and k not in self._kept
                 ],
+                shrank=stepped_bare and snapshot.uniform_factor(kept, tensor) is not None,
                 dtype=tensor.dtype,
                 stepped=self._trainees.stepped,
             )

@@ -88,6 +88,7 @@ class Seen(Modes):
 
 
 _UNSEEN = Seen()
+_TELLING = ("running_mean", "weight")
 
 
 class _ByIdentity:
@@ -188,10 +189,10 @@ class Witness(Watcher):
         seen.count(how, in_eval=not layer.training)
 
     def saw_call(
-        self, name: str, mean: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
+        self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
     ) -> None:
-        """Note that somebody normalised with a running mean, as if they were a BN layer."""
-        for layer in self._by_running_mean.get(address(mean), ()):
+        """Note that somebody normalised with a layer's tensors, as if they were the layer."""
+        for layer in self._by_state.get(address(state), ()):
             self._forward_seen = True
             if batch:
                 seen = self._seen.of(layer)
@@ -202,17 +203,23 @@ class Witness(Watcher):
                 seen.count("batches", in_eval=not layer.training)
 
     @cached_property
-    def _by_running_mean(self) -> dict[int, list[nn.Module]]:
-        """Return the watched BN layers by where their running means lie."""
-        return by_address(
-            (getattr(layer, "running_mean", None), layer) for layer in self._bn_layers
-        )
+    def _by_state(self) -> dict[int, list[nn.Module]]:
+        """Return the watched BN layers by where their running means lie, or else their weights.
+
+        Those that they had when the step began: meanwhile functional_call may lend them others.
+        """
+        held, found = self._selection.names.tensors.held, []
+        for key, layer in self._selection.modules.items():
+            if is_bn_layer(layer):
+                names = (f"{key}.{name}".removeprefix(".") for name in _TELLING)
+                found.append((next((held[name] for name in names if name in held), None), layer))
+        return by_address(found)
 
     def _tell_those_it_shares_with(self, layer: nn.Module) -> None:
         """Note of which watched layers a layer that is not watched updates the statistics."""
         mean = getattr(layer, "running_mean", None)
         at = address(mean) if isinstance(mean, Tensor) else 0
-        for watched in self._by_running_mean.get(at, ()):
+        for watched in self._by_state.get(at, ()):
             seen = self._seen.of(watched)
             if not seen.shared_with:
                 named = self._selection.names.modules.items()
@@ -262,6 +269,16 @@ class Witness(Watcher):
     def seen_of(self, module: nn.Module | None) -> Seen:
         """Return what was seen of a module."""
         return self._seen.get(module) or _UNSEEN
+
+    @property
+    def saw_use(self) -> bool:
+        """Tell whether anything ran that may have used what is watched."""
+        return self._forward_seen or self._compiled_seen
+
+    @property
+    def saw_optimizer(self) -> bool:
+        """Tell whether an optimizer stepped that holds parameters of the model."""
+        return self._optimizer_seen
 
     @property
     def handled(self) -> bool:
