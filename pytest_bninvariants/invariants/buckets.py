@@ -113,11 +113,14 @@ class Bucket:
         """Return another for the same tensors, not yet filled."""
         return Bucket(self.dtype, self.device, self.keys, self.looks, self.total)
 
-    def fits(self, tensors: list[Tensor]) -> bool:
-        """Tell whether tensors are what was kept, but for their bytes."""
+    def is_of(self, tensors: list[Tensor]) -> bool:
+        """Tell whether tensors are where and what they were."""
         with suppress(*UNREADABLE):
-            if Looks.of(tensors) == self.looks:
-                return True
+            return Looks.of(tensors) == self.looks
+        return False
+
+    def fits(self, tensors: list[Tensor]) -> bool:
+        """Tell whether tensors elsewhere are what was kept, but for their bytes."""
         return (
             len(tensors) == len(self.keys)
             and are_plain(tensors)

@@ -52,7 +52,7 @@ def compare(before: Before, model: nn.Module, scope: Scope, witness: Witness) ->
         after = After.of(model, scope, before.selection)
         there = () if after.is_like_before else after.selection.tensors
         new = [key for key in there if key not in before.names.tensors]
-        alike = snapshot.alike_in(before.kept, after.tensors)
+        alike, stays = snapshot.glance(before.kept, after.tensors)
         changes = snapshot.changes(before.kept, after.tensors, new, alike)
         changes += _layer_changes(before, after, witness, scope, changes)
         if changes:
@@ -63,8 +63,7 @@ def compare(before: Before, model: nn.Module, scope: Scope, witness: Witness) ->
             changes=tuple(changes),
             causes=diagnose(_evidence_of(changes, before, after, witness)),
             hazards=tuple(hazards(model, before, after, scope, changes, alike, witness)),
-            touched=bool(changes)
-            or not all(alike.issuperset(bucket.keys) for bucket in before.kept.buckets),
+            touched=bool(changes) or not stays,
         )
 
 

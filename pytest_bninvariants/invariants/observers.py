@@ -41,6 +41,8 @@ class _Observers:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._unhook: list[Callable[[], None]] = []
+        self._all: tuple[Observer, ...] = ()
+        self._alone: list[tuple[Observer, ...]] = []
         self._patches = Patches(
             around_method(nn.Module, "__setattr__", _observing_setattr),
             Patch(nn.Module, "_call_impl", _observing_call),
@@ -51,35 +53,42 @@ class _Observers:
 
     def add(self, observer: Observer) -> None:
         with self._lock:
-            if not audience.present and _dynamo is not None:
+            if not self._all and _dynamo is not None:
                 _dynamo.register_start_callback(self._step_aside)
                 _dynamo.register_end_callback(self._install)
-            audience.present = (*audience.present, observer)
+            self._set((*self._all, observer))
             self._install()
 
     def discard(self, observer: Observer) -> None:
         with self._lock:
-            if observer not in audience.present:
+            if observer not in self._all:
                 return
-            audience.present = tuple(other for other in audience.present if other is not observer)
-            if not audience.present:
+            self._set(tuple(other for other in self._all if other is not observer))
+            if not self._all:
                 self._uninstall()
                 self._forget_dynamo()
+
+    def _set(self, everybody: tuple[Observer, ...]) -> None:
+        self._all = everybody
+        audience.present = self._alone[-1] if self._alone else everybody
 
     @contextmanager
     def heard_only_by(self, *observers: Observer) -> Iterator[None]:
         """Have these hear what happens, and nobody else, for a while."""
-        others = audience.present
-        for observer in observers:
-            self.add(observer)
-        audience.present = observers
+        with self._lock:
+            for observer in observers:
+                self.add(observer)
+            self._alone.append(observers)
+            self._set(self._all)
         try:
             yield
         finally:
-            audience.present = (*others, *observers)
-            for observer in observers:
-                self.discard(observer)
-            self._install()  # dynamo may have had the wrappers off when nobody was there
+            with self._lock:  # others may have come and gone in other threads
+                self._alone.remove(observers)
+                self._set(self._all)
+                for observer in observers:
+                    self.discard(observer)
+                self._install()  # dynamo may have had the wrappers off when nobody was there
 
     @contextmanager
     def away(self) -> Iterator[None]:
@@ -92,7 +101,7 @@ class _Observers:
 
     def _install(self, *_: object) -> None:
         with self._lock:
-            if audience.present:
+            if self._all:
                 self._patches.install()
                 listeners.resume()
                 if audience.hears_steps() and not self._unhook:

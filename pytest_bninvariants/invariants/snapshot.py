@@ -185,6 +185,18 @@ class Snapshot(OnDemand[Kept]):
         return key in self.tensors
 
 
+class Glance(NamedTuple):
+    """What a glance tells of tensors that were kept.
+
+    Args:
+        alike: the keys of those that are as they were, as far as it tells.
+        stays: whether all of them that it tells of are, and in the same memory.
+    """
+
+    alike: set[str]
+    stays: bool
+
+
 @torch.no_grad()
 def take(
     tensors: Mapping[str, Watched], *, exact: bool = False, rather: Collection[str] = ()
@@ -251,10 +263,10 @@ def changes(
         kept: the snapshot.
         now: all tensors of the model after the step.
         new: keys in `now` that the guard would watch today and did not before.
-        alike: what `alike_in` told of both, where it was asked.
+        alike: what a glance told of both, where one was cast.
     """
     found = []
-    known = alike_in(kept, now) if alike is None else alike
+    known = glance(kept, now).alike if alike is None else alike
     for key in [key for key in kept if key not in known]:
         before, after = kept[key], now.get(key)
         if after is None:
@@ -272,20 +284,24 @@ def changes(
 
 
 @torch.no_grad()
-def alike_in(kept: Snapshot, now: Mapping[str, Watched]) -> set[str]:
-    """Return keys of which a glance tells that all is as it was: in buckets of the same bytes."""
+def glance(kept: Snapshot, now: Mapping[str, Watched]) -> Glance:
+    """Look at all that is kept in buckets, which mostly is as it was."""
     read: dict[Bucket, Tensor] = {}
     held = Table.of(now).held
+    stays = True
     for bucket in kept.buckets:
         live = [held[key] for key in bucket.keys if key in held]
-        if bucket.fits(live):
+        is_there = bucket.is_of(live)
+        stays &= is_there
+        if is_there or bucket.fits(live):
             read[bucket] = bucket.read(live)
     clear: set[str] = set()
     for bucket, same in zip(read, equal((b.flat, flat) for b, flat in read.items()), strict=True):
         clear.update(bucket.keys)
         if not same:
             clear.difference_update(bucket.differing(read[bucket]))
-    return clear
+        stays &= same
+    return Glance(clear, stays)
 
 
 def _change(watched: Watched, kind: ChangeKind, text: str, *, same_object: bool) -> Change:

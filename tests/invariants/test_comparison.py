@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from pytest_bninvariants import FrozenStateChanged, Verdict, frozen, frozen_bn
 
@@ -593,3 +594,28 @@ def test_a_traced_models_statistics_are_watched() -> None:
     model = torch.jit.trace(Pair(nn.BatchNorm1d(2)).train(), (BATCH,))
     verdict = judged(model.eval(), run)
     assert {name for name, _ in found(verdict)} >= {"bn.running_mean", "bn.running_var"}
+
+
+def test_the_state_of_a_parametrized_layer_that_is_the_model_itself() -> None:
+    class Same(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 1
+
+    model = nn.BatchNorm1d(3).eval()
+    parametrize.register_parametrization(model, "weight", Same())
+    with pytest.raises(FrozenStateChanged) as caught, frozen_bn(model), torch.no_grad():
+        model.parametrizations.weight.original.add_(1)
+    (change,) = caught.value.verdict.changes
+    assert change.name == "parametrizations.weight.original"
+
+
+def test_an_expanded_parameter_in_an_optimizer_of_ones_own() -> None:
+    class Mine(torch.optim.SGD):
+        pass
+
+    model = nn.Linear(3, 1)
+    model.register_parameter("at", nn.Parameter(torch.zeros(1).expand(16), requires_grad=False))
+    optimizer = Mine(model.parameters(), 0.1)
+    with frozen(model, "at"):
+        model(torch.randn(2, 3)).sum().backward()
+        optimizer.step()

@@ -12,13 +12,22 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import anyio
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants import FrozenStateChanged, GateError, bn_updates, frozen, frozen_bn, trains
+from pytest_bninvariants import (
+    FrozenStateChanged,
+    GateError,
+    bn_updates,
+    frozen,
+    frozen_bn,
+    same_output,
+    trains,
+)
 from pytest_bninvariants.errors import shown
-from pytest_bninvariants.invariants import guards
+from pytest_bninvariants.invariants import audience, guards
 from pytest_bninvariants.invariants.guards import GuardNeverEntered, conclude
 
 GUARDS = pytest.mark.parametrize("guard", [frozen, frozen_bn])
@@ -775,3 +784,46 @@ def test_the_engine_runs_without_pytest() -> None:
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, pytest_bninvariants; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_task_that_is_cancelled_leaves_its_verdict_for_the_end(
+    net: Any, batch: Tensor, pending: dict[int, str], anyio_backend: str, *, training: bool
+) -> None:
+    async def train_on() -> None:
+        with frozen_bn(net):
+            while True:
+                net(batch)
+                await anyio.sleep(0)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(train_on)
+            await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+
+    net.train(training)
+    anyio.run(main, backend=anyio_backend)
+    told = "ended with a task that was not run to its end, and found: 2 of 2 frozen BN layers"
+    assert [told in text for text in pending.values()] == [True] * training
+    pending.clear()
+
+
+def test_a_guard_whose_companion_cannot_begin_leaves_torch_as_it_was(
+    net: Any, torch_state: Callable[[], dict[str, Any]]
+) -> None:
+    before = torch_state()
+    with pytest.raises(GateError, match="'hed'"), frozen(net, "backbone", trains="hed"):
+        pass
+    assert torch_state() == before
+    assert guards.entered == {}
+    assert audience.present == ()
+
+
+def test_a_conversion_to_another_memory_format_counts_as_something_that_ran() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    with frozen(model):
+        model.to(memory_format=torch.channels_last)
+    with same_output(model, torch.randn(2, 3, 8, 8), atol=1e-4):
+        model.to(memory_format=torch.contiguous_format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -214,3 +215,30 @@ def test_a_loop_of_guards_warns_once() -> None:
             with frozen_bn(model):
                 model(torch.randn(2, 3, 4, 4))
     assert len(caught) == 1
+
+
+def test_bn_layers_that_did_not_run_though_an_optimizer_stepped(net: Any, batch: Tensor) -> None:
+    stale = copy.deepcopy(net.backbone).train()
+    optimizer = torch.optim.SGD(net.head.parameters(), 0.1)
+
+    def step(backbone: nn.Module) -> None:
+        net.head(backbone(batch).mean(-1)).sum().backward()
+        optimizer.step()
+
+    net.requires_grad_(False)
+    net.head.requires_grad_(True)
+    said = warned_of(frozen_bn, net, lambda: step(stale), "backbone")
+    assert "backbone.bn: did not run, though an optimizer stepped: was it this very model" in said
+    assert quiet(frozen_bn, net, lambda: step(net.backbone), "backbone")
+    assert quiet(frozen, net, lambda: step(stale), "backbone")
+
+
+def test_a_weight_that_the_step_itself_moved_was_not_loaded() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).eval()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def step() -> None:
+        model(torch.randn(8, 3)).square().sum().backward()
+        optimizer.step()
+
+    assert quiet(lambda m: frozen_bn(m, parameters=False), model, step)

@@ -195,3 +195,56 @@ def test_statistics_that_are_another_layers_too(together: bool) -> None:
     assert cause.name == "update-in-eval"
     named = "student.bn" if together else "a BatchNorm1d outside of the model"
     assert f"are the same memory as those of {named}" in cause.why
+
+
+class Fused(nn.Module):
+    """Normalise with a child's tensors, as a kernel of one's own does."""
+
+    def __init__(self, prepare: Callable[[Tensor], Tensor] = torch.clone, **options: Any) -> None:
+        super().__init__()
+        self.bn, self.prepare = nn.BatchNorm1d(3, **options), prepare
+
+    def forward(self, batch: Tensor) -> Tensor:
+        bn, batch = self.bn, self.prepare(batch)
+        return nn.functional.batch_norm(
+            batch, bn.running_mean, bn.running_var, bn.weight, bn.bias, self.training, 0.0
+        )
+
+
+def is_told(model: nn.Module, step: Callable[[], object]) -> bool:
+    return the_cause(model, step).layers == ("bn",)
+
+
+def test_a_call_with_a_layers_statistics_after_functional_call_lent_it_others() -> None:
+    model = Fused().eval()
+    lent = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def step() -> None:
+        torch.func.functional_call(model, lent, (batch(),))
+        model.train()(batch())
+
+    assert is_told(model, step)
+
+
+def test_a_call_with_a_layers_statistics_after_compiled_code() -> None:
+    model = Fused(torch.compile(lambda x: x * 2, backend="eager")).train()
+    model(batch())
+    assert is_told(model, lambda: model(batch()))
+
+
+def test_a_call_with_the_weight_of_a_layer_without_statistics() -> None:
+    model = Fused(track_running_stats=False).train()
+    assert is_told(model, lambda: model(batch()))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_forward_of_a_layer_without_statistics_that_is_called_by_its_name(
+    *, training: bool
+) -> None:
+    class Direct(Small):
+        def forward(self, batch: Tensor) -> Tensor:
+            return self.bn.forward(batch)
+
+    model = Direct()
+    model.bn = nn.BatchNorm1d(3, track_running_stats=False)
+    assert is_told(model.train(training), lambda: model(batch()))

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from pytest_bninvariants import FrozenStateChanged, frozen, frozen_bn
-from pytest_bninvariants.invariants import observers
+from pytest_bninvariants.invariants import audience, observers
 from pytest_bninvariants.invariants.audience import How, Observer
 
 
@@ -341,6 +341,30 @@ def test_nothing_is_wrapped_for_a_forward_of_torchs_own_unless_a_hook_may_flip_i
     assert during[0] is real
     assert during[1] is not real
     assert ear.of("batches") == [layer]
+
+
+def test_who_comes_and_goes_while_others_are_heard_alone_leaves_nobody_behind() -> None:
+    inside, go = threading.Barrier(3), threading.Barrier(3)
+
+    def alone() -> None:
+        with observers.heard_only_by(Ear()):
+            inside.wait()
+            go.wait()
+
+    early, late = Ear(), Ear()
+    observers.add(early)
+    threads = [threading.Thread(target=alone) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    inside.wait()
+    observers.discard(early)
+    observers.add(late)
+    go.wait()
+    for thread in threads:
+        thread.join()
+    assert audience.present == (late,)
+    observers.discard(late)
+    assert audience.present == ()
 
 
 def test_threads_hear_each_of_their_own_layers() -> None:

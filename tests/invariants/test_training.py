@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torchvision.models import resnet18
+from transformers.optimization import Adafactor
 
 from pytest_bninvariants import (
     FrozenStateChanged,
@@ -318,3 +319,46 @@ def test_a_guarded_step_is_bit_for_bit_a_bare_one(net: Net) -> None:
         step(net)
     for name, value in bare.state_dict().items():
         assert value.equal(net.state_dict()[name]), name
+
+
+class Decaying(SGD):
+    """Shrink every parameter, with a gradient or without."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.mul_(0.99)
+        return super().step(closure)
+
+
+def test_what_an_optimizer_decays_without_a_gradient_does_not_train(net: Net) -> None:
+    net.body.register_forward_hook(lambda *of: of[-1].detach())
+    optimizer = Decaying(net.parameters(), 0.1)
+
+    def train() -> None:
+        net(torch.randn(8, 3)).square().sum().backward()
+        optimizer.step()
+
+    verdict = broken(trains(net, "body.0"), train)
+    assert causes(verdict) == {"no-gradient": ("body.0.weight",)}
+    assert verdict.changes[0].text.startswith("moved by decay or moments alone")
+
+
+def test_what_an_optimizer_moves_by_steps_of_its_own_trains(net: Net) -> None:
+    class Perturbing(SGD):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            for parameter in self.param_groups[0]["params"]:
+                parameter.add_(torch.randn_like(parameter))
+
+    optimizer = Perturbing(net.parameters(), 0.1)
+    with trains(net):
+        net(torch.randn(8, 3))
+        optimizer.step()
+
+
+def test_an_optimizer_that_sets_its_own_learning_rate(net: Net) -> None:
+    optimizer = Adafactor(net.parameters(), lr=None)
+    with trains(net):
+        net(torch.randn(8, 3)).square().sum().backward()
+        optimizer.step()
