@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants.on_demand import OnDemand
 
 Kind = Literal["parameter", "buffer", "output"]
@@ -18,6 +19,7 @@ _WRAPPER_CHILDREN = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 )
 _WILDCARDS = frozenset("*?")
+_MANY = 2**15  # modules, from which on it is looked whether one is below itself
 
 
 class Watched(NamedTuple):
@@ -172,6 +174,7 @@ class Layout:
         modules: list[nn.Module | None] = []
         tensors: list[Tensor | None] = []
         waiting: list[nn.Module | None] = [model]
+        enough = _MANY
         while waiting:
             module = waiting.pop()
             modules.append(module)
@@ -188,6 +191,9 @@ class Layout:
             if children:
                 names += children.keys()
                 waiting += reversed([*children.values()])
+                if len(modules) > enough:
+                    enough *= 2
+                    _refuse_cycles(model, "", [], set())
         self.names, self.modules, self.tensors = names, modules, tensors
         self.kinds: list[type] = [*map(type, modules), *map(type, tensors)]
 
@@ -199,6 +205,20 @@ class Layout:
             and all(map(is_, self.tensors, other.tensors))
             and self.kinds == other.kinds
         )
+
+
+def _refuse_cycles(module: nn.Module, name: str, above: list[nn.Module], known: set[int]) -> None:
+    """Refuse a module that is below itself: it has no end of names."""
+    if any(each is module for each in above):
+        raise GateError(
+            f"{name!r} ({type(module).__name__}) holds itself by way of a child: keep a reference to "
+            "a parent outside of the modules, e.g. in a tuple"
+        )
+    if id(module) not in known:
+        for child, below in module._modules.items():
+            if below is not None:
+                _refuse_cycles(below, _join(name, child), [*above, module], known)
+        known.add(id(module))
 
 
 _held_by = attrgetter("_parameters", "_buffers", "_modules")

@@ -586,3 +586,16 @@ def test_what_is_no_model_is_a_gate_error(guard: Callable[..., object], model: o
 def test_an_unknown_option_is_an_error_of_the_gate() -> None:
     with pytest.raises(GateError):
         frozen(deep(), excluded="stem")  # type: ignore[call-arg]
+
+
+def test_a_module_that_is_below_itself_is_refused() -> None:
+    model = nn.Sequential(nn.Sequential(nn.BatchNorm1d(2)))
+    model[0].parent = model
+    with pytest.raises(GateError, match=r"'0.parent' \(Sequential\) holds itself"):
+        select(model, Scope())
+
+
+def test_a_model_of_many_modules_is_not_taken_for_one_that_is_below_itself() -> None:
+    shared = nn.Sequential(*[nn.Identity()] * 200)
+    model = nn.Sequential(*[shared] * 200, nn.BatchNorm1d(2))
+    assert len(select(model, Scope()).names.modules) == 1 + 200 * 201 + 1
