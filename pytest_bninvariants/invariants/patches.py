@@ -64,6 +64,7 @@ class Patch:
         if self.last is None or made is None or made.original is not original:
             made = self.made = _Wrapper(original, Switch(on=False), original in _ours)
             self.last = self.make(original, made.switch)
+            _show(self.last, original)
             _ours[self.last] = made
         made.switch.on = True
         setattr(self.owner, self.name, self.last)
@@ -108,6 +109,7 @@ class Swap:
         self._switch = Switch(on=False)
         self._function: FunctionType | None = None
         self._theirs: CodeType | None = None
+        self._original: FunctionType | None = None
         self._ours: CodeType | None = None
 
     def install(self) -> None:
@@ -121,6 +123,7 @@ class Swap:
         assert self._ours is not None
         self._switch.on = True
         there.__code__ = self._ours
+        _show(there, self._original)
 
     def _prepare(self, function: FunctionType) -> None:
         """Make the wrapper, which serves again, and the code that calls it."""
@@ -133,9 +136,10 @@ class Swap:
             function.__closure__,
         )
         original.__kwdefaults__ = function.__kwdefaults__
+        original.__annotations__ = function.__annotations__
         self._switch = Switch(on=False)
         function.__globals__[called] = self._make(original, self._switch)
-        self._function, self._theirs = function, code
+        self._function, self._theirs, self._original = function, code, original
         self._ours = _calling(called).replace(
             co_name=code.co_name, co_qualname=code.co_qualname, co_freevars=code.co_freevars
         )
@@ -149,6 +153,7 @@ class Swap:
         assert self._theirs is not None
         self._switch.on = False
         self._function.__code__ = self._theirs
+        vars(self._function).pop("__wrapped__", None)
 
 
 def around_method(owner: type, name: str, make: _Make) -> Patch | Swap:
@@ -158,6 +163,11 @@ def around_method(owner: type, name: str, make: _Make) -> Patch | Swap:
     compiled anew; from 2.13 on it does not.
     """
     return (Swap if TorchVersion(torch.__version__) >= "2.13" else Patch)(owner, name, make)
+
+
+def _show(wrapper: Any, original: object) -> None:
+    """Have `inspect` show a wrapper's original: libraries ask for a method's parameters."""
+    wrapper.__wrapped__ = original
 
 
 def _is_torchs(function: object) -> TypeGuard[FunctionType]:

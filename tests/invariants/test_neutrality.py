@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import itertools
 import pickle
@@ -607,3 +608,20 @@ def test_what_is_made_inside_a_step_works_after_it(do: Callable[[Any, Tensor], A
         model(batch)
         made = makers[do](model)
     assert torch.equal(made(batch), model(batch))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["load_state_dict", "__setattr__", "__call__", "_call_impl", "compile", "register_buffer"],
+)
+def test_a_wrapped_method_has_the_signature_and_source_of_torchs(net: Any, name: str) -> None:
+    def shown() -> tuple[inspect.Signature, str]:
+        method = getattr(nn.Module, name)
+        return inspect.signature(method), inspect.getsource(method)
+
+    before = shown()
+    with frozen(net.eval()):
+        assert shown() == before
+        net.head(torch.randn(1, 3))
+    assert shown() == before
+    assert "__wrapped__" not in vars(getattr(nn.Module, name))
