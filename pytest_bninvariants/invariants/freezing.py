@@ -79,7 +79,8 @@ class FrozenGuard(Guard):
             raise GateError(
                 f"nothing ran inside {self.spelled}: it saw no forward of a watched layer, no "
                 "step of an optimizer that holds the model's parameters and no other change of "
-                "the model; run the train step, on this very model, inside the guard"
+                "the model (a write through .data to what is not watched cannot be seen); run the "
+                "train step, on this very model, inside the guard"
             )
         if not verdict.holds:
             suspects.add(self.model, self.spelled, self._before.kept, verdict.changes)
