@@ -19,6 +19,7 @@ from pytest_bninvariants.invariants.normalisation import has_known_forward, is_t
 from pytest_bninvariants.invariants.observers import Watcher
 from pytest_bninvariants.invariants.operations import held_by
 from pytest_bninvariants.invariants.places import (
+    callers,
     place_of,
     place_of_mode_call,
     place_of_outermost_call,
@@ -104,8 +105,9 @@ class Ledger(Watcher):
             }
         self._model = model
         self._running: dict[int, _Forward] = {}
+        self._stepping: set[FrameType] = set()
         self.steps = 0
-        """How many steps of optimizers there were that hold parameters of the model."""
+        """How many steps of optimizers that hold parameters of the model are over."""
         self.compiled = False
         """Whether compiled code ran, in which forwards are unseen."""
 
@@ -155,9 +157,18 @@ class Ledger(Watcher):
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
     ) -> Finish | None:
-        """Count an optimizer's step."""
-        self.steps += not held_by(optimizer).isdisjoint(map(id, all_tensors(self._model)))
-        return None
+        """Return what counts an optimizer's step when it is over; one inside is part of it."""
+        if held_by(optimizer).isdisjoint(map(id, all_tensors(self._model))):
+            return None
+        if frame is None or any(caller in self._stepping for caller in callers(frame)):
+            return None
+        self._stepping.add(frame)
+
+        def finish() -> None:
+            self._stepping.discard(frame)
+            self.steps += 1
+
+        return finish
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
         """Return what notes after a load which statistics it set."""

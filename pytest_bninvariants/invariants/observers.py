@@ -67,6 +67,7 @@ class _Observers:
             if not self._all:
                 self._uninstall()
                 self._forget_dynamo()
+                writers.forget_steps()
 
     def _set(self, everybody: tuple[Observer, ...]) -> None:
         self._all = everybody

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,13 @@ def is_users(filename: str) -> bool:
     return not (
         filename.startswith(_LIBRARIES) or _PACKAGE_FOLDERS.intersection(Path(filename).parts)
     )
+
+
+def callers(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame and those that it was called from, outwards."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def users_line() -> tuple[str, int]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
 from torch import nn
 
 from pytest_bninvariants.invariants.names import Names, named_modules
-from pytest_bninvariants.invariants.places import place_of
+from pytest_bninvariants.invariants.places import callers, place_of
 from pytest_bninvariants.invariants.verdict import Place
 
 _ON_PURPOSE = {
@@ -43,7 +42,7 @@ def run_of(layer: nn.Module) -> Run | None:
     Args:
         layer: a layer that runs, or is about to.
     """
-    stack = list(_callers(sys._getframe(1)))  # without this frame: it must not hold itself
+    stack = list(callers(sys._getframe(1)))  # without this frame: it must not hold itself
     if any((f.f_globals.get("__name__"), f.f_code.co_name) in _ON_PURPOSE for f in stack):
         return None
     for depth in reversed(range(len(stack))):
@@ -70,12 +69,6 @@ def _run(layer: nn.Module, outermost: nn.Module, caller: FrameType | None) -> Ru
         holder=weakref.ref(holding[-1]) if holding else None,
         place=place_of(caller, f"{model}()"),
     )
-
-
-def _callers(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 def _at_work(frame: FrameType) -> nn.Module | None:

@@ -17,8 +17,9 @@ from torch.optim.optimizer import (
 )
 
 from pytest_bninvariants.invariants import audience
-from pytest_bninvariants.invariants.audience import Finish, unseen
+from pytest_bninvariants.invariants.audience import Finish, passed_over, unseen
 from pytest_bninvariants.invariants.patches import Patch, Swap, Switch, around_method, caller
+from pytest_bninvariants.invariants.places import callers
 
 _Function = Callable[..., Any]
 _COLLECTIVES = (
@@ -26,7 +27,8 @@ _COLLECTIVES = (
     *("broadcast", "all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter_tensor"),
     *("all_gather", "all_gather_into_tensor", "scatter", "recv"),
 )
-_stepping: dict[int, list[Finish]] = {}
+_stepping: dict[FrameType, list[Finish]] = {}
+"""What is to be called after a step, by the frame in which torch calls the hooks around it."""
 
 
 def hook_optimizers() -> list[Callable[[], None]]:
@@ -37,20 +39,38 @@ def hook_optimizers() -> list[Callable[[], None]]:
     ]
 
 
-@unseen
+def forget_steps() -> None:
+    """Forget steps that are not over; one that raised never is, and torch says nothing of it."""
+    _stepping.clear()
+
+
+@passed_over
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    frame = sys._getframe(1)
+    _tell_step(optimizer, args, kwargs, sys._getframe(1))
+
+
+@passed_over
+def _after_step(*_: object) -> None:
+    _tell_stepped(sys._getframe(1))
+
+
+@unseen
+def _tell_step(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
+) -> None:
     closure = kwargs.get("closure", next((arg for arg in args if arg is not optimizer), None))
     heard = [
         observer.before_step(optimizer, frame, closure=closure is not None)
         for observer in audience.present
     ]
-    _stepping[id(optimizer)] = [finish for finish in heard if finish is not None]
+    _stepping[frame] = [finish for finish in heard if finish is not None]
 
 
 @unseen
-def _after_step(optimizer: Optimizer, *_: object) -> None:
-    for finish in _stepping.pop(id(optimizer), ()):
+def _tell_stepped(frame: FrameType) -> None:
+    """Tell that the innermost step that runs is over."""
+    begun = next((each for each in callers(frame) if each in _stepping), None)
+    for finish in _stepping.pop(begun) if begun is not None else ():
         finish()
 
 

@@ -135,6 +135,26 @@ def test_a_parameter_that_moved_is_not_put_down_to_the_mode(net: Any, batch: Ten
     assert not {"training-mode", "mode-flip", "no-stored-statistics"} & causes(verdict).keys()
 
 
+def test_weight_decay_by_an_optimizer_that_calls_its_parents_step_is_told(
+    net: Any, batch: Tensor
+) -> None:
+    class Own(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            with torch.no_grad():
+                for parameter in self.param_groups[0]["params"]:
+                    parameter.mul_(0.9)
+            return super().step(closure)
+
+    torch.optim.SGD(net.parameters())
+    optimizer = Own([net.neck.weight], lr=0.1, weight_decay=0.1)
+
+    def step() -> None:
+        net(batch)
+        optimizer.step()
+
+    assert causes(verdict_of(net, step)) == {"weight-decay": ("neck",)}
+
+
 def test_a_parameter_that_moved_in_training_mode_is_not_put_down_to_the_mode(
     net: Any, batch: Tensor
 ) -> None:

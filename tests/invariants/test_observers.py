@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 from unittest import mock
@@ -101,6 +103,35 @@ def test_steps_of_any_optimizer_are_heard(net: Any) -> None:
         for optimizer in made:
             optimizer.step()
     assert ear.of("optimizer") == made
+
+
+def test_a_step_inside_anothers_ends_first_and_both_are_heard_to_end(net: Any) -> None:
+    plain = torch.optim.SGD(net.parameters())
+
+    class Outer(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            plain.step()
+            return super().step(closure)
+
+    outer = Outer(net.parameters())
+    with listening() as ear:
+        outer.step()
+    assert ear.of("optimizer") == [plain, outer, outer]
+
+
+def test_an_optimizer_whose_step_raises_does_not_keep_its_model_alive() -> None:
+    net = nn.Linear(2, 2)
+    optimizer, weight = torch.optim.LBFGS(net.parameters()), weakref.ref(net.weight)
+
+    def fails() -> float:
+        raise ValueError
+
+    with suppress(ValueError), frozen(net):
+        net(torch.ones(1, 2))
+        optimizer.step(fails)
+    del net, optimizer
+    gc.collect()
+    assert weight() is None
 
 
 def test_modes_that_are_set_and_cleared_are_heard(net: Any) -> None:
