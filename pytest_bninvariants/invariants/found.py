@@ -25,23 +25,27 @@ class Found:
         name: its qualified name.
         account: what was seen of it.
         lineage: what led to its statistics.
-        times: how many updates there should be, or `forwards`.
+        times: how many updates there should be in each of the steps, or `forwards`.
+        steps: how many steps that is said of.
         compiled: whether compiled code ran.
         elsewhere: how many updates were of tensors that the layer held for a call alone.
         replaced: whether another module holds its name now, or none.
         counted: by how much its counter moved; None if it has none that counts.
         unsound: names of statistics that no forward could use, with what is wrong.
+        alike: whether all layers that are judged were updated equally often.
     """
 
     name: str
     account: Account
     lineage: Lineage
     times: int | Literal["forwards"]
+    steps: int
     compiled: bool
     elsewhere: int
     replaced: bool
     counted: int | None
     unsound: list[tuple[str, str]]
+    alike: bool = True
 
     @classmethod
     def of(
@@ -51,6 +55,7 @@ class Found:
         now: nn.Module | None,
         ledger: Ledger,
         times: int | Literal["forwards"],
+        steps: int = 1,
     ) -> Found:
         """Find it.
 
@@ -59,7 +64,8 @@ class Found:
             layer: the module that held the name at the start.
             now: the one that holds it now; None if it is gone.
             ledger: what was seen.
-            times: how many updates there should be.
+            times: how many updates there should be in each of the steps.
+            steps: how many steps that is said of.
         """
         account = ledger.of(layer)
         return cls(
@@ -67,6 +73,7 @@ class Found:
             account=account,
             lineage=ledger.lineage(account, layer if now is None else now),
             times=times,
+            steps=steps,
             compiled=ledger.compiled,
             elsewhere=_elsewhere(account, now),
             replaced=now is not layer,
@@ -98,6 +105,16 @@ class Found:
         return (self.counted or 0) if self.by_counter else self.lineage.updates
 
     @property
+    def expected(self) -> int | None:
+        """Return how many updates there should be; None if that is one a forward."""
+        return None if self.times == "forwards" else self.times * self.steps
+
+    @property
+    def fitting(self) -> int | None:
+        """Return which `times` there were; None if the steps differ in it."""
+        return self.updates // self.steps if self.updates % self.steps == 0 else None
+
+    @property
     def undone(self) -> bool:
         """Tell whether all of its updates were undone, as when a step is skipped."""
         own = self.account.updates - self.elsewhere
@@ -113,9 +130,9 @@ class Found:
         """Tell whether it was updated another number of times."""
         if self.untold:
             return False
-        if self.times == "forwards":
+        if self.expected is None:
             return not self.undone and (self.updates == 0 or self.account.idle > 0)
-        return self.updates != self.times and not (self.undone and self.times > 0)
+        return self.updates != self.expected and not (self.undone and self.expected > 0)
 
     @property
     def holds(self) -> bool:
@@ -135,7 +152,7 @@ class Found:
     def _told_of_counts(self) -> Iterator[str]:
         lineage = self.lineage
         if self.counts_wrongly:
-            expected = "one a forward" if self.times == "forwards" else f"expected {self.times}"
+            expected = "one a forward" if self.expected is None else f"expected {self.expected}"
             idle = f", {_forwards(self.account.idle)} without" if self.account.idle else ""
             yield f"{_updates(self.updates)}{idle}, {expected}"
         told = (

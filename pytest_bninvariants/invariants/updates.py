@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Literal
 
 from torch import nn
@@ -68,14 +69,15 @@ class UpdatesGuard(Guard):
 
     def _judge(self) -> Verdict:
         assert self._ledger is not None
-        times = self._expected()
         with undisturbed():
-            found = [each for each in self._found(times) if self._is_meant(each)]
+            found = [each for each in self._found() if self._is_meant(each)]
             self._insist(found)
+            alike = len({each.updates for each in found}) == 1
+            found = [replace(each, alike=alike) for each in found]
         return Verdict(
             guard=self.spelled,
             noun="BN layer",
-            broke=_broke(found, times),
+            broke=_broke(found, self._times, self._per),
             column="layer",
             model=type(self.model).__name__,
             source=self._source,
@@ -87,17 +89,11 @@ class UpdatesGuard(Guard):
             notes=tuple(_notes(found)),
         )
 
-    def _expected(self) -> Times:
+    def _found(self) -> Iterator[Found]:
         assert self._ledger is not None
-        if self._times == "forwards" or self._per == "step":
-            return self._times
-        return self._times * self._ledger.steps
-
-    def _found(self, times: Times) -> Iterator[Found]:
-        assert self._ledger is not None
-        now = layers_of(self.model)
+        now, steps = layers_of(self.model), 1 if self._per == "step" else self._ledger.steps
         for key, (name, layer) in self._layers.items():
-            yield Found.of(name, layer, now.get(key), self._ledger, times)
+            yield Found.of(name, layer, now.get(key), self._ledger, self._times, steps)
 
     def _is_meant(self, found: Found) -> bool:
         """Tell whether a layer is to be judged: all are that were named, else what is trained."""
@@ -124,12 +120,13 @@ class UpdatesGuard(Guard):
             )
 
 
-def _broke(found: list[Found], times: Times) -> str:
+def _broke(found: list[Found], times: Times, per: Per) -> str:
     if not any(each.counts_wrongly for each in found):
         return "not updated as BatchNorm does it"
     if times == "forwards":
         return "not updated once a forward"
-    return f"not updated exactly {'once' if times == 1 else f'{times} times'}"
+    often = "once" if times == 1 else f"{times} times"
+    return f"not updated exactly {often}{' in each optimizer step' * (per == 'optimizer_step')}"
 
 
 def _hazards(found: Found) -> Iterator[Hazard]:
@@ -186,7 +183,8 @@ def bn_updates(
             shell. None: every BN layer that is in training mode when the step begins, has a
             parameter with requires_grad=True, or updates.
         times: how many updates each layer makes, or `"forwards"` for one in each forward.
-        per: `"step"`, what the guard is around, or `"optimizer_step"`, each optimizer's step in it.
+        per: `"step"`, what the guard is around, or `"optimizer_step"`, each step of an optimizer in
+            it that holds parameters of the model; a step inside of another's is part of it.
         exclude: names that are left out.
 
     Returns:

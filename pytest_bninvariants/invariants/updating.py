@@ -29,23 +29,22 @@ def _explain_recomputation(found: list[Found]) -> tuple[str, str]:
         f"{_names(found)} {_was(found)} updated {again} in backward, where activation "
         f"checkpointing runs a forward again, with the same batch{_effective(found[0])}",
         f"leave BN layers out of what is checkpointed, or run the recomputation with "
-        f"{one_or_many([each.name for each in found], 'its', 'their')} momentum at 0"
-        f"{_root(found[0])}",
+        f"{one_or_many([each.name for each in found], 'its', 'their')} momentum at 0",
     )
 
 
-def _momentum(found: Found) -> float | None:
-    """Return the momentum by which several updates were averaged, if they were."""
-    momentum = getattr(found.account.layer, "momentum", None)
-    averages = isinstance(momentum, float) and 0 < momentum < 1 and found.lineage.updates > 1
-    return momentum if averages else None
+def _averaged(found: Found) -> tuple[float, int] | None:
+    """Return the momentum by which a step's updates were averaged, and how many these were."""
+    momentum, k = getattr(found.account.layer, "momentum", None), found.fitting or 0
+    return (momentum, k) if isinstance(momentum, float) and 0 < momentum < 1 < k else None
 
 
 def _effective(found: Found) -> str:
     """Say what several updates make of the momentum."""
-    momentum, k = _momentum(found), found.lineage.updates
-    if momentum is None:
+    averaged = _averaged(found)
+    if averaged is None:
         return ""
+    momentum, k = averaged
     return (
         f"; {k} updates with momentum {momentum:g} weigh the new batches "
         f"1 - (1 - {momentum:g})^{k} = {1 - (1 - momentum) ** k:.3g}"
@@ -54,43 +53,52 @@ def _effective(found: Found) -> str:
 
 def _root(found: Found) -> str:
     """Say which momentum makes several updates weigh as much as one."""
-    momentum, k = _momentum(found), found.lineage.updates
-    if momentum is None:
+    averaged = _averaged(found)
+    if averaged is None:
         return ""
+    momentum, k = averaged
     return (
-        f", or use momentum 1 - (1 - {momentum:g})^(1/{k}) = {1 - (1 - momentum) ** (1 / k):.3g}, "
-        f"with which {k} updates weigh as much as one"
+        f"momentum 1 - (1 - {momentum:g})^(1/{k}) = {1 - (1 - momentum) ** (1 / k):.3g}, with "
+        f"which {k} updates weigh as much as one"
     )
 
 
 def _has_extra(found: Found) -> bool:
     lineage = found.lineage
-    if found.times == "forwards":
-        return bool(lineage.repeated - lineage.recomputed > 0)
-    extra = found.updates > found.times and lineage.recomputed < found.updates - found.times
-    return extra or lineage.repeated > lineage.recomputed
+    more = 0 if found.expected is None else max(0, found.updates - found.expected)
+    return more > lineage.recomputed or lineage.repeated > lineage.recomputed
 
 
 def _explain_extra(found: list[Found]) -> tuple[str, str]:
     first = found[0]
     ran = span([each.updates for each in found], "forward", "forwards")
-    why = f"{_names(found)} {_was(found)} updated in {ran} of the step"
+    why = f"{_names(found)} {_was(found)} updated in {ran} of "
+    why += "the step" if first.steps == 1 else f"{first.steps} optimizer steps"
     if any(each.lineage.repeated for each in found):
         why += ", some of them with one and the same batch"
     why += _effective(first)
-    k = first.updates
     return (
         why,
         "run what is not meant to train in eval, or put the statistics back after it; for a second "
-        "forward on the same batch switch track_running_stats off; if the step accumulates over "
-        f"micro-batches, say times={k}{_root(first)}",
+        f"forward on the same batch switch track_running_stats off{_advised(found)}",
     )
 
 
+def _advised(found: list[Found]) -> str:
+    """Say which `times` is that of accumulation, where another one would do."""
+    first = found[0]
+    if not any(each.counts_wrongly for each in found) or any(f.lineage.repeated for f in found):
+        return ""
+    told = "; if the step accumulates over micro-batches, say "
+    if first.fitting is not None and first.alike:
+        root = _root(first)
+        return f"{told}times={first.fitting}{root and f', and use {root}'}"
+    return f"""{told}times="forwards", without per=: no number fits all layers and steps"""
+
+
 def _extra_place(found: Found) -> Place | None:
-    times = found.times if isinstance(found.times, int) else 1
-    places = found.lineage.places
-    return places[times] if times < len(places) else None
+    expected, places = found.expected or 1, found.lineage.places
+    return places[expected] if expected < len(places) else None
 
 
 def _explain_in_eval(found: list[Found]) -> tuple[str, str]:
@@ -101,7 +109,7 @@ def _explain_in_eval(found: list[Found]) -> tuple[str, str]:
 
 
 def _lacks(found: Found) -> bool:
-    few = found.times == "forwards" or found.updates < found.times
+    few = found.expected is None or found.updates < found.expected
     return found.counts_wrongly and few and not found.unseen
 
 

@@ -83,11 +83,54 @@ def test_accumulation_is_told_with_what_it_does_to_the_momentum() -> None:
     batches = [values(seed) for seed in range(4)]
     (cause,) = broken(model, lambda: train(model, *batches)).causes
     assert "4 updates with momentum 0.1 weigh the new batches 1 - (1 - 0.1)^4 = 0.344" in cause.why
-    assert "times=4, or use momentum 1 - (1 - 0.1)^(1/4) = 0.026" in cause.fix
+    assert "times=4, and use momentum 1 - (1 - 0.1)^(1/4) = 0.026" in cause.fix
     assert cause.place is not None
     assert cause.place.function == "train"
     with bn_updates(model, times=4):
         train(model, *batches)
+
+
+def accumulate(model: nn.Module, *counts: int) -> None:
+    """Take a step of an optimizer for each number of micro-batches."""
+    for count in counts:
+        train(model, *(torch.randn(8, 3) for _ in range(count)))
+
+
+def test_what_is_advised_for_each_step_of_an_optimizer_holds() -> None:
+    model = Net()
+    verdict = broken(model, lambda: accumulate(model, 2, 2), per="optimizer_step")
+    assert verdict.broke == "not updated exactly once in each optimizer step"
+    assert told(verdict) == [("bn", "4 updates, expected 2")]
+    (cause,) = verdict.causes
+    assert "in 4 forwards of 2 optimizer steps; 2 updates with momentum 0.1 weigh" in cause.why
+    assert "times=2, and use momentum 1 - (1 - 0.1)^(1/2) = 0.0513" in cause.fix
+    with bn_updates(model, per="optimizer_step", times=2):
+        accumulate(model, 2, 2)
+
+
+def test_where_steps_or_layers_differ_no_number_is_advised() -> None:
+    model = Net()
+    (cause,) = broken(model, lambda: accumulate(model, 2, 3), per="optimizer_step").causes
+    assert 'say times="forwards", without per=: no number fits' in cause.fix
+    with bn_updates(model, times="forwards"):
+        accumulate(model, 2, 3)
+    twice, often = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+    def run() -> None:
+        for _ in range(2):
+            twice(torch.randn(8, 3))
+            nn.Sequential(often, often)(torch.randn(8, 3))
+
+    causes = broken(nn.ModuleList([twice, often]), run).causes
+    assert all('say times="forwards"' in cause.fix for cause in causes)
+
+
+def test_no_number_of_times_is_advised_where_none_would_hold() -> None:
+    model = Net()
+    (cause,) = broken(model, lambda: train(model, values(), values()), times=2).causes
+    assert cause.name == "extra-forward"
+    assert "times=" not in cause.fix
+    assert "switch track_running_stats off" in cause.fix
 
 
 def test_the_momentum_that_is_advised_weighs_as_much_as_one_batch() -> None:
