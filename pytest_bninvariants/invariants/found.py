@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.invariants.bn_layers import STATISTICS
+from pytest_bninvariants.invariants.content import content_of
 from pytest_bninvariants.invariants.ledger import Account, Ledger
 from pytest_bninvariants.invariants.lineage import Lineage, State, statistics_of
 from pytest_bninvariants.invariants.normalisation import counts_batches
@@ -187,7 +188,7 @@ def _counted(account: Account, now: nn.Module | None) -> int | None:
 
 def _unsound(layer: nn.Module) -> Iterator[tuple[str, str]]:
     for name, value in statistics_of(layer).items():
-        if name not in STATISTICS or is_lazy(value):
+        if name not in STATISTICS or is_lazy(value) or content_of(value) is None:
             continue
         values = value.detach().flatten().double()
         bad, negative = ~values.isfinite(), values < 0

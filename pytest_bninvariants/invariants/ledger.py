@@ -25,7 +25,7 @@ from pytest_bninvariants.invariants.places import (
     place_of_outermost_call,
 )
 from pytest_bninvariants.invariants.undisturbed import in_transform, undisturbed
-from pytest_bninvariants.invariants.update import judge
+from pytest_bninvariants.invariants.update import Given, judge
 from pytest_bninvariants.invariants.verdict import Place
 
 
@@ -78,10 +78,10 @@ class _Forward:
 
     account: Account
     before: State
-    x: Tensor | None
+    x: Given | None
     training: bool
     momentum: object
-    values: Tensor | None = None
+    values: Given | None = None
     normalised: bool = False
 
 
@@ -128,7 +128,7 @@ class Ledger(Watcher):
             forward = _Forward(
                 account=account,
                 before=State.of(layer),
-                x=x,
+                x=Given.of(x),
                 training=layer.training,
                 momentum=getattr(layer, "momentum", None),
             )
@@ -146,7 +146,8 @@ class Ledger(Watcher):
         forward = self._running.get(id(layer))
         if forward is not None:
             forward.normalised = True
-            forward.values = values if forward.values is None else forward.values
+            with undisturbed():
+                forward.values = forward.values or Given.of(values)
 
     def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
         """Note where a layer is put in eval."""

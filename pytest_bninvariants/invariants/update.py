@@ -16,16 +16,41 @@ from pytest_bninvariants.batchnorm.expectation import Approximation, updated
 from pytest_bninvariants.batchnorm.reference import Statistics, batch_statistics, rows
 from pytest_bninvariants.batchnorm.tolerance import UNIT, Arithmetic
 from pytest_bninvariants.invariants.bn_layers import STATISTICS
+from pytest_bninvariants.invariants.content import are_backed, version
 from pytest_bninvariants.invariants.lineage import State, Wrong
 from pytest_bninvariants.invariants.normalisation import counts_batches
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A tensor that a forward was given.
+
+    Args:
+        tensor: the tensor.
+        version: its version then.
+    """
+
+    tensor: Tensor
+    version: int | None
+
+    @classmethod
+    def of(cls, tensor: Tensor | None) -> Given | None:
+        """Take note of a tensor, if there is one."""
+        return None if tensor is None else cls(tensor, version(tensor))
+
+    @property
+    def is_as_it_was(self) -> bool:
+        """Tell whether its values are known to be those that it was given with."""
+        written = self.version is None or self.version != version(self.tensor)
+        return not written and are_backed([self.tensor])
 
 
 class Forward(Protocol):
     """What must be known of the forward that made an update."""
 
     before: State
-    x: Tensor | None
-    values: Tensor | None
+    x: Given | None
+    values: Given | None
     momentum: object
 
 
@@ -89,17 +114,19 @@ def _counted(layer: nn.Module, before: State, after: State) -> int | None:
 
 def _normalised(layer: nn.Module, forward: Forward) -> Tensor | None:
     """Return the values that a layer normalised, as (N, C, *), if they are known and usable."""
-    x = forward.values
-    if x is None and isinstance(layer, _NormBase):
-        x = forward.x
+    given = forward.values
+    if given is None and isinstance(layer, _NormBase):
+        given = forward.x
     channels = forward.before.tensors.get("running_mean")
-    if x is None or channels is None or isinstance(layer, _InstanceNorm) or _is_synchronised(layer):
+    other = isinstance(layer, _InstanceNorm) or _is_synchronised(layer)
+    if given is None or channels is None or other:
         return None
+    x = given.tensor
     plain = type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided
     if not plain or x.dtype not in UNIT or not 2 <= x.dim() <= 5:
         return None
     fits = is_lazy(channels) or x.shape[1] == channels.numel()
-    return x.detach() if x.numel() > x.shape[1] and fits else None
+    return x.detach() if x.numel() > x.shape[1] and fits and given.is_as_it_was else None
 
 
 def _is_synchronised(layer: nn.Module) -> bool:

@@ -338,6 +338,47 @@ def test_a_wrong_update_is_told_with_the_mistake_that_fits(
     assert why in verdict.causes[0].why
 
 
+def freed(x: Tensor) -> None:
+    x.untyped_storage().resize_(0)
+
+
+@pytest.mark.parametrize("write", [freed, Tensor.zero_, Tensor.relu_])
+def test_a_batch_that_was_written_or_freed_after_it_was_normalised_is_not_held_against(
+    write: Callable[[Tensor], object],
+) -> None:
+    def hook(module: nn.Module, args: tuple[Tensor], y: Tensor) -> None:
+        write(args[0])
+
+    model = nn.BatchNorm1d(3)
+    model.register_forward_hook(hook)
+    with bn_updates(model) as guard, torch.no_grad():
+        model(values(shape=(100_000, 3)))
+    assert guard.verdict is not None
+    assert guard.verdict.notes == ("the values of the model were not held against the reference",)
+
+
+def test_a_batch_that_is_written_before_it_is_normalised_is_judged() -> None:
+    class Rectified(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.relu_())
+
+    model = Rectified(3)
+    with bn_updates(model) as guard:
+        model(values())
+    assert guard.verdict is not None
+    assert guard.verdict.notes == ()
+
+
+def test_statistics_whose_memory_was_freed_are_not_read() -> None:
+    model = nn.BatchNorm1d(100_000)
+
+    def run() -> None:
+        model(torch.randn(2, 100_000))
+        freed(model.running_mean)
+
+    assert causes(broken(model, run)) == ["in-place"]
+
+
 def test_an_error_just_above_the_bound_is_found_and_one_below_is_not() -> None:
     def off_by(relative: float) -> Callable[[], None]:
         layer = nn.BatchNorm1d(3, momentum=1.0)
