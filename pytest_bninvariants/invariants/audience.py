@@ -105,12 +105,14 @@ class Observer:
 
     def saw_call(
         self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
-    ) -> None:
+    ) -> Finish | None:
         """Hear of a call of `batch_norm` or `instance_norm` by no BN layer, in this frame.
 
         It normalises `values`, with stored or, if `batch`, with batch statistics. `state` tells for
-        which layer: it is the running mean, or the weight where there is none.
+        which layer: it is the running mean, or the weight where there is none. What is returned is
+        called after it, unless it raises.
         """
+        return None
 
     def expects_updates(self, layer: nn.Module) -> bool:
         """Tell whether a BN layer is updated on purpose while it watches."""

@@ -136,6 +136,12 @@ class Found:
         return self.updates != self.expected and not (self.undone and self.expected > 0)
 
     @property
+    def uncounted(self) -> bool:
+        """Tell whether its counter does not count its updates."""
+        by_calls = self.lineage.by_calls > 0 and self.counted not in (None, self.lineage.updates)
+        return by_calls or self.lineage.uncounted > 0
+
+    @property
     def holds(self) -> bool:
         """Tell whether nothing is wrong with it."""
         return not any(True for _ in self.changes())

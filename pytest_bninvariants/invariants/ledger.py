@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pytest_bninvariants.invariants.audience import End, Finish, How
+from pytest_bninvariants.invariants.audience import End, Finish, How, passed_over
 from pytest_bninvariants.invariants.content import address
 from pytest_bninvariants.invariants.lineage import Batch, History, Lineage, State, statistics_of
 from pytest_bninvariants.invariants.names import all_tensors, named_modules
@@ -74,6 +74,7 @@ class _Forward:
         momentum: its momentum.
         values: what it normalised with batch statistics, if it called torch's function for that.
         normalised: whether it normalised with batch statistics.
+        by_call: whether it is none, but a call of torch's function with the layer's statistics.
     """
 
     account: Account
@@ -83,6 +84,7 @@ class _Forward:
     momentum: object
     values: Given | None = None
     normalised: bool = False
+    by_call: bool = False
 
 
 class Ledger(Watcher):
@@ -149,6 +151,39 @@ class Ledger(Watcher):
             with undisturbed():
                 forward.values = forward.values or Given.of(values)
 
+    @passed_over
+    def ignores(self, module: nn.Module) -> bool:
+        """Hear of every call: any module may normalise with the statistics of a layer in it."""
+        return False
+
+    def saw_call(
+        self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
+    ) -> Finish | None:
+        """Note the statistics of a layer that is normalised for without a call of its own."""
+        at = address(state)
+        with undisturbed():
+            forwards = [
+                _Forward(
+                    account=account,
+                    before=State.of(account.layer),
+                    x=None,
+                    training=batch and account.layer.training,
+                    momentum=getattr(account.layer, "momentum", None),
+                    values=Given.of(values) if name == "batch_norm" else None,
+                    normalised=batch,
+                    by_call=True,
+                )
+                for account in self._accounts.values()
+                if at == _address_of_mean(account.layer)
+            ]
+
+        def finish() -> None:
+            with undisturbed():
+                for forward in forwards:
+                    self._take(forward, failed=False)
+
+        return finish if forwards else None
+
     def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
         """Note where a layer is put in eval."""
         account = self._accounts.get(id(module))
@@ -211,9 +246,14 @@ class Ledger(Watcher):
                     known = replace(known, written=how, written_at=place) if how else known
                 history.add(now, known)
 
-    def _lineage(self, account: Account, state: State) -> Lineage:
-        known = account.history.of(state)
-        return replace(account.history.latest[1], written="in-place") if known is None else known
+    def _lineage(self, account: Account, state: State, *, by_call: bool = False) -> Lineage:
+        known, (latest, lineage) = account.history.of(state), account.history.latest
+        if known is not None:
+            return known
+        counted = state.differs_from(latest) == {"num_batches_tracked"}
+        if counted and (by_call or lineage.by_calls):
+            return lineage
+        return replace(lineage, written="in-place")
 
     def _take(self, forward: _Forward, *, failed: bool) -> None:
         """Take a forward into its layer's account."""
@@ -232,7 +272,7 @@ class Ledger(Watcher):
             return
         account.updates += 1
         account.elsewhere += not account.history.origin.is_of(forward.before.tensors)
-        old = self._lineage(account, forward.before)
+        old = self._lineage(account, forward.before, by_call=forward.by_call)
         place = place_of_outermost_call(sys._getframe()) if old.wants_place else None
         account.history.add(after, self._advanced(old, forward, after, place))
 
@@ -242,7 +282,7 @@ class Ledger(Watcher):
             return False
         layer = forward.account.layer
         meant = forward.normalised and getattr(layer, "track_running_stats", True)
-        return bool(moved) or (meant and has_known_forward(layer))
+        return bool(moved) or (meant and has_known_forward(layer) and not forward.by_call)
 
     def _take_idle(self, forward: _Forward, after: State) -> None:
         """Take in a forward that updated nothing."""
@@ -253,7 +293,8 @@ class Ledger(Watcher):
             account.by_momentum_zero += forward.momentum == 0 and tracks
             account.without_tracking += not tracks
         if after.differs_from(account.history.latest[0]):
-            account.history.add(after, self._lineage(account, forward.before))
+            before = self._lineage(account, forward.before, by_call=forward.by_call)
+            account.history.add(after, before)
 
     def _advanced(
         self, old: Lineage, forward: _Forward, after: State, place: Place | None
@@ -265,13 +306,14 @@ class Ledger(Watcher):
         batch = None
         if judged.batch is not None:
             batch = Batch(step=self.steps, mean=judged.batch.mean, count=judged.count)
-        counted = judged.counted
+        counted = None if forward.by_call else judged.counted
         return replace(
             old,
             updates=number,
             recomputed=old.recomputed + (torch._C._current_graph_task_id() != -1),
             repeated=old.repeated + (batch is not None and batch.is_in(old.batches)),
             in_eval=old.in_eval + (not forward.training),
+            by_calls=old.by_calls + forward.by_call,
             uncounted=old.uncounted + (counted == 0),
             miscounted=old.miscounted + (counted not in (None, 0, 1)),
             lost=old.lost + judged.lost,
@@ -280,3 +322,9 @@ class Ledger(Watcher):
             places=(*old.places, place) if old.wants_place else old.places,
             batches=old.with_batch(batch),
         )
+
+
+def _address_of_mean(layer: nn.Module) -> int | None:
+    """Return where a layer's running mean lies; None if nowhere."""
+    mean = statistics_of(layer).get("running_mean")
+    return None if mean is None else address(mean) or None

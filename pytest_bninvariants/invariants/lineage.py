@@ -62,6 +62,8 @@ class Lineage:
         recomputed: how many of them were made inside of a backward.
         repeated: how many had a batch that had updated before, in the same optimizer's step.
         in_eval: how many were made while the layer's mode was eval.
+        by_calls: how many were made by a call of torch's function for it, and not by a forward of
+            the layer: who calls it has the counter move before or after, if at all.
         uncounted: how many the counter did not count.
         miscounted: how many it counted as another number than one.
         lost: how many a dtype that is too narrow has rounded away.
@@ -77,6 +79,7 @@ class Lineage:
     recomputed: int = 0
     repeated: int = 0
     in_eval: int = 0
+    by_calls: int = 0
     uncounted: int = 0
     miscounted: int = 0
     lost: int = 0

@@ -15,7 +15,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from pytest_bninvariants.invariants import audience
-from pytest_bninvariants.invariants.audience import End, How, unseen
+from pytest_bninvariants.invariants.audience import End, Finish, How, unseen
 from pytest_bninvariants.invariants.bn_layers import STATISTICS
 from pytest_bninvariants.invariants.content import version
 from pytest_bninvariants.invariants.names import own_tensors
@@ -110,8 +110,10 @@ class Listeners:
         for end in ended.ends:
             end(failed)
 
-    def heard(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str) -> None:
-        """Take note of a normalising call and its arguments."""
+    def heard(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str
+    ) -> list[Finish]:
+        """Take note of a normalising call and its arguments; return what is to be called after."""
         mean = args[_RUNNING_MEAN] if len(args) > _RUNNING_MEAN else kwargs.get("running_mean")
         batch = args[_USES_BATCH] if len(args) > _USES_BATCH else kwargs.get(flag)
         values = args[0] if args else kwargs.get("input")
@@ -121,12 +123,16 @@ class Listeners:
             running.heard = True
             if batch:
                 _tell_batch_statistics(running.module, "batches", given)
-            return
+            return []
         weight = args[_WEIGHT] if len(args) > _WEIGHT else kwargs.get("weight")
         state = mean if isinstance(mean, Tensor) else weight
-        if isinstance(state, Tensor):
-            for observer in audience.present:
-                observer.saw_call(name, state, given, sys._getframe(1), batch=bool(batch))
+        if not isinstance(state, Tensor):
+            return []
+        finishes = [
+            observer.saw_call(name, state, given, sys._getframe(1), batch=bool(batch))
+            for observer in audience.present
+        ]
+        return [finish for finish in finishes if finish is not None]
 
     def _meant(self, name: str, mean: object, values: object) -> _Running | None:
         """Return the layer that a call normalises for; layers make other such calls too."""
@@ -233,8 +239,16 @@ def _tell_batch_statistics(layer: nn.Module, how: How, values: Tensor | None = N
 
 
 @unseen
-def _tell_normalising(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str) -> None:
-    listeners.heard(name, args, kwargs, flag)
+def _tell_normalising(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str
+) -> list[Finish]:
+    return listeners.heard(name, args, kwargs, flag)
+
+
+@unseen
+def _tell_normalised(finishes: list[Finish]) -> None:
+    for finish in finishes:
+        finish()
 
 
 def observing_batch_norm(original: _Function, switch: Switch) -> _Function:
@@ -242,9 +256,13 @@ def observing_batch_norm(original: _Function, switch: Switch) -> _Function:
 
     def batch_norm(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        if switch.on and not is_dynamo_compiling():
-            _tell_normalising("batch_norm", args, kwargs, "training")
-        return original(*args, **kwargs)
+        if not switch.on or is_dynamo_compiling():
+            return original(*args, **kwargs)
+        finishes = _tell_normalising("batch_norm", args, kwargs, "training")
+        result = original(*args, **kwargs)
+        if finishes:
+            _tell_normalised(finishes)
+        return result
 
     return batch_norm
 
@@ -254,9 +272,13 @@ def observing_instance_norm(original: _Function, switch: Switch) -> _Function:
 
     def instance_norm(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        if switch.on and not is_dynamo_compiling():
-            _tell_normalising("instance_norm", args, kwargs, "use_input_stats")
-        return original(*args, **kwargs)
+        if not switch.on or is_dynamo_compiling():
+            return original(*args, **kwargs)
+        finishes = _tell_normalising("instance_norm", args, kwargs, "use_input_stats")
+        result = original(*args, **kwargs)
+        if finishes:
+            _tell_normalised(finishes)
+        return result
 
     return instance_norm
 

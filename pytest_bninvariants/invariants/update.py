@@ -52,6 +52,7 @@ class Forward(Protocol):
     x: Given | None
     values: Given | None
     momentum: object
+    by_call: bool
 
 
 @dataclass(slots=True)
@@ -143,7 +144,7 @@ def _weight(forward: Forward, before: State) -> float | None:
     """Return the weight that the batch has in the running statistics; None if it is unknown."""
     momentum = forward.momentum
     if momentum is None:
-        return 1.0 / ((before.number or 0) + 1)
+        return None if forward.by_call else 1.0 / ((before.number or 0) + 1)
     if isinstance(momentum, Tensor) and momentum.numel() == 1:
         return float(momentum)
     return float(momentum) if isinstance(momentum, int | float) else None

@@ -139,7 +139,7 @@ def _hazards(found: Found) -> Iterator[Hazard]:
         lost, all_of_them = found.lineage.lost, found.lineage.updates
         text = f"in {lost} of {all_of_them} updates a narrow dtype rounded all away: keep running "
         yield Hazard(name=found.name, text=text + "statistics in float32")
-    if found.lineage.uncounted:
+    if found.uncounted:
         yield Hazard(name=found.name, text="its num_batches_tracked does not count its updates")
 
 

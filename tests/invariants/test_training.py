@@ -72,6 +72,16 @@ def test_statistics_that_move_are_enough_for_a_layer_and_not_for_its_weight(net:
     assert "no optimizer stepped at all" in verdict.causes[0].why
 
 
+def test_a_layer_that_is_normalised_for_without_a_call_of_its_own_trains(net: Net) -> None:
+    class Direct(Net):
+        def forward(self, batch: Tensor) -> Tensor:
+            return self.head(self.body[1].forward(self.body[0](batch)))
+
+    direct = Direct()
+    with trains(direct):
+        step(direct)
+
+
 @pytest.mark.parametrize(
     ("run", "cause", "text"),
     [

@@ -379,6 +379,79 @@ def test_statistics_whose_memory_was_freed_are_not_read() -> None:
     assert causes(broken(model, run)) == ["in-place"]
 
 
+class Fused(nn.Module):
+    """A module that normalises with the statistics of a layer in it, which it does not call."""
+
+    def __init__(self, how: str, momentum: float | None = 0.3) -> None:
+        super().__init__()
+        self.linear, self.bn = nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=momentum)
+        self.how = how
+
+    def forward(self, x: Tensor, momentum: float = 0.3) -> Tensor:
+        x, bn = self.linear(x), self.bn
+        if self.how == "forward":
+            return bn.forward(x)
+        if self.how == "counts before" and self.training:
+            bn.num_batches_tracked += 1
+        y = F.batch_norm(
+            x, bn.running_mean, bn.running_var, bn.weight, bn.bias, self.training, momentum
+        )
+        if self.how == "counts after" and self.training:
+            bn.num_batches_tracked += 1
+        return y
+
+
+@pytest.mark.parametrize("how", ["forward", "counts before", "counts after"])
+def test_a_layer_that_is_normalised_for_without_a_call_of_its_own_is_updated(how: str) -> None:
+    model = Fused(how)
+    with bn_updates(model, times=3) as guard:
+        train(model, *map(values, range(3)))
+    assert guard.verdict is not None
+    assert (guard.verdict.hazards, guard.verdict.notes) == ((), ())
+    verdict = broken(model, lambda: train(model, values(3), values(4)))
+    assert told(verdict) == [("bn", "2 updates, expected 1")]
+    assert verdict.causes[0].place is not None
+    assert verdict.causes[0].place.function == "train"
+    saved = copy.deepcopy(model.state_dict())
+
+    def undo() -> None:
+        with bn_updates(model):
+            model(values(5))
+            model.load_state_dict(saved)
+
+    with pytest.warns(InvariantHazard, match="were put back"):
+        undo()
+
+
+def test_a_call_with_a_layers_statistics_is_judged_by_the_layers_momentum() -> None:
+    model = Fused("counts before")
+    verdict = broken(model, lambda: model(values(), momentum=0.7))
+    assert causes(verdict) == ["wrong-update"]
+    assert "as if momentum were 0.7" in verdict.causes[0].why
+    model = Fused("forward", momentum=None)
+    with bn_updates(model, times=2) as guard:
+        model(values(0))
+        model(values(1))
+    assert guard.verdict is not None
+    assert "bn were not held against the reference" in guard.verdict.notes[0]
+
+
+def test_a_call_that_leaves_the_counter_alone_is_a_hazard_and_one_in_eval_no_update() -> None:
+    model = Fused("does not count")
+    with (
+        pytest.warns(InvariantHazard, match="bn: .* does not count its updates"),
+        bn_updates(model),
+    ):
+        model(values())
+    with bn_updates(model):
+        model.bn(model.linear(values()))
+        model(values(), momentum=0.0)
+    assert causes(broken(model.eval(), lambda: model(values()))) == ["stuck-in-eval"]
+    model.train().bn.eval()
+    verdict = broken(model, lambda: model(values()))
+    assert "1 update in eval" in told(verdict)[0][1]
+
+
 def test_an_error_just_above_the_bound_is_found_and_one_below_is_not() -> None:
     def off_by(relative: float) -> Callable[[], None]:
         layer = nn.BatchNorm1d(3, momentum=1.0)
