@@ -116,10 +116,14 @@ class Found:
         return self.updates // self.steps if self.updates % self.steps == 0 else None
 
     @property
+    def made(self) -> int:
+        """Return how many updates of its own tensors it made, those undone with the others."""
+        return self.account.updates - self.elsewhere
+
+    @property
     def undone(self) -> bool:
         """Tell whether all of its updates were undone, as when a step is skipped."""
-        own = self.account.updates - self.elsewhere
-        return self.lineage == Lineage() and own > 0 and not self.unseen
+        return self.lineage == Lineage() and self.made > 0 and not self.unseen
 
     @property
     def written(self) -> bool:

@@ -242,7 +242,7 @@ class Ledger(Watcher):
                 now, history = State.of(account.layer), account.history
                 known = history.of(now)
                 if known is None:
-                    known = history.latest[1]
+                    known = Lineage() if now.is_new and how else history.latest[1]
                     known = replace(known, written=how, written_at=place) if how else known
                 history.add(now, known)
 
@@ -253,7 +253,19 @@ class Ledger(Watcher):
         counted = state.differs_from(latest) == {"num_batches_tracked"}
         if counted and (by_call or lineage.by_calls):
             return lineage
+        if state.is_new:
+            return Lineage(written="reset")
         return replace(lineage, written="in-place")
+
+    def _before(self, forward: _Forward) -> Lineage:
+        """Return what led to the statistics before a forward.
+
+        Where it begins an average anew, nothing of what was before matters, nor what wrote it.
+        """
+        momentum, state = forward.momentum, forward.before
+        if state.is_new and (momentum is None or momentum == 1):
+            return Lineage()
+        return self._lineage(forward.account, state, by_call=forward.by_call)
 
     def _take(self, forward: _Forward, *, failed: bool) -> None:
         """Take a forward into its layer's account."""
@@ -272,7 +284,7 @@ class Ledger(Watcher):
             return
         account.updates += 1
         account.elsewhere += not account.history.origin.is_of(forward.before.tensors)
-        old = self._lineage(account, forward.before, by_call=forward.by_call)
+        old = self._before(forward)
         place = place_of_outermost_call(sys._getframe()) if old.wants_place else None
         account.history.add(after, self._advanced(old, forward, after, place))
 
@@ -293,8 +305,7 @@ class Ledger(Watcher):
             account.by_momentum_zero += forward.momentum == 0 and tracks
             account.without_tracking += not tracks
         if after.differs_from(account.history.latest[0]):
-            before = self._lineage(account, forward.before, by_call=forward.by_call)
-            account.history.add(after, before)
+            account.history.add(after, self._before(forward))
 
     def _advanced(
         self, old: Lineage, forward: _Forward, after: State, place: Place | None

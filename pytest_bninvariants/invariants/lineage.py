@@ -71,7 +71,7 @@ class Lineage:
         wrong: the first that were not what the reference says.
         places: where the first of them were run.
         batches: the last batches.
-        written: what wrote besides the updates: `loaded` or `in-place`.
+        written: what wrote besides the updates: `loaded`, `reset` or `in-place`.
         written_at: where, if that was seen.
     """
 
@@ -148,6 +148,11 @@ class State:
         """Tell whether its values could be read."""
         return None not in self.contents.values()
 
+    @property
+    def is_new(self) -> bool:
+        """Tell whether a layer that is new, or reset, has these statistics."""
+        return all(self.holds(name, value) for name, value in zip(BN_STATE, (0, 1, 0), strict=True))
+
     def differs_from(self, other: State) -> set[str]:
         """Return the names of what has other bytes."""
         names = self.contents.keys() | other.contents.keys()
@@ -190,15 +195,10 @@ class History:
         for known, lineage in (self.latest, *reversed(self.earlier), (self.origin, Lineage())):
             if not known.differs_from(state):
                 return lineage
-        return Lineage() if _is_new(state) else None
+        return Lineage() if state.is_new and self.origin.is_new else None
 
     def add(self, state: State, lineage: Lineage) -> None:
         """Take in the state that there is now."""
         if state.differs_from(self.latest[0]):
             self.earlier.append(self.latest)
         self.latest = state, lineage
-
-
-def _is_new(state: State) -> bool:
-    """Tell whether a layer that is new, or reset, has these statistics."""
-    return all(state.holds(name, value) for name, value in zip(BN_STATE, (0, 1, 0), strict=True))

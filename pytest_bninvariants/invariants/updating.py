@@ -193,15 +193,26 @@ def _explain_wrote_nothing(found: list[Found]) -> tuple[str, str]:
 
 
 def _ran_too_seldom(found: Found) -> bool:
-    account = found.account
-    own = account.updates - found.elsewhere
-    return _lacks(found) and own > 0 and not (account.idle or found.undone)
+    return _lacks(found) and 0 < found.made < (found.expected or 0) and not found.account.idle
 
 
 def _explain_too_seldom(found: list[Found]) -> tuple[str, str]:
     return (
         f"{_names(found)} ran fewer forwards in training mode than updates are expected",
         "run as many forwards as times= says, or say how many there are",
+    )
+
+
+def _is_undone(found: Found) -> bool:
+    partly = _lacks(found) and found.made > found.updates and not found.written
+    return found.undone or partly
+
+
+def _explain_undone(found: list[Found]) -> tuple[str, str]:
+    return (
+        f"{_names(found)} {_was(found)} updated, and running statistics from before that were put "
+        "back",
+        "keep the updates: load, copy back or reset statistics before the step",
     )
 
 
@@ -253,6 +264,15 @@ def _explain_loaded(found: list[Found]) -> tuple[str, str]:
     )
 
 
+def _explain_reset(found: list[Found]) -> tuple[str, str]:
+    return (
+        f"running statistics of {_names(found)} were set during the step to those of a new layer, "
+        "0 and 1, which an update with a momentum averages in",
+        "call reset_running_stats() before the step; to take statistics anew over many batches, "
+        "set momentum to None first, as torch.optim.swa_utils.update_bn does",
+    )
+
+
 def _explain_in_place(found: list[Found]) -> tuple[str, str]:
     return (
         f"running statistics of {_names(found)} were written to by code that is no forward of the "
@@ -291,6 +311,7 @@ RULES: tuple[Rule[Found], ...] = (
     Rule(cause="updated-elsewhere", applies=_wrote_elsewhere, explain=_explain_elsewhere),
     Rule(cause="not-written", applies=_wrote_nothing, explain=_explain_wrote_nothing),
     Rule(cause="fewer-forwards", applies=_ran_too_seldom, explain=_explain_too_seldom),
+    Rule(cause="undone", applies=_is_undone, explain=_explain_undone),
     Rule(cause="wrong-update", applies=_is_wrong, explain=_explain_wrong),
     Rule(cause="not-finite", applies=_is_unsound, explain=_explain_unsound),
     Rule(cause="miscounted", applies=_is_miscounted, explain=_explain_miscounted),
@@ -299,6 +320,11 @@ RULES: tuple[Rule[Found], ...] = (
         applies=lambda found: found.written and found.lineage.written == "loaded",
         explain=_explain_loaded,
         place=lambda found: found.lineage.written_at,
+    ),
+    Rule(
+        cause="reset",
+        applies=lambda found: found.written and found.lineage.written == "reset",
+        explain=_explain_reset,
     ),
     Rule(
         cause="in-place",

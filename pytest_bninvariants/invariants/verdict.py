@@ -43,6 +43,7 @@ CauseName = Literal[
     "wrong-update",
     "not-finite",
     "miscounted",
+    "reset",
     "not-a-mean",
     "tied",
     "requires-grad-off",

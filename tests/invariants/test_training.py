@@ -72,6 +72,24 @@ def test_statistics_that_move_are_enough_for_a_layer_and_not_for_its_weight(net:
     assert "no optimizer stepped at all" in verdict.causes[0].why
 
 
+@pytest.mark.parametrize(("undo", "cause"), [("reset", "reset"), ("put back", "undone")])
+def test_a_layer_whose_update_is_taken_back_is_told_with_why_and_fix(
+    net: Net, undo: str, cause: str
+) -> None:
+    net(torch.randn(8, 3))
+    saved = copy.deepcopy(net.body[1].state_dict())
+    saved |= {"weight": net.body[1].weight, "bias": net.body[1].bias}
+
+    def run() -> None:
+        step(net)
+        if undo == "reset":
+            net.body[1].reset_running_stats()
+        else:
+            net.body[1].load_state_dict(saved)
+
+    assert causes(broken(trains(net), run)) == {cause: ("body.1",)}
+
+
 def test_a_layer_that_is_normalised_for_without_a_call_of_its_own_trains(net: Net) -> None:
     class Direct(Net):
         def forward(self, batch: Tensor) -> Tensor:

@@ -683,6 +683,64 @@ def test_update_bn_starts_the_average_anew_and_holds() -> None:
         update_bn(list(map(values, range(3))), model)
 
 
+def warm() -> nn.BatchNorm1d:
+    model = nn.BatchNorm1d(3)
+    model(values(9))
+    return model
+
+
+def test_statistics_that_were_warm_may_be_taken_anew_by_an_average_of_all_batches() -> None:
+    model = nn.Sequential(warm())
+    with bn_updates(model, times=3):
+        update_bn(list(map(values, range(3))), model)
+    with bn_updates(model, times=3):
+        model[0].reset_running_stats()
+        model[0].momentum = None
+        train(model, *map(values, range(3)))
+
+
+@pytest.mark.parametrize(
+    ("run", "times", "text", "cause"),
+    [
+        ("x r", 1, "0 updates, expected 1; written to besides its updates", "reset"),
+        ("r x", 1, "written to besides its updates", "reset"),
+        ("x r x", 2, "1 update, expected 2; written to besides its updates", "reset"),
+        ("x l", 1, "0 updates, expected 1; written to besides its updates", "loaded"),
+        ("l x", 1, "written to besides its updates", "loaded"),
+    ],
+)
+def test_warm_statistics_that_are_reset_in_the_step_are_told(
+    run: str, times: int, text: str, cause: str
+) -> None:
+    model = warm()
+    steps = {
+        "x": lambda: model(torch.randn(8, 3)),
+        "r": model.reset_running_stats,
+        "l": lambda: model.load_state_dict(nn.BatchNorm1d(3).state_dict()),
+    }
+
+    def all_steps() -> None:
+        for each in run.split():
+            steps[each]()
+
+    verdict = broken(model, all_steps, times=times)
+    assert told(verdict) == [("", text)]
+    assert causes(verdict) == [cause]
+
+
+def test_updates_that_are_partly_undone_are_told() -> None:
+    model = nn.BatchNorm1d(3, momentum=None)
+
+    def run() -> None:
+        model(values(0))
+        model.reset_running_stats()
+        model(values(1))
+
+    verdict = broken(model, run, times=2)
+    assert told(verdict) == [("", "1 update, expected 2")]
+    assert causes(verdict) == ["undone"]
+
+
 def test_what_writes_besides_the_updates_is_told() -> None:
     model = Net()
 
