@@ -316,13 +316,13 @@ class Ledger(Watcher):
         judged = judge(layer, forward, after, number)
         batch = None
         if judged.batch is not None:
-            batch = Batch(step=self.steps, mean=judged.batch.mean, count=judged.count)
+            batch = Batch.of(self.steps, judged.batch, judged.count)
         counted = None if forward.by_call else judged.counted
         return replace(
             old,
             updates=number,
             recomputed=old.recomputed + (torch._C._current_graph_task_id() != -1),
-            repeated=old.repeated + (batch is not None and batch.is_in(old.batches)),
+            repeated=old.repeated + (batch in old.batches),
             in_eval=old.in_eval + (not forward.training),
             by_calls=old.by_calls + forward.by_call,
             uncounted=old.uncounted + (counted == 0),

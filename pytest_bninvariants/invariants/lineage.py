@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterable
+from ctypes import c_char
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from torch import Tensor, nn
 
+from pytest_bninvariants.batchnorm.reference import Statistics
 from pytest_bninvariants.invariants.bn_layers import BN_STATE
-from pytest_bninvariants.invariants.content import Content, content_of
+from pytest_bninvariants.invariants.content import Content, as_bytes, content_of
 from pytest_bninvariants.invariants.verdict import Place
 
-_KNOWN, _PLACES, _BATCHES, _WRONG = 16, 4, 8, 3  # kept of each: a long step must not grow memory
+_KNOWN, _PLACES, _BATCHES, _WRONG = 1024, 4, 8, 3  # kept of each: a long step must not grow memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,21 +39,19 @@ class Batch:
     """What tells a batch from others.
 
     Args:
-        step: how many steps of an optimizer came before it.
-        mean: its mean per channel, float64.
+        step: how many steps of an optimizer came before it: a batch may come again after one.
+        digest: what stands for its statistics.
         count: how many values each channel has.
     """
 
     step: int
-    mean: Tensor
+    digest: bytes
     count: int
 
-    def is_in(self, others: tuple[Batch, ...]) -> bool:
-        """Tell whether the very same batch is among others, with no optimizer's step between."""
-        return any(
-            other.step == self.step and other.count == self.count and other.mean.equal(self.mean)
-            for other in others
-        )
+    @classmethod
+    def of(cls, step: int, statistics: Statistics, count: int) -> Batch:
+        """Take note of a batch by its statistics, which are float64 and on the CPU."""
+        return cls(step=step, digest=_digest(map(as_bytes, statistics)), count=count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +167,12 @@ class State:
             a.device == b.device and a.equal(b) for a, b in zip(mine, theirs, strict=True)
         )
 
+    @property
+    def digest(self) -> bytes:
+        """Return what stands for the bytes of all tensors."""
+        held = sorted(self.contents.items())
+        return _digest(part for _, content in held for part in content or ())
+
     def is_of(self, tensors: dict[str, Tensor]) -> bool:
         """Tell whether it is of these very tensors."""
         return all(self.tensors.get(name) is tensors.get(name) for name in BN_STATE)
@@ -178,12 +185,12 @@ class History:
     Args:
         origin: the state at the start.
         latest: the last state that was seen, and what led there.
-        earlier: some before it.
+        earlier: what led to the last of those before it, by their digests.
     """
 
     origin: State
     latest: tuple[State, Lineage]
-    earlier: deque[tuple[State, Lineage]] = field(default_factory=lambda: deque(maxlen=_KNOWN))
+    earlier: dict[bytes, Lineage] = field(default_factory=dict)
 
     @classmethod
     def beginning(cls, origin: State) -> History:
@@ -192,13 +199,28 @@ class History:
 
     def of(self, state: State) -> Lineage | None:
         """Return what led to a state; None if it was never seen."""
-        for known, lineage in (self.latest, *reversed(self.earlier), (self.origin, Lineage())):
+        for known, lineage in (self.latest, (self.origin, Lineage())):
             if not known.differs_from(state):
                 return lineage
-        return Lineage() if state.is_new and self.origin.is_new else None
+        if state.is_new and self.origin.is_new:
+            return Lineage()
+        return self.earlier.get(state.digest) if state.readable else None
 
     def add(self, state: State, lineage: Lineage) -> None:
         """Take in the state that there is now."""
-        if state.differs_from(self.latest[0]):
-            self.earlier.append(self.latest)
+        before, led_there = self.latest
+        if before.readable and state.differs_from(before):
+            self.earlier.pop(before.digest, None)  # so that it is the last
+            self.earlier[before.digest] = led_there
+            if len(self.earlier) > _KNOWN:
+                del self.earlier[next(iter(self.earlier))]
         self.latest = state, lineage
+
+
+def _digest(parts: Iterable[Tensor]) -> bytes:
+    """Return what stands for the bytes of flat uint8 tensors."""
+    made = blake2b(digest_size=16)
+    for part in parts:
+        on_cpu = part.cpu().contiguous()
+        made.update((c_char * on_cpu.numel()).from_address(on_cpu.data_ptr()))
+    return made.digest()

@@ -24,6 +24,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from pytest_bninvariants import GateError, InvariantBroken, InvariantHazard, Verdict, bn_updates
 from pytest_bninvariants.batchnorm.cases import Case
 from pytest_bninvariants.batchnorm.strategies import bn_cases
+from pytest_bninvariants.invariants import lineage
 
 LAYERS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
@@ -613,6 +614,16 @@ def test_warm_up_forwards_are_told_and_hold_where_they_are_undone() -> None:
         capture(restore=True)
 
 
+def test_what_is_put_back_after_many_forwards_is_known() -> None:
+    model = Net()
+    with bn_updates(model):
+        model(values())
+        saved = copy.deepcopy(model.bn.state_dict())
+        for _ in range(50):
+            model(torch.randn(8, 3))
+        model.bn.load_state_dict(saved)
+
+
 def test_one_batch_may_update_once_in_each_optimizers_step_and_not_twice() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
 
@@ -624,6 +635,14 @@ def test_one_batch_may_update_once_in_each_optimizers_step_and_not_twice() -> No
         overfit(steps=True)
     verdict = broken(model, lambda: overfit(steps=False), times=3)
     assert told(verdict) == [("0", "2 updates with a batch that had updated already")]
+
+
+def test_batches_of_equal_means_are_told_apart() -> None:
+    model = nn.BatchNorm1d(3)
+    with bn_updates(model, times=2):
+        for seed in range(2):
+            half = values(seed)
+            model(torch.cat([half, -half]))
 
 
 def test_a_layer_that_is_stuck_in_eval_is_told_with_the_line() -> None:
@@ -975,7 +994,8 @@ def test_a_guarded_step_is_bit_for_bit_a_bare_one() -> None:
         assert value.equal(guarded.state_dict()[name]), name
 
 
-def test_a_long_step_keeps_few_things() -> None:
+def test_a_long_step_keeps_few_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lineage, "_KNOWN", 16)
     layer = nn.BatchNorm1d(3)
 
     def run(count: int) -> int:
