@@ -28,6 +28,9 @@ from pytest_bninvariants.invariants.undisturbed import in_transform, undisturbed
 from pytest_bninvariants.invariants.update import Given, judge
 from pytest_bninvariants.invariants.verdict import Place
 
+_UNKNOWN = object()
+"""The momentum of a layer that has no such attribute; None is that of a cumulative average."""
+
 
 @dataclass(slots=True)
 class Account:
@@ -71,7 +74,7 @@ class _Forward:
         before: its statistics.
         x: the first tensor that it was called with.
         training: its mode.
-        momentum: its momentum.
+        momentum: its momentum, if it says so.
         values: what it normalised with batch statistics, if it called torch's function for that.
         normalised: whether it normalised with batch statistics.
         by_call: whether it is none, but a call of torch's function with the layer's statistics.
@@ -132,7 +135,7 @@ class Ledger(Watcher):
                 before=State.of(layer),
                 x=Given.of(x),
                 training=layer.training,
-                momentum=getattr(layer, "momentum", None),
+                momentum=getattr(layer, "momentum", _UNKNOWN),
             )
         self._running[id(layer)] = forward
 
@@ -168,7 +171,7 @@ class Ledger(Watcher):
                     before=State.of(account.layer),
                     x=None,
                     training=batch and account.layer.training,
-                    momentum=getattr(account.layer, "momentum", None),
+                    momentum=getattr(account.layer, "momentum", _UNKNOWN),
                     values=Given.of(values) if name == "batch_norm" else None,
                     normalised=batch,
                     by_call=True,
@@ -318,6 +321,7 @@ class Ledger(Watcher):
         if judged.batch is not None:
             batch = Batch.of(self.steps, judged.batch, judged.count)
         counted = None if forward.by_call else judged.counted
+        averages = forward.momentum is None  # by the counter
         return replace(
             old,
             updates=number,
@@ -325,8 +329,8 @@ class Ledger(Watcher):
             repeated=old.repeated + (batch in old.batches),
             in_eval=old.in_eval + (not forward.training),
             by_calls=old.by_calls + forward.by_call,
-            uncounted=old.uncounted + (counted == 0),
-            miscounted=old.miscounted + (counted not in (None, 0, 1)),
+            uncounted=old.uncounted + (counted == 0 and not averages),
+            miscounted=old.miscounted + (counted not in ((None, 1) if averages else (None, 0, 1))),
             lost=old.lost + judged.lost,
             unjudged=old.unjudged + (judged.batch is None),
             wrong=old.with_wrong(judged.wrong),

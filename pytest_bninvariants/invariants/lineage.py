@@ -65,8 +65,8 @@ class Lineage:
         in_eval: how many were made while the layer's mode was eval.
         by_calls: how many were made by a call of torch's function for it, and not by a forward of
             the layer: who calls it has the counter move before or after, if at all.
-        uncounted: how many the counter did not count.
-        miscounted: how many it counted as another number than one.
+        uncounted: how many the counter did not count, which only a cumulative average needs.
+        miscounted: how many it counted otherwise, or did not where the average needs it.
         lost: how many a dtype that is too narrow has rounded away.
         unjudged: how many were not held against the reference.
         wrong: the first that were not what the reference says.

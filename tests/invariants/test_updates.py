@@ -453,6 +453,28 @@ def test_a_call_that_leaves_the_counter_alone_is_a_hazard_and_one_in_eval_no_upd
     assert "1 update in eval" in told(verdict)[0][1]
 
 
+class Plain(nn.Module):
+    """A norm layer that is none of torch's, nor has a momentum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(3))
+        self.register_buffer("running_var", torch.ones(3))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, None, None, self.training)
+
+
+def test_a_layer_without_a_momentum_is_not_taken_for_one_that_averages_all_batches() -> None:
+    model = Plain()
+    for seed in range(2):
+        with pytest.warns(InvariantHazard, match="does not count"), bn_updates(model) as guard:
+            model(values(seed))
+        assert guard.verdict is not None
+        assert "were not held against the reference" in guard.verdict.notes[0]
+
+
 def test_an_error_just_above_the_bound_is_found_and_one_below_is_not() -> None:
     def off_by(relative: float) -> Callable[[], None]:
         layer = nn.BatchNorm1d(3, momentum=1.0)
@@ -477,9 +499,12 @@ def test_an_error_just_above_the_bound_is_found_and_one_below_is_not() -> None:
         off_by(1e-4)()
 
 
-def test_a_counter_that_counts_twice_is_a_violation_and_one_that_does_not_a_hazard() -> None:
+def test_a_counter_that_is_needed_or_counts_twice_is_a_violation_and_another_a_hazard() -> None:
     twice = Own("counts twice")
     assert causes(broken(twice, lambda: twice(values()))) == ["miscounted"]
+    never = Own("does not count", momentum=None)
+    never(values(1))
+    assert "miscounted" in causes(broken(never, lambda: never(values())))
     never = Own("does not count")
     with pytest.warns(InvariantHazard, match="does not count its updates"), bn_updates(never):
         never(values())
