@@ -9,19 +9,20 @@ first of these is kept, and compared when the layer is frozen no more, or at the
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import FrameType
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants import audience, observers, snapshot
-from pytest_bninvariants.invariants.audience import How, Observer, passed_over
+from pytest_bninvariants.invariants.audience import Finish, How, Observer, passed_over
 from pytest_bninvariants.invariants.bn_layers import BN_STATE, STATISTICS, has_stored_statistics
-from pytest_bninvariants.invariants.content import version
+from pytest_bninvariants.invariants.frozen_parameters import FrozenParameters
 from pytest_bninvariants.invariants.leaks import Leak, verdicts
 from pytest_bninvariants.invariants.modes import Modes
 from pytest_bninvariants.invariants.names import Watched, named_modules
@@ -36,7 +37,6 @@ from pytest_bninvariants.invariants.undisturbed import in_transform, undisturbed
 from pytest_bninvariants.invariants.verdict import Change, Verdict
 
 _modes = torch._C._len_torch_function_stack
-_TELLING = 2  # parameters: who averages one model into another writes all of them
 
 
 @dataclass(slots=True)
@@ -45,26 +45,17 @@ class _Freeze:
 
     Args:
         kind: the layer's class name.
-        kept: its state before the first of them.
+        kept: its statistics before the first of them.
+        parameters: its parameters, or its holder's.
         run: what that one was part of; None as long as none has used batch statistics.
         batches: how many have.
-        versions: what moves when the parameters are written, though to the same values.
     """
 
     kind: str
     kept: Snapshot
+    parameters: FrozenParameters
     run: Run | None = None
     batches: int = 0
-    versions: list[int | None] = field(default_factory=list)
-
-    @property
-    def versions_now(self) -> list[int | None]:
-        """Return it as it is now."""
-        kept = (each.watched for each in self.kept.values())
-        return [version(watched.tensor) for watched in kept if watched.kind == "parameter"]
-
-    def __post_init__(self) -> None:
-        self.versions = self.versions_now
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,12 +66,14 @@ class _Seen(Modes):
         layer: the layer.
         holder: whose parameters tell whether it is frozen, where it has none.
         normalised: whether it ran in training mode.
+        frozen: whether it ever was frozen then.
         freeze: while it is frozen and runs in training mode.
     """
 
     layer: weakref.ref[nn.Module]
     holder: weakref.ref[nn.Module] | None = None
     normalised: bool = False
+    frozen: bool = False
     freeze: _Freeze | None = None
 
 
@@ -106,9 +99,11 @@ class Auditor(Observer):
     def __init__(self) -> None:
         self.layers = 0
         """How many BN layers have run in training mode."""
+        self.frozen = 0
+        """How many of them were frozen then."""
         self._seen: dict[int, _Seen] = {}
         self._dead: list[int] = []
-        self._frozen: dict[str, set[str]] = {}
+        self._frozen_in: dict[str, set[str]] = {}
         self._leaks: dict[tuple[str, str], Leak] = {}
 
     def start(self) -> None:
@@ -121,7 +116,7 @@ class Auditor(Observer):
         for seen in list(self._seen.values()):
             self._judge(seen)
         self._seen.clear()
-        frozen = {model: len(layers) for model, layers in self._frozen.items()}
+        frozen = {model: len(layers) for model, layers in self._frozen_in.items()}
         return verdicts(self._leaks.values(), frozen)
 
     @passed_over
@@ -167,6 +162,23 @@ class Auditor(Observer):
             return  # what led to the first batch is what counts
         seen.saw_training_set(module, frame, restores=False)
 
+    def before_step(
+        self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
+    ) -> Finish | None:
+        """Note that what an optimizer writes with a gradient is no average, but a step."""
+        return _all(
+            parameters.leave_out(values=closure or parameters.have_gradients_in(optimizer))
+            for parameters in self._frozen_parameters()
+        )
+
+    def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
+        """Note that a load of the values that are there is no average."""
+        return _all(each.leave_out(values=False) for each in self._frozen_parameters())
+
+    def _frozen_parameters(self) -> list[FrozenParameters]:
+        freezes = (seen.freeze for seen in list(self._seen.values()))
+        return [freeze.parameters for freeze in freezes if freeze is not None]
+
     def _count(self, seen: _Seen) -> None:
         self.layers += not seen.normalised
         seen.normalised = True
@@ -174,10 +186,13 @@ class Auditor(Observer):
     def _look_at(self, layer: nn.Module) -> _Seen:
         seen = self._of(layer)
         with torch._C.DisableTorchFunction():  # a user's mode is not to hear of our questions
-            if not _is_frozen(layer, seen):
+            frozen = _is_frozen(layer, seen)
+            self.frozen += frozen and not seen.frozen
+            seen.frozen |= frozen
+            if not frozen:
                 self._judge(seen)
             elif seen.freeze is None and _is_readable(layer):
-                seen.freeze = _Freeze(type(layer).__name__, _take(layer, seen.holder))
+                seen.freeze = _freeze(layer, seen.holder)
         return seen
 
     def _of(self, layer: nn.Module) -> _Seen:
@@ -203,7 +218,7 @@ class Auditor(Observer):
         if freeze.run is None:
             return False
         freeze.batches += 1
-        self._frozen.setdefault(freeze.run.model, set()).add(freeze.run.name)
+        self._frozen_in.setdefault(freeze.run.model, set()).add(freeze.run.name)
         return True
 
     def _is_copy(self, layer: nn.Module) -> bool:
@@ -237,7 +252,7 @@ class Auditor(Observer):
             ran_at=run.place,
             batches=freeze.batches,
             changes=tuple(replace(c, name=f"{prefix}{c.name}", layer=run.name) for c in moved),
-            tensors=sum(key in BN_STATE for key in freeze.kept),
+            tensors=len(freeze.kept),
         )
         self._leaks.setdefault((leak.model, leak.layer), leak)
 
@@ -267,28 +282,22 @@ def _buffers(layer: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in layer._buffers.items() if buffer is not None}
 
 
-def _take(layer: nn.Module, holder: weakref.ref[nn.Module] | None) -> Snapshot:
-    """Copy a layer's statistics, and of its parameters, or its holder's, what tells of writes."""
+def _freeze(layer: nn.Module, holder: weakref.ref[nn.Module] | None) -> _Freeze | None:
+    """Keep what a frozen layer is compared with; None where it cannot be compared."""
     of = None if holder is None else holder()
-    parameters = (p for p in (of or layer).parameters() if not is_lazy(p))
-    telling = sorted(parameters, key=Tensor.numel)[:_TELLING]
-    tensors = {name: buffer for name, buffer in _buffers(layer).items() if name in BN_STATE}
-    tensors |= {f"parameter {number}": tensor for number, tensor in enumerate(telling)}
-    watched = {
-        key: Watched(
-            name=key, layer="", kind="buffer" if key in BN_STATE else "parameter", tensor=tensor
-        )
-        for key, tensor in tensors.items()
-    }
+    statistics = {name: each for name, each in _buffers(layer).items() if name in BN_STATE}
+    watched = {name: Watched(name, "", "buffer", each) for name, each in statistics.items()}
     try:
         with undisturbed():
-            return snapshot.take(watched)
-    except GateError:  # it cannot be compared
-        return snapshot.take({})
+            return _Freeze(
+                type(layer).__name__, snapshot.take(watched), FrozenParameters(of or layer)
+            )
+    except GateError:
+        return None
 
 
 def _moved(freeze: _Freeze, now: Mapping[str, Tensor]) -> list[Change]:
-    """Return a layer's changes, if statistics are among them and parameters are not.
+    """Return the changes of a layer's statistics, if nobody averaged models meanwhile.
 
     Args:
         freeze: what was kept.
@@ -299,8 +308,17 @@ def _moved(freeze: _Freeze, now: Mapping[str, Tensor]) -> list[Change]:
         for key, kept in freeze.kept.items()
     }
     with undisturbed():
-        if freeze.versions != freeze.versions_now:
-            return []  # who writes parameters that ask for no gradient averages models
         found = snapshot.changes(freeze.kept, watched, ())
     moved = {change.name for change in found if change.kind == "values"}
-    return found if moved & {*STATISTICS} and moved <= {*BN_STATE} else []
+    return found if moved & {*STATISTICS} and not freeze.parameters.averaged else []
+
+
+def _all(finishes: Iterable[Finish]) -> Finish | None:
+    """Return what calls each of these; None if there are none."""
+    each = list(finishes)
+
+    def finish() -> None:
+        for one in each:
+            one()
+
+    return finish if each else None

@@ -29,6 +29,7 @@ class Audited:
     """What an audit said."""
 
     layers: int = -1
+    frozen: int = -1
     verdicts: tuple[Verdict, ...] = ()
 
 
@@ -40,7 +41,7 @@ def audited() -> Iterator[Audited]:
         yield said
     finally:
         said.verdicts = auditor.stop()
-        said.layers = auditor.layers
+        said.layers, said.frozen = auditor.layers, auditor.frozen
 
 
 def leaks_of(step: Callable[[], object]) -> list[tuple[str, ...]]:
@@ -72,7 +73,7 @@ def test_a_frozen_layer_in_training_mode_leaks_and_a_trained_one_beside_it_does_
     model = frozen_backbone()
     with audited() as said:
         train(model, batch)
-    assert said.layers == 2
+    assert (said.layers, said.frozen) == (2, 1)
     (verdict,) = said.verdicts
     assert (verdict.model, verdict.layers, verdict.tensors) == ("Net", 1, 3)
     assert verdict.changed_tensors == (
@@ -255,6 +256,72 @@ def test_a_freeze_that_ends_has_leaked_all_the_same(batch: Tensor) -> None:
     assert leaks_of(unfreeze) == [("backbone.bn",)]
 
 
+def reloaded(model: nn.Module, batch: Tensor) -> None:
+    train(model, batch)
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+
+
+def put_back_to_its_best(model: nn.Module, batch: Tensor) -> None:
+    train(model, batch)
+    best = copy.deepcopy(model.state_dict())
+    train(model, batch)
+    model.load_state_dict(best)
+
+
+def initialised_in_part(model: nn.Module, batch: Tensor) -> None:
+    train(model, batch)
+    nn.init.ones_(model.get_parameter("backbone.bn.weight"))
+
+
+def decayed(model: nn.Module, batch: Tensor) -> None:
+    frozen = model.get_submodule("backbone")
+    for parameter in frozen.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    for _ in range(2):
+        model(batch).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+
+def stepped_without_a_gradient(model: nn.Module, batch: Tensor) -> None:
+    class Touching(torch.optim.Optimizer):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            with torch.no_grad():
+                for parameter in self.param_groups[0]["params"]:
+                    parameter.mul_(1)
+
+    model(batch)
+    Touching(model.parameters(), {}).step()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [reloaded, put_back_to_its_best, initialised_in_part, decayed, stepped_without_a_gradient],
+)
+def test_what_writes_frozen_parameters_and_is_no_average_hides_no_leak(
+    step: Callable[[nn.Module, Tensor], None], batch: Tensor
+) -> None:
+    model = frozen_backbone()
+    assert leaks_of(lambda: step(model, batch)) == [("backbone.bn",)]
+
+
+@pytest.mark.parametrize("then", [reloaded, decayed])
+def test_an_average_before_a_load_or_a_step_is_still_one(
+    then: Callable[[nn.Module, Tensor], None], batch: Tensor
+) -> None:
+    model = frozen_backbone()
+
+    def step() -> None:
+        model(batch)
+        with torch.no_grad():
+            for parameter in model.backbone.parameters():
+                parameter.mul_(0.9)
+        then(model, batch)
+
+    assert leaks_of(step) == []
+
+
 # Silence.
 
 
@@ -271,6 +338,25 @@ def averaged_to_the_same_values(batch: Tensor) -> None:
         with torch.no_grad():
             for mean, value in zip(teacher.parameters(), teacher.parameters(), strict=True):
                 mean.copy_(value * 1.0)
+
+
+def averaged_by_loads(batch: Tensor) -> None:
+    student, teacher = Net(), Net().requires_grad_(False)
+    for _ in range(2):
+        F.mse_loss(student(batch), teacher(batch)).backward()
+        torch.optim.SGD(student.parameters(), lr=0.1).step()
+        other = student.state_dict()
+        mine = teacher.state_dict()
+        teacher.load_state_dict({name: 0.9 * mine[name] + 0.1 * other[name] for name in mine})
+
+
+def averaged_by_torch(batch: Tensor) -> None:
+    student = Net()
+    teacher = AveragedModel(student).requires_grad_(False)
+    for _ in range(2):
+        train(student, batch)
+        teacher(batch)
+        teacher.update_parameters(student)
 
 
 def adapted_on_purpose(batch: Tensor) -> None:
@@ -354,6 +440,9 @@ def on_fake_tensors(batch: Tensor) -> None:
 
 SILENT = [
     trained_on_purpose,
+    averaged_to_the_same_values,
+    averaged_by_loads,
+    averaged_by_torch,
     adapted_on_purpose,
     one_parameter_trained,
     frozen_and_in_eval,
@@ -403,7 +492,18 @@ def test_what_moves_after_updates_on_purpose_is_a_leak(batch: Tensor) -> None:
 def test_layers_that_run_in_eval_are_not_counted(net: Net, batch: Tensor) -> None:
     with audited() as said:
         net(batch)
-    assert (said.layers, said.verdicts) == (0, ())
+    assert (said.layers, said.frozen, said.verdicts) == (0, 0, ())
+
+
+@pytest.mark.parametrize("step", [without_momentum, statistics_put_back, statistics_computed_anew])
+def test_frozen_layers_that_do_not_leak_are_counted(
+    step: Callable[[Tensor], None], batch: Tensor
+) -> None:
+    with audited() as said:
+        step(batch)
+        step(batch)
+    assert said.frozen >= 2
+    assert said.verdicts == ()
 
 
 # Cost, and what an audit leaves alone.
