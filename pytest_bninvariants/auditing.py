@@ -134,5 +134,6 @@ def _stop(item: pytest.Item) -> tuple[Verdict, ...]:
     del item.stash[_auditor]
     verdicts = auditor.stop()
     causes = [(verdict.model, asdict(cause)) for verdict in verdicts for cause in verdict.causes]
-    item.stash[_findings] = {"layers": auditor.layers, "causes": causes}
+    counts = {"layers": auditor.layers, "frozen": auditor.frozen}
+    item.stash[_findings] = {**counts, "causes": causes}
     return verdicts

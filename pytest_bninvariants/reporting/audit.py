@@ -33,7 +33,7 @@ class Tally:
     """Add up what the tests' reports say, in whichever process they ran."""
 
     def __init__(self) -> None:
-        self._tests: dict[str, int] = {}
+        self._tests: dict[str, tuple[int, int]] = {}
         self._groups: dict[tuple[object, ...], _Group] = {}
 
     def add(self, test: str, findings: Mapping[str, Any]) -> None:
@@ -41,10 +41,10 @@ class Tally:
 
         Args:
             test: its id.
-            findings: plain data: how many BN `layers` ran in training mode, and the `causes` of
-                leaks, each with the class name of its model.
+            findings: plain data: how many BN `layers` ran in training mode, how many of them
+                `frozen`, and the `causes` of leaks, each with the class name of its model.
         """
-        self._tests[test] = findings["layers"]
+        self._tests[test] = findings["layers"], findings["frozen"]
         for model, plain in findings["causes"]:
             cause = _cause(plain)
             key = (model, cause.name, cause.layers, cause.place)
@@ -62,14 +62,19 @@ class Tally:
         yield from wrapped(self._total(), first="", rest="  ")
 
     def _total(self) -> str:
-        ran = [layers for layers in self._tests.values() if layers]
+        ran = [layers for layers, _ in self._tests.values() if layers]
         watched = f"bn audit: {_count(len(self._tests), 'test')}, "
         if not ran:
             return f"{watched}no BN layer ran in training mode: there was nothing to audit"
         watched += f"{_count(sum(ran), 'BN layer')} ran in training mode in {len(ran)} of them, "
+        frozen = sum(layers for _, layers in self._tests.values())
         leaking = {test for group in self._groups.values() for test in group.tests}
         if not leaking:
-            return f"{watched}none of them frozen"
+            return (
+                f"{watched}{frozen} of them frozen, and no leak was seen"
+                if frozen
+                else (f"{watched}none of them frozen")
+            )
         return f"{watched}frozen layers moved in {len(leaking)}"
 
 

@@ -124,6 +124,25 @@ def test_silence_says_what_was_watched(sessions: Sessions) -> None:
     )
 
 
+def test_frozen_layers_that_do_not_leak_are_said_to_be_frozen(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        def test_trains():
+            drift(Net())
+
+        def test_holds(frozen_net):
+            frozen_net.bn1.momentum = 0.0
+            drift(frozen_net)
+        """,
+        "--bn-audit=fail",
+        before=FREEZE,
+    )
+    assert summary_of(session) == (
+        "bn audit: 2 tests, 4 BN layers ran in training mode in 2 of them, 1 of them frozen, "
+        "and no leak was seen"
+    )
+
+
 def test_a_suite_without_torch_passes_and_is_said_to_hold_nothing(sessions: Sessions) -> None:
     sessions.pytester.makepyfile(test_it="def test_passes(): pass")
     session = sessions.again("--bn-audit=fail")
