@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -39,7 +39,13 @@ class Findings:
     touched: bool
 
 
-def compare(before: Before, model: nn.Module, scope: Scope, witness: Witness) -> Findings:
+def compare(
+    before: Before,
+    model: nn.Module,
+    scope: Scope,
+    witness: Witness,
+    known: Collection[Change] = (),
+) -> Findings:
     """Compare a model with its state before the step, and explain what differs.
 
     Args:
@@ -47,6 +53,7 @@ def compare(before: Before, model: nn.Module, scope: Scope, witness: Witness) ->
         model: the same model, now.
         scope: what is watched.
         witness: what was seen in between.
+        known: changes that are not to be explained, since they were there when it began to see.
     """
     with undisturbed():
         after = After.of(model, scope, before.selection)
@@ -59,9 +66,10 @@ def compare(before: Before, model: nn.Module, scope: Scope, witness: Witness) ->
             names = dict.fromkeys([*before.names.modules, *after.names.modules])
             order = {name: number for number, name in enumerate(names)}
             changes.sort(key=lambda change: order[change.layer])
+        unexplained = [change for change in changes if change not in known]
         return Findings(
             changes=tuple(changes),
-            causes=diagnose(_evidence_of(changes, before, after, witness)),
+            causes=diagnose(_evidence_of(unexplained, before, after, witness)),
             hazards=tuple(hazards(model, before, after, scope, changes, alike, witness)),
             touched=bool(changes) or not stays,
         )

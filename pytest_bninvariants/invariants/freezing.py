@@ -10,12 +10,12 @@ from pytest_bninvariants.errors import FrozenStateChanged, GateError
 from pytest_bninvariants.invariants import reruns, suspects, tracer, training
 from pytest_bninvariants.invariants.comparison import compare
 from pytest_bninvariants.invariants.guards import Guard
-from pytest_bninvariants.invariants.reruns import Slot
+from pytest_bninvariants.invariants.reruns import Broken, Slot
 from pytest_bninvariants.invariants.selection import Scope, names_of
 from pytest_bninvariants.invariants.sides import Before, take
 from pytest_bninvariants.invariants.spelling import model_of, names_among, refusing, spelled
 from pytest_bninvariants.invariants.tracer import Tracer
-from pytest_bninvariants.invariants.verdict import Verdict
+from pytest_bninvariants.invariants.verdict import Change, Verdict
 from pytest_bninvariants.invariants.witness import Witness
 
 
@@ -39,6 +39,7 @@ class FrozenGuard(Guard):
         super().__init__(model, spelling)
         self._before: Before | None = None
         self._slot = Slot()
+        self._earlier: Broken | None = None
         self._noun = noun
         self._scope = scope
         self._source = source
@@ -48,7 +49,9 @@ class FrozenGuard(Guard):
     def _begin(self) -> None:
         now = take(self.model, self._scope, suspects.of(self.model, self.spelled))
         self._slot = reruns.slot(self.model, self.spelled)
-        self._before = self._slot.earlier or now
+        last = self._slot.last
+        self._earlier = last if last is not None and last.is_as_left(now) else None
+        self._before = now if self._earlier is None else self._earlier.before
         self._witness = Witness(self.model, now.selection)
         self._witness.start()
         self._tracer = tracer.begin(now.kept)
@@ -62,7 +65,10 @@ class FrozenGuard(Guard):
     def _judge(self) -> Verdict:
         assert self._before is not None
         assert self._witness is not None
-        found = compare(self._before, self.model, self._scope, self._witness)
+        earlier = self._earlier
+        known: frozenset[Change] = earlier.known if earlier else frozenset()
+        found = compare(self._before, self.model, self._scope, self._witness, known)
+        old = known.intersection(found.changes)
         verdict = Verdict(
             guard=self.spelled,
             noun=self._noun,
@@ -71,9 +77,10 @@ class FrozenGuard(Guard):
             layers=len(self._before.layers),
             tensors=len(self._before.kept),
             changes=found.changes,
-            causes=found.causes or (self._slot.causes if found.changes else ()),
+            causes=found.causes + (earlier.causes_of(old) if earlier else ()),
             hazards=found.hazards,
             writes=self._tracer.writes(found.changes) if self._tracer else (),
+            notes=(reruns.NOTE,) if old else (),
         )
         if verdict.holds and not (found.touched or self._witness.ran()):
             raise GateError(
@@ -84,8 +91,11 @@ class FrozenGuard(Guard):
             )
         if not verdict.holds:
             suspects.add(self.model, self.spelled, self._before.kept, verdict.changes)
-            self._slot.keep(self.model, self._before, verdict.causes)
-        self._before = self._witness = self._tracer = None
+            causes = found.causes + (earlier.causes if earlier else ())
+            self._slot.keep(
+                Broken(model=self.model, before=self._before, changes=found.changes, causes=causes)
+            )
+        self._before = self._witness = self._tracer = self._earlier = None
         return verdict
 
 

@@ -1,22 +1,61 @@
 """Let a rerun of a test compare with the state before its first run.
 
 A model that outlives a failed run has drifted already. Compared with its state at the start of the
-rerun it looks frozen, and the failure would be reported as flaky.
+rerun it looks frozen, and the failure would be reported as flaky. Where it is not as that run left
+it, somebody made it anew, and it is compared with itself.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pytest_bninvariants.invariants.sides import Before
-    from pytest_bninvariants.invariants.verdict import Cause
+    from pytest_bninvariants.invariants.verdict import Cause, Change
+
+NOTE = "compared with the state before an earlier run of this test, which the model has outlived"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """A guard that a run broke.
+
+    Args:
+        model: its model; it is held, so that no other object takes its id.
+        before: the snapshot that it compared with.
+        changes: what it found.
+        causes: why.
+    """
+
+    model: nn.Module
+    before: Before
+    changes: tuple[Change, ...]
+    causes: tuple[Cause, ...]
+
+    @property
+    def known(self) -> frozenset[Change]:
+        """Return the changes that are there when the next run begins, if the model is as left."""
+        return frozenset(each for each in self.changes if each.kind != "batch-statistics")
+
+    def is_as_left(self, now: Before) -> bool:
+        """Tell whether what is watched differs from the snapshot as it did when the run ended."""
+        found = self.before.changes(now.selection)
+        return set(found) == {change for change in self.changes if change.of_tensor}
+
+    def causes_of(self, changes: Iterable[Change]) -> tuple[Cause, ...]:
+        """Return the causes of some of its changes, as a later run tells them."""
+        names = {change.name for change in changes}
+        return tuple(
+            replace(cause, why=f"{cause.why}; that was in an earlier run of this test")
+            for cause in self.causes
+            if names.intersection(cause.tensors or cause.layers)
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,31 +63,20 @@ class Slot:
     """One guard's place in the memory: the n-th of its spelling around its model in a run.
 
     Args:
-        earlier: the snapshot of this guard in the last run, if that broke it.
-        causes: why it was broken then.
-        broken: the snapshot in this run, if that breaks it.
-        model: the model, then; it is held, so that no other object takes its id.
-        remember: keeps this slot in the memory.
+        last: what the last run broke there, if it did.
+        keep: keeps what this one breaks for the next.
     """
 
-    earlier: Before | None = None
-    causes: tuple[Cause, ...] = ()
-    broken: Before | None = None
-    model: nn.Module | None = None
-    remember: Callable[[Slot], None] = lambda _: None
-
-    def keep(self, model: nn.Module, before: Before, causes: tuple[Cause, ...]) -> None:
-        """Keep the snapshot of a guard that is broken, for the next run."""
-        self.model, self.broken, self.causes = model, before, causes
-        self.remember(self)
+    last: Broken | None = None
+    keep: Callable[[Broken], None] = lambda _: None
 
 
 @dataclass(slots=True)
 class Memory:
     """The guards that a test's last run broke, and this one."""
 
-    last: dict[tuple[int, str, int], Slot] = field(default_factory=dict)
-    now: dict[tuple[int, str, int], Slot] = field(default_factory=dict)
+    last: dict[tuple[int, str, int], Broken] = field(default_factory=dict)
+    now: dict[tuple[int, str, int], Broken] = field(default_factory=dict)
     started: Counter[tuple[int, str]] = field(default_factory=Counter)
 
     def begin_run(self) -> None:
@@ -60,11 +88,9 @@ class Memory:
         """Give a guard that starts its place."""
         self.started[id(model), guard] += 1
         key = id(model), guard, self.started[id(model), guard]
-        last = self.last.get(key, Slot())
         return Slot(
-            earlier=last.broken,
-            causes=last.causes,
-            remember=lambda slot: self.now.__setitem__(key, slot),
+            last=self.last.get(key),
+            keep=lambda broken: self.now.__setitem__(key, broken),
         )
 
 

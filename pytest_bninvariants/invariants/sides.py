@@ -15,6 +15,7 @@ from pytest_bninvariants.invariants.names import Layout, Names, Table
 from pytest_bninvariants.invariants.plans import Selection
 from pytest_bninvariants.invariants.selection import Scope, select
 from pytest_bninvariants.invariants.undisturbed import undisturbed
+from pytest_bninvariants.invariants.verdict import Change
 
 SETTINGS = ("momentum", "track_running_stats")
 _READ = ("eps", *SETTINGS)
@@ -46,6 +47,12 @@ class Before:
         """Return the names of all watched layers."""
         of_bn = map(self.selection.bn_names.__getitem__, self.selection.bn_layers)
         return {*self.kept.tensors.rows.layers, *of_bn}
+
+    def changes(self, now: Selection) -> list[Change]:
+        """Tell how the watched tensors differ by what is covered now."""
+        new = [key for key in now.tensors if key not in self.names.tensors]
+        with undisturbed():
+            return snapshot.changes(self.kept, now.names.tensors, new)
 
 
 def take(model: nn.Module, scope: Scope, rather: Collection[str] = ()) -> Before:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 
-from pytest_bninvariants import FrozenStateChanged, frozen, frozen_bn
+from pytest_bninvariants import FrozenStateChanged, Verdict, frozen, frozen_bn
 from pytest_bninvariants.invariants import reruns
 
 
@@ -69,6 +70,63 @@ def test_a_model_that_was_put_back_holds_in_the_rerun(net: Any, batch: Tensor) -
     memory.begin_run()
     with reruns.remembering(memory), frozen_bn(net, "neck"):
         net.eval()(batch)
+
+
+def broken_in_the_rerun(
+    net: Any, first: Callable[[], object], again: Callable[[], object]
+) -> Verdict:
+    memory = reruns.Memory()
+    for step in (first, again):
+        memory.begin_run()
+        with reruns.remembering(memory), pytest.raises(FrozenStateChanged) as caught, frozen(net):
+            step()
+    return caught.value.verdict
+
+
+def test_what_an_earlier_run_did_has_its_cause_and_is_said_to_be_earlier(
+    net: Any, batch: Tensor
+) -> None:
+    verdict = broken_in_the_rerun(net, lambda: net.train()(batch), lambda: net.eval()(batch))
+    (cause,) = verdict.causes
+    assert cause.name == "mode-flip"
+    assert cause.why.endswith("; that was in an earlier run of this test")
+    assert "compared with the state before an earlier run of this test" in verdict.notes[0]
+
+
+def test_what_moved_again_has_the_cause_of_this_run(net: Any, batch: Tensor) -> None:
+    def leak() -> None:
+        net.train()(batch)
+
+    def leak_and_write() -> None:
+        leak()
+        net.get_parameter("backbone.conv.weight").data.add_(1)
+
+    verdict = broken_in_the_rerun(net, leak_and_write, leak)
+    told = {cause.name: cause for cause in verdict.causes}
+    assert [*told] == ["training-mode", "in-place"]
+    assert "earlier" not in told["training-mode"].why
+    assert "earlier" in told["in-place"].why
+    assert told["in-place"].tensors == ("backbone.conv.weight",)
+    assert not broken_in_the_rerun(net, leak, leak).notes
+
+
+def test_a_model_to_which_a_fixture_gave_other_values_is_compared_with_these(
+    net: Any, batch: Tensor
+) -> None:
+    memory = reruns.Memory()
+    for training in (True, False):
+        memory.begin_run()
+        for module in net.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d):
+                module.reset_parameters()
+        net.train(training)
+        with reruns.remembering(memory):
+            if training:
+                with pytest.raises(FrozenStateChanged), frozen(net):
+                    net(batch)
+            else:
+                with frozen(net):
+                    net(batch)
 
 
 def test_the_memory_in_use_is_put_back() -> None:
