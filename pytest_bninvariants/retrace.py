@@ -15,7 +15,7 @@ from _pytest.runner import runtestprotocol
 from pytest_bninvariants.asked import Trace, asking
 from pytest_bninvariants.failures import verdicts_in
 from pytest_bninvariants.invariants import reruns
-from pytest_bninvariants.invariants.verdict import AUDIT, Verdict
+from pytest_bninvariants.invariants.verdict import Verdict
 from pytest_bninvariants.reporting.writers import compared
 
 RERUNNERS = ("rerunfailures", "flaky")
@@ -105,8 +105,8 @@ class Retracer:
 
 
 def _of_guards(error: BaseException | None) -> tuple[Verdict, ...]:
-    """Return the verdicts that an exception gives, but for an audit's, which traces nothing."""
-    return tuple(verdict for verdict in verdicts_in(error) if verdict.guard != AUDIT)
+    """Return the verdicts that an exception gives of guards that a write breaks."""
+    return tuple(verdict for verdict in verdicts_in(error) if verdict.writes is not None)
 
 
 def _others_run_again(item: pytest.Item) -> bool:

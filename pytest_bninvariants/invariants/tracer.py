@@ -30,8 +30,7 @@ from pytest_bninvariants.invariants.verdict import Change, Place, Write
 _TORCHS_OWN = ("aten", "prim", "prims", "profiler")
 _UNDECLARED = ("running_mean", "running_var")  # many a normalising operator writes them tacitly
 _PLUMBING = (__name__, "torch._compile", "torch._dynamo.eval_frame", "torch._ops")
-_DATA_SET = "Tensor.data = ..."
-_MOVING = (_DATA_SET, "aten.set_.")
+_MOVING = (assignments.DATA_SET, assignments.SWAP, "aten.set_.")
 _INDEXED_FOR = 256  # operators; what moves memory untold, as `flatten_parameters` does, is rare
 
 
@@ -83,22 +82,27 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _unseen(self, change: Change) -> Write | None:
         name = change.name
-        if change.same_object and self._is_unchanged(name):
+        if not change.same_object:
+            return Write(name=name, replaced=True)
+        if self._is_unchanged(name):
             return None  # it had changed before
         return self._by_none(name, None)
 
-    def saw_data_set(self, tensor: Tensor, frame: FrameType) -> None:
-        """Note that a tensor has been given another's memory."""
-        names = [name for name, each in self._sought.items() if each is tensor]
-        self._note(names, _DATA_SET, frame)
+    def saw_moved(self, tensors: Sequence[Tensor], call: str, frame: FrameType) -> None:
+        """Note that tensors have been given other memory."""
+        moved = set(map(id, tensors))
+        names = [name for name, each in self._sought.items() if id(each) in moved]
+        self._note(names, call, frame)
 
-    def saw_replaced(self, old: Tensor, new: object, call: str, frame: FrameType) -> None:
-        """Note that another tensor has taken the place of one."""
-        names = [name for name, each in self._sought.items() if each is old]
-        if isinstance(new, Tensor):
-            self._sought |= dict.fromkeys(names, new)
-            self._note(names, call, frame)
-            self._index()
+    def saw_replaced(
+        self, replaced: Sequence[tuple[Tensor, Tensor]], call: str, frame: FrameType
+    ) -> None:
+        """Note that other tensors have taken the place of some."""
+        now = {id(old): new for old, new in replaced}
+        there = {name: now[id(each)] for name, each in self._sought.items() if id(each) in now}
+        self._sought |= there
+        self._note([*there], call, frame, replaced=True)
+        self._index()
 
     def __torch_dispatch__(
         self,
@@ -134,7 +138,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             }
         return [name for name in self._sought if name in touched] if touched else []
 
-    def _note(self, names: list[str], operator: str, frame: FrameType | None) -> None:
+    def _note(
+        self,
+        names: list[str],
+        operator: str,
+        frame: FrameType | None,
+        *,
+        replaced: bool = False,
+    ) -> None:
         """Note a write to those of some tensors whose bytes differ."""
         changed = [name for name in names if not self._is_unchanged(name)]
         if operator.startswith(_MOVING):
@@ -143,7 +154,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             place = place_of(frame, operator)
             backward = torch._C._current_graph_task_id() != -1
             for name in changed:
-                self._found(Write(name=name, operator=operator, place=place, in_backward=backward))
+                self._found(
+                    Write(
+                        name=name,
+                        operator=operator,
+                        place=place,
+                        in_backward=backward,
+                        replaced=replaced,
+                    )
+                )
 
     def _look_at_next(self, operator: str) -> None:
         name = self._queue[0]

@@ -151,6 +151,7 @@ class Write:
         in_backward: whether autograd was running a backward pass.
         between: where no operator was seen to write: those after which the tensor was last seen
             unchanged and first seen changed, as far as that is known.
+        replaced: whether another tensor took its place.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Write:
     place: Place | None = None
     in_backward: bool = False
     between: tuple[Place | None, Place | None] = (None, None)
+    replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +178,8 @@ class Verdict:
         changes: what broke the invariant; empty when it held.
         causes: why, most specific first.
         hazards: what else is worth saying.
-        writes: who wrote first to each tensor that changed, if the step was traced.
+        writes: who wrote first to each tensor that changed, if the step was traced; None where no
+            write breaks the guard.
         notes: how it was judged, where that is worth knowing.
     """
 
@@ -189,7 +192,7 @@ class Verdict:
     changes: tuple[Change, ...] = ()
     causes: tuple[Cause, ...] = ()
     hazards: tuple[Hazard, ...] = ()
-    writes: tuple[Write, ...] = ()
+    writes: tuple[Write, ...] | None = None
     notes: tuple[str, ...] = ()
     broke: str = "changed"
     column: str = "tensor"

@@ -21,7 +21,7 @@ def writers(writes: Iterable[Write], *, verbose: bool = False) -> list[str]:
     """
     groups: dict[tuple[object, ...], list[Write]] = {}
     for write in writes:
-        key = write.operator, write.place, write.in_backward, write.between
+        key = write.operator, write.place, write.in_backward, write.between, write.replaced
         groups.setdefault(key, []).append(write)
     told = list(groups.values()) if verbose else list(groups.values())[:_TOLD]
     lines = []
@@ -43,11 +43,15 @@ def listed(names: Sequence[str], *, verbose: bool = False) -> str:
 
 
 def _sentences(write: Write, names: str) -> Iterator[str]:
+    if write.operator is None and write.replaced:
+        held = "it is held by another tensor" if names == write.name else "held by other tensors"
+        yield f"no operator of torch wrote {names}: {held} now"
+        return
     if write.operator is None:
         yield f"no operator of torch was seen to write {names}: {_OTHERS}"
         yield from _bracket(*write.between)
         return
-    yield f"{write.operator} wrote {names}"
+    yield f"{write.operator} {'replaced' if write.replaced else 'wrote'} {names}"
     backward = ", during backward" if write.in_backward else ""
     yield f"at {where(write.place)}{backward}" if write.place else f"in a thread of torch{backward}"
 
@@ -70,7 +74,7 @@ def compared(first: Sequence[Verdict], second: Sequence[Verdict], *, verbose: bo
     lines = []
     for verdict in first:
         of_same = [each for each in second if _same_guard(each, verdict)][-1:]
-        found = {write.name: write for each in of_same for write in each.writes}
+        found = {write.name: write for each in of_same for write in each.writes or ()}
         held = {change.name for change in verdict.changes if change.kind not in ("gone", "new")}
         changed = [name for name in verdict.changed_tensors if name in held]
         writes = [found[name] for name in changed if name in found]

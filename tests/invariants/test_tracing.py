@@ -134,6 +134,8 @@ def write_through_numpys_alias(model: Any) -> None:
     torch.from_numpy(model.mean.numpy()[1:]).zero_()
 
 
+TRAINED = Small().fc.requires_grad_(False)
+TRAINED.weight.neg_()
 OTHER_STATE = Small().state_dict() | {"mean": torch.ones(3)}
 
 
@@ -147,6 +149,27 @@ def assign_data(model: Any) -> None:
 
 def assign_buffer(model: Any) -> None:
     model.mean = model.mean * 0.9
+
+
+def register_another_buffer(model: Any) -> None:
+    model.register_buffer("mean", torch.ones(3))
+
+
+def register_another_parameter(model: Any) -> None:
+    model.fc.register_parameter("weight", nn.Parameter(torch.ones(2, 3)))
+
+
+def replace_the_module(model: Any) -> None:
+    model.fc = Small().fc.requires_grad_(False)  # which has the same bias
+    model.fc.weight.neg_()
+
+
+def replace_by_a_trained_module(model: Any) -> None:
+    model.fc = TRAINED
+
+
+def swap_for_another(model: Any) -> None:
+    torch.utils.swap_tensors(model.fc.weight, nn.Parameter(torch.ones(2, 3)))
 
 
 def write_in_another_class_of_tensor(model: Any) -> None:
@@ -193,6 +216,11 @@ WRITES: dict[str, tuple[Step, str]] = {
     "load_state_dict": (load, "aten.copy_.default"),
     ".data =": (assign_data, "Tensor.data = ..."),
     "an assignment": (assign_buffer, "Small.mean = ..."),
+    "register_buffer": (register_another_buffer, "Small.register_buffer('mean')"),
+    "register_parameter": (register_another_parameter, "Linear.register_parameter('weight')"),
+    "another module": (replace_by_a_trained_module, "Small.fc = ..."),
+    "after another module": (replace_the_module, "aten.neg_.default"),
+    "swap_tensors": (swap_for_another, "torch.utils.swap_tensors()"),
     "a subclass": (write_in_another_class_of_tensor, "aten.neg_.default"),
     "inference mode": (write_in_inference_mode, "aten.neg_.default"),
     "foreach": (write_many, "aten._foreach_add_.Scalar"),
@@ -201,6 +229,9 @@ WRITES: dict[str, tuple[Step, str]] = {
         "bninvariants_tests.lies.default",
     ),
 }
+
+
+REPLACED = ("an assignment", "register_buffer", "register_parameter", "another module")
 
 
 @pytest.mark.parametrize("way", WRITES)
@@ -213,6 +244,7 @@ def test_a_write_is_found_by_operator_and_line(way: str, names: frozenset[str] |
     assert (write.operator, line_of(write)) == (operator, last)
     assert write.name in ("fc.weight", "mean")
     assert not write.in_backward
+    assert write.replaced == (way in REPLACED)
 
 
 def test_only_the_first_write_counts() -> None:
@@ -364,14 +396,14 @@ def in_a_thread(work: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("way", UNSEEN)
 def test_what_no_operator_wrote_is_said_to_be_unseen(way: str) -> None:
-    verdict = traced(Small(), UNSEEN[way])
-    (write,) = verdict.writes
+    (write,) = traced(Small(), UNSEEN[way]).writes or ()
     assert (write.name, write.operator, write.place, write.between) == (
         "mean",
         None,
         None,
         (None, None),
     )
+    assert write.replaced == (way == "a registry")
 
 
 def test_an_unseen_write_is_put_between_two_operators_where_its_name_is_known() -> None:

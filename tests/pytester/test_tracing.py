@@ -242,6 +242,51 @@ def test_a_tensor_that_is_not_written_again_is_named(sessions: Sessions) -> None
     assert "not written again in the second run: bn1.running_var" in text
 
 
+def test_a_tensor_that_was_replaced_is_said_to_be(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.mark.frozen
+        def test_it(model):
+            hold(model)
+            model.fc.weight = torch.nn.Parameter(torch.ones_like(model.fc.weight))
+            model.bn1._buffers["running_mean"] = torch.ones_like(model.bn1.running_mean)
+    """,
+        "--bn-trace",
+    )
+    text = said(session)
+    assert "who Linear.weight = ... replaced fc.weight at test_it.py:" in text
+    assert (
+        "who no operator of torch wrote bn1.running_mean: it is held by another tensor now" in text
+    )
+
+
+def test_what_is_broken_by_no_write_is_not_run_again(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        import copy
+
+        runs = []
+
+        @pytest.mark.in_sync("model", "average", decay=0.99)
+        def test_it(model, average):
+            runs.append(1)
+            with torch.no_grad():
+                for mine, other in zip(average.parameters(), model.parameters()):
+                    mine.lerp_(other + 1, 0.5)
+
+        @pytest.fixture
+        def average(model):
+            return copy.deepcopy(model)
+
+        def test_runs():
+            assert runs == [1]
+    """,
+        "--bn-trace",
+    )
+    assert session.outcomes == {"test_it": "failed", "test_runs": "passed"}
+    assert TITLE not in session.texts["test_it"]
+
+
 def test_an_unseen_write_is_put_between_lines(sessions: Sessions) -> None:
     session = sessions.run(
         """
