@@ -159,11 +159,6 @@ def register_another_parameter(model: Any) -> None:
     model.fc.register_parameter("weight", nn.Parameter(torch.ones(2, 3)))
 
 
-def replace_the_module(model: Any) -> None:
-    model.fc = Small().fc.requires_grad_(False)  # which has the same bias
-    model.fc.weight.neg_()
-
-
 def replace_by_a_trained_module(model: Any) -> None:
     model.fc = TRAINED
 
@@ -219,7 +214,6 @@ WRITES: dict[str, tuple[Step, str]] = {
     "register_buffer": (register_another_buffer, "Small.register_buffer('mean')"),
     "register_parameter": (register_another_parameter, "Linear.register_parameter('weight')"),
     "another module": (replace_by_a_trained_module, "Small.fc = ..."),
-    "after another module": (replace_the_module, "aten.neg_.default"),
     "swap_tensors": (swap_for_another, "torch.utils.swap_tensors()"),
     "a subclass": (write_in_another_class_of_tensor, "aten.neg_.default"),
     "inference mode": (write_in_inference_mode, "aten.neg_.default"),
