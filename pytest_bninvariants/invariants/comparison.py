@@ -13,7 +13,7 @@ from pytest_bninvariants.invariants.diagnosis import diagnose
 from pytest_bninvariants.invariants.evidence import Evidence, Layer
 from pytest_bninvariants.invariants.hazards import hazards
 from pytest_bninvariants.invariants.names import own_tensors
-from pytest_bninvariants.invariants.normalisation import counts_batches
+from pytest_bninvariants.invariants.normalisation import counts_batches, has_known_forward
 from pytest_bninvariants.invariants.operations import Handled
 from pytest_bninvariants.invariants.selection import Scope
 from pytest_bninvariants.invariants.sides import After, Before
@@ -149,5 +149,5 @@ def _layer(name: str, before: Before, after: After, witness: Witness) -> Layer:
         replaced=old is not new and not (old is not None and witness.seen_of(old).normalised),
         in_training=new is not None and new.training,
         trains=new is not None and any(t.requires_grad for _, _, t in own_tensors(new)),
-        ran=witness.ran_module(new),
+        ran=witness.ran_module(new) and not (new is not None and has_known_forward(new)),
     )

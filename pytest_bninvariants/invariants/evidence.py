@@ -26,7 +26,8 @@ class Layer:
         replaced: whether these are two modules, and the first had done nothing yet.
         in_training: its mode now.
         trains: whether one of its own parameters requires a gradient.
-        ran: whether its forward was called, in eager code.
+        ran: whether its forward was called, in eager code; not torch's own of a BN layer, which writes
+            nothing unless it normalises with batch statistics, and that is seen.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Evidence:
         has_gradient: whether it asks for one now.
         buffer: whether it is of a buffer.
         compiled: whether compiled code ran, into which nobody sees.
+        tied: other names of the same tensor, that are not watched.
     """
 
     change: Change
@@ -67,6 +69,7 @@ class Evidence:
     has_gradient: bool = False
     buffer: bool = False
     compiled: bool = False
+    tied: tuple[str, ...] = ()
 
     @property
     def of_normalising(self) -> bool:

@@ -307,6 +307,20 @@ def test_a_buffer_may_be_written_by_the_forward_of_its_own_module(model: Branche
     assert "the forward of frozen.0 ran, and may do it" in cause.why
 
 
+def test_a_buffer_of_a_plain_bn_layer_in_eval_is_not_written_by_its_forward(
+    model: Branches,
+) -> None:
+    model.frozen = nn.Sequential(nn.BatchNorm1d(3).eval(), model.frozen)  # type: ignore[assignment]
+
+    def step() -> None:
+        model(batch())
+        model.frozen[0].running_mean.add_(1)  # type: ignore[index]
+
+    cause = the_cause(verdict_of(model, step))
+    assert (cause.name, cause.tensors) == ("in-place", ("frozen.0.running_mean",))
+    assert "may do it" not in cause.why
+
+
 def test_an_average_is_a_write_in_place(model: Branches) -> None:
     average = torch.optim.swa_utils.AveragedModel(model)
     train(model, torch.optim.SGD(model.parameters(), lr=0.1))
