@@ -113,6 +113,7 @@ def _evidence_of(
     names = dict.fromkeys(change.layer for change in changes)
     layers = {name: _layer(name, before, after, witness) for name in names}
     kept = {each.watched.name: (key, each) for key, each in before.kept.items()}
+    others = _names_beside(kept, after)
     for change in changes:
         layer = layers[change.layer]
         key, was = kept.get(change.name, (change.name, None))
@@ -131,7 +132,17 @@ def _evidence_of(
             has_gradient=now.tensor.requires_grad,
             buffer=was.watched.kind == "buffer",
             compiled=witness.saw_compiled,
+            tied=tuple(others.get(id(now.tensor), ())),
         )
+
+
+def _names_beside(watched: Collection[str], after: After) -> dict[int, list[str]]:
+    """Return, by their ids, names of a model's tensors that are not among those watched."""
+    found: dict[int, list[str]] = {}
+    for each in after.names.tensors.values():
+        if each.name not in watched:
+            found.setdefault(id(each.tensor), []).append(each.name)
+    return found
 
 
 def _layer(name: str, before: Before, after: After, witness: Witness) -> Layer:

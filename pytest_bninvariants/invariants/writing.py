@@ -77,6 +77,22 @@ def _has_gradient(evidence: Evidence) -> bool:
 
 
 def _explain_gradient(evidence: list[Evidence]) -> tuple[str, str]:
+    why, fix = _explain_untied(evidence)
+    tied = [each for each in evidence if each.tied]
+    if not tied:
+        return why, fix
+    names, others = _tensors(tied), name_list([name for each in tied for name in each.tied])
+    is_, gets = (
+        one_or_many([each.change.name for each in tied], *pair)
+        for pair in (("is", "are"), ("gets", "get"))
+    )
+    return (
+        f"{why}; {names} {is_} tied to {others}",
+        f"{fix}: that freezes {others} too, unless {names} {gets} memory of {_its(tied)} own",
+    )
+
+
+def _explain_untied(evidence: list[Evidence]) -> tuple[str, str]:
     names = _tensors(evidence)
     why = f"{names} moved in a step of {_optimizer(evidence)}, with a gradient"
     if all(each.handled.stepped and each.handled.stepped.shares for each in evidence):

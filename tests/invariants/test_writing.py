@@ -415,6 +415,31 @@ def test_a_step_of_what_shares_a_tensors_memory(model: Branches) -> None:
     assert "copy.deepcopy" in cause.fix
 
 
+def test_a_tensor_that_is_tied_to_what_trains_is_said_to_be() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.a.weight = self.b.weight
+
+        def forward(self, batch: Tensor) -> Tensor:
+            return self.b(batch)
+
+    model = Tied()
+
+    def cause(*modules: str) -> Any:
+        optimizer = torch.optim.SGD(model.b.parameters(), lr=0.1)
+        return verdict_of(model, lambda: train(model, optimizer), *modules).causes[0]
+
+    told = cause("a")
+    assert (told.name, told.tensors) == ("gradient-step", ("a.weight",))
+    assert told.why.endswith("; a.weight is tied to b.weight")
+    assert told.fix.endswith("that freezes b.weight too, unless a.weight gets memory of its own")
+    both = cause("a", "b")
+    assert both.tensors == ("a.weight", "b.weight", "b.bias")
+    assert "tied" not in both.why
+
+
 def test_moments_of_an_lbfgs_are_those_of_all_that_it_holds(model: Branches) -> None:
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1)
     optimizer.step(closure_of(model, optimizer))
