@@ -15,7 +15,7 @@ from pytest_bninvariants.invariants import snapshot
 from pytest_bninvariants.invariants.bn_layers import STATISTICS
 from pytest_bninvariants.invariants.guards import Guard
 from pytest_bninvariants.invariants.names import Watched
-from pytest_bninvariants.invariants.pairing import Pair, left_behind
+from pytest_bninvariants.invariants.pairing import Pair, insist_on_copies, is_one, left_behind
 from pytest_bninvariants.invariants.rounding import distances
 from pytest_bninvariants.invariants.selection import Scope
 from pytest_bninvariants.invariants.snapshot import Kept
@@ -97,7 +97,12 @@ class Average:
     @property
     def is_left_behind(self) -> bool:
         """Tell whether it was not updated, and should have been."""
-        return not self.holds and bool((self.now == self.was).all())
+        return not self.holds and not self.has_moved
+
+    @property
+    def has_moved(self) -> bool:
+        """Tell whether the step changed it."""
+        return bool((distances(self.now, self.was) > 0).any())
 
     def _excess(self, values: Tensor) -> Tensor:
         """Return how far values are off, in bounds; above 1 is too far."""
@@ -189,6 +194,12 @@ class AverageGuard(Guard):
                 Average.of(kept, second[key], first[key], self._decay_of(kept))
                 for key, kept in self._kept.items()
             ]
+            shared = [
+                key
+                for key, average in zip(self._kept, averages, strict=True)
+                if average.has_moved and is_one(first[key].tensor, second[key].tensor)
+            ]
+            insist_on_copies(shared, self.spelled)
             wrong = [average for average in averages if not average.holds]
             if not wrong and not any(average.tells for average in averages):
                 raise GateError(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.invariants.content import address
 from pytest_bninvariants.invariants.names import Names, Watched
 from pytest_bninvariants.invariants.selection import Scope, listing, select
 from pytest_bninvariants.invariants.verdict import Cause
@@ -69,12 +70,33 @@ class Pair:
                 f"{guard}: no name is in both models: one has {_first_names(first)}, the other "
                 f"{_first_names(second)}"
             )
-        if all(first[key].tensor is second[key].tensor for key in shared):
+        if all(is_one(first[key].tensor, second[key].tensor) for key in shared):
             raise GateError(
                 f"{guard}: both hold the very same tensors, so there is nothing to compare: copy "
                 "the model with copy.deepcopy"
             )
         return first, second
+
+
+def is_one(tensor: Tensor, other: Tensor) -> bool:
+    """Tell whether two models' tensors are one, or lie in the same memory."""
+    return tensor is other or address(tensor) == address(other) != 0
+
+
+def insist_on_copies(shared: list[str], guard: str) -> None:
+    """Refuse tensors that two models share, and that are equal in both whatever is done to them.
+
+    Args:
+        shared: their names; none: all is well.
+        guard: the guard as its user wrote it.
+    """
+    if shared:
+        what = "tensor" if len(shared) == 1 else "tensors"
+        raise GateError(
+            f"{guard}: both models hold the very same {what} {listing(shared)}, so there is "
+            "nothing to compare: copy the model with copy.deepcopy, or leave out what they are to "
+            "share with exclude="
+        )
 
 
 def covered(model: nn.Module, scope: Scope, *, complain: bool) -> dict[str, Watched]:

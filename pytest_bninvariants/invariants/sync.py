@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants import snapshot
 from pytest_bninvariants.invariants.averaging import AverageGuard, Buffers
+from pytest_bninvariants.invariants.bn_layers import BN_STATE
 from pytest_bninvariants.invariants.guards import Guard, at_once
 from pytest_bninvariants.invariants.names import Watched
-from pytest_bninvariants.invariants.pairing import Pair, left_behind
+from pytest_bninvariants.invariants.pairing import Pair, insist_on_copies, is_one, left_behind
 from pytest_bninvariants.invariants.ranks import RanksGuard
 from pytest_bninvariants.invariants.selection import Scope, names_of
 from pytest_bninvariants.invariants.spelling import model_of, names_among, refusing, spelled
@@ -44,6 +45,7 @@ class SyncGuard(Guard):
 
     def _judge(self) -> Verdict:
         first, second = self._pair.tensors(self._scope, self.spelled)
+        insist_on_copies([*_moving_together(first, second)], self.spelled)
         with undisturbed():
             new = [key for key in second if key not in first]
             found = snapshot.changes(snapshot.take(first), second, new)
@@ -63,6 +65,15 @@ class SyncGuard(Guard):
             causes=causes,
             notes=(f"a row has the value in {one}, then the one in {other}",) if changes else (),
         )
+
+
+def _moving_together(first: dict[str, Watched], second: dict[str, Watched]) -> Iterator[str]:
+    """Yield what training moves of the tensors that both hold; others may be constants."""
+    for key in sorted(first.keys() & second.keys()):
+        tensor, other = first[key].tensor, second[key].tensor
+        moves = tensor.requires_grad or key.rpartition(".")[2] in BN_STATE
+        if moves and is_one(tensor, other):
+            yield key
 
 
 def _worded(change: Change, one: str, other: str) -> Change:
