@@ -105,7 +105,8 @@ def assert_bn_conforms(
     Raises:
         LawBroken: it breaks some; the message holds a report of each.
         GateError: nothing could be judged.
-        ValueError: an argument is unknown.
+        TypeError: it is no class, but a layer, or cannot be called.
+        ValueError: an argument is unknown, or the class makes no layer from its arguments.
     """
     subject = Subject.of(factory, rank=rank, keywords=keywords, device=device)
     wanted = chosen([laws] if isinstance(laws, str) else laws)

@@ -11,11 +11,16 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from torch import nn
+
+from pytest_bninvariants.errors import shown
 
 RANKS = {"1d": (2, 3), "2d": (4,), "3d": (5,), "nd": (2, 3, 4, 5)}
 SPELLING = (
     "MODULE:CLASS, MODULE:CLASS(name=literal, ...), each with @1d, @2d, @3d or @nd or without"
 )
+
+_CHANNELS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +51,23 @@ class Subject:
         """Return the subject that a class makes, its ranks found out if they are not given.
 
         Raises:
-            ValueError: the rank is unknown, or the class takes none.
-            TypeError: this cannot be called.
+            ValueError: the rank is unknown, or the class makes no layer from its arguments, or the
+                layer takes no rank.
+            TypeError: this cannot be called, or is a layer itself.
         """
         if not callable(factory):
             raise TypeError(f"{factory!r} is no class that makes a layer")
+        if isinstance(factory, nn.Module):
+            raise TypeError(
+                f"{shown(factory)} is a layer itself: give its class, or a function that makes it"
+            )
         if rank is not None and rank not in RANKS:
             raise ValueError(f"rank {rank!r} is unknown; accepted are {', '.join(RANKS)}")
         given = keywords or {}
-        declared = RANKS[rank] if rank else _declared(factory)
-        dims = declared or _found_out(factory, given, device)
-        return cls(factory, dims, given, getattr(factory, "__name__", type(factory).__name__))
+        label = getattr(factory, "__name__", type(factory).__name__)
+        subject = cls(factory, RANKS[rank] if rank else _declared(factory), given, label)
+        subject._insist_on_a_layer()
+        return subject if subject.dims else replace(subject, dims=subject._found_out(device))
 
     def labelled(self, label: str) -> Subject:
         """Return it under another name in test ids."""
@@ -67,6 +78,35 @@ class Subject:
         """Return what code that makes it calls it."""
         name = str(getattr(self.factory, "__name__", ""))
         return name if name.isidentifier() else "make_layer"
+
+    def _insist_on_a_layer(self) -> None:
+        """Make one as every law does, which so need not tell what is wrong with its arguments."""
+        call = self.call(_CHANNELS)
+        try:
+            made = self._made()
+        except Exception as error:  # a class fails in its own ways, and each is the answer
+            raise ValueError(f"{call} raised {type(error).__name__}: {error}") from error
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"{call} makes no torch.nn.Module, but {shown(made)}")
+
+    def _made(self) -> Any:
+        return self.factory(_CHANNELS, **self.keywords)
+
+    def _found_out(self, device: str) -> tuple[int, ...]:
+        """Return the ranks that the layer takes in eval."""
+        taken, said = [], ""
+        for dims in RANKS["nd"]:
+            try:
+                layer = self._made().to(device).eval()
+                with torch.no_grad():
+                    layer(torch.ones(2, _CHANNELS, *[2] * (dims - 2), device=device))
+            except Exception as error:  # a rank that is not taken is refused in many ways
+                said = f"{type(error).__name__}: {error}"
+            else:
+                taken.append(dims)
+        if not taken:
+            raise ValueError(f"it takes no input of 2 to 5 dimensions: {said}")
+        return tuple(taken)
 
     def takes(self, keyword: str) -> bool:
         """Return whether its signature has a keyword, or passes it on to that of a base class."""
@@ -112,7 +152,7 @@ def parse(spec: str, device: str = "cpu") -> Subject:
     """
     match = re.fullmatch(r"([\w.]+):([\w.]+)(\(.*\))?(?:@(\w+))?", spec, re.DOTALL)
     if match is None:
-        raise ValueError(f"cannot be read; accepted is {SPELLING}")
+        raise ValueError(f"cannot be read{_with_a_colon(spec)}; accepted is {SPELLING}")
     module, path, arguments, rank = match.groups()
     try:
         found: Any = import_module(module)
@@ -126,6 +166,12 @@ def parse(spec: str, device: str = "cpu") -> Subject:
         return Subject.of(found, rank=rank, keywords=_keywords(arguments), device=device)
     except TypeError as error:
         raise ValueError(str(error)) from None
+
+
+def _with_a_colon(spec: str) -> str:
+    """Say how to write what is a dotted path all along."""
+    path = re.match(r"([\w.]+)\.(\w+)(?![\w.:])", spec)
+    return f": write {path[1]}:{path[2]}" if path else ""
 
 
 def _keywords(arguments: str | None) -> dict[str, Any]:
@@ -152,29 +198,10 @@ def _repeats(names: list[str | None]) -> bool:
     return len(set(names)) < len(names)
 
 
-def _declared(factory: Callable[..., Any]) -> tuple[int, ...] | None:
+def _declared(factory: Callable[..., Any]) -> tuple[int, ...]:
     """Return the ranks that the class's name declares, or the name of a class that it extends."""
     for each in getattr(factory, "__mro__", (factory,)):
         match = re.search(r"([123])d$", getattr(each, "__name__", ""))
         if match:
             return RANKS[f"{match[1]}d"]
-    return None
-
-
-def _found_out(
-    factory: Callable[..., Any], keywords: dict[str, Any], device: str
-) -> tuple[int, ...]:
-    """Return the ranks that a layer takes in eval."""
-    taken, said = [], ""
-    for dims in RANKS["nd"]:
-        try:
-            layer = factory(3, **keywords).to(device).eval()
-            with torch.no_grad():
-                layer(torch.ones(2, 3, *[2] * (dims - 2), device=device))
-        except Exception as error:  # a rank that is not taken is refused in many ways
-            said = f"{type(error).__name__}: {error}"
-        else:
-            taken.append(dims)
-    if not taken:
-        raise ValueError(f"it takes no input of 2 to 5 dimensions: {said}")
-    return tuple(taken)
+    return ()

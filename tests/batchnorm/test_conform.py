@@ -25,6 +25,24 @@ ILL_POSED = Case(batches=(ILL,), eps=1e-8)
 LONG = Case(batches=(ILL,) * 9, modes=(True,) * 9, eps=1e-8, momentum=1.0)
 
 
+class Wider2d(nn.BatchNorm2d):
+    """A layer that needs to be told more than its channels."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(channels * groups)
+
+
+def test_a_class_that_makes_no_layer_is_no_broken_law() -> None:
+    with pytest.raises(ValueError, match=r"^Wider2d\(3\) raised TypeError: .*'groups'"):
+        assert_bn_conforms(Wider2d)
+    with pytest.raises(ValueError, match=r"^Wider2d\(3, group=1\) raised TypeError: .*'group'"):
+        assert_bn_conforms(Wider2d, group=1)
+    with pytest.raises(TypeError, match=r"^BatchNorm2d\(3, .* is a layer itself: give its class"):
+        assert_bn_conforms(nn.BatchNorm2d(3))
+    with pytest.raises(ValueError, match=r"^range\(3\) makes no torch\.nn\.Module, but range"):
+        assert_bn_conforms(range)
+
+
 def on(law: str, *cases: Case) -> Law:
     """Return a law that is run on some cases, each once."""
     return replace(LAWS[law], share=1.0, cases=lambda **_: st.sampled_from(cases))

@@ -60,6 +60,7 @@ class Norm(nn.BatchNorm2d):
 
 
 number = 3
+layer = Norm(3)
 '''
 ARGS = ("-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function")
 KIT = ("--pyargs", "pytest_bninvariants.conformance")
@@ -290,13 +291,19 @@ NORM = "--bn-impl=mine:Norm"
 WRONG = {  # option: what the message says besides
     "--bn-impl=": "cannot be read",
     "--bn-impl=mine": "cannot be read",
-    "--bn-impl=mine.Norm": "cannot be read",
+    "--bn-impl=mine.Norm": "cannot be read: write mine:Norm; accepted is MODULE:CLASS",
+    "--bn-impl=torch.nn.BatchNorm2d(eps=0.1)@2d": "cannot be read: write torch.nn:BatchNorm2d",
     "--bn-impl=absent_module:Norm": "No module named 'absent_module'",
     "--bn-impl=failing:Norm": "ZeroDivisionError: division by zero",
     "--bn-impl=mine:Absent": "mine has no Absent",
     "--bn-impl=mine:Norm.Absent": "mine has no Norm.Absent",
     "--bn-impl=mine:number": "3 is no class",
-    "--bn-impl=torch.nn:Linear": "takes no input of 2 to 5 dimensions",
+    "--bn-impl=mine:layer": "is a layer itself: give its class, or a function that makes it",
+    "--bn-impl=torch.nn:Linear": "Linear(3) raised TypeError",
+    "--bn-impl=torch:ones": "ones(3) makes no torch.nn.Module, but tensor([1., 1., 1.]) (Tensor)",
+    "--bn-impl=torch.nn:Embedding(embedding_dim=2)": "takes no input of 2 to 5 dimensions",
+    "--bn-impl=mine:Told2d": "Told2d(3) raised RuntimeError: I was told None",
+    f"{NORM}(foo=1)@2d": "Norm(3, foo=1) raised TypeError: ",
     f"{NORM}@4d": "rank '4d' is unknown; accepted are 1d, 2d, 3d, nd",
     f"{NORM}@": "cannot be read",
     f"{NORM}(0.1)": "(0.1)",
@@ -315,7 +322,7 @@ WRONG = {  # option: what the message says besides
     "--bn-laws= ,": "--bn-laws= ,: is empty",
     "--bn-dtype=": "--bn-dtype=: is empty",
     "--bn-xfails=": "--bn-xfails=: is empty; give a file, or leave it out",
-    "--bn-laws=running": "there are frozen (a set), training_output",
+    "--bn-laws=running": "'running' matches no law; there are frozen (a set), ",
     "--bn-laws=running_var,absent": "absent",
     "--bn-laws=batchnorm*": "matches no law",
     "--bn-dtype=int8": "accepted are float64, float32, bfloat16, float16",
