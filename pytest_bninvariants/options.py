@@ -11,8 +11,8 @@ import pytest
 
 from pytest_bninvariants import asked
 from pytest_bninvariants.dtypes import DTYPES
+from pytest_bninvariants.efforts import EFFORTS, cases
 
-EFFORTS = {"quick": 6, "default": 100, "thorough": 2000}
 TRACES = ("rerun", "same-run")
 _AUDITS = ("report", "fail")
 _UNITS = {"": 1, **{f"{u}B": 1000**n for n, u in enumerate(("", "K", "M", "G", "T"))}}
@@ -136,13 +136,10 @@ def _dtypes(given: list[str] | None) -> tuple[str, ...]:
 def _examples(given: str | None) -> int:
     if given is None:
         return EFFORTS["default"]
-    if given in EFFORTS:
-        return EFFORTS[given]
-    if given.isdecimal() and int(given) > 0:
-        return int(given)
-    raise pytest.UsageError(
-        f"--bn-examples={given}: accepted are a whole number from 1, {', '.join(EFFORTS)}"
-    )
+    try:
+        return cases("--bn-examples=", int(given) if given.isdecimal() else given)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _bytes(key: str, given: str) -> int | None:

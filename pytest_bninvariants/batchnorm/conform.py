@@ -11,10 +11,12 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 from pytest_bninvariants.batchnorm.cases import Case
-from pytest_bninvariants.batchnorm.laws import LAWS, Law, chosen
+from pytest_bninvariants.batchnorm.laws import Law, chosen
 from pytest_bninvariants.batchnorm.subjects import Subject
 from pytest_bninvariants.batchnorm.trials import Tally, Trial
-from pytest_bninvariants.errors import GateError, LawBroken
+from pytest_bninvariants.dtypes import DTYPES
+from pytest_bninvariants.efforts import EFFORTS, cases
+from pytest_bninvariants.errors import GateError, LawBroken, shown
 
 MOST_UNJUDGED = 0.5  # of the cases; the drawn data give a few in a hundred
 
@@ -86,8 +88,8 @@ def assert_bn_conforms(
     *,
     device: str = "cpu",
     laws: str | Iterable[str] = (),
-    dtypes: Iterable[str] | None = None,
-    examples: int = 100,
+    dtypes: str | Iterable[str] | None = None,
+    examples: int | str = EFFORTS["default"],
     rank: str | None = None,
     **keywords: Any,
 ) -> None:
@@ -98,7 +100,7 @@ def assert_bn_conforms(
         device: where to run, such as `cuda`.
         laws: names or patterns of laws, or `frozen`; none: all.
         dtypes: names of the inputs' dtypes; None: each law's own.
-        examples: effort for each law.
+        examples: effort for each law: a number from 1, `quick`, `default` or `thorough`.
         rank: `1d`, `2d`, `3d` or `nd`; None: by the name of the class, or found out.
         keywords: further arguments for the layer.
 
@@ -109,19 +111,19 @@ def assert_bn_conforms(
         ValueError: an argument is unknown, or the class makes no layer from its arguments.
     """
     subject = Subject.of(factory, rank=rank, keywords=keywords, device=device)
-    wanted = chosen([laws] if isinstance(laws, str) else laws)
-    wanted = [law for law in wanted if law.ranks(subject.dims)]
-    known = {name for law in LAWS.values() for name in law.dtypes}
-    for name in dtypes or ():
-        if name not in known:
-            raise ValueError(f"dtype {name!r} is unknown; accepted are {', '.join(sorted(known))}")
+    wanted = [law for law in chosen(_names("laws", laws)) if law.ranks(subject.dims)]
+    asked = DTYPES if dtypes is None else _names("dtypes", dtypes)
+    for name in asked:
+        if name not in DTYPES:
+            raise ValueError(f"dtype {name!r} is unknown; accepted are {', '.join(DTYPES)}")
+    effort = cases("examples=", examples)
     broken: list[LawBroken] = []
     count = 0
     for law in wanted:
-        for dtype in law.dtypes if dtypes is None else [n for n in dtypes if n in law.dtypes]:
+        for dtype in law.dtypes if dtypes is None else [n for n in asked if n in law.dtypes]:
             count += 1
             try:
-                check_law(law, subject, dtype=dtype, device=str(device), examples=examples)
+                check_law(law, subject, dtype=dtype, device=str(device), examples=effort)
             except LawBroken as error:
                 broken.append(error)
                 break
@@ -131,6 +133,19 @@ def assert_bn_conforms(
         failure = _together(subject, broken, len(wanted))
         failure.__cause__ = failure.__context__ = None
         raise failure.with_traceback(None)
+
+
+def _names(option: str, given: object) -> tuple[Any, ...]:
+    """Return an option's value as a tuple: a name, or several names.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(given, str):
+        return (given,)
+    if isinstance(given, Iterable):
+        return tuple(given)
+    raise ValueError(f"{option}= takes a name or several names; got {shown(given)}")
 
 
 def _together(subject: Subject, broken: list[LawBroken], count: int) -> LawBroken:

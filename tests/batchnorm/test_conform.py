@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +43,30 @@ def test_a_class_that_makes_no_layer_is_no_broken_law() -> None:
         assert_bn_conforms(nn.BatchNorm2d(3))
     with pytest.raises(ValueError, match=r"^range\(3\) makes no torch\.nn\.Module, but range"):
         assert_bn_conforms(range)
+
+
+@pytest.mark.parametrize("examples", ["lots", None, 0, -3, 0.5, True, "0", [3]])
+def test_a_number_of_examples_is_one_that_the_command_line_takes(examples: Any) -> None:
+    told = re.escape(f"examples={examples}: accepted are a whole number from 1, quick, default")
+    with pytest.raises(ValueError, match=f"^{told}"):
+        assert_bn_conforms(nn.BatchNorm1d, laws="counter", examples=examples)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"dtypes": "int8"}, "dtype 'int8' is unknown; accepted are float64, float32"),
+        ({"dtypes": [torch.float32]}, "dtype torch.float32 is unknown"),
+        ({"dtypes": torch.float32}, r"dtypes= takes a name or several names; got torch.float32"),
+        ({"laws": 3}, r"laws= takes a name or several names; got 3 \(int\)"),
+    ],
+)
+def test_names_are_one_or_several(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"^{told}"):
+        assert_bn_conforms(nn.BatchNorm1d, examples=2, **options)
+    assert_bn_conforms(nn.BatchNorm1d, laws="counter", dtypes="float32", examples="quick")
+    with pytest.raises(GateError, match="no law is left to run in these dtypes"):
+        assert_bn_conforms(nn.BatchNorm1d, laws="counter", dtypes="float64", examples=2)
 
 
 def on(law: str, *cases: Case) -> Law:
