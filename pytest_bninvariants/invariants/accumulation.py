@@ -52,7 +52,7 @@ def accumulates(
             random numbers, or it does not run in float64.
     """
     __tracebackhide__ = True
-    model_of("accumulates", model)
+    model_of("accumulates", model, "(model, batch, k, *, loss)")
     _check(batch, k, loss=loss, weight=weight)
     verdict = _judge(model, k, samples_in(batch), compare(model, batch, k, loss, weight))
     if not verdict.holds:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -76,7 +78,7 @@ class Pass:
             raise GateError(
                 "nothing of the model is trainable: no parameter has requires_grad=True"
             )
-        whole = self.weight(self.batch)
+        whole = self._count(self.batch)
         if not whole > 0:
             raise GateError(
                 f"accumulates(weight=...): the batch counts more than 0; got {shown(whole)}"
@@ -87,7 +89,8 @@ class Pass:
         for number, batch in enumerate(batches, 1):
             model.zero_grad(set_to_none=True)
             with _explained(_doing(number, batch, batches, dtype)), hearer, all_in(dtype):
-                value = self.loss(model, converted(batch, dtype)) * (self.weight(batch) / whole)
+                value = _scalar(self.loss(model, converted(batch, dtype)))
+                value = value * (self._count(batch) / whole)
                 torch.autograd.backward(value)
             total += float(value.detach())
             gradients = {n: p.grad.to_dense() for n, p in trainable.items() if p.grad is not None}
@@ -106,6 +109,17 @@ class Pass:
             loss=total,
             normalised=hearer.heard_of(model),
         )
+
+    def _count(self, batch: Any) -> float:
+        """Return what a batch counts."""
+        with _explained("weight(batch)"):
+            given = self.weight(batch)
+        value = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            raise GateError(
+                f"accumulates(weight=...): what a batch counts is a number; got {shown(given)}"
+            )
+        return float(value)
 
 
 class _Hearer(Observer):
@@ -156,6 +170,15 @@ def _doing(number: int, batch: Any, batches: list[Any], dtype: torch.dtype) -> s
     samples = samples_in(batch)
     of = f"micro-batch {number} of {len(batches)}" if len(batches) > 1 else "the whole batch"
     return f"the loss of {of} ({samples} sample{'s' * (samples != 1)}), in {dtype}"
+
+
+def _scalar(value: object) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise GateError(
+            "accumulates(loss=...): loss(model, batch) returns a tensor of one value; "
+            f"got {shown(value)}"
+        )
+    return value
 
 
 def _zeros(parameter: Tensor) -> Tensor:

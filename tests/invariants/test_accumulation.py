@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
+import re
 from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
@@ -239,7 +241,7 @@ def test_what_is_no_batch_is_refused(net: Net, batch: Any, said: str) -> None:
 
 
 def test_what_is_no_model_or_no_loss_is_refused(net: Net, seven: Tensor) -> None:
-    with pytest.raises(GateError, match=r"takes the model"):
+    with pytest.raises(GateError, match=r"^accumulates\(model, batch, k, .*\) takes the"):
         accumulates(squares, seven, 2, loss=squares)  # type: ignore[arg-type]
     with pytest.raises(GateError, match=r"loss=\.\.\.\) takes a function; got 'mse' \(str\)"):
         accumulates(net, seven, 2, loss="mse")  # type: ignore[arg-type]
@@ -264,7 +266,7 @@ def test_gradients_that_are_all_zero_say_nothing(net: Net, seven: Tensor) -> Non
 
 
 def test_a_batch_that_counts_nothing_is_refused(net: Net, seven: Tensor) -> None:
-    with pytest.raises(GateError, match=r"counts more than 0; got 0 \(int\)"):
+    with pytest.raises(GateError, match=r"counts more than 0; got 0\.0 \(float\)"):
         accumulates(net, seven, 2, loss=squares, weight=lambda batch: 0)
 
 
@@ -321,6 +323,46 @@ def test_what_a_model_casts_itself_is_computed_in_float64_too(
 def test_models_of_other_dtypes_are_judged_alike(net: Net, seven: Tensor, dtype: Any) -> None:
     assert accumulates(net.to(dtype), seven.to(dtype), 3, loss=squares).holds
     assert not broken(net.train(), seven.to(dtype), 3, loss=squares).holds
+
+
+@pytest.mark.parametrize("count", [None, "7", True, math.nan, torch.ones(2), 1j])
+def test_a_batch_counts_a_number(net: Net, seven: Tensor, count: Any) -> None:
+    told = re.escape("accumulates(weight=...): what a batch counts is a number; got ")
+    with pytest.raises(GateError, match=f"^{told}"):
+        accumulates(net, seven, 2, loss=squares, weight=lambda batch: count)
+    with pytest.raises(GateError, match=f"^{told}"):
+        accumulates(
+            net, seven, 2, loss=squares, weight=lambda batch: 7 if len(batch) == 7 else count
+        )
+
+
+@pytest.mark.parametrize("of", [int, float, torch.tensor, lambda count: torch.tensor([count])])
+def test_a_batch_counts_a_number_of_any_sort(net: Net, seven: Tensor, of: Any) -> None:
+    assert accumulates(net, seven, 2, loss=squares, weight=lambda batch: of(len(batch))).holds
+
+
+def test_a_weight_that_raises_is_told(net: Net, seven: Tensor) -> None:
+    with pytest.raises(GateError, match=r"cannot judge: weight\(batch\) raised IndexError"):
+        accumulates(net, seven, 2, loss=squares, weight=lambda batch: batch[99])
+
+
+@pytest.mark.parametrize(
+    ("give", "got"),
+    [
+        (lambda y: 1.0, r"1\.0 \(float\)"),
+        (lambda y: None, r"None \(NoneType\)"),
+        (lambda y: (y.sum(), y), r"\(tensor.* \(tuple\)"),
+        (lambda y: y, r"tensor.* \(Tensor\)"),
+    ],
+)
+def test_a_loss_is_a_tensor_of_one_value(
+    net: Net, seven: Tensor, give: Callable[[Tensor], Any], got: str
+) -> None:
+    told = re.escape(
+        "accumulates(loss=...): loss(model, batch) returns a tensor of one value; got "
+    )
+    with pytest.raises(GateError, match=f"^{told}{got}$"):
+        accumulates(net, seven, 2, loss=lambda model, batch: give(model(batch)))
 
 
 Sample = namedtuple("Sample", ["image", "label"])
