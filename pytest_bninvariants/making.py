@@ -101,10 +101,10 @@ def _batch_invariant(request: Request, values: Values) -> Guard:
 def _inputs(name: str, values: Values, given: object) -> tuple[Any, ...] | dict[str, Any]:
     """Return what a model is called with: by position, or by name where `inputs` is a dict."""
     if isinstance(given, str):
-        return (follow(values, given, "inputs").value,)
+        return (follow(values, given, "inputs=").value,)
     parts = [*given.values()] if isinstance(given, dict) else given
     if isinstance(parts, list | tuple) and parts and all(isinstance(part, str) for part in parts):
-        found = [follow(values, part, "inputs").value for part in parts]
+        found = [follow(values, part, "inputs=").value for part in parts]
         return dict(zip(given, found, strict=True)) if isinstance(given, dict) else tuple(found)
     raise GateError(
         f"@pytest.mark.{name}(inputs=...) takes the name of a fixture or a dotted path such as "
@@ -122,7 +122,7 @@ def _in_sync(request: Request, values: Values) -> Guard:
             "paths, as in in_sync('model', 'ema'), or one that is to be the same on all ranks; "
             f"got {shown(paths)}"
         )
-    found = [find(values, path) for path in paths]
+    found = [find(values, path, "") for path in paths]
     (one, of_one), (other, of_other) = found[0], found[-1] if found[1:] else (None, "")
     sources = of_one, of_other
     return sync_guard(one, other, *names, **request.options, _sources=sources)

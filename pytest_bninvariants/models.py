@@ -27,18 +27,21 @@ class Value:
     asked: bool = True
 
 
-def find(values: Mapping[str, Value], path: str | None) -> tuple[nn.Module, str]:
+def find(
+    values: Mapping[str, Value], path: str | None, option: str = "model="
+) -> tuple[nn.Module, str]:
     """Return the model and where it was found.
 
     Args:
         values: the test's values by the name that a path begins with.
         path: a name, or a dotted path from one; None for the only model there is.
+        option: what the path is given by; empty where that is its place among the arguments.
 
     Raises:
         GateError: there is none, or several, or the path leads nowhere.
     """
     if path is not None:
-        return _follow(values, path)
+        return _follow(values, path, option)
     candidates = _outermost(
         {
             name: v
@@ -72,12 +75,12 @@ def _outermost(candidates: Mapping[str, Value]) -> dict[str, Value]:
     return dict(found.values())
 
 
-def _follow(values: Mapping[str, Value], path: str) -> tuple[nn.Module, str]:
-    found = follow(values, path, "model")
+def _follow(values: Mapping[str, Value], path: str, option: str) -> tuple[nn.Module, str]:
+    found = follow(values, path, option)
     if not isinstance(found.value, nn.Module):
         first = path if path in values else path.split(".")[0]
-        hint = _hint({first: values[first]}) if first in values else ""
-        raise GateError(f"model={path!r} is no torch.nn.Module but {shown(found.value)}{hint}")
+        hint = _hint({first: values[first]}, option) if first in values else ""
+        raise GateError(f"{option}{path!r} is no torch.nn.Module but {shown(found.value)}{hint}")
     return found.value, found.source
 
 
@@ -87,7 +90,7 @@ def follow(values: Mapping[str, Value], path: str, option: str) -> Value:
     Args:
         values: the test's values by the name that a path begins with.
         path: a name, or a dotted path from one.
-        option: the marker's option that gives it.
+        option: what gives it: `inputs=`, or as `find`.
 
     Raises:
         GateError: it leads nowhere.
@@ -100,7 +103,7 @@ def follow(values: Mapping[str, Value], path: str, option: str) -> Value:
     if first not in values:
         there = ", ".join(repr(name) for name, v in values.items() if v.asked) or "none"
         raise GateError(
-            f"{option}={path!r}: the test has no fixture {first!r}; its fixtures are {there}"
+            f"{option}{path!r}: the test has no fixture {first!r}; its fixtures are {there}"
         )
     value = values[first].value
     for number, part in enumerate(rest):
@@ -108,9 +111,9 @@ def follow(values: Mapping[str, Value], path: str, option: str) -> Value:
             value = _step(value, part)
         except (AttributeError, LookupError, ValueError):
             so_far = ".".join([first, *rest[:number]])
-            hint = _hint({first: values[first]}) if option == "model" else ""
+            hint = "" if option == "inputs=" else _hint({first: values[first]}, option)
             raise GateError(
-                f"{option}={path!r}: {so_far!r} is a {type(value).__name__} and has no {part!r}"
+                f"{option}{path!r}: {so_far!r} is a {type(value).__name__} and has no {part!r}"
                 f"{hint}"
             ) from None
     return Value(values[first].source if not rest else f"{path!r}", value)
@@ -125,7 +128,7 @@ def _step(value: Any, part: str) -> Any:
 
 
 def _none_found(values: Mapping[str, Value]) -> str:
-    hint = _hint(values)
+    hint = _hint(values, "model=")
     if hint:
         return f"no fixture of the test is a model{hint}"
     listed = ", ".join(
@@ -138,12 +141,12 @@ def _none_found(values: Mapping[str, Value]) -> str:
     )
 
 
-def _hint(values: Mapping[str, Value]) -> str:
+def _hint(values: Mapping[str, Value], option: str) -> str:
     """Say where modules are that a path could lead to."""
     paths = [f"{name}.{part}" for name, v in values.items() for part in _modules_in(v.value)]
     if not paths:
         return ""
-    return f"; say model={paths[0]!r}" + "".join(f" or model={path!r}" for path in paths[1:4])
+    return "; say " + " or ".join(f"{option}{path!r}" for path in paths[:4])
 
 
 def _modules_in(value: object) -> Iterator[str]:

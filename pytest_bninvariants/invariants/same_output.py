@@ -16,7 +16,7 @@ from pytest_bninvariants.invariants.names import all_tensors
 from pytest_bninvariants.invariants.outputs import Outputs, Tolerance
 from pytest_bninvariants.invariants.selection import Scope, submodules
 from pytest_bninvariants.invariants.sides import Before, take
-from pytest_bninvariants.invariants.spelling import model_of, refusing, spelled
+from pytest_bninvariants.invariants.spelling import insist_on_models, model_of, refusing, spelled
 from pytest_bninvariants.invariants.verdict import Change, Verdict
 from pytest_bninvariants.invariants.witness import Witness
 from pytest_bninvariants.invariants.wording import few
@@ -239,8 +239,7 @@ def assert_same_output(
         GateError: two runs in a row of a module differ, or one raises.
         InvariantBroken: an output differs.
     """
-    for module in (one, other):
-        model_of("assert_same_output", module, "(one, other, *inputs)")
+    insist_on_models("assert_same_output", one, other, "(one, other, *inputs)")
     _insist_on_inputs("assert_same_output", inputs, named_inputs)
     guard = TwinGuard(one, other, Call.of(inputs, named_inputs), Tolerance(rtol, atol))
     return at_once(guard)

@@ -29,22 +29,33 @@ def spelled(invariant: str, modules: tuple[str, ...], **options: object) -> str:
     return f"{invariant}({', '.join(arguments)})"
 
 
-def model_of(invariant: str, model: object, signature: str = "(model, *modules)") -> nn.Module:
+def model_of(
+    invariant: str, model: object, signature: str = "(model, *modules)", place: str = "first"
+) -> nn.Module:
     """Return the model that a guard was given.
 
     Args:
         invariant: its name.
         model: what it was given.
         signature: how it is called.
+        place: where the model stands among its arguments.
 
     Raises:
         GateError: it is none.
     """
     if not isinstance(model, nn.Module):
+        which = "the" if place == "first" else "another"
         raise GateError(
-            f"{invariant}{signature} takes the model, a torch.nn.Module, first; got {shown(model)}"
+            f"{invariant}{signature} takes {which} model, a torch.nn.Module, {place}; "
+            f"got {shown(model)}"
         )
     return model
+
+
+def insist_on_models(invariant: str, one: object, other: object, signature: str) -> None:
+    """Refuse what is no model in the first or the second place; arguments as `model_of`."""
+    for model, place in ((one, "first"), (other, "second")):
+        model_of(invariant, model, signature, place)
 
 
 def names_among(model: object, modules: tuple[object, ...]) -> tuple[str, ...]:

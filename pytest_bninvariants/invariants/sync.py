@@ -17,7 +17,7 @@ from pytest_bninvariants.invariants.names import Watched
 from pytest_bninvariants.invariants.pairing import Pair, insist_on_copies, is_one, left_behind
 from pytest_bninvariants.invariants.ranks import RanksGuard
 from pytest_bninvariants.invariants.selection import Scope, names_of
-from pytest_bninvariants.invariants.spelling import model_of, names_among, refusing, spelled
+from pytest_bninvariants.invariants.spelling import insist_on_models, names_among, refusing, spelled
 from pytest_bninvariants.invariants.undisturbed import undisturbed
 from pytest_bninvariants.invariants.verdict import Cause, Change, Verdict
 
@@ -190,8 +190,7 @@ def sync_guard(
     _sources: tuple[str, str] = ("", ""),
 ) -> Guard:
     """Return a guard that holds it when a step ends; arguments as `in_sync`."""
-    for model in (one,) if other is None else (one, other):
-        model_of("in_sync", model, "(one, other, *modules)")
+    insist_on_models("in_sync", one, one if other is None else other, "(one, other, *modules)")
     if one is other:
         raise GateError("in_sync takes two models; got the same one twice")
     if decay is not None and not (isinstance(decay, int | float) and 0 <= decay <= 1):

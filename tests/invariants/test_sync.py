@@ -280,7 +280,11 @@ def alike(model: nn.Module) -> nn.Module:
         (lambda m: in_sync(m[0], copy.deepcopy(m[0])), "parameters are compared with parameters="),
         (lambda m: in_sync(m, m[1]), "no name is in both models"),
         (lambda m: in_sync(m, copy.deepcopy(m), "bn"), "'bn' matches nothing in the model"),
-        (lambda m: in_sync(m, m.state_dict()), "takes the model, a torch.nn.Module"),
+        (lambda m: in_sync(m.state_dict(), m), "takes the model, a torch.nn.Module, first; got"),
+        (
+            lambda m: in_sync(m, "1"),
+            r"takes another model, a torch.nn.Module, second; got '1' \(str",
+        ),
         (lambda m: in_sync(m), "takes a second model; without one it compares the ranks"),
         (lambda m: in_sync(m, copy.deepcopy(m), decay=2), "decay= takes a number from 0 to 1"),
         (lambda m: in_sync(m, copy.deepcopy(m), buffers="copied"), "buffers= is for decay="),

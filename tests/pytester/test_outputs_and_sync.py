@@ -22,6 +22,10 @@ def teacher(model):
     return copy.deepcopy(model)
 
 @pytest.fixture
+def nets():
+    return {"one": nn.Linear(1, 1), "two": nn.Linear(1, 1)}
+
+@pytest.fixture
 def careless(model):
     model.bn1 = nn.BatchNorm1d(4, track_running_stats=False)
     return model
@@ -139,6 +143,9 @@ def test_in_sync_compares_two_models_after_the_call(sessions: Sessions) -> None:
         ("batch_invariant(inputs='model')", "there is no tensor in the inputs"),
         ("in_sync", "takes two models first"),
         ("in_sync('model', 'ema')", "the test has no fixture 'ema'"),
+        ("in_sync('model', 'nets')", "'nets' is no torch.nn.Module but {'one': "),
+        ("in_sync('model', 'nets')", "(dict); say 'nets.one' or 'nets.two' (asked"),
+        ("in_sync('model', 'nets.on')", "'nets' is a dict and has no 'on'; say 'nets.one' or"),
         ("in_sync('model', 'model')", "got the same one twice"),
         ("in_sync('model')", "compares the ranks of a distributed run"),
         ("in_sync('model', 'images')", "is no torch.nn.Module"),
@@ -149,7 +156,7 @@ def test_what_a_marker_gets_wrong_is_named(sessions: Sessions, marker: str, mess
     session = sessions.run(
         f"""
         @pytest.mark.{marker}
-        def test_it(model, images):
+        def test_it(model, images, nets):
             hold(model)
         """,
         before=FIXTURES,
@@ -158,6 +165,18 @@ def test_what_a_marker_gets_wrong_is_named(sessions: Sessions, marker: str, mess
     told = session.says("test_it")
     assert message in told
     assert f"(asked for by @pytest.mark.{marker.partition('(')[0]}" in told
+
+
+def test_in_sync_does_not_speak_of_an_option_that_it_has_not(sessions: Sessions) -> None:
+    first = headline(
+        sessions,
+        """
+        @pytest.mark.in_sync("model", "ema")
+        def test_it(model):
+            hold(model)
+        """,
+    )
+    assert first.startswith("'ema': the test has no fixture 'ema'; its fixtures are 'model'")
 
 
 def test_a_test_that_fails_itself_wins(sessions: Sessions) -> None:
