@@ -143,11 +143,11 @@ def left_behind(layers: Iterable[str], behind: str, ahead: str, how: str) -> Cau
         layers=tuple(names),
         why=f"the running statistics of {name_list(names)} in {behind} {how}, unlike those in "
         f"{ahead}: they are buffers, which a loop over parameters() leaves behind",
-        fix=f"copy the buffers, too: for mine, theirs in zip({_expression(behind, 'copy')}"
-        f".buffers(), {_expression(ahead, 'model')}.buffers()): mine.copy_(theirs)",
+        fix=f"copy the buffers, too: for mine, theirs in zip({expression(behind, 'copy')}"
+        f".buffers(), {expression(ahead, 'model')}.buffers()): mine.copy_(theirs)",
     )
 
 
-def _expression(name: str, default: str) -> str:
+def expression(name: str, default: str) -> str:
     """Return a fixture's name as code; a default for what is no fixture."""
     return name.strip("'") if name.startswith("'") else default

@@ -53,6 +53,8 @@ CauseName = Literal[
     "learning-rate-0",
     "rounded-away",
     "left-behind",
+    "other-decay",
+    "other-buffers",
     "undone",
 ]
 AUDIT = "--bn-audit"

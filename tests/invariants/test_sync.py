@@ -165,6 +165,137 @@ def test_an_average_with_the_weights_the_wrong_way_round(model: nn.Sequential) -
     assert "as if decay weighed the new value" in said(step)
 
 
+@pytest.mark.parametrize(
+    ("used", "why"),
+    [
+        (0.9, "was averaged with decay 0.9 fix"),
+        (0.9801, "was averaged with decay 0.9801, as by 2 updates in one step fix"),
+        (0.01, "was averaged with decay 0.01: the weights are the wrong way round fix"),
+        (0.0, "was averaged with decay 0: it is a copy of the model fix"),
+    ],
+)
+def test_an_average_with_another_decay_is_told_which(
+    model: nn.Sequential, used: float, why: str
+) -> None:
+    average = copy.deepcopy(model)
+
+    def step() -> None:
+        with in_sync(model, average, decay=0.99):
+            ema_step(average, model, used)
+
+    told = said(step)
+    assert told.startswith(
+        "3 of 3 layers not averaged with decay 0.99: 0, 1 and 1 more (other-decay)"
+    )
+    assert f"why other-decay: the second {why}" in told
+    assert ("or say decay=0.9 where that is meant" in told) == (used == 0.9)
+
+
+def test_one_layer_that_is_off_is_no_other_decay(model: nn.Sequential) -> None:
+    average = copy.deepcopy(model)
+
+    def step() -> None:
+        with in_sync(model, average, decay=0.99):
+            ema_step(average, model, 0.99)
+            average[2].bias.data += 1
+
+    told = said(step)
+    assert told.startswith("1 of 3 layers not averaged with decay 0.99: 2 ")
+    assert "why" not in told
+
+
+def all_averaged(average: nn.Module, model: nn.Module, decay: float) -> None:
+    with torch.no_grad():
+        for mine, theirs in zip(
+            [*average.parameters(), *average.buffers()],
+            [*model.parameters(), *model.buffers()],
+            strict=True,
+        ):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1 - decay)
+            else:
+                mine.copy_(theirs)
+
+
+@pytest.mark.parametrize("used", [0.99, 0.9])
+def test_buffers_that_are_averaged_and_not_copied_are_told(
+    model: nn.Sequential, used: float
+) -> None:
+    average = copy.deepcopy(model)
+
+    def step() -> None:
+        with in_sync(model, average, decay=0.99):
+            train(model)
+            all_averaged(average, model, used)
+
+    told = said(step)
+    assert "other-buffers: the buffers of 1 in the second are averaged, and not copied" in told
+    assert 'fix say buffers="averaged" where that is meant' in told
+    assert ("other-decay" in told) == (used == 0.9)
+
+
+def test_buffers_that_are_copied_and_not_averaged_are_told(model: nn.Sequential) -> None:
+    average = copy.deepcopy(model)
+
+    def step() -> None:
+        with in_sync(model, average, decay=0.99, buffers="averaged"):
+            ema_step(average, model, 0.99)
+
+    told = said(step)
+    assert "other-buffers: the buffers of 1 in the second are copied, and not averaged" in told
+    assert 'fix say buffers="copied" where that is meant' in told
+
+
+def test_an_average_whose_own_forward_moved_its_statistics_is_told_so(
+    model: nn.Sequential,
+) -> None:
+    average = copy.deepcopy(model)
+
+    def step() -> None:
+        with in_sync(model, average, decay=0.99, buffers="averaged"):
+            train(model)
+            average(torch.randn(8, 4) - 3)
+            all_averaged(average, model, 0.99)
+
+    told = said(step)
+    assert told.startswith("1 of 3 layers not averaged with decay 0.99: 1 (training-mode)")
+    assert "1 in the second is in training mode, where each forward of its own moves" in told
+    assert "fix put the average in eval: average.eval()" in told
+    average.eval()
+    step()
+
+
+def test_an_average_in_float16_takes_copies_of_buffers_in_float16(model: nn.Sequential) -> None:
+    average = copy.deepcopy(model).half()
+    with in_sync(model, average, decay=0.5):
+        ema_step(average, model, 0.5)
+
+
+def test_an_average_in_float16_is_not_judged_by_its_buffers_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
+    nn.init.constant_(model[1].bias, 1.0)
+    nn.init.constant_(model[0].bias, 1.0)
+    average = copy.deepcopy(model).half()
+
+    def step() -> None:
+        with in_sync(model, average, decay=0.9999):
+            train(model)
+            for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
+                mine.copy_(theirs)
+
+    said = r"nothing moved far enough.*keep the average in torch\.float32, not torch\.float16$"
+    with pytest.raises(GateError, match=said):
+        step()
+
+
+def test_the_buffers_tell_where_no_parameter_is_to_move(model: nn.Sequential) -> None:
+    average = copy.deepcopy(model.requires_grad_(False))
+    with in_sync(model, average, decay=0.9):
+        model(torch.randn(8, 4))
+        hard_update(average, model, buffers=True)
+
+
 def test_an_average_that_is_not_updated_is_told_so(model: nn.Sequential) -> None:
     average = copy.deepcopy(model)
 
