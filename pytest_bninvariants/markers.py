@@ -8,7 +8,7 @@ import pytest
 
 _FREEZING = ("parameters", "buffers", "allow_batch_stats", "exclude", "trains")
 _SIGNATURE = (
-    "(*modules, parameters=True, buffers=True, allow_batch_stats=False, exclude=(), trains=(), "
+    "(*modules, parameters=True, buffers=True, allow_batch_stats=False, exclude=(), trains=None, "
     "model=None)"
 )
 
@@ -70,10 +70,11 @@ MARKERS = {
         options=("inputs", "rtol", "atol", "examples"),
     ),
     "in_sync": Marker(
-        signature="(one, other=None, *modules, parameters=None, exclude=(), decay=None, "
-        "buffers=None)",
+        signature="(one, other=None, *modules, parameters=False, exclude=(), decay=None, "
+        "buffers='copied')",
         help="fail the test if after its call two models, which are fixtures, or one on all ranks, "
-        "have other buffers, or the other is not the moving average of one.",
+        "have other buffers, or with decay= the other is not the moving average of one, for which "
+        "parameters=True is the default and buffers= says what its buffers are.",
         options=("parameters", "exclude", "decay", "buffers"),
         finds_model=False,
     ),

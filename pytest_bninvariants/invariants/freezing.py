@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from pytest_bninvariants.errors import FrozenStateChanged, GateError
+from pytest_bninvariants.errors import FrozenStateChanged, GateError, shown
 from pytest_bninvariants.invariants import reruns, suspects, tracer, training
 from pytest_bninvariants.invariants.comparison import compare
 from pytest_bninvariants.invariants.guards import Guard
@@ -104,10 +104,12 @@ def _guard(
     noun: str,
     model: object,
     scope: Scope,
-    trains: Iterable[str] | str,
+    trains: Iterable[str] | str | None,
     source: str,
 ) -> Guard:
-    names = names_of(trains, "trains")
+    names = () if trains is None else names_of(trains, "trains")
+    if not names and trains is not None:
+        raise GateError(f"trains= names what must train, and {shown(trains)} names nothing")
     spelling = _spelled(invariant, scope, names)
     guard = FrozenGuard(spelling, noun, model_of(invariant, model), scope, source)
     return guard.bring(training.trains(guard.model, *names, _source=source)) if names else guard
@@ -135,7 +137,7 @@ def frozen_bn(
     buffers: bool = True,
     allow_batch_stats: bool = False,
     exclude: Iterable[str] | str = (),
-    trains: Iterable[str] | str = (),
+    trains: Iterable[str] | str | None = None,
     _source: str = "",
 ) -> Guard:
     """Hold that every BN layer keeps its state, bit for bit, and uses stored statistics throughout.
@@ -148,7 +150,8 @@ def frozen_bn(
         buffers: watch running statistics, and that batch statistics are not used.
         allow_batch_stats: let the layers normalise with batch statistics.
         exclude: names that are left out.
-        trains: names of what must train in the same step, as the invariant `trains` has it.
+        trains: names of what must train in the same step, as the invariant `trains` has it. None:
+            nothing need.
 
     Returns:
         A context manager for one step.
@@ -177,7 +180,7 @@ def frozen(
     buffers: bool = True,
     allow_batch_stats: bool = False,
     exclude: Iterable[str] | str = (),
-    trains: Iterable[str] | str = (),
+    trains: Iterable[str] | str | None = None,
     _source: str = "",
 ) -> Guard:
     """Hold that all parameters and buffers keep their bytes, and BN layers what `frozen_bn` says.

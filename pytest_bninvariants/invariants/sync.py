@@ -193,7 +193,8 @@ def sync_guard(
     insist_on_models("in_sync", one, one if other is None else other, "(one, other, *modules)")
     if one is other:
         raise GateError("in_sync takes two models; got the same one twice")
-    if decay is not None and not (isinstance(decay, int | float) and 0 <= decay <= 1):
+    is_number = isinstance(decay, int | float) and not isinstance(decay, bool)
+    if decay is not None and not (is_number and 0 <= decay <= 1):
         raise GateError(f"decay= takes a number from 0 to 1; got {shown(decay)}")
     if buffers not in ((None,) if decay is None else (None, "copied", "averaged")):
         told = "is for decay=" if decay is None else 'takes "copied" or "averaged"'

@@ -418,6 +418,7 @@ def alike(model: nn.Module) -> nn.Module:
         ),
         (lambda m: in_sync(m), "takes a second model; without one it compares the ranks"),
         (lambda m: in_sync(m, copy.deepcopy(m), decay=2), "decay= takes a number from 0 to 1"),
+        (lambda m: in_sync(m, copy.deepcopy(m), decay=True), r"from 0 to 1; got True \(bool\)"),
         (lambda m: in_sync(m, copy.deepcopy(m), buffers="copied"), "buffers= is for decay="),
         (lambda m: in_sync(m, copy.deepcopy(m), decay=0.5, buffers="x"), 'takes "copied" or'),
         (lambda m: in_sync(m, decay=0.5), "takes the model and its average"),

@@ -328,6 +328,8 @@ def test_a_guard_with_a_companion_is_one_where_it_is_forgotten(
         (lambda net: trains(net, "haed"), "'haed' matches nothing in the model; did you mean"),
         (lambda net: trains(net, buffers=1), r"buffers= takes True or False; got 1 \(int\)"),
         (lambda net: frozen(net, trains=3), r"trains= takes a name or several names; got 3"),
+        (lambda net: frozen(net, trains=[]), r"what must train, and \[\] \(list\) names nothing"),
+        (lambda net: frozen_bn(net, trains=()), r"what must train, and \(\) \(tuple\) names noth"),
         (lambda net: trains(net, "head", exclude="head"), "leaves nothing to watch"),
         (lambda net: trains(nn.BatchNorm1d(2, affine=False)), "no parameter|no parameters"),
     ],

@@ -79,14 +79,14 @@ def test_collecting_marked_tests_loads_nothing_big(tmp_path: Path) -> None:
 SAYS = {
     "--markers": [
         "@pytest.mark.frozen_bn(*modules, parameters=True, buffers=True, allow_batch_stats=False, "
-        "exclude=(), trains=(), model=None): fail the test if its call changes a BN layer",
+        "exclude=(), trains=None, model=None): fail the test if its call changes a BN layer",
         "@pytest.mark.frozen(*modules, parameters=True, buffers=True, allow_batch_stats=False, "
-        "exclude=(), trains=(), model=None): fail the test if its call changes any parameter",
+        "exclude=(), trains=None, model=None): fail the test if its call changes any parameter",
         "@pytest.mark.same_output(*modules, inputs, rtol=0.0, atol=0.0, model=None): fail the test",
         "@pytest.mark.batch_invariant(*modules, inputs, rtol=0.0, atol=0.0, examples=20, "
         "model=None): fail the test if after its call a sample's output",
-        "@pytest.mark.in_sync(one, other=None, *modules, parameters=None, exclude=(), decay=None, "
-        "buffers=None): fail the test if after its call two models",
+        "@pytest.mark.in_sync(one, other=None, *modules, parameters=False, exclude=(), decay=None, "
+        "buffers='copied'): fail the test if after its call two models",
     ],
     "--fixtures": [
         "frozen_bn [session scope]",
