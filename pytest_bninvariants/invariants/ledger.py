@@ -323,7 +323,7 @@ class Ledger(Watcher):
         counted = None if forward.by_call else judged.counted
         averages = forward.momentum is None  # by the counter
         return replace(
-            old,
+            old.with_wrong(judged.wrong, meant=judged.guessed),
             updates=number,
             recomputed=old.recomputed + (torch._C._current_graph_task_id() != -1),
             repeated=old.repeated + (batch in old.batches),
@@ -333,7 +333,7 @@ class Ledger(Watcher):
             miscounted=old.miscounted + (counted not in ((None, 1) if averages else (None, 0, 1))),
             lost=old.lost + judged.lost,
             unjudged=old.unjudged + (judged.batch is None),
-            wrong=old.with_wrong(judged.wrong),
+            unknown=old.unknown + (judged.batch is None and judged.guessed),
             places=(*old.places, place) if old.wants_place else old.places,
             batches=old.with_batch(batch),
         )

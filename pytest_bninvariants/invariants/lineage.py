@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ctypes import c_char
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from torch import Tensor, nn
@@ -69,7 +69,9 @@ class Lineage:
         miscounted: how many it counted otherwise, or did not where the average needs it.
         lost: how many a dtype that is too narrow has rounded away.
         unjudged: how many were not held against the reference.
+        unknown: how many of these were a layer's of a kind that is not known.
         wrong: the first that were not what the reference says.
+        unlike: likewise of a layer that may mean it.
         places: where the first of them were run.
         batches: the last batches.
         written: what wrote besides the updates: `loaded`, `reset` or `in-place`.
@@ -85,7 +87,9 @@ class Lineage:
     miscounted: int = 0
     lost: int = 0
     unjudged: int = 0
+    unknown: int = 0
     wrong: tuple[Wrong, ...] = ()
+    unlike: tuple[Wrong, ...] = ()
     places: tuple[Place | None, ...] = ()
     batches: tuple[Batch, ...] = ()
     written: str = ""
@@ -95,9 +99,11 @@ class Lineage:
         """Return the last batches, with one more."""
         return self.batches if batch is None else (*self.batches, batch)[-_BATCHES:]
 
-    def with_wrong(self, wrong: list[Wrong]) -> tuple[Wrong, ...]:
-        """Return the first that are wrong, with more."""
-        return (*self.wrong, *wrong)[:_WRONG]
+    def with_wrong(self, wrong: list[Wrong], *, meant: bool) -> Lineage:
+        """Return it with more that are wrong, or may be meant, of which the first are kept."""
+        if meant:
+            return replace(self, unlike=(*self.unlike, *wrong)[:_WRONG])
+        return replace(self, wrong=(*self.wrong, *wrong)[:_WRONG])
 
     @property
     def wants_place(self) -> bool:

@@ -65,6 +65,8 @@ class Judged:
         counted: by how much the counter moved; None where there is none that counts.
         lost: whether a dtype that is too narrow has rounded the whole update away.
         wrong: the statistics that are not what the reference says.
+        guessed: whether the layer is of a kind of its own, and called no function of torch to
+            normalise: then what it was called with is only taken for what it normalised.
     """
 
     batch: Statistics | None = None
@@ -72,6 +74,7 @@ class Judged:
     counted: int | None = None
     lost: bool = False
     wrong: list[Wrong] = field(default_factory=list)
+    guessed: bool = False
 
 
 def judge(layer: nn.Module, forward: Forward, after: State, number: int) -> Judged:
@@ -83,7 +86,9 @@ def judge(layer: nn.Module, forward: Forward, after: State, number: int) -> Judg
         after: the statistics after it.
         number: which update it is, from 1.
     """
-    judged = Judged(counted=_counted(layer, forward.before, after))
+    judged = Judged(
+        counted=_counted(layer, forward.before, after), guessed=_guesses(layer, forward)
+    )
     x = _normalised(layer, forward)
     momentum = _weight(forward, forward.before)
     if x is None or momentum is None:
@@ -107,6 +112,10 @@ def judge(layer: nn.Module, forward: Forward, after: State, number: int) -> Judg
     return judged
 
 
+def _guesses(layer: nn.Module, forward: Forward) -> bool:
+    return not (isinstance(layer, _NormBase) or forward.by_call or forward.values)
+
+
 def _counted(layer: nn.Module, before: State, after: State) -> int | None:
     if not counts_batches(layer) or after.number is None:
         return None
@@ -115,9 +124,7 @@ def _counted(layer: nn.Module, before: State, after: State) -> int | None:
 
 def _normalised(layer: nn.Module, forward: Forward) -> Tensor | None:
     """Return the values that a layer normalised, as (N, C, *), if they are known and usable."""
-    given = forward.values
-    if given is None and isinstance(layer, _NormBase):
-        given = forward.x
+    given = forward.values or forward.x
     channels = forward.before.tensors.get("running_mean")
     other = isinstance(layer, _InstanceNorm) or _is_synchronised(layer)
     if given is None or channels is None or other:

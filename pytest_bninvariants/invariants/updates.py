@@ -13,6 +13,7 @@ from pytest_bninvariants.invariants.bn_layers import has_stored_statistics
 from pytest_bninvariants.invariants.found import Found
 from pytest_bninvariants.invariants.guards import Guard
 from pytest_bninvariants.invariants.ledger import Ledger
+from pytest_bninvariants.invariants.lineage import Wrong
 from pytest_bninvariants.invariants.selection import Scope, layers_of, names_of, select
 from pytest_bninvariants.invariants.spelling import model_of, names_among, refusing, spelled
 from pytest_bninvariants.invariants.undisturbed import undisturbed
@@ -139,8 +140,21 @@ def _hazards(found: Found) -> Iterator[Hazard]:
         lost, all_of_them = found.lineage.lost, found.lineage.updates
         text = f"in {lost} of {all_of_them} updates a narrow dtype rounded all away: keep running "
         yield Hazard(name=found.name, text=text + "statistics in float32")
+    if found.lineage.unlike:
+        yield Hazard(name=found.name, text=_told_of_unlike(found.lineage.unlike))
+    if found.lineage.unknown:
+        text = "its forward is of its own: what it updates could not be held against the reference"
+        yield Hazard(name=found.name, text=text)
     if found.uncounted:
         yield Hazard(name=found.name, text="its num_batches_tracked does not count its updates")
+
+
+def _told_of_unlike(unlike: Iterable[Wrong]) -> str:
+    told = (
+        f"{each.name} is {each.fits}" if each.fits else f"{each.name}: {each.text}"
+        for each in unlike
+    )
+    return f"its updates are not BatchNorm's, which it may mean: {'; '.join(dict.fromkeys(told))}"
 
 
 def _notes(found: list[Found]) -> Iterator[str]:

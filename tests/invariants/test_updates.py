@@ -466,6 +466,63 @@ class Plain(nn.Module):
         return F.batch_norm(x, self.running_mean, self.running_var, None, None, self.training)
 
 
+class OfItsOwn(nn.Module):
+    """A norm layer of plain operators, with a way of its own to update."""
+
+    def __init__(self, way: str = "", momentum: float | None = 0.1) -> None:
+        super().__init__()
+        self.way = way
+        if way != "without momentum":
+            self.momentum = momentum
+        self.register_buffer("running_mean", torch.zeros(3))
+        self.register_buffer("running_var", torch.ones(3))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = x.mean(0), x.var(0)
+        if self.training:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.update(x)
+        return (x - mean) / (var + 1e-5).sqrt()
+
+    def update(self, x: Tensor) -> None:
+        ghosts = x.chunk(2) if self.way == "ghosts" else (x,)
+        m = 0.9 if self.way == "swapped" else 0.1
+        for each in ghosts:
+            self.running_mean.lerp_(each.mean(0), m)
+            self.running_var.lerp_(each.var(0, unbiased=self.way != "biased"), m)
+        if self.way == "garbage":
+            self.running_mean.fill_(99.0)
+
+
+def test_a_layer_of_plain_operators_that_updates_as_batch_norm_does_is_silent() -> None:
+    model = OfItsOwn()
+    with bn_updates(model, times=2) as guard:
+        model(values(0))
+        model(values(1))
+    assert guard.verdict is not None
+    assert (guard.verdict.hazards, guard.verdict.notes) == ((), ())
+    verdict = broken(model, lambda: (model(values(0)), model(values(0))), times=2)
+    assert told(verdict) == [("", "1 update with a batch that had updated already")]
+
+
+@pytest.mark.parametrize(
+    ("way", "text"),
+    [
+        ("biased", "running_var is with the biased variance"),
+        ("swapped", "running_mean is as if momentum were 0.9"),
+        ("garbage", "running_mean: 3 of 3 values, 99 at"),
+        ("ghosts", "not BatchNorm's, which it may mean: running_mean: 3 of 3"),
+        ("without momentum", "its forward is of its own: what it updates could not be held"),
+    ],
+)
+def test_a_layer_of_plain_operators_that_updates_otherwise_is_a_hazard(way: str, text: str) -> None:
+    model = OfItsOwn(way)
+    with pytest.warns(InvariantHazard, match=text), bn_updates(model):
+        model(values())
+
+
 def test_a_layer_without_a_momentum_is_not_taken_for_one_that_averages_all_batches() -> None:
     model = Plain()
     for seed in range(2):
