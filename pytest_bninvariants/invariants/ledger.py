@@ -76,7 +76,7 @@ class _Forward:
         training: its mode.
         momentum: its momentum, if it says so.
         values: what it normalised with batch statistics, if it called torch's function for that.
-        normalised: whether it normalised with batch statistics.
+        parts: how often it normalised with batch statistics: each time a part of its batch.
         by_call: whether it is none, but a call of torch's function with the layer's statistics.
     """
 
@@ -86,7 +86,7 @@ class _Forward:
     training: bool
     momentum: object
     values: Given | None = None
-    normalised: bool = False
+    parts: int = 0
     by_call: bool = False
 
 
@@ -149,10 +149,14 @@ class Ledger(Watcher):
     def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
         """Note that a layer's forward normalises with batch statistics."""
         forward = self._running.get(id(layer))
-        if forward is not None:
-            forward.normalised = True
-            with undisturbed():
-                forward.values = forward.values or Given.of(values)
+        if forward is None:
+            return
+        forward.parts += 1
+        if forward.parts > 1:
+            forward.x = forward.values = None
+            return
+        with undisturbed():
+            forward.values = Given.of(values)
 
     @passed_over
     def ignores(self, module: nn.Module) -> bool:
@@ -173,7 +177,7 @@ class Ledger(Watcher):
                     training=batch and account.layer.training,
                     momentum=getattr(account.layer, "momentum", _UNKNOWN),
                     values=Given.of(values) if name == "batch_norm" else None,
-                    normalised=batch,
+                    parts=int(batch),
                     by_call=True,
                 )
                 for account in self._accounts.values()
@@ -296,13 +300,13 @@ class Ledger(Watcher):
         if forward.momentum == 0 and not moved - {"num_batches_tracked"}:
             return False
         layer = forward.account.layer
-        meant = forward.normalised and getattr(layer, "track_running_stats", True)
+        meant = forward.parts > 0 and getattr(layer, "track_running_stats", True)
         return bool(moved) or (meant and has_known_forward(layer) and not forward.by_call)
 
     def _take_idle(self, forward: _Forward, after: State) -> None:
         """Take in a forward that updated nothing."""
         account = forward.account
-        if forward.normalised or forward.training:
+        if forward.parts or forward.training:
             account.idle += 1
             tracks = getattr(account.layer, "track_running_stats", True)
             account.by_momentum_zero += forward.momentum == 0 and tracks
@@ -321,7 +325,7 @@ class Ledger(Watcher):
         if judged.batch is not None:
             batch = Batch.of(self.steps, judged.batch, judged.count)
         counted = None if forward.by_call else judged.counted
-        averages = forward.momentum is None  # by the counter
+        rightly = {None, 1, forward.parts or 1} | ({0} if forward.momentum is not None else set())
         return replace(
             old.with_wrong(judged.wrong, meant=judged.guessed),
             updates=number,
@@ -329,8 +333,8 @@ class Ledger(Watcher):
             repeated=old.repeated + (batch in old.batches),
             in_eval=old.in_eval + (not forward.training),
             by_calls=old.by_calls + forward.by_call,
-            uncounted=old.uncounted + (counted == 0 and not averages),
-            miscounted=old.miscounted + (counted not in ((None, 1) if averages else (None, 0, 1))),
+            uncounted=old.uncounted + (counted == 0),
+            miscounted=old.miscounted + (counted not in rightly),
             lost=old.lost + judged.lost,
             unjudged=old.unjudged + (judged.batch is None),
             unknown=old.unknown + (judged.batch is None and judged.guessed),

@@ -523,6 +523,18 @@ def test_a_layer_of_plain_operators_that_updates_otherwise_is_a_hazard(way: str,
         model(values())
 
 
+def test_a_layer_that_normalises_its_batch_in_parts_is_not_judged_by_one_of_them() -> None:
+    class Ghosts(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([super(Ghosts, self).forward(each) for each in x.chunk(3)])
+
+    model = Ghosts(3)
+    with bn_updates(model) as guard:
+        model(values(shape=(9, 3)))
+    assert guard.verdict is not None
+    assert guard.verdict.notes == ("the values of the model were not held against the reference",)
+
+
 def test_a_layer_without_a_momentum_is_not_taken_for_one_that_averages_all_batches() -> None:
     model = Plain()
     for seed in range(2):
