@@ -26,8 +26,8 @@ class Layer:
         replaced: whether these are two modules, and the first had done nothing yet.
         in_training: its mode now.
         trains: whether one of its own parameters requires a gradient.
-        ran: whether its forward was called, in eager code; not torch's own of a BN layer, which writes
-            nothing unless it normalises with batch statistics, and that is seen.
+        ran: whether its forward was called, in eager code; not torch's own of a BN layer, which
+            writes nothing unless it normalises with batch statistics, and that is seen.
     """
 
     name: str

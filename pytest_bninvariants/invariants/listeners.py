@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ class Listeners:
         """How many modules run that are listened to."""
         self.aside = False
         """Whether compiled code ran: it minds if functions that it was compiled with are others."""
+        self._runs_it: FrameType | None = None
         self._patches = Patches(
             Patch(torch, "batch_norm", observing_batch_norm),
             Patch(torch, "instance_norm", observing_instance_norm),
@@ -148,15 +150,22 @@ class Listeners:
             return None
         return None if _shares_memory(values, layer) else stack[-1]
 
-    def step_aside(self) -> None:
-        """Take the wrappers off until `come_back`."""
+    def step_aside(self, frame: FrameType) -> None:
+        """Take the wrappers off until `come_back`; the frame runs the compiled code."""
+        if not self.aside:
+            self._runs_it = frame
         self.aside = True
         self.suspend()
 
     def come_back(self) -> None:
         """Put them back if they are wanted."""
-        self.aside = False
+        self.aside, self._runs_it = False, None
         self.resume()
+
+    def come_back_from(self, frame: FrameType) -> None:
+        """Put them back where the frame that ran the compiled code switches dynamo off again."""
+        if self.aside and frame is self._runs_it:
+            self.come_back()
 
     def suspend(self) -> None:
         """Take the wrappers off for a while."""

@@ -68,6 +68,7 @@ class _Observers:
                 self._uninstall()
                 self._forget_dynamo()
                 writers.forget_steps()
+                listeners.come_back()  # from compiled code that ran within what is over
 
     def _set(self, everybody: tuple[Observer, ...]) -> None:
         self._all = everybody
@@ -217,9 +218,9 @@ def _observing_eval_frame(original: _Function, switch: Switch) -> _Function:
         if switch.on and callback is not None and callback is not False:
             _tell_compiled_code()
             _tell_compiled_in_place(sys._getframe(1))
-            listeners.step_aside()
-        elif switch.on and listeners.aside:
-            listeners.come_back()  # the compiled code has ended
+            listeners.step_aside(sys._getframe(1))
+        elif switch.on:
+            listeners.come_back_from(sys._getframe(1))
         return original(callback)
 
     return set_eval_frame
