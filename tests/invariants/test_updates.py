@@ -1111,4 +1111,4 @@ def test_both_ranks_of_ddp_hold_and_see_a_second_forward(
     broadcast: bool, ranks: Callable[..., list[Any]]
 ) -> None:
     found = ranks("updating_rank.py", str(int(broadcast)))
-    assert found == [{"one": [], "two": ["extra-forward"]}] * 2
+    assert found == [{"one": [], "two": ["extra-forward"], "sharded": []}] * 2

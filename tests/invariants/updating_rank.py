@@ -8,6 +8,7 @@ import sys
 
 import torch
 from torch import distributed, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from pytest_bninvariants import InvariantBroken, bn_updates
@@ -25,6 +26,19 @@ def told(model: nn.Module, batches: list[torch.Tensor]) -> list[str]:
     return []
 
 
+def told_of_sharded_steps(model: nn.Module) -> list[str]:
+    torch.optim.SGD(model.parameters())
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1)
+    try:
+        with bn_updates(model, per="optimizer_step"):
+            for _ in range(2):
+                model(torch.randn(5, 3)).sum().backward()
+                optimizer.step()
+    except InvariantBroken as failure:
+        return [cause.name for cause in failure.verdict.causes]
+    return []
+
+
 def main(rank: int, port: str, broadcast: bool) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     distributed.init_process_group("gloo", rank=rank, world_size=2)
@@ -36,6 +50,7 @@ def main(rank: int, port: str, broadcast: bool) -> None:
     found = {
         "one": told(model, [torch.randn(5, 3)]),
         "two": told(model, [torch.randn(5, 3), torch.randn(5, 3)]),
+        "sharded": told_of_sharded_steps(model),
     }
     distributed.barrier()
     print(json.dumps(found), flush=True)
