@@ -103,7 +103,7 @@ class Found:
     @property
     def updates(self) -> int:
         """Return how many updates the statistics have had."""
-        return (self.counted or 0) if self.by_counter else self.lineage.updates
+        return max(0, self.counted or 0) if self.by_counter else self.lineage.updates
 
     @property
     def expected(self) -> int | None:

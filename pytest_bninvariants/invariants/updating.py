@@ -323,7 +323,7 @@ RULES: tuple[Rule[Found], ...] = (
     ),
     Rule(
         cause="reset",
-        applies=lambda found: found.written and found.lineage.written == "reset",
+        applies=lambda found: found.lineage.written == "reset" and not found.untold,
         explain=_explain_reset,
     ),
     Rule(

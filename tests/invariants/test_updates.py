@@ -841,6 +841,19 @@ def test_warm_statistics_that_are_reset_in_the_step_are_told(
     assert causes(verdict) == [cause]
 
 
+def test_a_reset_after_compiled_code_ran_is_told() -> None:
+    model = nn.Sequential(warm())
+    compiled = torch.compile(model, backend="eager")
+
+    def run() -> None:
+        compiled(values())
+        model[0].reset_running_stats()
+
+    verdict = broken(model, run)
+    assert told(verdict) == [("0", "0 updates, expected 1")]
+    assert causes(verdict) == ["reset"]
+
+
 def test_updates_that_are_partly_undone_are_told() -> None:
     model = nn.BatchNorm1d(3, momentum=None)
 
