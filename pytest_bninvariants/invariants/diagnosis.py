@@ -14,6 +14,7 @@ RULES: tuple[Rule[Evidence], ...] = (
     writing.LOADED,
     writing.BROADCAST,
     writing.REPLACED,
+    writing.EPS_SET,
     writing.GRADIENT_STEP,
     writing.WEIGHT_DECAY,
     writing.STALE_MOMENTUM,

@@ -24,6 +24,7 @@ CauseName = Literal[
     "loaded",
     "broadcast",
     "replaced",
+    "eps-set",
     "gradient-step",
     "weight-decay",
     "stale-momentum",

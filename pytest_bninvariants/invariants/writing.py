@@ -188,6 +188,14 @@ def _explain_in_place(evidence: list[Evidence]) -> tuple[str, str]:
     return why, "run this test with --bn-trace, which names the operator and the line"
 
 
+def _explain_eps(evidence: list[Evidence]) -> tuple[str, str]:
+    names = name_list([each.change.name for each in evidence])
+    return (
+        f"eps of {names} {_was(evidence)} set, which every output depends on, in eval too",
+        f"set eps of {names} before the guarded step: when building the model, or loading it",
+    )
+
+
 def _it(evidence: list[Evidence]) -> str:
     return one_or_many([each.change.name for each in evidence], "it", "them")
 
@@ -237,6 +245,11 @@ REPLACED: Rule[Evidence] = Rule(
     cause="replaced",
     applies=lambda evidence: evidence.replaced,
     explain=_explain_replaced,
+)
+EPS_SET: Rule[Evidence] = Rule(
+    cause="eps-set",
+    applies=lambda evidence: evidence.change.kind == "eps",
+    explain=_explain_eps,
 )
 GRADIENT_STEP: Rule[Evidence] = Rule(
     cause="gradient-step",

@@ -291,6 +291,10 @@ def test_another_eps_is_a_violation(guard: Any, options: dict[str, bool]) -> Non
     assert verdict.changes[0].text == "eps 1e-05 -> 0.001"
     assert verdict.changed_tensors == ()
     assert verdict.changed_layers == ("bn",)
+    (cause,) = verdict.causes
+    assert (cause.name, cause.layers, cause.tensors) == ("eps-set", ("bn",), ())
+    assert cause.why == "eps of bn was set, which every output depends on, in eval too"
+    assert "before the guarded step" in cause.fix
 
 
 def test_an_eps_that_is_put_back_is_no_violation() -> None:
