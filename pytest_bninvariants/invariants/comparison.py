@@ -9,6 +9,7 @@ from torch import nn
 
 from pytest_bninvariants.invariants import snapshot
 from pytest_bninvariants.invariants.bn_layers import is_bn_layer
+from pytest_bninvariants.invariants.casts import casts_of
 from pytest_bninvariants.invariants.diagnosis import diagnose
 from pytest_bninvariants.invariants.evidence import Evidence, Layer
 from pytest_bninvariants.invariants.hazards import hazards
@@ -127,6 +128,7 @@ def _evidence_of(
             layer=layer,
             handled=handled,
             factor=snapshot.uniform_factor(was, now.tensor) if handled.stepped else None,
+            casts=casts_of(was, now.tensor),
             stranger=witness.stranger(was.watched.tensor),
             had_gradient=was.requires_grad,
             has_gradient=now.tensor.requires_grad,

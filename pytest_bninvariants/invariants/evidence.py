@@ -52,6 +52,7 @@ class Evidence:
         layer: the layer that it is of.
         handled: what operations did to the tensor.
         factor: by what all of its values shrank, if by one factor.
+        casts: names of the types by whose rounding its values came of the old ones.
         stranger: where a module outside of the model that holds the tensor's memory ran.
         had_gradient: whether the tensor asked for a gradient when the step began.
         has_gradient: whether it asks for one now.
@@ -64,6 +65,7 @@ class Evidence:
     layer: Layer
     handled: Handled
     factor: float | None = None
+    casts: frozenset[str] = frozenset()
     stranger: Place | None = None
     had_gradient: bool = False
     has_gradient: bool = False

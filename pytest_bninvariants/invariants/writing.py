@@ -41,6 +41,20 @@ def _explain_broadcast(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
+def _is_cast(evidence: Evidence) -> bool:
+    others = evidence.normalised or evidence.handled.stepped is not None
+    return _is_written(evidence) and bool(evidence.casts) and not others
+
+
+def _told_of_casts(evidence: list[Evidence]) -> list[str]:
+    """Tell of tensors that were cast and cast back: all by one type, if one explains all."""
+    if not evidence:
+        return []
+    types = frozenset.intersection(*(each.casts for each in evidence))
+    told = " or ".join(sorted(types)) or "narrower types"
+    return [f"{_tensors(evidence)} {_was(evidence)} cast to {told} and back"]
+
+
 def _explain_replaced(evidence: list[Evidence]) -> tuple[str, str]:
     swapped = [layer for layer in layers_of(evidence) if layer.replaced and layer.before]
     told = [
@@ -53,10 +67,12 @@ def _explain_replaced(evidence: list[Evidence]) -> tuple[str, str]:
         )
         for layer in swapped
     ]
+    others = [each for each in evidence if each.layer not in swapped]
+    told += _told_of_casts([each for each in others if _is_cast(each)])
     told += [
         f"{each.change.name} {_REPLACED.get(each.change.kind, 'is held by another tensor now')}"
-        for each in evidence
-        if each.layer not in swapped
+        for each in others
+        if not _is_cast(each)
     ]
     if all(each.change.kind == "initialised" for each in evidence):
         fix = "run a batch before the guarded step: lazy modules take their shape from it"
@@ -243,7 +259,7 @@ BROADCAST: Rule[Evidence] = Rule(
 )
 REPLACED: Rule[Evidence] = Rule(
     cause="replaced",
-    applies=lambda evidence: evidence.replaced,
+    applies=lambda evidence: evidence.replaced or _is_cast(evidence),
     explain=_explain_replaced,
 )
 EPS_SET: Rule[Evidence] = Rule(

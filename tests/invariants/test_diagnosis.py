@@ -114,6 +114,29 @@ def test_a_long_list_of_what_was_replaced_is_cut(net: Any) -> None:
     assert cause.why.endswith("more")
 
 
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+def test_a_cast_there_and_back_is_one_cause(net: Any, narrow: torch.dtype) -> None:
+    def step() -> None:
+        net.to(narrow)
+        net.float()
+
+    verdict = verdict_of(net, step, guard=frozen)
+    (cause,) = verdict.causes
+    assert (cause.name, cause.tensors) == ("replaced", verdict.changed_tensors)
+    name = str(narrow).removeprefix("torch.")
+    assert cause.why.endswith(f"more were cast to {name} and back")
+    assert "cast before the guarded step" in cause.fix
+
+
+def test_a_step_of_an_optimizer_is_no_cast(net: Any) -> None:
+    net.head.bias.data.fill_(1.001)
+    net.head.bias.grad = net.head.bias.detach() - 1.0
+    optimizer = torch.optim.SGD([net.head.bias], lr=1.0)
+    verdict = verdict_of(net, optimizer.step, guard=frozen)
+    assert net.head.bias == 1.0
+    assert causes(verdict) == {"gradient-step": ("head",)}
+
+
 def test_training_mode_explains_a_layer_better_than_a_rebound_buffer(
     net: Any, batch: Tensor
 ) -> None:
