@@ -161,6 +161,24 @@ def _trace(config: pytest.Config) -> str | None:
     return "same-run" if given and debugging else given  # one stop at a failure is enough
 
 
+def refuse(config: pytest.Config, option: str, said: str) -> None:
+    """Fail a run after its collection, for what an option says.
+
+    Args:
+        config: of the run.
+        option: its name.
+        said: what is wrong with it.
+
+    Raises:
+        pytest.UsageError: always, but in a worker of xdist, where that would be a crash, and which
+            says it in a report.
+    """
+    if not hasattr(config, "workerinput"):
+        raise pytest.UsageError(said)
+    report = pytest.CollectReport(option, "failed", said, [])
+    config.hook.pytest_collectreport(report=report)
+
+
 class _Trace(argparse.Action):
     """Read `--bn-trace` and `--bn-trace=WORD`: option strings of their own.
 

@@ -36,6 +36,10 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_bninvariants.auditing import add_audit
 
         add_audit(config, settings.bn_audit)
+    if settings.bn_layer_types:
+        from pytest_bninvariants.layer_types import add_layer_types
+
+        add_layer_types(config, settings.bn_layer_types, audits=bool(settings.bn_audit))
     if settings.choosing:
         from pytest_bninvariants.conformance import plan
 

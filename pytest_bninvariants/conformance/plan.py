@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_bninvariants.options import SETTINGS, Settings
+from pytest_bninvariants.options import SETTINGS, Settings, refuse
 
 if TYPE_CHECKING:
     from pytest_bninvariants.batchnorm.laws import Law
@@ -98,8 +98,7 @@ def insist_on_use(config: pytest.Config) -> None:
     """Fail a run whose options choose what the kit runs, if it has collected no test of the kit.
 
     Raises:
-        pytest.UsageError: so it is; a worker of xdist, where that would be a crash, says it in a
-            report.
+        pytest.UsageError: so it is; as `refuse`.
     """
     options = config.stash[SETTINGS].choosing
     left_out = config.getoption("lf", False)  # it passes over files in which nothing has failed
@@ -109,10 +108,7 @@ def insist_on_use(config: pytest.Config) -> None:
         f"{', '.join(options)}: no test of the conformance kit was collected; "
         "give `--pyargs pytest_bninvariants.conformance`, too"
     )
-    if not hasattr(config, "workerinput"):
-        raise pytest.UsageError(said)
-    report = pytest.CollectReport(options[0], "failed", said, [])
-    config.hook.pytest_collectreport(report=report)
+    refuse(config, options[0], said)
 
 
 def _subjects(settings: Settings) -> Iterator[Subject]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
+
+from torch import nn
 
 from pytest_bninvariants import asked
 from pytest_bninvariants.errors import GateError, shown
@@ -29,6 +32,35 @@ def names(kind: type) -> bool:
         for base in kind.__mro__
         for name in bn_layer_types
     )
+
+
+def was_asked() -> bool:
+    """Tell whether a model was looked at with the names of this run."""
+    return bool(asked.bn_layer_types) and _known is asked.bn_layer_types
+
+
+def insist_on_imports(given: Iterable[str]) -> None:
+    """Refuse names with a module that cannot be imported, or are no class.
+
+    Raises:
+        GateError: so it is.
+    """
+    for name in given:
+        if _module_of(name):
+            _imported(name)
+
+
+def unknown(given: Iterable[str]) -> set[str]:
+    """Return the names without a module that no type of torch.nn.Module has that was defined."""
+    defined = {kind.__qualname__ for kind in _below(nn.Module)}
+    return {name for name in given if not _module_of(name) and name not in defined}
+
+
+def _below(kind: type) -> Iterator[type]:
+    subclasses: list[type] = kind.__subclasses__()
+    for each in subclasses:
+        yield each
+        yield from _below(each)
 
 
 def _module_of(name: str) -> str:

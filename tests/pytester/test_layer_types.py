@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import dedent
+
 import pytest
 
 from pytest_bninvariants import asked
@@ -75,24 +77,84 @@ def test_layers_of_other_types_are_none(sessions: Sessions, name: str) -> None:
         assert session.first_line(name).startswith("the model has no BN layer")
 
 
-@pytest.mark.parametrize("name", ["other.Norm", "test_it.Other", "test_it:Norm.Other"])
-def test_a_name_that_cannot_be_imported_fails_what_needs_it(sessions: Sessions, name: str) -> None:
+NO_IMPORT = {
+    "other.Norm": "'other.Norm' cannot be imported: No module named 'other'",
+    "test_it.Other": "'test_it.Other' cannot be imported: module 'test_it' has no attr",
+    "test_it:Norm.Other": "'test_it:Norm.Other' cannot be imported: type object 'Norm' has no",
+    "torch.nn": "'torch.nn' is no class, but <module 'torch.nn' from",
+}
+BY_MARKER = """
+    @pytest.mark.frozen_bn
+    def test_step(model):
+        hold(model)
+"""
+BY_FIXTURE = """
+    def test_step(model, frozen_bn):
+        with frozen_bn(model):
+            hold(model)
+"""
+
+
+@pytest.mark.parametrize("name", NO_IMPORT)
+@pytest.mark.parametrize("tests", [BY_MARKER, BY_FIXTURE], ids=["marker", "fixture"])
+def test_a_name_that_cannot_be_imported_is_an_error_of_usage(
+    sessions: Sessions, name: str, tests: str
+) -> None:
     sessions.pytester.makeini(f"[pytest]\nbn_layer_types = {name}")
-    session = sessions.run(OWN_NORM)
-    assert set(session.outcomes.values()) == {"failed"}
-    for test in session.texts:
-        assert f"bn_layer_types: '{name}' cannot be imported" in session.first_line(test)
+    header = "import pytest\nfrom torch import nn\nfrom nets import hold\nclass Norm: pass\n"
+    sessions.pytester.makepyfile(test_it=header + dedent(tests))
+    result = sessions.bare()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (told,) = [line for line in result.errlines if line.startswith("ERROR: ")]
+    assert told.startswith(f"ERROR: bn_layer_types: {NO_IMPORT[name]}")
 
 
-def test_a_name_of_something_else_than_a_class_fails_what_needs_it(sessions: Sessions) -> None:
-    sessions.pytester.makeini(f"[pytest]\n{LOOP_SCOPE}\nbn_layer_types = torch.nn")
+def test_a_name_that_cannot_be_imported_is_told_by_workers(sessions: Sessions) -> None:
+    sessions.pytester.makeini("[pytest]\nbn_layer_types = other.Norm")
+    sessions.pytester.makepyfile(
+        test_it="import pytest\n@pytest.mark.frozen_bn\ndef test_step(): pass"
+    )
+    result = sessions.bare("-n2")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    told = [line for line in result.outlines if "'other.Norm' cannot be imported" in line]
+    assert "ERROR bn_layer_types" in told[-1]
+    assert "INTERNALERROR" not in result.stdout.str()
+
+
+def test_a_name_that_cannot_be_imported_fails_what_needs_it(sessions: Sessions) -> None:
+    sessions.pytester.makeini("[pytest]\nbn_layer_types = other.Norm")
     session = sessions.run("""
-        @pytest.mark.frozen_bn
+        from pytest_bninvariants import frozen_bn as plain
+
         def test_step(model):
+            with plain(model):
+                hold(model)
+
+        def test_without_a_guard(model):
             hold(model)
     """)
-    assert session.outcomes == {"test_step": "failed"}
-    assert "bn_layer_types: 'torch.nn' is no class" in session.first_line("test_step")
+    assert session.outcomes == {"test_step": "failed", "test_without_a_guard": "passed"}
+    assert "bn_layer_types: 'other.Norm' cannot be imported" in session.first_line("test_step")
+
+
+TELLS = "bn_layer_types: there was no torch.nn.Module of the name 'Nrom' in this run, so no layer"
+
+
+@pytest.mark.parametrize("args", [(), ("-n2",)], ids=["alone", "workers"])
+def test_a_name_that_no_type_has_is_told_at_the_end(
+    sessions: Sessions, args: tuple[str, ...]
+) -> None:
+    sessions.pytester.makeini("[pytest]\nbn_layer_types = Nrom Net")
+    session = sessions.run(f"{BY_MARKER}\n{BY_FIXTURE.replace('step', 'other')}", *args)
+    assert set(session.outcomes.values()) == {"passed"}
+    told = [line for line in session.lines if line.startswith("bn_layer_types")]
+    assert [line.startswith(TELLS) for line in told] == [True]
+
+
+def test_nothing_is_told_of_names_where_no_model_was_looked_at(sessions: Sessions) -> None:
+    sessions.pytester.makeini("[pytest]\nbn_layer_types = Nrom")
+    session = sessions.run("def test_it(model): hold(model)")
+    assert "bn_layer_types" not in session.output
 
 
 def test_the_names_are_forgotten_after_the_session(sessions: Sessions) -> None:
