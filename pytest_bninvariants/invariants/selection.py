@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -22,6 +21,7 @@ from pytest_bninvariants.invariants.names import (
     named_modules,
 )
 from pytest_bninvariants.invariants.plans import Selection
+from pytest_bninvariants.invariants.suggestions import did_you_mean
 
 _LISTED = 8
 
@@ -231,7 +231,7 @@ def submodules(model: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module
         plain = Names.of(model).spelled(pattern).replace("[", "[[]")
         names = [name for name in layers if fnmatchcase(name, plain)]
         if not names:
-            meant = _did_you_mean(pattern, filter(None, layers))
+            meant = did_you_mean(pattern, filter(None, layers))
             raise GateError(f"{pattern!r} matches no module in the model{meant}")
         found |= {name: layers[name] for name in names}
     return found
@@ -265,40 +265,20 @@ def _nothing_to_watch(pattern: str, there: _Candidates) -> str:
         return f"the model has no {what}: there is nothing to watch"
     known = list(there.bn_layers) if scope.bn_only else [name for name in names.modules if name]
     problem = f"holds no {what}" if exists else "matches nothing in the model"
-    meant = "" if exists else _did_you_mean(pattern, known)
+    meant = "" if exists else did_you_mean(pattern, known, there.tensors)
     shallow = sorted(known, key=lambda name: name.count("."))
     listed = [name for name in shallow if name not in (pattern, "")]
     if not listed:
         return f"{pattern!r} {problem}{meant}"
     kinds = "BN layers" if scope.bn_only else "modules"
-    mark = "" if meant else ";"
+    mark = "" if meant.endswith("?") else ";"
     return f"{pattern!r} {problem}{meant}{mark} the model's {kinds} are {listing(listed)}"
 
 
 def _nothing_to_exclude(pattern: str, there: _Candidates, tensors: set[str]) -> str:
     layers = {there.names.bare[there.tensors[key].layer] for key in tensors} - {""}
-    meant = _did_you_mean(pattern, sorted(layers))
+    meant = did_you_mean(pattern, sorted(layers), tensors)
     return f"exclude={pattern!r} matches nothing that is watched{meant}"
-
-
-def _did_you_mean(pattern: str, names: Iterable[str]) -> str:
-    near = _near(pattern, names)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-
-
-def _near(pattern: str, names: Iterable[str]) -> list[str]:
-    """Return the names, or names of parents, that a mistyped one may have meant."""
-    known = {name: None for full in names for name in _with_parents(full)}
-    lower = {name.lower(): name for name in reversed(known)}
-    ends = [name for name in known if name.endswith(f".{pattern}")]
-    close = difflib.get_close_matches(pattern.lower(), lower, n=3, cutoff=0.7)
-    return list(dict.fromkeys([*ends, *(lower[name] for name in close)]))[:3]
-
-
-def _with_parents(name: str) -> Iterator[str]:
-    parts = name.split(".")
-    for count in range(1, len(parts) + 1):
-        yield ".".join(parts[:count])
 
 
 def _what(scope: Scope) -> str:

@@ -491,6 +491,33 @@ def test_a_pattern_that_matches_nothing_is_named_with_what_there_is(
 
 
 @pytest.mark.parametrize(
+    ("guard", "pattern", "meant"),
+    [
+        (frozen_bn, "stem.bn.runing_var", "did you mean 'stem.bn.running_var' or"),
+        (frozen, "head.fc.wieght", "did you mean 'head.fc.weight'? the"),
+        (frozen_bn, "stem,layer1", "names are given one by one: 'stem', 'layer1'; the model's BN"),
+        (frozen, "stem  head.fc.bias", "names are given one by one: 'stem', 'head.fc.bias'; the"),
+        (frozen, "stem; layer*", "names are given one by one: 'stem', 'layer*'; the model's"),
+        (frozen, "net.stem", "did you mean 'stem'"),
+        (frozen, "net.head.fc", "did you mean 'head.fc'"),
+    ],
+)
+def test_a_name_is_suggested_as_it_is_to_be_written(
+    guard: Callable[..., object], pattern: str, meant: str
+) -> None:
+    with pytest.raises(GateError) as caught, guard(deep(), pattern):  # type: ignore[attr-defined]
+        raise AssertionError("the guard must not be entered")
+    assert f"{pattern!r} matches nothing in the model; {meant}" in str(caught.value)
+
+
+def test_an_exclude_is_suggested_as_it_is_to_be_written() -> None:
+    with pytest.raises(GateError, match=r"watched; did you mean 'stem\.bn\.running_var' or"):
+        tensors(deep(), exclude=("stem.bn.runing_var",))
+    with pytest.raises(GateError, match=r"watched; names are given one by one: 'stem', 'head'$"):
+        tensors(deep(), exclude=("stem, head",))
+
+
+@pytest.mark.parametrize(
     ("guard", "pattern", "problem"),
     [
         (frozen_bn, "stem.conv", "'stem.conv' holds no BN layer"),

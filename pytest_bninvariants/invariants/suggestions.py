@@ -1,0 +1,53 @@
+"""What a name that matches nothing may have meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+
+_SHOWN = 3
+
+
+def did_you_mean(pattern: str, modules: Iterable[str], tensors: Iterable[str] = ()) -> str:
+    """Return the end of a sentence that suggests other names; nothing where none is near.
+
+    Args:
+        pattern: what matches nothing.
+        modules: names of modules; their parents count, too.
+        tensors: names of tensors.
+    """
+    known = {name: None for full in modules for name in _with_parents(full)}
+    parent = pattern.rpartition(".")[0]
+    siblings = [name for name in tensors if name.rpartition(".")[0] == parent]
+    parts = [part for part in re.split(r"[,;\s]+", pattern) if part]
+    if len(parts) > 1 and all(_is_there(part, [*known, *tensors]) for part in parts):
+        return f"; names are given one by one: {', '.join(map(repr, parts))}"
+    near = _near(pattern, {**known, **dict.fromkeys(siblings)})
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def _is_there(pattern: str, names: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _near(pattern: str, known: dict[str, None]) -> list[str]:
+    """Return names that a mistyped one, or one from further in or out, may have meant."""
+    lower = {name.lower(): name for name in reversed(known)}
+    within = [name for name in known if name.endswith(f".{pattern}")]
+    around = [name for name in _without_parents(pattern) if name in known]
+    close = difflib.get_close_matches(pattern.lower(), lower, n=_SHOWN, cutoff=0.7)
+    return list(dict.fromkeys([*within, *around, *(lower[name] for name in close)]))[:_SHOWN]
+
+
+def _with_parents(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        yield ".".join(parts[:count])
+
+
+def _without_parents(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    for count in range(1, len(parts)):
+        yield ".".join(parts[count:])
