@@ -91,7 +91,10 @@ def _observing_load(original: _Function, switch: Switch) -> _Function:
             return original(self, *args, **kwargs)
         frame = caller()
         heard = [observer.before_load(self, frame) for observer in audience.present]
-        return _finished(original(self, *args, **kwargs), heard)
+        try:
+            return original(self, *args, **kwargs)
+        finally:  # what is strict complains when it has loaded
+            _finished(None, heard)
 
     return load_state_dict
 

@@ -261,6 +261,12 @@ def reloaded(model: nn.Module, batch: Tensor) -> None:
     model.load_state_dict(copy.deepcopy(model.state_dict()))
 
 
+def reloaded_with_a_key_too_many(model: nn.Module, batch: Tensor) -> None:
+    train(model, batch)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        model.load_state_dict(copy.deepcopy(model.state_dict()) | {"more": torch.ones(1)})
+
+
 def put_back_to_its_best(model: nn.Module, batch: Tensor) -> None:
     train(model, batch)
     best = copy.deepcopy(model.state_dict())
@@ -297,7 +303,14 @@ def stepped_without_a_gradient(model: nn.Module, batch: Tensor) -> None:
 
 @pytest.mark.parametrize(
     "step",
-    [reloaded, put_back_to_its_best, initialised_in_part, decayed, stepped_without_a_gradient],
+    [
+        reloaded,
+        reloaded_with_a_key_too_many,
+        put_back_to_its_best,
+        initialised_in_part,
+        decayed,
+        stepped_without_a_gradient,
+    ],
 )
 def test_what_writes_frozen_parameters_and_is_no_average_hides_no_leak(
     step: Callable[[nn.Module, Tensor], None], batch: Tensor

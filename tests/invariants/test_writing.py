@@ -265,6 +265,14 @@ def test_a_load_into_a_part(model: Branches) -> None:
     assert (cause.name, cause.place.call) == ("loaded", "Linear.load_state_dict()")
 
 
+def test_a_load_that_complains_when_it_has_loaded(model: Branches) -> None:
+    def step() -> None:
+        with pytest.raises(RuntimeError, match="Unexpected key"):
+            model.load_state_dict(Branches().state_dict() | {"more": torch.ones(1)})
+
+    assert the_cause(verdict_of(model, step)).name == "loaded"
+
+
 def test_a_load_that_assigns(model: Branches) -> None:
     other = Branches().state_dict()
     cause = the_cause(verdict_of(model, lambda: model.load_state_dict(other, assign=True)))
