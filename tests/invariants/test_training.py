@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from timm.optim import Adafactor
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torchvision.models import resnet18
-from transformers.optimization import Adafactor
 
 from pytest_bninvariants import (
     FrozenStateChanged,
