@@ -28,7 +28,7 @@ from pytest_bninvariants.invariants.fingerprint import CHUNK, Method, fingerprin
 _NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
 _PLAIN = frozenset({Tensor, nn.Parameter})
 _SMALL = 2**14  # bytes of a tensor that is copied and compared together with others
-_FULL = 2**16  # bytes that are copied together, few enough for torch to use one thread for them
+_FULL = 2**15  # values that are copied together: as many as torch gives to one thread
 _COPIED_BY_BITS = frozenset(
     {
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -277,11 +277,12 @@ def _buckets(tensors: Mapping[str, Tensor]) -> Iterator[Bucket]:
     for (dtype, device, _), keys in small.items():
         bucket = Bucket(dtype, device)
         for key in keys:
-            if bucket.total > _FULL:
+            size = tensors[key].nbytes
+            if bucket.total + size > _FULL * dtype.itemsize:
                 yield bucket
                 bucket = Bucket(dtype, device)
             bucket.keys.append(key)
-            bucket.total += tensors[key].nbytes
+            bucket.total += size
         yield bucket
 
 

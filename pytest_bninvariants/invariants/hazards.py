@@ -156,7 +156,7 @@ def _ordinary(before: Before, alike: Collection[str]) -> set[str]:
     """
     buckets = [b for b in before.kept.buckets if b.dtype.is_floating_point and not b.is_large]
     places = [place for bucket in buckets for place in bucket.addresses]
-    sums = [bucket.flat.view(bucket.dtype).sum(0, keepdim=True) for bucket in buckets]
+    sums = [bucket.flat.view(bucket.dtype).sum() for bucket in buckets]
     if len(set(places)) < len(places) or not _all_finite(sums):
         return set()
     return {key for bucket in buckets for key in bucket.keys if key in alike}
@@ -191,7 +191,7 @@ def _joined(tensors: Iterable[Tensor | None]) -> list[Tensor]:
     """Return the values of tensors as few tensors, so that each device is asked once."""
     there = [tensor for tensor in tensors if tensor is not None]
     with suppress(RuntimeError):  # they mostly are of one sort
-        return [torch.cat(there)] if there else []
+        return [joined(there)] if there else []
     sorts: dict[tuple[object, ...], list[Tensor]] = {}
     for tensor in there:
         sorts.setdefault(sort_of(tensor), []).append(tensor)
