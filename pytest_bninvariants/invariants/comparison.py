@@ -81,16 +81,18 @@ def _layer_changes(
 ) -> Iterator[Change]:
     """Yield the violations that are a layer's and no tensor's: its eps, and how it normalised."""
     told = {change.layer for change in changes if change.of_statistics}
+    judged, settings = scope.judges_normalisation, after.settings
     for key, layer in before.selection.bn_layers.items():
-        name, now = before.selection.bn_names[key], after.bn_layers[key]
-        old, new = before.settings[key], after.settings.get(key)
+        name = before.selection.bn_names[key]
+        old, new = before.settings[key], settings.get(key)
         if new is not None and new is not old and new.get("eps", old.get("eps")) != old.get("eps"):
             text = f"eps {old.get('eps')} -> {new['eps']}"
             yield Change(name=name, layer=name, kind="eps", text=text)
-        seen = _seen(witness, layer, now)
-        used = scope.judges_normalisation and witness.used_batch_statistics(seen)
-        bytes_tell = used and seen.batches == 0 and counts_batches(layer)
-        if used and not bytes_tell and name not in told:
+        seen = _seen(witness, layer, after.bn_layers[key])
+        if not (judged and witness.used_batch_statistics(seen)):
+            continue
+        bytes_tell = seen.batches == 0 and counts_batches(layer)
+        if not bytes_tell and name not in told:
             batches = f" {seen.batches} batch{'es' * (seen.batches > 1)}" if seen.batches else ""
             text = f"normalised{batches} with batch statistics"
             yield Change(name=name, layer=name, kind="batch-statistics", text=text)

@@ -83,11 +83,11 @@ def _of_training(
     before: Before, after: After, violated: set[str], witness: Witness
 ) -> Iterator[Hazard]:
     """Yield frozen parameters that are on their way to be trained."""
-    handled = witness.handled
+    handled, held = witness.handled, before.kept.tensors.held
     asked = {key for key, asks in zip(before.kept, before.kept.asks, strict=True) if asks}
     for key, now in after.tensors.held.items():
         asks = now.requires_grad
-        if not (asks or handled) or key not in before.kept:
+        if not (asks or handled) or key not in held:
             continue
         has_gradient = asks and now.is_leaf and now.grad is not None
         if not (handled or has_gradient or key not in asked):

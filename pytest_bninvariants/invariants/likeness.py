@@ -58,9 +58,10 @@ def _settings(one: nn.Module, other: nn.Module) -> Iterator[str]:
 
 
 def _tensors(one: nn.Module, other: nn.Module) -> Iterator[str]:
-    kept = snapshot.take(Names.of(one).tensors)
     now = Names.of(other).tensors
-    changes = snapshot.changes(kept, now, [key for key in now if key not in kept])
+    with undisturbed():
+        kept = snapshot.take(Names.of(one).tensors)
+        changes = snapshot.changes(kept, now, [key for key in now if key not in kept])
     if changes:
         told = few([f"{change.name} {change.text}" for change in changes])
         yield f"{len(changes)} of {len(kept.keys() | now.keys())} tensors differ: {told}"

@@ -197,11 +197,12 @@ class Glance(NamedTuple):
     stays: bool
 
 
-@torch.no_grad()
 def take(
     tensors: Mapping[str, Watched], *, exact: bool = False, rather: Collection[str] = ()
 ) -> Snapshot:
     """Copy the bytes of watched tensors, once for those that are one tensor under several names.
+
+    Who calls it is `undisturbed`.
 
     Args:
         tensors: watched tensors by key.
@@ -283,9 +284,8 @@ def changes(
     return found
 
 
-@torch.no_grad()
 def glance(kept: Snapshot, now: Mapping[str, Watched]) -> Glance:
-    """Look at all that is kept in buckets, which mostly is as it was."""
+    """Look at all that is kept in buckets, which mostly is as it was; as `take`, undisturbed."""
     read: dict[Bucket, Tensor] = {}
     held = Table.of(now).held
     stays = True

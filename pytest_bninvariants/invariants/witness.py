@@ -122,14 +122,18 @@ class Witness(Watcher):
         self._selection = selection
         names = selection.names
         self._watched = {id(module) for module in selection.modules.values()}
-        self._bn_layers = [m for m in selection.modules.values() if is_bn_layer(m)]
-        plain = self._watched - {id(layer) for layer in self._bn_layers}
+        others = self._watched.difference(map(id, selection.bn_layers.values()))
+        plain = {
+            id(m) for m in selection.modules.values() if id(m) in others and not is_bn_layer(m)
+        }
         modules = {id(module): module for module in names.modules.values()}
         self._runs = self._watched | _parents(modules.values(), plain)
         scripts = {k for k in set(map(type, modules.values())) if issubclass(k, ScriptModule)}
         scripted = {key for key, m in modules.items() if type(m) in scripts} if scripts else set()
         self._idle = modules.keys() - self._runs - scripted
-        self._scripted_layers = [layer for layer in self._bn_layers if id(layer) in scripted]
+        self._scripted_layers = (
+            [m for m in self._bn_layers if id(m) in scripted] if scripted else []
+        )
         watched = selection.tensors.tensors
         self._versions = _versions(names)
         self._operations = Operations(watched)
@@ -141,6 +145,11 @@ class Witness(Watcher):
         self._compiled_seen = not observers.sees_compiled_code()
         self._began_in_training = {id(m) for m in selection.modules.values() if m.training}
         self._seen = _ByIdentity()
+
+    @cached_property
+    def _bn_layers(self) -> list[nn.Module]:
+        """Return the watched BN layers."""
+        return [module for module in self._selection.modules.values() if is_bn_layer(module)]
 
     def began_in_training(self, module: nn.Module | None) -> bool:
         """Tell a watched module's mode when the step began."""
