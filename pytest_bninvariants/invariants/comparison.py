@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pytest_bninvariants.invariants import snapshot
-from pytest_bninvariants.invariants.bn_layers import is_bn_layer
+from pytest_bninvariants.invariants.bn_layers import STATISTICS, is_bn_layer
 from pytest_bninvariants.invariants.casts import casts_of
 from pytest_bninvariants.invariants.diagnosis import diagnose
 from pytest_bninvariants.invariants.evidence import Evidence, Layer
@@ -149,6 +149,12 @@ def _names_beside(watched: Collection[str], after: After) -> dict[int, list[str]
     return found
 
 
+def _stored(key: str, before: Before) -> bool:
+    """Tell whether a watched BN layer had running statistics; of other layers nothing is asked."""
+    names = (f"{key}.{name}".removeprefix(".") for name in STATISTICS)
+    return key not in before.settings or all(name in before.names.tensors for name in names)
+
+
 def _layer(name: str, before: Before, after: After, witness: Witness) -> Layer:
     key = before.names.bare.get(name, after.names.bare.get(name, name))
     old = before.names.modules.get(name)
@@ -158,7 +164,7 @@ def _layer(name: str, before: Before, after: After, witness: Witness) -> Layer:
         seen=_seen(witness, old, new),
         is_bn=any(module is not None and is_bn_layer(module) for module in (old, new)),
         began_in_training=witness.began_in_training(old),
-        stored=bool(before.settings.get(key, {}).get("stores", True)),
+        stored=_stored(key, before),
         before=None if old is None else type(old).__name__,
         after=None if new is None else type(new).__name__,
         replaced=old is not new and not (old is not None and witness.seen_of(old).normalised),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from operator import itemgetter
 
 import torch
 from torch import nn
 
 from pytest_bninvariants.invariants import snapshot
-from pytest_bninvariants.invariants.bn_layers import has_stored_statistics
 from pytest_bninvariants.invariants.names import Layout, Names, Table
 from pytest_bninvariants.invariants.plans import Selection
 from pytest_bninvariants.invariants.selection import Scope, select
@@ -21,6 +21,7 @@ SETTINGS = ("momentum", "track_running_stats")
 _READ = ("eps", *SETTINGS)
 _PLAIN = frozenset({float, int, bool, type(None)})
 _ABSENT = object()
+_own = itemgetter(*_READ)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +77,11 @@ def take(model: nn.Module, scope: Scope, rather: Collection[str] = ()) -> Before
 
 
 def settings_of(layer: nn.Module) -> dict[str, object]:
-    """Return a layer's settings as plain values, and whether it stores statistics."""
-    own = vars(layer)  # looked at first: asking a module is slow
-    values = [own[name] if name in own else getattr(layer, name, _ABSENT) for name in _READ]
-    values.append(has_stored_statistics(layer))
+    """Return a layer's settings as plain values."""
+    try:
+        values = _own(vars(layer))  # looked at first: asking a module is slow
+    except KeyError:
+        values = tuple(getattr(layer, name, _ABSENT) for name in _READ)
     plain = _PLAIN.issuperset(map(type, values))
     return _named(*values) if plain else _named.__wrapped__(*map(_plain, values))
 
@@ -87,7 +89,7 @@ def settings_of(layer: nn.Module) -> dict[str, object]:
 @lru_cache(maxsize=64, typed=True)
 def _named(*values: object) -> dict[str, object]:
     """Return values of settings by name; most layers of a model have the same ones."""
-    told = zip((*_READ, "stores"), values, strict=True)
+    told = zip(_READ, values, strict=True)
     return {name: _plain(value) for name, value in told if value is not _ABSENT}
 
 
