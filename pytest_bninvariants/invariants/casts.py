@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pytest_bninvariants.invariants.content import UNREADABLE, as_bytes, same_bytes
-from pytest_bninvariants.invariants.snapshot import Facts, Kept
+from pytest_bninvariants.invariants.content import UNREADABLE, same_bytes
+from pytest_bninvariants.invariants.snapshot import Kept, floats
 
 _TYPES = [(name, getattr(torch, name)) for name in ("float32", "bfloat16", "float16")]
 
@@ -19,15 +19,13 @@ def casts_of(kept: Kept, tensor: Tensor) -> frozenset[str]:
         kept: what a snapshot holds of the tensor.
         tensor: the tensor, now.
     """
-    dtype, found = kept.dtype, kept.parts
-    if not dtype.is_floating_point or found is None or Facts.of(tensor)[:3] != kept.facts[:3]:
+    both = floats(kept, tensor)
+    if both is None or same_bytes(*both):
         return frozenset()
+    old, now = both
+    values = old.view(kept.dtype)
     try:
-        (old,), now = found.content, as_bytes(tensor.detach()).to(kept.device)
-        values = old.view(dtype)
-        rounded = {name: values.to(type_).to(dtype).view(torch.uint8) for name, type_ in _TYPES}
-    except (*UNREADABLE, ValueError):  # of several parts
-        return frozenset()
-    if same_bytes(old, now):
+        rounded = {name: values.to(each).to(kept.dtype).view(torch.uint8) for name, each in _TYPES}
+    except UNREADABLE:  # dtypes that torch only stores
         return frozenset()
     return frozenset(name for name, each in rounded.items() if same_bytes(each, now))

@@ -13,7 +13,7 @@ from pytest_bninvariants.invariants.casts import casts_of
 from pytest_bninvariants.invariants.diagnosis import diagnose
 from pytest_bninvariants.invariants.evidence import Evidence, Layer
 from pytest_bninvariants.invariants.hazards import hazards
-from pytest_bninvariants.invariants.names import own_tensors
+from pytest_bninvariants.invariants.names import join, own_tensors
 from pytest_bninvariants.invariants.normalisation import counts_batches, has_known_forward
 from pytest_bninvariants.invariants.operations import Handled
 from pytest_bninvariants.invariants.selection import Scope
@@ -151,7 +151,7 @@ def _names_beside(watched: Collection[str], after: After) -> dict[int, list[str]
 
 def _stored(key: str, before: Before) -> bool:
     """Tell whether a watched BN layer had running statistics; of other layers nothing is asked."""
-    names = (f"{key}.{name}".removeprefix(".") for name in STATISTICS)
+    names = (join(key, name) for name in STATISTICS)
     return key not in before.settings or all(name in before.names.tensors for name in names)
 
 

@@ -260,36 +260,26 @@ def _tell_normalised(finishes: list[Finish]) -> None:
         finish()
 
 
-def observing_batch_norm(original: _Function, switch: Switch) -> _Function:
-    """Wrap torch.batch_norm."""
+def _observing(name: str, flag: str) -> Callable[[_Function, Switch], _Function]:
+    """Return what wraps one of torch's functions; the flag says whether it uses the batch."""
 
-    def batch_norm(*args: Any, **kwargs: Any) -> Any:
-        __tracebackhide__ = True
-        if not switch.on or is_dynamo_compiling():
-            return original(*args, **kwargs)
-        finishes = _tell_normalising("batch_norm", args, kwargs, "training")
-        result = original(*args, **kwargs)
-        if finishes:
-            _tell_normalised(finishes)
-        return result
+    def observing(original: _Function, switch: Switch) -> _Function:
+        def normalise(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            if not switch.on or is_dynamo_compiling():
+                return original(*args, **kwargs)
+            finishes = _tell_normalising(name, args, kwargs, flag)
+            result = original(*args, **kwargs)
+            if finishes:
+                _tell_normalised(finishes)
+            return result
 
-    return batch_norm
+        normalise.__name__ = name
+        return normalise
 
-
-def observing_instance_norm(original: _Function, switch: Switch) -> _Function:
-    """Wrap torch.instance_norm."""
-
-    def instance_norm(*args: Any, **kwargs: Any) -> Any:
-        __tracebackhide__ = True
-        if not switch.on or is_dynamo_compiling():
-            return original(*args, **kwargs)
-        finishes = _tell_normalising("instance_norm", args, kwargs, "use_input_stats")
-        result = original(*args, **kwargs)
-        if finishes:
-            _tell_normalised(finishes)
-        return result
-
-    return instance_norm
+    return observing
 
 
+observing_batch_norm = _observing("batch_norm", "training")
+observing_instance_norm = _observing("instance_norm", "use_input_stats")
 listeners = Listeners()

@@ -127,7 +127,7 @@ class Names:
         for child, below in children.items():
             if below is not None:
                 wrapped = alone and child in _WRAPPER_CHILDREN
-                self._add(below, _join(name, child), bare if wrapped else _join(bare, child))
+                self._add(below, join(name, child), bare if wrapped else join(bare, child))
 
     def spelled(self, pattern: str) -> str:
         """Return a pattern, without wrapper prefixes if it matches nothing as it is."""
@@ -148,7 +148,7 @@ class Names:
                 continue
             # parametrize keeps a layer's state one level down
             layer = f".{owner}".partition(".parametrizations.")[0].removeprefix(".")
-            prefix, bare = _join(owner, ""), _join(self.bare[owner], "")
+            prefix, bare = join(owner, ""), join(self.bare[owner], "")
             for kind, name, tensor in own_tensors(module):
                 full = prefix + name
                 key = full if bare is prefix or bare + name in found else bare + name
@@ -217,7 +217,7 @@ def _refuse_cycles(module: nn.Module, name: str, above: list[nn.Module], known: 
     if id(module) not in known:
         for child, below in module._modules.items():
             if below is not None:
-                _refuse_cycles(below, _join(name, child), [*above, module], known)
+                _refuse_cycles(below, join(name, child), [*above, module], known)
         known.add(id(module))
 
 
@@ -229,7 +229,7 @@ def named_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.M
     yield name, module
     for child, below in module._modules.items():
         if below is not None:
-            yield from named_modules(below, _join(name, child))
+            yield from named_modules(below, join(name, child))
 
 
 def all_tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -249,7 +249,8 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[Kind, str, Tensor]]:
             yield "buffer", name, buffer
 
 
-def _join(parent: str, child: str) -> str:
+def join(parent: str, child: str) -> str:
+    """Return the qualified name of what a module calls by a name; the model's own is empty."""
     return f"{parent}.{child}" if parent else child
 
 

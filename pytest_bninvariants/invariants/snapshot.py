@@ -348,22 +348,31 @@ def _difference(before: Kept, tensor: Tensor) -> tuple[ChangeKind, str] | None:
     return "values", "content differs"
 
 
+def floats(kept: Kept, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the bytes of a tensor's values before and now, if they are floats, one after another.
+
+    None where they are not, or where it has another dtype, shape or layout.
+    """
+    old = kept.plain_bytes
+    if old is None or not kept.dtype.is_floating_point or Facts.of(tensor)[:3] != kept.facts[:3]:
+        return None
+    try:
+        found = [as_bytes(part).to(old.device) for part in parts(tensor)]
+    except UNREADABLE:
+        return None
+    return (old, found[0]) if [len(flat) for flat in found] == [len(old)] else None
+
+
 def uniform_factor(kept: Kept, tensor: Tensor) -> float | None:
     """Return the factor below 1 by which all values of a tensor shrank, as weight decay does.
 
     Rounding makes the factors differ; they count as one while they differ by less than a quarter
     of what is missing to 1.
     """
-    dtype, content = kept.facts.dtype, kept.plain_bytes
-    if (
-        content is None
-        or not dtype.is_floating_point
-        or Facts.of(tensor)[:3] != (dtype, kept.facts.shape, torch.strided)
-    ):
+    dtype, both = kept.facts.dtype, floats(kept, tensor)
+    if both is None:
         return None
-    (part,) = parts(tensor)
-    old = content.view(dtype).double()
-    new = as_bytes(part).to(old.device).view(dtype).double()
+    old, new = (flat.view(dtype).double() for flat in both)
     counts = old.abs() > torch.finfo(dtype).tiny
     factors = new[counts] / old[counts]
     if not len(factors):

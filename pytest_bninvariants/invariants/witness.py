@@ -24,6 +24,7 @@ from pytest_bninvariants.invariants.names import (
     Layout,
     Names,
     all_tensors,
+    join,
     named_modules,
     own_tensors,
 )
@@ -220,7 +221,7 @@ class Witness(Watcher):
         held, found = self._selection.names.tensors.held, []
         for key, layer in self._selection.modules.items():
             if is_bn_layer(layer):
-                names = (f"{key}.{name}".removeprefix(".") for name in _TELLING)
+                names = (join(key, name) for name in _TELLING)
                 found.append((next((held[name] for name in names if name in held), None), layer))
         return by_address(found)
 

@@ -380,16 +380,7 @@ def test_a_loop_of_lerps_holds(model: nn.Sequential) -> None:
     average = copy.deepcopy(model)
     with in_sync(model, average, decay=0.99, buffers="averaged"):
         train(model)
-        with torch.no_grad():
-            for mine, theirs in zip(
-                [*average.parameters(), *average.buffers()],
-                [*model.parameters(), *model.buffers()],
-                strict=True,
-            ):
-                if mine.is_floating_point():
-                    mine.lerp_(theirs, 0.01)
-                else:
-                    mine.copy_(theirs)
+        all_averaged(average, model, 0.99)
 
 
 # Silence is never a pass.
