@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_bninvariants.batchnorm.conform import assert_bn_conforms as assert_bn_conforms
+    from pytest_bninvariants.batchnorm.laws.conform import assert_bn_conforms as assert_bn_conforms
     from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm as ReferenceBatchNorm
     from pytest_bninvariants.batchnorm.train_batches import TrainBatch as TrainBatch
     from pytest_bninvariants.batchnorm.train_batches import train_batches as train_batches
@@ -15,17 +15,21 @@ if TYPE_CHECKING:
     from pytest_bninvariants.errors import InvariantBroken as InvariantBroken
     from pytest_bninvariants.errors import InvariantHazard as InvariantHazard
     from pytest_bninvariants.errors import LawBroken as LawBroken
-    from pytest_bninvariants.invariants.accumulation import accumulates as accumulates
-    from pytest_bninvariants.invariants.batch_invariance import batch_invariant as batch_invariant
-    from pytest_bninvariants.invariants.freezing import frozen as frozen
-    from pytest_bninvariants.invariants.freezing import frozen_bn as frozen_bn
-    from pytest_bninvariants.invariants.guards import Guard as Guard
-    from pytest_bninvariants.invariants.same_output import assert_same_output as assert_same_output
-    from pytest_bninvariants.invariants.same_output import same_output as same_output
-    from pytest_bninvariants.invariants.sync import in_sync as in_sync
-    from pytest_bninvariants.invariants.training import trains as trains
-    from pytest_bninvariants.invariants.updates import bn_updates as bn_updates
-    from pytest_bninvariants.invariants.verdict import Verdict as Verdict
+    from pytest_bninvariants.invariants.accumulates.check import accumulates as accumulates
+    from pytest_bninvariants.invariants.batch_invariant.guard import (
+        batch_invariant as batch_invariant,
+    )
+    from pytest_bninvariants.invariants.bn_updates.guard import bn_updates as bn_updates
+    from pytest_bninvariants.invariants.frozen.guard import frozen as frozen
+    from pytest_bninvariants.invariants.frozen.guard import frozen_bn as frozen_bn
+    from pytest_bninvariants.invariants.guard import Guard as Guard
+    from pytest_bninvariants.invariants.in_sync.guard import in_sync as in_sync
+    from pytest_bninvariants.invariants.same_output.guard import (
+        assert_same_output as assert_same_output,
+    )
+    from pytest_bninvariants.invariants.same_output.guard import same_output as same_output
+    from pytest_bninvariants.invariants.trains.guard import trains as trains
+    from pytest_bninvariants.verdict import Verdict as Verdict
 
 _HOMES = {
     "FrozenStateChanged": "pytest_bninvariants.errors",
@@ -34,19 +38,19 @@ _HOMES = {
     "InvariantHazard": "pytest_bninvariants.errors",
     "LawBroken": "pytest_bninvariants.errors",
     "ReferenceBatchNorm": "pytest_bninvariants.batchnorm.reference",
-    "trains": "pytest_bninvariants.invariants.training",
-    "bn_updates": "pytest_bninvariants.invariants.updates",
-    "assert_same_output": "pytest_bninvariants.invariants.same_output",
-    "batch_invariant": "pytest_bninvariants.invariants.batch_invariance",
-    "in_sync": "pytest_bninvariants.invariants.sync",
-    "same_output": "pytest_bninvariants.invariants.same_output",
+    "trains": "pytest_bninvariants.invariants.trains.guard",
+    "bn_updates": "pytest_bninvariants.invariants.bn_updates.guard",
+    "assert_same_output": "pytest_bninvariants.invariants.same_output.guard",
+    "batch_invariant": "pytest_bninvariants.invariants.batch_invariant.guard",
+    "in_sync": "pytest_bninvariants.invariants.in_sync.guard",
+    "same_output": "pytest_bninvariants.invariants.same_output.guard",
     "TrainBatch": "pytest_bninvariants.batchnorm.train_batches",
-    "accumulates": "pytest_bninvariants.invariants.accumulation",
-    "assert_bn_conforms": "pytest_bninvariants.batchnorm.conform",
-    "Verdict": "pytest_bninvariants.invariants.verdict",
-    "Guard": "pytest_bninvariants.invariants.guards",
-    "frozen": "pytest_bninvariants.invariants.freezing",
-    "frozen_bn": "pytest_bninvariants.invariants.freezing",
+    "accumulates": "pytest_bninvariants.invariants.accumulates.check",
+    "assert_bn_conforms": "pytest_bninvariants.batchnorm.laws.conform",
+    "Verdict": "pytest_bninvariants.verdict",
+    "Guard": "pytest_bninvariants.invariants.guard",
+    "frozen": "pytest_bninvariants.invariants.frozen.guard",
+    "frozen_bn": "pytest_bninvariants.invariants.frozen.guard",
     "train_batches": "pytest_bninvariants.batchnorm.train_batches",
 }
 __all__ = [

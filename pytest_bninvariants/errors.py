@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_bninvariants.invariants.verdict import Verdict
+    from pytest_bninvariants.verdict import Verdict
 
 
 class InvariantBroken(AssertionError):
@@ -85,18 +85,3 @@ def shown(value: object) -> str:
     """Return a value as an error message shows it: its repr, cut, and its type."""
     text = " ".join(repr(value).split())
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
-
-
-def never_left(made: str) -> str:
-    """Return what is said of a guard that was entered and did not end."""
-    return f"{made} was entered and never left, so it compared nothing: use `with`"
-
-
-def left_unfinished(made: str, of: str, told: str) -> str:
-    """Return what is said of a guard in a generator or task that did not come to its end."""
-    return f"{made} ended with a {of} that was not run to its end, and found: {told}"
-
-
-def never_entered(made: str) -> str:
-    """Return what is said of a guard that was made, where that names, and not entered."""
-    return f"{made} was never entered, so it watched nothing: use `with`"

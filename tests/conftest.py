@@ -1,18 +1,78 @@
-"""What the tests share: whole pytest sessions, run in this process."""
+"""What the tests share: sessions in this process, a small model, ranks, and an unpatched torch."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 # pytester forgets modules that a session inside this process imported first. These must live on:
 # most keep state, or cannot be imported twice.
 import hypothesis.extra.numpy  # noqa: F401
-import torch._dynamo  # noqa: F401
+import pytest
+import torch
+import torch._dynamo
 from hypothesis import settings
+from torch import Tensor, nn
 
-import pytest_bninvariants.failures
-import pytest_bninvariants.invariants.guards
-import pytest_bninvariants.invariants.observers
-import pytest_bninvariants.steps  # noqa: F401
+import pytest_bninvariants.instrumentation.installation
+import pytest_bninvariants.invariants.guard
+import pytest_bninvariants.plugin.guarded_call  # noqa: F401
+from tests.engine import Net, everything_wrapped, run_ranks
 
 pytest_plugins = ["pytester"]
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile("suite")
+
+
+@pytest.fixture
+def net() -> Net:
+    """A model in eval, whose statistics are not the initial ones."""
+    torch.manual_seed(0)
+    model = Net()
+    model(torch.randn(4, 2, 5))
+    return model.eval()
+
+
+@pytest.fixture
+def batch() -> Tensor:
+    return torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def torch_state() -> Callable[[], dict[str, Any]]:
+    return everything_wrapped
+
+
+@pytest.fixture(autouse=True)
+def torch_is_left_as_it_was() -> Iterator[None]:
+    """Let every test fail that leaves something of a guard behind."""
+    compiler = sys.modules.get("torch._dynamo.convert_frame")
+    if getattr(compiler, "FRAME_COUNTER", 0):
+        torch._dynamo.reset()  # it compiles a function anew only so many times
+    before = everything_wrapped()
+    methods = {name: vars(nn.Module)[name] for name in ("_call_impl", "compile", "__setattr__")}
+    setattr_ = methods["__setattr__"]
+    code = setattr_.__code__
+    functions = torch.batch_norm, torch.instance_norm
+    yield
+    after = everything_wrapped()
+    for name, method in methods.items():  # a test that fails must not take the others with it
+        setattr(nn.Module, name, method)
+    setattr_.__code__ = code
+    torch.batch_norm, torch.instance_norm = functions
+    assert after == before
+
+
+@pytest.fixture
+def pending() -> dict[int, str]:
+    """The engine's list of guards that were made and not entered."""
+    from pytest_bninvariants.invariants import guard
+
+    return guard.pending
+
+
+@pytest.fixture
+def ranks(request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
+    """Run a script beside the test in two processes that find each other."""
+    return lambda script, *arguments: run_ranks(request.path.with_name(script), *arguments)

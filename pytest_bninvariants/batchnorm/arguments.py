@@ -9,8 +9,8 @@ import torch
 from hypothesis.errors import InvalidArgument
 
 from pytest_bninvariants.batchnorm.cases import LAYOUTS, LEAST_DIMS
-from pytest_bninvariants.dtypes import DTYPES
 from pytest_bninvariants.errors import shown
+from pytest_bninvariants.option_values import DTYPES
 
 RANKS = (2, 3, 4, 5)
 T = TypeVar("T")

@@ -26,8 +26,8 @@ from pytest_bninvariants.batchnorm.arguments import (
 )
 from pytest_bninvariants.batchnorm.cases import LAYOUTS, Batch, Case
 from pytest_bninvariants.batchnorm.shapes import MOST_SAMPLES, Limits, sizes
-from pytest_bninvariants.dtypes import DTYPES
 from pytest_bninvariants.errors import shown
+from pytest_bninvariants.option_values import DTYPES
 
 T = TypeVar("T")
 _KAPPAS = (0.0, 1.0, 10.0, 30.0, 1e2, 1e3, 1e4, 1e5, 1e6)
@@ -90,7 +90,7 @@ def devices(*names: str) -> st.SearchStrategy[str]:
     Raises:
         InvalidArgument: a device is unknown or not there.
     """
-    from pytest_bninvariants.devices import ACCEPTED, resolve
+    from pytest_bninvariants.option_values import ACCEPTED, resolve
 
     for name in names:
         if not isinstance(name, str):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument
 from torch import Tensor
 
-from pytest_bninvariants import asked
+from pytest_bninvariants import run_config
 from pytest_bninvariants.batchnorm import strategies
 from pytest_bninvariants.batchnorm.arguments import listed, whole
 from pytest_bninvariants.batchnorm.shapes import sizes
@@ -129,7 +129,7 @@ def _drawn(
     of_device: st.SearchStrategy[str] | None,
 ) -> TrainBatch:
     if of_device is None:  # now, since a module is imported once, and its tests may run in others
-        of_device = st.sampled_from(asked.devices)
+        of_device = st.sampled_from(run_config.devices)
     return TrainBatch.of(
         (draw(of_size), *sample),
         classes=classes,

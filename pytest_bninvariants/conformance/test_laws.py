@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pytest_bninvariants.conformance.plan import Check, planned
+from pytest_bninvariants.plugin.conformance_run import Check, planned
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -16,7 +16,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_law(check: Check, record_property: Callable[[str, object], None]) -> None:
     """Hold that a layer satisfies a law."""
-    from pytest_bninvariants.batchnorm.conform import check_law
+    from pytest_bninvariants.batchnorm.laws.conform import check_law
     from pytest_bninvariants.errors import LawBroken
 
     try:

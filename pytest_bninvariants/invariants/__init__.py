@@ -1,1 +1,1 @@
-"""The engine: what must hold around a step, without pytest."""
+"""The invariants: a guard for each, that holds around a step."""

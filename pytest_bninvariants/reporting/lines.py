@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
-from pytest_bninvariants.invariants.paths import relative
-from pytest_bninvariants.invariants.verdict import Place
+from pytest_bninvariants.frames import relative
+from pytest_bninvariants.verdict import Place
 
 WIDTH = 76  # pytest puts "E   " before each line
 

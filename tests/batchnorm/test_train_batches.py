@@ -12,8 +12,8 @@ from hypothesis import find, given, settings
 from hypothesis.errors import InvalidArgument
 from torch import Tensor
 
-from pytest_bninvariants import TrainBatch, asked, train_batches
-from pytest_bninvariants.dtypes import DTYPES
+from pytest_bninvariants import TrainBatch, run_config, train_batches
+from pytest_bninvariants.option_values import DTYPES
 
 calm = settings(database=None, derandomize=True, deadline=None, max_examples=60)
 
@@ -68,7 +68,7 @@ def test_batch_sizes_dtypes_and_devices_are_those_given() -> None:
 def test_devices_are_by_default_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     strategy = train_batches((2,), classes=2)
     assert {batch.inputs.device.type for batch in drawn(strategy)} == {"cpu"}
-    monkeypatch.setattr(asked, "devices", ("cpu", "meta"))
+    monkeypatch.setattr(run_config, "devices", ("cpu", "meta"))
     for kind in ("cpu", "meta"):
         batch = find(strategy, lambda batch, kind=kind: batch.inputs.device.type == kind)  # type: ignore[misc]
         assert batch.targets.device.type == kind

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import (
-    bounds,
-    cost,
-    detection,
-    endurance,
-    finetuning,
-    kit,
-    startup,
-    tracing,
-    watching,
-)
+from tests.benchmarks.accuracy import bounds, detection, kit
+from tests.benchmarks.speed import cost, endurance, finetuning, startup, tracing, watching
 
 for benchmark in (cost, finetuning, watching, tracing, startup, kit, endurance, detection, bounds):
     benchmark.main()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pytest_bninvariants import frozen, frozen_bn
-from pytest_bninvariants.invariants.audit import Auditor
+from pytest_bninvariants.audit.auditor import Auditor
 
 _COUNTED = ("torch.Tensor", "torch.nn.parameter.", "pytest_bninvariants.")
 pytestmark = pytest.mark.filterwarnings("ignore")

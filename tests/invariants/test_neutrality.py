@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, frozen, frozen_bn
-from pytest_bninvariants.invariants.audit import Auditor
+from pytest_bninvariants.audit.auditor import Auditor
 
 Guard = Callable[..., Any]
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
+from pytest_bninvariants.batchnorm.laws.common import forward, hold_training, start, switch
 from pytest_bninvariants.batchnorm.laws.registry import FEW, ONE, law
-from pytest_bninvariants.batchnorm.laws.steps import forward, hold_training, start, switch
-from pytest_bninvariants.batchnorm.trials import Trial
+from pytest_bninvariants.batchnorm.laws.trial import Trial
 
 _WAYS = tuple(product(("train", "eval"), ("enable_grad", "no_grad")))
 _PROCESS: dict[str, tuple[str, Callable[[Any], None]]] = {

@@ -9,9 +9,9 @@ import torch
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
 from pytest_bninvariants.batchnorm.expectation import Approximation, Twin
+from pytest_bninvariants.batchnorm.laws.common import EVAL, forward, start
 from pytest_bninvariants.batchnorm.laws.registry import law
-from pytest_bninvariants.batchnorm.laws.steps import EVAL, forward, start
-from pytest_bninvariants.batchnorm.trials import Trial
+from pytest_bninvariants.batchnorm.laws.trial import Trial
 
 
 def _gradients(

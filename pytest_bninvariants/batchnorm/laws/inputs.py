@@ -8,8 +8,7 @@ import torch
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, DENSE, LAYOUTS, LEAST_DIMS, Batch, Case
 from pytest_bninvariants.batchnorm.expectation import Approximation
-from pytest_bninvariants.batchnorm.laws.registry import ALL, FEW, ONE, law
-from pytest_bninvariants.batchnorm.laws.steps import (
+from pytest_bninvariants.batchnorm.laws.common import (
     EVAL,
     KEEP,
     forward,
@@ -18,8 +17,9 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     switch,
     unchanged,
 )
-from pytest_bninvariants.batchnorm.trials import Trial
-from pytest_bninvariants.dtypes import HALF
+from pytest_bninvariants.batchnorm.laws.registry import ALL, FEW, ONE, law
+from pytest_bninvariants.batchnorm.laws.trial import Trial
+from pytest_bninvariants.option_values import HALF
 
 _KEEP = "kept = [layer.running_mean.clone(), layer.running_var.clone()]"
 _GRADIENTS = (  # as indexing, splitting and global pooling behind the layer leave them

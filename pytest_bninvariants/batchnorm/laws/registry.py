@@ -11,9 +11,9 @@ from typing import Any
 from hypothesis.strategies import SearchStrategy
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
+from pytest_bninvariants.batchnorm.laws.trial import Trial
 from pytest_bninvariants.batchnorm.strategies import bn_cases
-from pytest_bninvariants.batchnorm.trials import Trial
-from pytest_bninvariants.dtypes import DTYPES
+from pytest_bninvariants.option_values import DTYPES
 
 LAWS: dict[str, Law] = {}
 ALL = DTYPES

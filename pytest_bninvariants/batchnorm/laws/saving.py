@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pytest_bninvariants.batchnorm.cases import Case
-from pytest_bninvariants.batchnorm.laws.registry import FEW, ONE, law
-from pytest_bninvariants.batchnorm.laws.steps import (
+from pytest_bninvariants.batchnorm.laws.common import (
     HELD,
     KEEP,
     STATE,
@@ -15,7 +14,8 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     start,
     unchanged,
 )
-from pytest_bninvariants.batchnorm.trials import Trial
+from pytest_bninvariants.batchnorm.laws.registry import FEW, ONE, law
+from pytest_bninvariants.batchnorm.laws.trial import Trial
 
 
 @law(("float32", "bfloat16"), frozen=True, **FEW | {"momentum": False})

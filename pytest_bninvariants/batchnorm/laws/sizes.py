@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Batch, Case
+from pytest_bninvariants.batchnorm.laws.common import forward, hold_training, start, switch
 from pytest_bninvariants.batchnorm.laws.registry import law
-from pytest_bninvariants.batchnorm.laws.steps import forward, hold_training, start, switch
-from pytest_bninvariants.batchnorm.trials import Trial
+from pytest_bninvariants.batchnorm.laws.trial import Trial
 
 _EDGES = (127, 128, 129, 191, 192, 193, 255, 256, 257, 300, 511, 512, 513, 768, 1000, 1023, 1024)
 _SIZES = (*range(1, 68), *_EDGES, 1025)

@@ -8,8 +8,7 @@ import torch
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
 from pytest_bninvariants.batchnorm.expectation import Twin
-from pytest_bninvariants.batchnorm.laws.registry import ALL, FEW, ONE, law
-from pytest_bninvariants.batchnorm.laws.steps import (
+from pytest_bninvariants.batchnorm.laws.common import (
     EVAL,
     HELD,
     KEEP,
@@ -20,7 +19,8 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     start,
     unchanged,
 )
-from pytest_bninvariants.batchnorm.trials import Trial
+from pytest_bninvariants.batchnorm.laws.registry import ALL, FEW, ONE, law
+from pytest_bninvariants.batchnorm.laws.trial import Trial
 
 
 @law(ONE, **FEW)

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
 from pytest_bninvariants.batchnorm.expectation import Twin
-from pytest_bninvariants.batchnorm.laws.registry import law
-from pytest_bninvariants.batchnorm.laws.steps import (
+from pytest_bninvariants.batchnorm.laws.common import (
     KEEP,
     forward,
     hold_training,
@@ -15,7 +14,8 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     switch,
     unchanged,
 )
-from pytest_bninvariants.batchnorm.trials import Trial
+from pytest_bninvariants.batchnorm.laws.registry import law
+from pytest_bninvariants.batchnorm.laws.trial import Trial
 
 
 @law(("float32",), share=0.3, modes=(True, True), layouts=CONTIGUOUS, max_values=256)

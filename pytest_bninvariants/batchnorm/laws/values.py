@@ -7,9 +7,9 @@ from typing import Any
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
 from pytest_bninvariants.batchnorm.expectation import Approximation
+from pytest_bninvariants.batchnorm.laws.common import EVAL, KEEP, forward, start, switch, unchanged
 from pytest_bninvariants.batchnorm.laws.registry import law
-from pytest_bninvariants.batchnorm.laws.steps import EVAL, KEEP, forward, start, switch, unchanged
-from pytest_bninvariants.batchnorm.trials import Trial
+from pytest_bninvariants.batchnorm.laws.trial import Trial
 
 
 @law()

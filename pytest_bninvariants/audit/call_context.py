@@ -1,0 +1,80 @@
+"""Find out from the stack what a layer runs for: in which model, from which line of the user."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from dataclasses import dataclass
+from types import FrameType
+
+from torch import nn
+
+from pytest_bninvariants.frames import callers, place_of
+from pytest_bninvariants.selection.model_names import Names, named_modules
+from pytest_bninvariants.verdict import Place
+
+_ON_PURPOSE = {
+    ("torch.optim.swa_utils", "update_bn"),  # computes statistics anew
+    ("torch.nn.utils.stateless", "_functional_call"),  # runs on state of the caller's
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a forward of a layer is part of.
+
+    Args:
+        model: class name of the outermost module that is at work, or of what a wrapper holds.
+        name: the layer's qualified name in it.
+        holder: the layer, or the innermost module around it that has parameters, if there is one.
+        place: the user's line that had the model work.
+    """
+
+    model: str
+    name: str
+    holder: weakref.ref[nn.Module] | None
+    place: Place | None
+
+
+def run_of(layer: nn.Module) -> Run | None:
+    """Return what a layer runs for; None if its statistics are meant to move, or not its own.
+
+    Args:
+        layer: a layer that runs, or is about to.
+    """
+    stack = list(callers(sys._getframe(1)))  # without this frame: it must not hold itself
+    if any((f.f_globals.get("__name__"), f.f_code.co_name) in _ON_PURPOSE for f in stack):
+        return None
+    for depth in reversed(range(len(stack))):
+        module = _at_work(stack[depth])
+        if module is not None and any(below is layer for _, below in named_modules(module)):
+            return _run(layer, module, stack[depth].f_back)
+    return None
+
+
+def _run(layer: nn.Module, outermost: nn.Module, caller: FrameType | None) -> Run:
+    names = Names.of(outermost)
+    full = next(name for name, module in names.modules.items() if module is layer)
+    around = [
+        module
+        for name, module in names.modules.items()
+        if name in ("", full) or full.startswith(f"{name}.")
+    ]
+    holding = [module for module in around if next(module.parameters(), None) is not None]
+    unwrapped = [module for name, module in names.modules.items() if names.bare[name] == ""]
+    model = type(unwrapped[-1]).__name__
+    return Run(
+        model=model,
+        name=names.bare[full],
+        holder=weakref.ref(holding[-1]) if holding else None,
+        place=place_of(caller, f"{model}()"),
+    )
+
+
+def _at_work(frame: FrameType) -> nn.Module | None:
+    """Return the module of which a frame runs a method, if it does."""
+    code = frame.f_code
+    if not code.co_argcount or code.co_varnames[0] != "self":
+        return None
+    owner = frame.f_locals.get("self")
+    return owner if isinstance(owner, nn.Module) else None

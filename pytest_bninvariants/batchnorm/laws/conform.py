@@ -1,0 +1,156 @@
+"""Run laws on a layer, with as many examples as asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+
+from pytest_bninvariants.batchnorm.cases import Case
+from pytest_bninvariants.batchnorm.laws import Law, chosen
+from pytest_bninvariants.batchnorm.laws.subject import Subject
+from pytest_bninvariants.batchnorm.laws.trial import Tally, Trial
+from pytest_bninvariants.errors import GateError, LawBroken, shown
+from pytest_bninvariants.option_values import DTYPES, EFFORTS, cases
+
+MOST_UNJUDGED = 0.5  # of the cases; the drawn data give a few in a hundred
+
+
+def check_law(
+    law: Law, subject: Subject, *, dtype: str = "float32", device: str = "cpu", examples: int = 100
+) -> Tally:
+    """Run one law on a layer, and return what was compared.
+
+    Args:
+        law: the law.
+        subject: the layer.
+        dtype: name of the inputs' dtype.
+        device: where to run.
+        examples: effort; laws that sweep take a share of it.
+
+    Raises:
+        LawBroken: the layer breaks it; the message is a report of the smallest case found.
+        GateError: too much of what was drawn could not be judged.
+    """
+    tally = Tally()
+
+    @settings(
+        max_examples=max(1, round(law.share * examples)),
+        deadline=None,
+        database=None,
+        phases=(Phase.generate, Phase.shrink),
+        report_multiple_bugs=False,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(law.cases(dims=law.ranks(subject.dims), dtype=dtype, device=device))
+    def run(case: Case) -> None:
+        own = Tally()
+        with torch.enable_grad():  # and what a layer leaves it at is its own case's
+            law.check(Trial(law.name, law.statement, subject, case, own), case)
+        tally.take(own)
+
+    try:
+        with _threads(law.threads):
+            run()
+    except LawBroken as broken:
+        broken.__notes__ = []  # hypothesis's retelling of the case; the report has it
+        raise
+    chance = math.sqrt(tally.examples) / 2  # a standard deviation at a share of one half
+    most = MOST_UNJUDGED * tally.examples + chance
+    if tally.unjudged > most or tally.unjudged >= tally.examples:
+        raise GateError(
+            f"{law.name}: {tally.unjudged:.1f} of {tally.examples} cases were ill-posed, over "
+            f"{MOST_UNJUDGED:.0%}, so this is no judgement"
+        )
+    return tally
+
+
+@contextmanager
+def _threads(shared: bool) -> Iterator[None]:
+    """Use one thread, small tensors being slow with more, except where threads are the point."""
+    count = torch.get_num_threads()
+    try:
+        if not shared:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(count)
+
+
+def assert_bn_conforms(
+    factory: Callable[..., Any],
+    *,
+    device: str = "cpu",
+    laws: str | Iterable[str] = (),
+    dtypes: str | Iterable[str] | None = None,
+    examples: int | str = EFFORTS["default"],
+    rank: str | None = None,
+    **keywords: Any,
+) -> None:
+    """Hold that a layer satisfies the laws of BatchNorm.
+
+    Args:
+        factory: the layer's class; it takes nn.BatchNorm's arguments.
+        device: where to run, such as `cuda`.
+        laws: names or patterns of laws, or `frozen`; none: all.
+        dtypes: names of the inputs' dtypes; None: each law's own.
+        examples: effort for each law: a number from 1, `quick`, `default` or `thorough`.
+        rank: `1d`, `2d`, `3d` or `nd`; None: by the name of the class, or found out.
+        keywords: further arguments for the layer.
+
+    Raises:
+        LawBroken: it breaks some; the message holds a report of each.
+        GateError: nothing could be judged.
+        TypeError: it is no class, but a layer, or cannot be called.
+        ValueError: an argument is unknown, or the class makes no layer from its arguments.
+    """
+    subject = Subject.of(factory, rank=rank, keywords=keywords, device=device)
+    wanted = [law for law in chosen(_names("laws", laws)) if law.ranks(subject.dims)]
+    asked = DTYPES if dtypes is None else _names("dtypes", dtypes)
+    for name in asked:
+        if name not in DTYPES:
+            raise ValueError(f"dtype {name!r} is unknown; accepted are {', '.join(DTYPES)}")
+    effort = cases("examples=", examples)
+    broken: list[LawBroken] = []
+    count = 0
+    for law in wanted:
+        for dtype in law.dtypes if dtypes is None else [n for n in asked if n in law.dtypes]:
+            count += 1
+            try:
+                check_law(law, subject, dtype=dtype, device=str(device), examples=effort)
+            except LawBroken as error:
+                broken.append(error)
+                break
+    if not count:
+        raise GateError("no law is left to run in these dtypes, on a layer of these ranks")
+    if broken:
+        failure = _together(subject, broken, len(wanted))
+        failure.__cause__ = failure.__context__ = None
+        raise failure.with_traceback(None)
+
+
+def _names(option: str, given: object) -> tuple[Any, ...]:
+    """Return an option's value as a tuple: a name, or several names.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(given, str):
+        return (given,)
+    if isinstance(given, Iterable):
+        return tuple(given)
+    raise ValueError(f"{option}= takes a name or several names; got {shown(given)}")
+
+
+def _together(subject: Subject, broken: list[LawBroken], count: int) -> LawBroken:
+    if len(broken) == 1:
+        return broken[0]
+    names = ", ".join(error.law for error in broken)
+    head = f"{subject.label} breaks {len(broken)} of {count} laws: {names}"
+    text = "\n\n".join([head, *map(str, broken)])
+    return LawBroken(text, broken[0].law, broken[0].snippet)

@@ -1,0 +1,1 @@
+"""How a cause is found by rules, and how its sentences are worded."""

@@ -1,0 +1,116 @@
+"""How far two runs of one function may be apart that round in another order.
+
+The function is run in its own dtype and in float64. What these differ by is what rounding did, and
+to first order it is proportional to the unit roundoff u: so float64's own error is that, times
+u64 / u. A run that adds in another order has an error of the same size, up to the ratio between
+orders: adding n terms one by one is off by about sqrt(n) u, in blocks by log2(n) u. `MARGIN` is
+this ratio for more terms than layers add up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pytest_bninvariants.batchnorm.tolerance import UNIT
+from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.snapshot.tensors import Kept
+
+_TERMS = 2**18
+MARGIN = math.sqrt(_TERMS) / math.log2(_TERMS)
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """What rounding did to one output.
+
+    Args:
+        error: the largest difference between the run in the own dtype and the one in float64.
+        size: the largest value.
+        unit: the unit roundoff of the run.
+    """
+
+    error: float
+    size: float
+    unit: float
+
+    @classmethod
+    def of(cls, narrow: Tensor, wide: Tensor, unit: float) -> Rounding:
+        """Measure it.
+
+        Args:
+            narrow: an output, in the own dtype.
+            wide: the same in float64.
+            unit: the unit roundoff of the first.
+        """
+        return cls(_largest(distances(narrow, wide)), _largest(distances(wide, wide * 0)), unit)
+
+    @property
+    def bound(self) -> float:
+        """Return how far two runs in the own dtype may be apart."""
+        return MARGIN * (self.error + self.unit * self.size)
+
+    @property
+    def wide_bound(self) -> float:
+        """Return how far two runs in float64 may be apart."""
+        return self.bound * UNIT[torch.float64] / self.unit
+
+
+def unit_of(tensors: list[Tensor]) -> float:
+    """Return the unit roundoff of the narrowest floating dtype among tensors."""
+    dtypes = {t.dtype for t in tensors if t.is_floating_point()} or {torch.float32}
+    return max(UNIT.get(dtype, UNIT[torch.bfloat16]) for dtype in dtypes)
+
+
+def distances(one: Tensor, other: Tensor) -> Tensor:
+    """Return how far values are apart, in float64; equal infinities and NaN are not."""
+    wide = torch.complex128 if one.is_complex() or other.is_complex() else torch.float64
+    one, other = one.to("cpu", wide), other.to("cpu", wide)
+    same = (one == other) | (one.isnan() & other.isnan())
+    return torch.where(same, 0.0, (one - other).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def _largest(values: Tensor) -> float:
+    finite = values[values.isfinite()]
+    return float(finite.max()) if len(finite) else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far values may be apart: |d| <= atol + rtol |before|; with both 0, bits must agree.
+
+    Raises:
+        GateError: a value is no number from 0.
+    """
+
+    rtol: float = 0.0
+    atol: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and 0 <= value < math.inf):
+                raise GateError(f"{name}= takes a number from 0; got {shown(value)}")
+
+    @property
+    def exact(self) -> bool:
+        """Tell whether bits must agree."""
+        return self.rtol == self.atol == 0
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Return what is not at its default."""
+        given = {"rtol": self.rtol, "atol": self.atol}
+        return {name: value for name, value in given.items() if value}
+
+    def excess(self, kept: Kept, tensor: Tensor) -> int:
+        """Count the values of a tensor that are too far from those that were kept."""
+        old = kept.content[0].view(kept.dtype).view(tensor.shape)
+        wide = torch.complex128 if old.is_complex() else torch.float64
+        old, new = old.to(wide), tensor.detach().to(old.device, wide)
+        near = (new - old).abs() <= self.atol + self.rtol * old.abs()
+        return int((~(near | (new == old) | (new.isnan() & old.isnan()))).sum())

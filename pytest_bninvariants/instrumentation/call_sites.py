@@ -1,0 +1,83 @@
+"""The user's line behind a call of torch: who set a mode, who called a module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import FrameType
+
+from torch import nn
+
+from pytest_bninvariants.frames import PACKAGE, place_of
+from pytest_bninvariants.verdict import Place
+
+
+def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: bool) -> Place | None:
+    """Find who set a module's mode.
+
+    Args:
+        frame: the frame that assigns `module.training`.
+        module: the module.
+        training: the value that is assigned.
+
+    Returns:
+        The first line of the user's own code outside of `train` and `eval` methods, with the
+        outermost of those as the call, and the library function in between, if one acted.
+    """
+    call = f"{type(module).__name__}.training = {training}"
+    while frame is not None and frame.f_code.co_name == "__setattr__":
+        frame = frame.f_back
+    while frame is not None and frame.f_code.co_name in ("train", "eval"):
+        known = frame.f_locals
+        owner = known["self"] if "self" in known else _receiver(frame)
+        if not isinstance(owner, nn.Module):
+            break
+        mode = "" if frame.f_code.co_name == "eval" else training
+        call = f"{type(owner).__name__}.{frame.f_code.co_name}({mode})"
+        frame = frame.f_back
+    return place_of(frame, call)
+
+
+def _receiver(frame: FrameType) -> object:
+    """Return whose method runs, whatever it calls itself; a function may be given a module, too."""
+    name, first = frame.f_code.co_name, frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))
+    methods = (vars(base).get(name) for base in type(first).__mro__)
+    is_method = any(getattr(method, "__code__", None) is frame.f_code for method in methods)
+    return first if is_method else None
+
+
+def place_of_outermost_call(frame: FrameType | None) -> Place | None:
+    """Find the user's line that called the outermost of the modules that run at the moment."""
+    outermost, call = frame, "a forward"
+    while frame is not None:
+        module = frame.f_locals.get("self") if frame.f_code.co_name == "_call_impl" else None
+        if isinstance(module, nn.Module) and frame.f_code.co_filename.startswith(PACKAGE):
+            outermost, call = frame.f_back, f"{type(module).__name__}.forward()"
+        frame = frame.f_back
+    return place_of(outermost, call)
+
+
+@dataclass(slots=True)
+class Modes:
+    """What was seen of a layer's modes.
+
+    Args:
+        flipped: whether it was in eval and then put in training mode.
+        put_in_training: where it was put in training mode: by the last call that flipped it, or
+            the first of all where none has.
+    """
+
+    flipped: bool = False
+    put_in_training: Place | None = None
+
+    def saw_training_set(self, module: nn.Module, frame: FrameType, *, restores: bool) -> None:
+        """Note that the layer is being put in training mode.
+
+        Args:
+            module: the layer, still in its old mode.
+            frame: who does it.
+            restores: whether they only put it back where it was.
+        """
+        flips = not module.training
+        self.flipped |= flips
+        if (flips or self.put_in_training is None) and not restores:
+            self.put_in_training = place_of_mode_call(frame, module, True)

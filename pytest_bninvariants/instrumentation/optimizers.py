@@ -1,0 +1,73 @@
+"""What an optimizer holds, and what gradients it steps with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from types import FrameType
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from pytest_bninvariants.frames import place_of
+from pytest_bninvariants.snapshot.tensor_bytes import (
+    parts,
+)
+from pytest_bninvariants.verdict import Place
+
+Gradient = Literal["nonzero", "zero", "none"]
+
+
+_MACHINERY = re.compile(r"torch\.(optim|_dynamo)\b|pytest_bninvariants\b")
+
+
+def held_by(optimizer: Optimizer) -> set[int]:
+    """Return the ids of the parameters in an optimizer's groups."""
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def gradient_of(tensor: Tensor) -> Gradient:
+    """Tell what gradient a tensor has."""
+    grad = tensor.grad
+    if grad is None:
+        return "none"
+    return "nonzero" if any(bool(values.any()) for values in values_of(grad)) else "zero"
+
+
+def values_of(grad: Tensor) -> Sequence[Tensor]:
+    """Return the tensors that hold a gradient's values."""
+    if grad.is_sparse:
+        return (grad._values(),)
+    return parts(grad) if is_traceable_wrapper_subclass(grad) else (grad,)
+
+
+def _has_moments(optimizer: Optimizer, tensor: Tensor) -> bool:
+    """Tell whether an optimizer, or one that it wraps, remembers what may move a tensor."""
+    wrapped = [inner for inner in vars(optimizer).values() if isinstance(inner, Optimizer)]
+    for each in (optimizer, *wrapped):
+        states = [each.state.get(tensor, {})]
+        if isinstance(each, torch.optim.LBFGS):  # which keeps one state for all
+            states = list(each.state.values())
+        kept = (value for state in states for name, value in state.items() if name != "step")
+        if any(bool(v.any()) if isinstance(v, Tensor) else isinstance(v, list) and v for v in kept):
+            return True
+    return False
+
+
+def _leaves_what_has_no_gradient(optimizer: Optimizer) -> bool:
+    """Tell whether an optimizer is torch's own, all of which pass over a gradient of None.
+
+    All but LBFGS, which steps along one direction for all.
+    """
+    own = type(optimizer).__module__.startswith("torch.optim")
+    return own and not isinstance(optimizer, torch.optim.LBFGS)
+
+
+def _place_of_step(frame: FrameType | None, optimizer: Optimizer) -> Place | None:
+    """Find who called an optimizer's step; torch.optim wraps it, and schedulers do once more."""
+    while frame is not None and _MACHINERY.match(str(frame.f_globals.get("__name__"))):
+        frame = frame.f_back
+    return place_of(frame, f"{type(optimizer).__name__}.step()")

@@ -1,0 +1,199 @@
+"""The gradients of a loss over one or several batches, computed on a copy of a model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.evaluation.batches import converted, samples_in
+from pytest_bninvariants.evaluation.precision import all_in
+from pytest_bninvariants.instrumentation import installation
+from pytest_bninvariants.instrumentation.observer_api import How, Observer
+from pytest_bninvariants.selection.bn_layers import (
+    has_known_forward,
+    is_bn_layer,
+    uses_batch_statistics,
+)
+from pytest_bninvariants.selection.model_names import named_modules
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradients:
+    """What one pass over one or several batches came to.
+
+    Args:
+        sums: the sum of the batches' weighted gradients in float64, by the parameter's name.
+        sizes: the largest value of the sum of their magnitudes.
+        loss: the sum of the weighted losses.
+        normalised: the layers that mixed samples by batch statistics, and whether they were in
+            training mode.
+    """
+
+    sums: dict[str, Tensor]
+    sizes: dict[str, float]
+    loss: float
+    normalised: dict[str, bool]
+
+    def distance(self, other: Gradients, name: str) -> float:
+        """Return the largest difference between two passes' gradients of a parameter."""
+        return float((self.sums[name] - other.sums[name]).abs().max())
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """How to get the gradients of a batch, or of its parts.
+
+    Args:
+        model: the model, which is copied for each run.
+        loss: `loss(model, batch)`.
+        weight: what a batch counts.
+        batch: the whole one, which counts 1.
+    """
+
+    model: nn.Module
+    loss: Loss
+    weight: Callable[[Any], float]
+    batch: Any
+
+    def run(self, batches: list[Any], dtype: torch.dtype) -> Gradients:
+        """Return the gradients over some batches, in a dtype.
+
+        Raises:
+            GateError: it does not run, nothing is trainable, or a gradient is not finite.
+        """
+        with _explained(f"copying the model to {dtype}"):
+            model = copy.deepcopy(self.model)
+            model.double() if dtype == torch.float64 else model.float()
+        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
+        if not trainable:
+            raise GateError(
+                "nothing of the model is trainable: no parameter has requires_grad=True"
+            )
+        whole = self._count(self.batch)
+        if not whole > 0:
+            raise GateError(
+                f"accumulates(weight=...): the batch counts more than 0; got {shown(whole)}"
+            )
+        sums = {name: _zeros(parameter) for name, parameter in trainable.items()}
+        magnitudes = {name: value.abs() for name, value in sums.items()}
+        total, hearer = 0.0, _Hearer()
+        for number, batch in enumerate(batches, 1):
+            model.zero_grad(set_to_none=True)
+            with _explained(_doing(number, batch, batches, dtype)), hearer, all_in(dtype):
+                value = _scalar(self.loss(model, converted(batch, dtype)))
+                value = value * (self._count(batch) / whole)
+                torch.autograd.backward(value)
+            total += float(value.detach())
+            gradients = {n: p.grad.to_dense() for n, p in trainable.items() if p.grad is not None}
+            if not gradients:
+                raise GateError(
+                    "accumulates cannot judge: loss(model, batch) reaches no trainable parameter "
+                    "of the model that it is given, which is a copy"
+                )
+            for name, gradient in gradients.items():
+                sums[name] += gradient
+                magnitudes[name] += gradient.abs()
+        _check(sums, dtype)
+        return Gradients(
+            sums=sums,
+            sizes={name: float(value.max()) for name, value in magnitudes.items()},
+            loss=total,
+            normalised=hearer.heard_of(model),
+        )
+
+    def _count(self, batch: Any) -> float:
+        """Return what a batch counts."""
+        with _explained("weight(batch)"):
+            given = self.weight(batch)
+        value = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            raise GateError(
+                f"accumulates(weight=...): what a batch counts is a number; got {shown(given)}"
+            )
+        return float(value)
+
+
+class _Hearer(Observer):
+    """Hear which layers normalise with batch statistics."""
+
+    def __init__(self) -> None:
+        self._heard: dict[int, bool] = {}
+        self._compiled = False
+
+    def __enter__(self) -> None:
+        installation.add(self)
+
+    def __exit__(self, *error: object) -> None:
+        installation.discard(self)
+
+    def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
+        if not isinstance(layer, _InstanceNorm):  # that one uses each sample's own
+            self._heard[id(layer)] = layer.training
+
+    def saw_compiled_code(self) -> None:
+        self._compiled = True
+
+    def heard_of(self, model: nn.Module) -> dict[str, bool]:
+        """Return their names and whether they were in training; in compiled code modes tell."""
+        found = {}
+        for name, module in named_modules(model):
+            by_mode = self._compiled and is_bn_layer(module) and has_known_forward(module)
+            if id(module) in self._heard:
+                found[name] = self._heard[id(module)]
+            elif by_mode and uses_batch_statistics(module):
+                found[name] = module.training
+        return found
+
+
+@contextmanager
+def _explained(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except GateError:
+        raise
+    except Exception as error:
+        raise GateError(
+            f"accumulates cannot judge: {doing} raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def _doing(number: int, batch: Any, batches: list[Any], dtype: torch.dtype) -> str:
+    samples = samples_in(batch)
+    of = f"micro-batch {number} of {len(batches)}" if len(batches) > 1 else "the whole batch"
+    return f"the loss of {of} ({samples} sample{'s' * (samples != 1)}), in {dtype}"
+
+
+def _scalar(value: object) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise GateError(
+            "accumulates(loss=...): loss(model, batch) returns a tensor of one value; "
+            f"got {shown(value)}"
+        )
+    return value
+
+
+def _zeros(parameter: Tensor) -> Tensor:
+    wide = torch.complex128 if parameter.is_complex() else torch.float64
+    return torch.zeros_like(parameter, dtype=wide, requires_grad=False)
+
+
+def _check(sums: dict[str, Tensor], dtype: torch.dtype) -> None:
+    if not any(bool(value.any()) for value in sums.values()):
+        raise GateError(f"accumulates cannot judge: in {dtype} all gradients are 0")
+    for name, value in sums.items():
+        if not bool(value.isfinite().all()):
+            raise GateError(
+                f"accumulates cannot judge: in {dtype} the gradient of {name} is not finite"
+            )

@@ -1,0 +1,167 @@
+"""The invariant `batch_invariant`: in eval, a sample's output does not depend on its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.evaluation.batches import Batch
+from pytest_bninvariants.evaluation.eval_mode import in_eval
+from pytest_bninvariants.evaluation.rounding import Tolerance
+from pytest_bninvariants.invariants.batch_invariant.sample_mixing import (
+    Normalising,
+)
+from pytest_bninvariants.invariants.batch_invariant.trial import Trial
+from pytest_bninvariants.invariants.guard import Guard, at_once
+from pytest_bninvariants.invariants.signature import model_of, refusing, spelled
+from pytest_bninvariants.selection.scope import submodules
+from pytest_bninvariants.verdict import Cause, Change, Verdict
+
+EXAMPLES = 20
+
+
+class BatchGuard(Guard):
+    """Hold, when a step ends, that samples do not depend on their batch.
+
+    Args:
+        model: the model.
+        modules: names of the modules in it that are called; none: the model itself.
+        batch: the whole batch.
+        tolerance: how far values may be apart; exact: as far as rounding explains.
+        examples: how many batches are drawn.
+        source: where the model was found; empty where it was passed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: tuple[str, ...],
+        batch: Batch,
+        tolerance: Tolerance,
+        examples: int,
+        source: str,
+    ) -> None:
+        super().__init__(model, spelled("batch_invariant", modules, **tolerance.options))
+        self._modules, self._batch, self._tolerance = modules, batch, tolerance
+        self._examples, self._source = examples, source
+
+    def _begin(self) -> None:
+        """What is judged is the model as the step leaves it."""
+
+    def _judge(self) -> Verdict:
+        found = [self._try(*each) for each in submodules(self.model, self._modules).items()]
+        changes = tuple(change for each in found for change in each.changes)
+        return Verdict(
+            guard=self.spelled,
+            noun="output",
+            broke="depends on the batch" if len(changes) == 1 else "depend on the batch",
+            column="output",
+            model=type(self.model).__name__,
+            source=self._source,
+            layers=sum(each.outputs for each in found),
+            tensors=None,
+            changes=changes,
+            causes=tuple(cause for each in found for cause in each.causes),
+            notes=tuple(note for each in found for note in each.notes),
+        )
+
+    def _try(self, name: str, module: nn.Module) -> _Tried:
+        heard = Normalising()
+        with ExitStack() as stack:
+            stack.enter_context(in_eval(module, heard))
+            batch, tolerance = self._batch, self._tolerance
+            trial = Trial(module, name or "output", batch, tolerance, self.spelled, stack)
+            order, changes = trial.smallest(self._examples)
+            causes = heard.causes(module, name) if changes else ()
+            notes = [*_left_out(trial)]
+            if changes and not causes:
+                notes.append(_culprit(module, trial.first_apart(order)))
+            elif not changes:
+                notes.append(_how_near(trial))
+        return _Tried(trial.outputs, changes, causes, notes)
+
+
+class _Tried(NamedTuple):
+    """What was found about one module."""
+
+    outputs: int
+    changes: list[Change]
+    causes: tuple[Cause, ...]
+    notes: list[str]
+
+
+def _left_out(trial: Trial) -> Iterator[str]:
+    if trial.left_out:
+        yield f"without a row for each sample, so not compared: {', '.join(trial.left_out)}"
+
+
+def _how_near(trial: Trial) -> str:
+    errors = ", ".join(f"{error:.2g} in {level}" for level, error in trial.worst.items())
+    return f"{trial.batches} batches compared; the largest error, in bounds: {errors}"
+
+
+def _culprit(module: nn.Module, name: str | None) -> str:
+    if name is None:
+        return "no BN layer normalised with batch statistics: something else mixes samples"
+    part = module.get_submodule(name)
+    where = f"{name} ({type(part).__name__})" if name else f"{type(part).__name__}'s own forward"
+    return f"no BN layer normalised with batch statistics; samples are first mixed in {where}"
+
+
+@refusing
+def batch_invariant(
+    module: nn.Module,
+    inputs: Any,
+    *,
+    modules: Iterable[str] | str = (),
+    rtol: float = 0.0,
+    atol: float = 0.0,
+    examples: int = EXAMPLES,
+) -> Verdict:
+    """Hold that in eval a sample's output does not depend on its batch mates.
+
+    Neither on which they are, nor on their order or number: hypothesis draws batches of some of
+    the samples, and each output must be that of the whole batch, up to rounding. How far rounding
+    goes is measured: the whole batch is run in float64, too, and a copy of the module in float64
+    is what dependence is looked for in first. See `invariants/rounding.py`.
+
+    Args:
+        module: the module; it is called in eval, and left as it was.
+        inputs: a batch of at least two different samples: a tensor (N, ...), a tuple of what is
+            passed by position, or a mapping of what is passed by name.
+        modules: names of submodules that are called in its place.
+        rtol: how far values may be apart, relative to the whole batch's, in place of bounds.
+        atol: how far values may be apart, in place of bounds.
+        examples: how many batches are drawn.
+
+    Returns:
+        The verdict, which holds; its notes tell how near to the bounds it came.
+
+    Raises:
+        GateError: two runs in a row differ; no output has a row a sample; samples are equal; the
+            module cannot be run in float64, and no tolerance is given.
+        InvariantBroken: a sample's output depends on its batch.
+    """
+    return at_once(batch_guard(module, inputs, modules, rtol, atol, examples))
+
+
+def batch_guard(
+    module: nn.Module,
+    inputs: Any,
+    modules: Iterable[str] | str = (),
+    rtol: float = 0.0,
+    atol: float = 0.0,
+    examples: int = EXAMPLES,
+    _source: str = "",
+) -> BatchGuard:
+    """Return a guard that holds it when a step ends; arguments as `batch_invariant`."""
+    model = model_of("batch_invariant", module, "(module, inputs)")
+    if not isinstance(examples, int) or isinstance(examples, bool) or examples < 1:
+        raise GateError(f"examples= takes a number from 1; got {shown(examples)}")
+    names = (modules,) if isinstance(modules, str) else tuple(modules)
+    batch = Batch.of(inputs, spelled("batch_invariant", names))
+    return BatchGuard(model, names, batch, Tolerance(rtol, atol), examples, _source)

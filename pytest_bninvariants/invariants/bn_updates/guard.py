@@ -1,0 +1,228 @@
+"""The invariant `bn_updates`: running statistics are updated so often, and rightly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Literal
+
+from torch import nn
+
+from pytest_bninvariants.diagnosis.wording import name_list
+from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.invariants.bn_updates.layer_result import Found
+from pytest_bninvariants.invariants.bn_updates.rules import diagnose
+from pytest_bninvariants.invariants.bn_updates.state_history import Wrong
+from pytest_bninvariants.invariants.bn_updates.update_log import Ledger
+from pytest_bninvariants.invariants.guard import Guard
+from pytest_bninvariants.invariants.signature import (
+    model_of,
+    names_among,
+    names_of,
+    refusing,
+    spelled,
+)
+from pytest_bninvariants.selection.bn_layers import has_stored_statistics
+from pytest_bninvariants.selection.scope import Scope, layers_of, select
+from pytest_bninvariants.torch_internals.isolation import undisturbed
+from pytest_bninvariants.verdict import Hazard, Verdict
+
+Times = int | Literal["forwards"]
+Per = Literal["step", "optimizer_step"]
+
+
+class UpdatesGuard(Guard):
+    """Hold that BN layers update their running statistics so often, and as the reference says.
+
+    Args:
+        model: the model.
+        scope: the layers.
+        times: how many updates each makes, or `forwards` for one a forward.
+        per: what these are counted for.
+        spelling: the guard as its user wrote it.
+        source: where the model was found; empty where it was passed.
+    """
+
+    def __init__(
+        self, model: nn.Module, scope: Scope, times: Times, per: Per, spelling: str, source: str
+    ) -> None:
+        super().__init__(model, spelling)
+        self._scope, self._times, self._per, self._source = scope, times, per, source
+        self._layers: dict[str, tuple[str, nn.Module]] = {}
+        self._ledger: Ledger | None = None
+
+    def _begin(self) -> None:
+        selection = select(self.model, self._scope)
+        self._layers = {
+            key: (selection.bn_names[key], layer)
+            for key, layer in selection.bn_layers.items()
+            if has_stored_statistics(layer)
+        }
+        if not self._layers:
+            raise GateError(
+                f"{self.spelled}: none of the BN layers has running statistics "
+                "(track_running_stats=False): there is nothing to update"
+            )
+        self._ledger = Ledger(
+            (layer for _, layer in self._layers.values()),
+            self.model,
+            on_purpose=bool(self._scope.modules) and self._times != 0,
+        )
+        self._ledger.start()
+
+    def _end(self) -> None:
+        if self._ledger is not None:
+            self._ledger.stop()
+
+    def _judge(self) -> Verdict:
+        assert self._ledger is not None
+        with undisturbed():
+            found = [each for each in self._found() if self._is_meant(each)]
+            self._insist(found)
+            alike = len({each.updates for each in found}) == 1
+            found = [replace(each, alike=alike) for each in found]
+        return Verdict(
+            guard=self.spelled,
+            noun="BN layer",
+            broke=_broke(found, self._times, self._per),
+            column="layer",
+            model=type(self.model).__name__,
+            source=self._source,
+            layers=len(found),
+            tensors=None,
+            changes=tuple(change for each in found for change in each.changes()),
+            causes=diagnose([each for each in found if not each.holds]),
+            hazards=tuple(hazard for each in found for hazard in _hazards(each)),
+            notes=tuple(_notes(found)),
+        )
+
+    def _found(self) -> Iterator[Found]:
+        assert self._ledger is not None
+        now, steps = layers_of(self.model), 1 if self._per == "step" else self._ledger.steps
+        for key, (name, layer) in self._layers.items():
+            yield Found.of(name, layer, now.get(key), self._ledger, self._times, steps)
+
+    def _is_meant(self, found: Found) -> bool:
+        """Tell whether a layer is to be judged: all are that were named, else what is trained."""
+        return bool(self._scope.modules or found.account.meant or found.account.updates)
+
+    def _insist(self, found: list[Found]) -> None:
+        """Raise where there is nothing to judge."""
+        assert self._ledger is not None
+        if not found:
+            raise GateError(
+                f"{self.spelled}: no BN layer is in training: all are in eval and frozen; "
+                "name those that must update"
+            )
+        ran = (f.account.forwards or f.lineage.written for f in found)
+        if not self._ledger.compiled and not any(ran):
+            raise GateError(
+                f"nothing ran inside {self.spelled}: it saw no forward of a BN layer; run the "
+                "train step, on this very model, inside the guard"
+            )
+        if self._per == "optimizer_step" and not self._ledger.steps:
+            raise GateError(
+                f"{self.spelled}: no optimizer that holds the model's parameters stepped, so there "
+                "is no step to count for"
+            )
+
+
+def _broke(found: list[Found], times: Times, per: Per) -> str:
+    if not any(each.counts_wrongly for each in found):
+        return "not updated as BatchNorm does it"
+    if times == "forwards":
+        return "not updated once a forward"
+    often = "once" if times == 1 else f"{times} times"
+    return f"not updated exactly {often}{' in each optimizer step' * (per == 'optimizer_step')}"
+
+
+def _hazards(found: Found) -> Iterator[Hazard]:
+    if not found.holds:
+        return
+    if found.undone:
+        text = "its running statistics were put back: the step leaves no update in them"
+        yield Hazard(name=found.name, text=text)
+    if found.lineage.lost:
+        lost, all_of_them = found.lineage.lost, found.lineage.updates
+        text = f"in {lost} of {all_of_them} updates a narrow dtype rounded all away: keep running "
+        yield Hazard(name=found.name, text=text + "statistics in float32")
+    if found.lineage.unlike:
+        yield Hazard(name=found.name, text=_told_of_unlike(found.lineage.unlike))
+    if found.lineage.unknown:
+        text = "its forward is of its own: what it updates could not be held against the reference"
+        yield Hazard(name=found.name, text=text)
+    if found.uncounted:
+        yield Hazard(name=found.name, text="its num_batches_tracked does not count its updates")
+
+
+def _told_of_unlike(unlike: Iterable[Wrong]) -> str:
+    told = (
+        f"{each.name} is {each.fits}" if each.fits else f"{each.name}: {each.text}"
+        for each in unlike
+    )
+    return f"its updates are not BatchNorm's, which it may mean: {'; '.join(dict.fromkeys(told))}"
+
+
+def _notes(found: list[Found]) -> Iterator[str]:
+    by_counter = [each.name for each in found if each.by_counter]
+    if by_counter:
+        yield (
+            f"{name_list(by_counter)} ran in compiled code, or in a way that cannot be seen into: "
+            "judged by the counter"
+        )
+    untold = [each.name for each in found if each.untold]
+    if untold:
+        yield (
+            f"{name_list(untold)} ran where it cannot be seen, and counts no batches: how often it "
+            "was updated cannot be told"
+        )
+    unjudged = [each.name for each in found if each.lineage.unjudged and not each.unseen]
+    if unjudged:
+        yield f"the values of {name_list(unjudged)} were not held against the reference"
+
+
+@refusing
+def bn_updates(
+    model: nn.Module,
+    *modules: str,
+    times: Times = 1,
+    per: Per = "step",
+    exclude: Iterable[str] | str = (),
+    _source: str = "",
+) -> Guard:
+    """Hold that each BN layer in training updates its running statistics so often, and rightly.
+
+    Each update must be what the reference says for the batch that the layer saw, within the bounds
+    of `batchnorm/tolerance.py`, and count as one; statistics stay finite, with running_var >= 0;
+    none is made inside of a backward, in eval, or twice with one batch in an optimizer's step.
+    Updates that the step undoes itself, by a load or by copying the old values back, do not count.
+
+    Args:
+        model: the model.
+        modules: qualified names of modules; a name covers its subtree, `*` and `?` work as in a
+            shell. None: every BN layer that is in training mode when the step begins, has a
+            parameter with requires_grad=True, or updates.
+        times: how many updates each layer makes, or `"forwards"` for one in each forward.
+        per: `"step"`, what the guard is around, or `"optimizer_step"`, each step of an optimizer in
+            it that holds parameters of the model; a step inside of another's is part of it.
+        exclude: names that are left out.
+
+    Returns:
+        A context manager for one step.
+
+    Raises:
+        GateError: when entered, if there is nothing to watch; when left, if nothing ran.
+        InvariantBroken: when left, if a layer was not updated so often, or not rightly.
+    """
+    if times != "forwards" and (not isinstance(times, int) or isinstance(times, bool) or times < 0):
+        raise GateError(f'times= takes a number from 0, or "forwards"; got {shown(times)}')
+    if per not in ("step", "optimizer_step"):
+        raise GateError(f'per= takes "step" or "optimizer_step"; got {shown(per)}')
+    if times == "forwards" and per != "step":
+        raise GateError('times="forwards" counts for each forward: leave per= out')
+    scope = Scope(modules=names_among(model, modules), exclude=names_of(exclude), bn_only=True)
+    options: dict[str, object] = {} if times == 1 else {"times": times}
+    options |= {} if per == "step" else {"per": per}
+    options |= {"exclude": exclude} if scope.exclude else {}
+    spelling = spelled("bn_updates", scope.modules, **options)
+    return UpdatesGuard(model_of("bn_updates", model), scope, times, per, spelling, _source)

@@ -1,0 +1,215 @@
+"""What is found of one BN layer's updates at the end of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from pytest_bninvariants.invariants.bn_updates.state_history import Lineage, State, statistics_of
+from pytest_bninvariants.invariants.bn_updates.update_log import Account, Ledger
+from pytest_bninvariants.selection.bn_layers import STATISTICS, counts_batches
+from pytest_bninvariants.snapshot.tensor_bytes import content_of
+from pytest_bninvariants.verdict import Change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What was found of one layer at the end of a step.
+
+    Args:
+        name: its qualified name.
+        account: what was seen of it.
+        lineage: what led to its statistics.
+        times: how many updates there should be in each of the steps, or `forwards`.
+        steps: how many steps that is said of.
+        compiled: whether compiled code ran.
+        elsewhere: how many updates were of tensors that the layer held for a call alone.
+        replaced: whether another module holds its name now, or none.
+        counted: by how much its counter moved; None if it has none that counts.
+        unsound: names of statistics that no forward could use, with what is wrong.
+        alike: whether all layers that are judged were updated equally often.
+    """
+
+    name: str
+    account: Account
+    lineage: Lineage
+    times: int | Literal["forwards"]
+    steps: int
+    compiled: bool
+    elsewhere: int
+    replaced: bool
+    counted: int | None
+    unsound: list[tuple[str, str]]
+    alike: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        layer: nn.Module,
+        now: nn.Module | None,
+        ledger: Ledger,
+        times: int | Literal["forwards"],
+        steps: int = 1,
+    ) -> Found:
+        """Find it.
+
+        Args:
+            name: the layer's qualified name.
+            layer: the module that held the name at the start.
+            now: the one that holds it now; None if it is gone.
+            ledger: what was seen.
+            times: how many updates there should be in each of the steps.
+            steps: how many steps that is said of.
+        """
+        account = ledger.of(layer)
+        return cls(
+            name=name,
+            account=account,
+            lineage=ledger.lineage(account, layer if now is None else now),
+            times=times,
+            steps=steps,
+            compiled=ledger.compiled,
+            elsewhere=_elsewhere(account, now),
+            replaced=now is not layer,
+            counted=_counted(account, now),
+            unsound=[] if now is None else list(_unsound(now)),
+        )
+
+    @property
+    def unseen(self) -> bool:
+        """Tell whether it ran where forwards cannot be seen."""
+        scripted = isinstance(self.account.layer, torch.jit.ScriptModule)
+        hidden = self.compiled or self.replaced or self.account.unreadable or scripted
+        moved = self.account.unreadable or bool(self.lineage.written)
+        return hidden and (moved or not self.account.updates)
+
+    @property
+    def by_counter(self) -> bool:
+        """Tell whether its counter alone can tell how often it was updated."""
+        return self.unseen and self.counted is not None
+
+    @property
+    def untold(self) -> bool:
+        """Tell whether nothing can tell how often it was updated, though it was."""
+        return self.unseen and self.counted is None and bool(self.lineage.written)
+
+    @property
+    def updates(self) -> int:
+        """Return how many updates the statistics have had."""
+        return max(0, self.counted or 0) if self.by_counter else self.lineage.updates
+
+    @property
+    def expected(self) -> int | None:
+        """Return how many updates there should be; None if that is one a forward."""
+        return None if self.times == "forwards" else self.times * self.steps
+
+    @property
+    def fitting(self) -> int | None:
+        """Return which `times` there were; None if the steps differ in it."""
+        return self.updates // self.steps if self.updates % self.steps == 0 else None
+
+    @property
+    def made(self) -> int:
+        """Return how many updates of its own tensors it made, those undone with the others."""
+        return self.account.updates - self.elsewhere
+
+    @property
+    def undone(self) -> bool:
+        """Tell whether all of its updates were undone, as when a step is skipped."""
+        return self.lineage == Lineage() and self.made > 0 and not self.unseen
+
+    @property
+    def written(self) -> bool:
+        """Tell whether something else wrote to the statistics, too."""
+        return bool(self.lineage.written) and not self.unseen
+
+    @property
+    def counts_wrongly(self) -> bool:
+        """Tell whether it was updated another number of times."""
+        if self.untold:
+            return False
+        if self.expected is None:
+            return not self.undone and (self.updates == 0 or self.account.idle > 0)
+        return self.updates != self.expected and not (self.undone and self.expected > 0)
+
+    @property
+    def uncounted(self) -> bool:
+        """Tell whether its counter does not count its updates."""
+        by_calls = self.lineage.by_calls > 0 and self.counted not in (None, self.lineage.updates)
+        return by_calls or self.lineage.uncounted > 0
+
+    @property
+    def holds(self) -> bool:
+        """Tell whether nothing is wrong with it."""
+        return not any(True for _ in self.changes())
+
+    def changes(self) -> Iterator[Change]:
+        """Yield what is wrong with it."""
+        told = list(self._told_of_counts())
+        if told:
+            yield self._change("; ".join(told))
+        for wrong in self.lineage.wrong if not self.unseen else ():
+            yield self._change(f"update {wrong.update}: {wrong.text}", wrong.name)
+        for name, text in self.unsound:
+            yield self._change(text, name)
+
+    def _told_of_counts(self) -> Iterator[str]:
+        lineage = self.lineage
+        if self.counts_wrongly:
+            expected = "one a forward" if self.expected is None else f"expected {self.expected}"
+            idle = f", {_forwards(self.account.idle)} without" if self.account.idle else ""
+            yield f"{_updates(self.updates)}{idle}, {expected}"
+        told = (
+            (lineage.recomputed, "in backward"),
+            (lineage.repeated - lineage.recomputed, "with a batch that had updated already"),
+            (lineage.in_eval, "in eval"),
+            (lineage.miscounted, "that num_batches_tracked counted as more or less than one"),
+        )
+        for count, how in told if not self.unseen else ():
+            if count > 0:
+                yield f"{_updates(count)} {how}"
+        if self.written:
+            yield "written to besides its updates"
+
+    def _change(self, text: str, tensor: str = "") -> Change:
+        name = ".".join(part for part in (self.name, tensor) if part)
+        return Change(name=name, layer=self.name, kind="update", text=text)
+
+
+def _elsewhere(account: Account, now: nn.Module | None) -> int:
+    """Return how many updates were of tensors that functional_call put there, and took away."""
+    returned = now is not None and account.history.origin.is_of(statistics_of(now))
+    return account.elsewhere if returned else 0
+
+
+def _counted(account: Account, now: nn.Module | None) -> int | None:
+    if now is None or not counts_batches(now):
+        return None
+    old, new = account.history.origin.number, State.of(now).number
+    return None if old is None or new is None else new - old
+
+
+def _unsound(layer: nn.Module) -> Iterator[tuple[str, str]]:
+    for name, value in statistics_of(layer).items():
+        if name not in STATISTICS or is_lazy(value) or content_of(value) is None:
+            continue
+        values = value.detach().flatten().double()
+        bad, negative = ~values.isfinite(), values < 0
+        if bool(bad.any()):
+            yield name, f"{int(bad.sum())} of {len(bad)} values are not finite"
+        elif name == "running_var" and bool(negative.any()):
+            yield name, f"{int(negative.sum())} of {len(bad)} values are negative"
+
+
+def _updates(count: int) -> str:
+    return f"{count} update{'' if count == 1 else 's'}"
+
+
+def _forwards(count: int) -> str:
+    return f"{count} forward{'' if count == 1 else 's'}"

@@ -1,0 +1,215 @@
+"""Hold one update of a BN layer's statistics against the reference."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
+
+from pytest_bninvariants.batchnorm.expectation import Approximation, updated
+from pytest_bninvariants.batchnorm.reference import Statistics, batch_statistics, rows
+from pytest_bninvariants.batchnorm.tolerance import UNIT, Arithmetic
+from pytest_bninvariants.invariants.bn_updates.state_history import State, Wrong
+from pytest_bninvariants.selection.bn_layers import STATISTICS, counts_batches
+from pytest_bninvariants.snapshot.tensor_bytes import are_backed, version
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A tensor that a forward was given.
+
+    Args:
+        tensor: the tensor.
+        version: its version then.
+    """
+
+    tensor: Tensor
+    version: int | None
+
+    @classmethod
+    def of(cls, tensor: Tensor | None) -> Given | None:
+        """Take note of a tensor, if there is one."""
+        return None if tensor is None else cls(tensor, version(tensor))
+
+    @property
+    def is_as_it_was(self) -> bool:
+        """Tell whether its values are known to be those that it was given with."""
+        written = self.version is None or self.version != version(self.tensor)
+        return not written and are_backed([self.tensor])
+
+
+class Forward(Protocol):
+    """What must be known of the forward that made an update."""
+
+    before: State
+    x: Given | None
+    values: Given | None
+    momentum: object
+    by_call: bool
+
+
+@dataclass(slots=True)
+class Judged:
+    """What is found about an update.
+
+    Args:
+        batch: the batch's statistics; None where the update could not be judged.
+        count: how many values each channel had.
+        counted: by how much the counter moved; None where there is none that counts.
+        lost: whether a dtype that is too narrow has rounded the whole update away.
+        wrong: the statistics that are not what the reference says.
+        guessed: whether the layer is of a kind of its own, and called no function of torch to
+            normalise: then what it was called with is only taken for what it normalised.
+    """
+
+    batch: Statistics | None = None
+    count: int = 0
+    counted: int | None = None
+    lost: bool = False
+    wrong: list[Wrong] = field(default_factory=list)
+    guessed: bool = False
+
+
+def judge(layer: nn.Module, forward: Forward, after: State, number: int) -> Judged:
+    """Hold an update against the reference, if it can be.
+
+    Args:
+        layer: the layer.
+        forward: the forward that made it.
+        after: the statistics after it.
+        number: which update it is, from 1.
+    """
+    judged = Judged(
+        counted=_counted(layer, forward.before, after), guessed=_guesses(layer, forward)
+    )
+    x = _normalised(layer, forward)
+    momentum = _weight(forward, forward.before)
+    if x is None or momentum is None:
+        return judged
+    old, new = _statistics(forward.before, x), _statistics(after, x)
+    if old is None or new is None:
+        return judged
+    values = rows(x)
+    judged.batch, judged.count = batch_statistics(values), values.shape[1]
+    state = after.tensors["running_mean"].dtype
+    expected = updated(old, x, momentum, Arithmetic.of(x.dtype, state))
+    judged.lost = all(map(torch.equal, old, new)) and any(
+        bool(((each.value - was).abs() > UNIT[torch.float32] * was.abs()).any())
+        for each, was in zip(expected, old, strict=True)
+    )
+    for name, got, approximation in zip(STATISTICS, new, expected, strict=True):
+        text = _difference(got, approximation)
+        if text:
+            fits = _what_fits(name, got, approximation, old, judged, momentum)
+            judged.wrong.append(Wrong(name=name, update=number, text=text, fits=fits))
+    return judged
+
+
+def _guesses(layer: nn.Module, forward: Forward) -> bool:
+    return not (isinstance(layer, _NormBase) or forward.by_call or forward.values)
+
+
+def _counted(layer: nn.Module, before: State, after: State) -> int | None:
+    if not counts_batches(layer) or after.number is None:
+        return None
+    return after.number - (before.number or 0)
+
+
+def _normalised(layer: nn.Module, forward: Forward) -> Tensor | None:
+    """Return the values that a layer normalised, as (N, C, *), if they are known and usable."""
+    given = forward.values or forward.x
+    channels = forward.before.tensors.get("running_mean")
+    other = isinstance(layer, _InstanceNorm) or _is_synchronised(layer)
+    if given is None or channels is None or other:
+        return None
+    x = given.tensor
+    plain = type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided
+    if not plain or x.dtype not in UNIT or not 2 <= x.dim() <= 5:
+        return None
+    fits = is_lazy(channels) or x.shape[1] == channels.numel()
+    return x.detach() if x.numel() > x.shape[1] and fits and given.is_as_it_was else None
+
+
+def _is_synchronised(layer: nn.Module) -> bool:
+    """Tell whether a layer's statistics are those of all processes' batches together."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return (
+        isinstance(layer, SyncBatchNorm)
+        and there
+        and torch.distributed.get_world_size(layer.process_group) > 1
+    )
+
+
+def _weight(forward: Forward, before: State) -> float | None:
+    """Return the weight that the batch has in the running statistics; None if it is unknown."""
+    momentum = forward.momentum
+    if momentum is None:
+        return None if forward.by_call else 1.0 / ((before.number or 0) + 1)
+    if isinstance(momentum, Tensor) and momentum.numel() == 1:
+        return float(momentum)
+    return float(momentum) if isinstance(momentum, int | float) else None
+
+
+def _statistics(state: State, x: Tensor) -> Statistics | None:
+    """Return running statistics in float64; those of a lazy layer are still to be made."""
+    found = []
+    for name, initial in zip(STATISTICS, (0.0, 1.0), strict=True):
+        content, tensor = state.contents.get(name), state.tensors.get(name)
+        if tensor is None or content is None or tensor.dtype not in UNIT:
+            return None
+        if not content:
+            found.append(torch.full((x.shape[1],), initial, dtype=torch.float64))
+        else:
+            found.append(content[0].view(tensor.dtype).to("cpu", torch.float64).flatten())
+    return Statistics(*found)
+
+
+def _difference(got: Tensor, expected: Approximation) -> str:
+    """Say how far values are from what they must be; nothing where they are within the bound."""
+    off = (got - expected.value).abs()
+    judged = expected.value.isfinite() & expected.bound.isfinite() & (got != expected.value)
+    ratio = torch.where(judged, off / expected.bound, 0.0).nan_to_num(nan=math.inf)
+    wrong = ratio > 1
+    if not bool(wrong.any()):
+        return ""
+    worst = int(ratio.argmax())
+    return (
+        f"{int(wrong.sum())} of {len(got)} values, {got[worst]:.6g} at [{worst}], expected "
+        f"{expected.value[worst]:.6g} within {expected.bound[worst]:.1e}"
+    )
+
+
+def _what_fits(
+    name: str,
+    got: Tensor,
+    expected: Approximation,
+    old: Statistics,
+    judged: Judged,
+    m: float,
+) -> str:
+    """Name the usual mistake that gives such values, if one does."""
+    assert judged.batch is not None
+    was = old.mean if name == "running_mean" else old.var
+    n = judged.count
+    batch = judged.batch.mean if name == "running_mean" else judged.batch.var * (n / (n - 1))
+    mistakes = {
+        "as if nothing had been taken in": was,
+        f"as if momentum were {1 - m:g}, the weight of the old value": m * was + (1 - m) * batch,
+        "as if the batch's alone were stored": batch,
+    }
+    if name == "running_var":
+        kept, biased = (1 - m) * was, judged.batch.var
+        mistakes["with the biased variance, (n-1)/n of the unbiased one"] = (
+            1 - m
+        ) * was + m * biased
+        mistakes["with the standard deviation, not the variance"] = kept + m * batch.sqrt()
+    for text, value in mistakes.items():
+        if bool(((got - value).abs() <= expected.bound).all()):
+            return text
+    return ""

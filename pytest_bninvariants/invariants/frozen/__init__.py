@@ -1,0 +1,1 @@
+"""The invariants `frozen_bn` and `frozen`."""

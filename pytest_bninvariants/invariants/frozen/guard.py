@@ -1,0 +1,207 @@
+"""The invariants `frozen_bn` and `frozen`: state keeps its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from pytest_bninvariants.errors import FrozenStateChanged, GateError, shown
+from pytest_bninvariants.invariants.frozen import earlier_runs
+from pytest_bninvariants.invariants.frozen.earlier_runs import Broken, Slot
+from pytest_bninvariants.invariants.guard import Guard
+from pytest_bninvariants.invariants.signature import (
+    model_of,
+    names_among,
+    names_of,
+    refusing,
+    spelled,
+)
+from pytest_bninvariants.invariants.trains.guard import trains as train_guard
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.state_change.before_after import Before, take
+from pytest_bninvariants.state_change.compare import compare
+from pytest_bninvariants.state_change.witness import Witness
+from pytest_bninvariants.trace import tracer
+from pytest_bninvariants.trace.tracer import Tracer
+from pytest_bninvariants.verdict import Change, Verdict
+
+
+class FrozenGuard(Guard):
+    """Hold that what a scope covers keeps its bytes.
+
+    Args:
+        spelling: the guard as its user wrote it.
+        noun: what its layers are called.
+        model: the model.
+        scope: what is watched in it.
+        source: where the model was found; empty where it was passed.
+    """
+
+    failure = FrozenStateChanged
+    judges_halfway = True
+
+    def __init__(
+        self, spelling: str, noun: str, model: nn.Module, scope: Scope, source: str
+    ) -> None:
+        super().__init__(model, spelling)
+        self._before: Before | None = None
+        self._slot = Slot()
+        self._earlier: Broken | None = None
+        self._noun = noun
+        self._scope = scope
+        self._source = source
+        self._witness: Witness | None = None
+        self._tracer: Tracer | None = None
+
+    def _begin(self) -> None:
+        now = take(self.model, self._scope, earlier_runs.to_keep_exactly(self.model, self.spelled))
+        self._slot = earlier_runs.slot(self.model, self.spelled)
+        last = self._slot.last
+        self._earlier = last if last is not None and last.is_as_left(now) else None
+        self._before = now if self._earlier is None else self._earlier.before
+        self._witness = Witness(self.model, now.selection)
+        self._witness.start()
+        self._tracer = tracer.begin(now.kept)
+
+    def _end(self) -> None:
+        if self._tracer is not None:
+            self._tracer.stop()
+        if self._witness is not None:
+            self._witness.stop()
+
+    def _judge(self) -> Verdict:
+        assert self._before is not None
+        assert self._witness is not None
+        earlier = self._earlier
+        known: frozenset[Change] = earlier.known if earlier else frozenset()
+        found = compare(self._before, self.model, self._scope, self._witness, known)
+        old = known.intersection(found.changes)
+        verdict = Verdict(
+            guard=self.spelled,
+            noun=self._noun,
+            model=type(self.model).__name__,
+            source=self._source,
+            layers=len(self._before.layers),
+            tensors=len(self._before.kept),
+            changes=found.changes,
+            causes=found.causes + (earlier.causes_of(old) if earlier else ()),
+            hazards=found.hazards,
+            writes=self._tracer.writes(found.changes) if self._tracer else (),
+            notes=(earlier_runs.NOTE,) if old else (),
+        )
+        if verdict.holds and not (found.touched or self._witness.ran()):
+            raise GateError(
+                f"nothing ran inside {self.spelled}: it saw no forward of a watched layer, no "
+                "step of an optimizer that holds the model's parameters and no other change of "
+                "the model (a write through .data to what is not watched cannot be seen); run the "
+                "train step, on this very model, inside the guard"
+            )
+        if not verdict.holds:
+            earlier_runs.remember_inexact(
+                self.model, self.spelled, self._before.kept, verdict.changes
+            )
+            causes = found.causes + (earlier.causes if earlier else ())
+            self._slot.keep(
+                Broken(model=self.model, before=self._before, changes=found.changes, causes=causes)
+            )
+        self._before = self._witness = self._tracer = self._earlier = None
+        return verdict
+
+
+def _guard(
+    invariant: str,
+    noun: str,
+    model: object,
+    scope: Scope,
+    trains: Iterable[str] | str | None,
+    source: str,
+) -> Guard:
+    names = () if trains is None else names_of(trains, "trains")
+    if not names and trains is not None:
+        raise GateError(f"trains= names what must train, and {shown(trains)} names nothing")
+    spelling = _spelled(invariant, scope, names)
+    guard = FrozenGuard(spelling, noun, model_of(invariant, model), scope, source)
+    return guard.bring(train_guard(guard.model, *names, _source=source)) if names else guard
+
+
+def _spelled(invariant: str, scope: Scope, trains: tuple[str, ...]) -> str:
+    options: dict[str, object] = {}
+    if not scope.parameters:
+        options["parameters"] = False
+    if not scope.buffers:
+        options["buffers"] = False
+    if scope.allow_batch_stats:
+        options["allow_batch_stats"] = True
+    for name, names in (("exclude", scope.exclude), ("trains", trains)):
+        if names:
+            options[name] = names[0] if len(names) == 1 else list(names)
+    return spelled(invariant, scope.modules, **options)
+
+
+@refusing
+def frozen_bn(
+    model: nn.Module,
+    *modules: str,
+    parameters: bool = True,
+    buffers: bool = True,
+    allow_batch_stats: bool = False,
+    exclude: Iterable[str] | str = (),
+    trains: Iterable[str] | str | None = None,
+    _source: str = "",
+) -> Guard:
+    """Hold that every BN layer keeps its state, bit for bit, and uses stored statistics throughout.
+
+    Args:
+        model: the model; names are looked up in it again after the step.
+        modules: qualified names of modules or tensors; a name covers its subtree, `*` and `?` work
+            as in a shell, wrapper prefixes such as `module.` may be left out. None: all BN layers.
+        parameters: watch weight and bias.
+        buffers: watch running statistics, and that batch statistics are not used.
+        allow_batch_stats: let the layers normalise with batch statistics.
+        exclude: names that are left out.
+        trains: names of what must train in the same step, as the invariant `trains` has it. None:
+            nothing need.
+
+    Returns:
+        A context manager for one step.
+
+    Raises:
+        GateError: when entered, if there is nothing to watch; when left, if nothing ran.
+        FrozenStateChanged: when left, if a layer changed.
+        InvariantBroken: when left, if what is named in `trains` did not move.
+    """
+    scope = Scope(
+        modules=names_among(model, modules),
+        exclude=names_of(exclude),
+        parameters=parameters,
+        buffers=buffers,
+        allow_batch_stats=allow_batch_stats,
+        bn_only=True,
+    )
+    return _guard("frozen_bn", "frozen BN layer", model, scope, trains, _source)
+
+
+@refusing
+def frozen(
+    model: nn.Module,
+    *modules: str,
+    parameters: bool = True,
+    buffers: bool = True,
+    allow_batch_stats: bool = False,
+    exclude: Iterable[str] | str = (),
+    trains: Iterable[str] | str | None = None,
+    _source: str = "",
+) -> Guard:
+    """Hold that all parameters and buffers keep their bytes, and BN layers what `frozen_bn` says.
+
+    Args, returns and raises as `frozen_bn`.
+    """
+    scope = Scope(
+        modules=names_among(model, modules),
+        exclude=names_of(exclude),
+        parameters=parameters,
+        buffers=buffers,
+        allow_batch_stats=allow_batch_stats,
+    )
+    return _guard("frozen", "frozen layer", model, scope, trains, _source)

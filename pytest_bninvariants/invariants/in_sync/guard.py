@@ -1,0 +1,225 @@
+"""The invariant `in_sync`: two modules hold the same state, or one follows the other's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import overload
+
+from torch import Tensor, nn
+
+from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.invariants.guard import Guard, at_once
+from pytest_bninvariants.invariants.in_sync.average_guard import AverageGuard, Buffers
+from pytest_bninvariants.invariants.in_sync.pair import Pair, insist_on_copies, is_one, left_behind
+from pytest_bninvariants.invariants.in_sync.ranks import RanksGuard
+from pytest_bninvariants.invariants.signature import (
+    insist_on_models,
+    names_among,
+    names_of,
+    refusing,
+    spelled,
+)
+from pytest_bninvariants.selection.bn_layers import BN_STATE
+from pytest_bninvariants.selection.model_names import Watched
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.snapshot.tensors import changes_since, take_snapshot
+from pytest_bninvariants.torch_internals.isolation import undisturbed
+from pytest_bninvariants.verdict import Cause, Change, Verdict
+
+
+class SyncGuard(Guard):
+    """Hold, when a step ends, that two modules hold the same bytes by name.
+
+    Args:
+        pair: the modules.
+        scope: what is compared.
+        spelling: the guard as its user wrote it.
+    """
+
+    def __init__(self, pair: Pair, scope: Scope, spelling: str) -> None:
+        super().__init__(pair.one, spelling)
+        self._pair, self._scope = pair, scope
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """Return both."""
+        return self._pair.one, self._pair.other
+
+    def _begin(self) -> None:
+        """What is judged is what the step leaves."""
+
+    def _judge(self) -> Verdict:
+        first, second = self._pair.tensors(self._scope, self.spelled)
+        insist_on_copies([*_moving_together(first, second)], self.spelled)
+        with undisturbed():
+            new = [key for key in second if key not in first]
+            found = changes_since(take_snapshot(first), second, new)
+            causes = tuple(_causes(found, first, second, self._pair))
+        one, other = self._pair.names
+        changes = tuple(_worded(change, one, other) for change in found)
+        layers = {watched.layer for watched in (*first.values(), *second.values())}
+        return Verdict(
+            guard=self.spelled,
+            noun="layer",
+            broke="differ" if len({change.layer for change in changes}) > 1 else "differs",
+            model=self._pair.types,
+            source=self._pair.source,
+            layers=len(layers),
+            tensors=None,
+            changes=changes,
+            causes=causes,
+            notes=(f"a row has the value in {one}, then the one in {other}",) if changes else (),
+        )
+
+
+def _moving_together(first: dict[str, Watched], second: dict[str, Watched]) -> Iterator[str]:
+    """Yield what training moves of the tensors that both hold; others may be constants."""
+    for key in sorted(first.keys() & second.keys()):
+        tensor, other = first[key].tensor, second[key].tensor
+        moves = tensor.requires_grad or key.rpartition(".")[2] in BN_STATE
+        if moves and is_one(tensor, other):
+            yield key
+
+
+def _worded(change: Change, one: str, other: str) -> Change:
+    if change.kind == "gone":
+        return replace(change, text=f"only in {one}")
+    if change.kind == "new":
+        return replace(change, text=change.text.replace("new:", f"only in {other}:"))
+    return change
+
+
+def _causes(
+    found: list[Change], first: dict[str, Watched], second: dict[str, Watched], pair: Pair
+) -> Iterator[Cause]:
+    """Yield why running statistics differ, if it can be seen: they are still the initial ones."""
+    behind: dict[int, list[str]] = {}
+    names = {watched.name: key for key, watched in first.items()}
+    for change in found:
+        statistics = change.name.endswith(("running_mean", "running_var"))
+        if not statistics or change.kind != "values" or change.name not in names:
+            continue
+        key = names[change.name]
+        for side, watched in enumerate((first[key], second[key])):
+            if _is_initial(watched.tensor, key):
+                behind.setdefault(side, []).append(change.layer)
+    for side, layers in behind.items():
+        behind_name, ahead = pair.names[side], pair.names[1 - side]
+        yield left_behind(layers, behind_name, ahead, "are the initial ones")
+
+
+def _is_initial(tensor: Tensor, key: str) -> bool:
+    return bool((tensor == (1.0 if key.endswith("running_var") else 0.0)).all())
+
+
+@overload
+@refusing
+def in_sync(
+    one: nn.Module,
+    other: nn.Module | None = ...,
+    *modules: str,
+    parameters: bool = ...,
+    exclude: Iterable[str] | str = ...,
+) -> Verdict: ...
+
+
+@overload
+def in_sync(
+    one: nn.Module,
+    other: nn.Module,
+    *modules: str,
+    decay: float,
+    parameters: bool = ...,
+    buffers: Buffers = ...,
+    exclude: Iterable[str] | str = ...,
+) -> Guard: ...
+
+
+def in_sync(
+    one: nn.Module,
+    other: nn.Module | None = None,
+    *modules: str,
+    parameters: bool | None = None,
+    exclude: Iterable[str] | str = (),
+    decay: float | None = None,
+    buffers: Buffers | None = None,
+) -> Verdict | Guard:
+    """Hold that two models have the same buffers, bit for bit, or that one averages the other.
+
+    Names are compared without the prefixes of wrappers, and what wrappers hold themselves, such as
+    `n_averaged`, is left out. Without `decay` it judges at once. With it, it is a context manager
+    for one step, after which each parameter of the average must be
+
+        decay * what it was before + (1 - decay) * the model's, as it is after the step
+
+    within rounding, and the buffers as `buffers` says.
+
+    Args:
+        one: a model; with `decay`, the one that is trained.
+        other: its copy: a target network, a teacher, a replica; with `decay`, the average. None:
+            what `one` is on the other ranks of a distributed run; each rank must call it.
+        modules: qualified names of modules or tensors, a name covers its subtree. None: all.
+        parameters: compare parameters, too; None: only with `decay`.
+        exclude: names that are left out.
+        decay: the weight of the old value in an exponential moving average, from 0 to 1.
+        buffers: with `decay`: `"copied"`, as torch's AveragedModel does, or `"averaged"`, as it
+            does with use_buffers=True, and timm's ModelEma.
+
+    Returns:
+        The verdict, which holds; with `decay` a context manager.
+
+    Raises:
+        GateError: there is nothing to compare, or the step moved nothing.
+        InvariantBroken: a tensor differs, or is in one model only.
+    """
+    guard = sync_guard(
+        one,
+        other,
+        *modules,
+        parameters=parameters,
+        exclude=exclude,
+        decay=decay,
+        buffers=buffers,
+    )
+    return at_once(guard) if decay is None else guard
+
+
+def sync_guard(
+    one: nn.Module,
+    other: nn.Module | None = None,
+    *modules: str,
+    parameters: bool | None = None,
+    exclude: Iterable[str] | str = (),
+    decay: float | None = None,
+    buffers: Buffers | None = None,
+    _sources: tuple[str, str] = ("", ""),
+) -> Guard:
+    """Return a guard that holds it when a step ends; arguments as `in_sync`."""
+    insist_on_models("in_sync", one, one if other is None else other, "(one, other, *modules)")
+    if one is other:
+        raise GateError("in_sync takes two models; got the same one twice")
+    is_number = isinstance(decay, int | float) and not isinstance(decay, bool)
+    if decay is not None and not (is_number and 0 <= decay <= 1):
+        raise GateError(f"decay= takes a number from 0 to 1; got {shown(decay)}")
+    if buffers not in ((None,) if decay is None else (None, "copied", "averaged")):
+        told = "is for decay=" if decay is None else 'takes "copied" or "averaged"'
+        raise GateError(f"buffers= {told}; got {shown(buffers)}")
+    scope = Scope(
+        modules=names_among(one, modules),
+        exclude=names_of(exclude),
+        parameters=decay is not None if parameters is None else parameters,
+    )
+    given = {"parameters": parameters, "decay": decay, "buffers": buffers}
+    options: dict[str, object] = {n: value for n, value in given.items() if value is not None}
+    if scope.exclude:
+        options["exclude"] = exclude
+    spelling = spelled("in_sync", scope.modules, **options)
+    if other is None:
+        if decay is not None:
+            raise GateError("in_sync(decay=...) takes the model and its average")
+        return RanksGuard(one, scope, spelling, _sources[0])
+    pair = Pair(one=one, other=other, sources=_sources)
+    if decay is None:
+        return SyncGuard(pair, scope, spelling)
+    return AverageGuard(pair, scope, decay, buffers or "copied", spelling)

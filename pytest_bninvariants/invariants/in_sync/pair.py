@@ -1,0 +1,153 @@
+"""Two modules side by side: which tensors of one answer to which of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pytest_bninvariants.diagnosis.wording import listing, name_list
+from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.selection.model_names import Names, Watched
+from pytest_bninvariants.selection.scope import Scope, select
+from pytest_bninvariants.snapshot.tensor_bytes import address
+from pytest_bninvariants.verdict import Cause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two modules, and where they were found.
+
+    Args:
+        one: the first.
+        other: the second.
+        sources: where each was found; empty where it was passed.
+    """
+
+    one: nn.Module
+    other: nn.Module
+    sources: tuple[str, str] = ("", "")
+
+    @property
+    def types(self) -> str:
+        """Return the names of their classes."""
+        return f"{type(self.one).__name__} and {type(self.other).__name__}"
+
+    @property
+    def source(self) -> str:
+        """Return where they were found."""
+        return " and ".join(filter(None, self.sources))
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Return what each is called in a sentence."""
+        found = [
+            source.removeprefix("fixture ") or type(module).__name__
+            for source, module in zip(self.sources, (self.one, self.other), strict=True)
+        ]
+        return ("the first", "the second") if found[0] == found[1] else (found[0], found[1])
+
+    def tensors(self, scope: Scope, guard: str) -> tuple[dict[str, Watched], dict[str, Watched]]:
+        """Return what a scope covers in each, by name without wrapper prefixes.
+
+        Args:
+            scope: what is compared.
+            guard: the guard as its user wrote it.
+
+        Raises:
+            GateError: there is nothing to compare, or both hold the very same tensors.
+        """
+        try:
+            first = covered(self.one, scope, complain=True)
+            second = covered(self.other, scope, complain=False)
+        except GateError as error:
+            hint = "" if scope.parameters else "; parameters are compared with parameters=True"
+            raise GateError(f"{guard}: {error}{hint}") from None
+        shared = first.keys() & second.keys()
+        if not shared:
+            raise GateError(
+                f"{guard}: no name is in both models: one has {_first_names(first)}, the other "
+                f"{_first_names(second)}"
+            )
+        if all(is_one(first[key].tensor, second[key].tensor) for key in shared):
+            raise GateError(
+                f"{guard}: both hold the very same tensors, so there is nothing to compare: copy "
+                "the model with copy.deepcopy"
+            )
+        return first, second
+
+
+def is_one(tensor: Tensor, other: Tensor) -> bool:
+    """Tell whether two models' tensors are one, or lie in the same memory."""
+    return tensor is other or address(tensor) == address(other) != 0
+
+
+def insist_on_copies(shared: list[str], guard: str) -> None:
+    """Refuse tensors that two models share, and that are equal in both whatever is done to them.
+
+    Args:
+        shared: their names; none: all is well.
+        guard: the guard as its user wrote it.
+    """
+    if shared:
+        what = "tensor" if len(shared) == 1 else "tensors"
+        raise GateError(
+            f"{guard}: both models hold the very same {what} {listing(shared)}, so there is "
+            "nothing to compare: copy the model with copy.deepcopy, or leave out what they are to "
+            "share with exclude="
+        )
+
+
+def covered(model: nn.Module, scope: Scope, *, complain: bool) -> dict[str, Watched]:
+    """Return what a scope covers in a model, by name, without what wrappers hold themselves.
+
+    Args:
+        model: the model.
+        scope: what is compared.
+        complain: whether to raise where that is nothing.
+    """
+    selection = select(model, scope, complain=complain)
+    own = set(_of_wrappers(selection.names))
+    return {key: watched for key, watched in selection.tensors.items() if watched.name not in own}
+
+
+def _of_wrappers(names: Names) -> Iterator[str]:
+    """Yield the tensors that wrappers hold themselves, as AveragedModel does its counter."""
+    parents = {name.rpartition(".")[0] for name in names.bare if name and _is_wrapped(name, names)}
+    for watched in names.tensors.values():
+        if watched.layer in parents:
+            yield watched.name
+
+
+def _is_wrapped(name: str, names: Names) -> bool:
+    return names.bare[name] == names.bare[name.rpartition(".")[0]]
+
+
+def _first_names(tensors: dict[str, Watched]) -> str:
+    return listing(list(tensors)) or "none"
+
+
+def left_behind(layers: Iterable[str], behind: str, ahead: str, how: str) -> Cause:
+    """Return the cause of running statistics that did not follow those of another module.
+
+    Args:
+        layers: the BN layers.
+        behind: the module that they are in.
+        ahead: the other.
+        how: what is the matter with them.
+    """
+    names = list(dict.fromkeys(layers))
+    return Cause(
+        name="left-behind",
+        layers=tuple(names),
+        why=f"the running statistics of {name_list(names)} in {behind} {how}, unlike those in "
+        f"{ahead}: they are buffers, which a loop over parameters() leaves behind",
+        fix=f"copy the buffers, too: for mine, theirs in zip({expression(behind, 'copy')}"
+        f".buffers(), {expression(ahead, 'model')}.buffers()): mine.copy_(theirs)",
+    )
+
+
+def expression(name: str, default: str) -> str:
+    """Return a fixture's name as code; a default for what is no fixture."""
+    return name.strip("'") if name.startswith("'") else default

@@ -1,0 +1,112 @@
+"""Hold that a model is the same in all processes of a distributed run."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from typing import NamedTuple
+
+from torch import Tensor, distributed, nn
+
+from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.invariants.guard import Guard
+from pytest_bninvariants.invariants.in_sync.pair import covered
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.snapshot.tensor_bytes import Content
+from pytest_bninvariants.snapshot.tensors import take_snapshot
+from pytest_bninvariants.torch_internals.isolation import undisturbed
+from pytest_bninvariants.verdict import Change, Verdict
+
+
+class Fingerprint(NamedTuple):
+    """What is sent of a tensor.
+
+    Args:
+        kind: its dtype and shape.
+        digest: of its bytes.
+        mean: of its values, to be shown; None where it has none.
+    """
+
+    kind: str
+    digest: str
+    mean: float | None
+
+    @classmethod
+    def of(cls, tensor: Tensor, content: Content) -> Fingerprint:
+        """Take it."""
+        digest = hashlib.sha256()
+        for part in content:
+            here = part.cpu()
+            digest.update(ctypes.string_at(here.data_ptr(), here.numel()))
+        plain = tensor.numel() > 0 and not tensor.is_complex() and not tensor.is_quantized
+        mean = float(tensor.detach().to("cpu").double().mean()) if plain else None
+        kind = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+        return cls(kind, digest.hexdigest(), mean)
+
+    def shown(self, rank: int) -> str:
+        """Say what it is on a rank."""
+        return f"{self.kind if self.mean is None else f'mean {self.mean:.6g}'} on rank {rank}"
+
+
+class RanksGuard(Guard):
+    """Hold, when a step ends, that all ranks hold the same bytes; each rank must judge.
+
+    Args:
+        model: this rank's model.
+        scope: what is compared.
+        spelling: the guard as its user wrote it.
+        source: where the model was found; empty where it was passed.
+    """
+
+    def __init__(self, model: nn.Module, scope: Scope, spelling: str, source: str) -> None:
+        super().__init__(model, spelling)
+        self._scope, self._source = scope, source
+
+    def _begin(self) -> None:
+        there = distributed.is_available() and distributed.is_initialized()
+        if not there or distributed.get_world_size() < 2:
+            raise GateError(
+                f"{self.spelled} takes a second model; without one it compares the ranks of a "
+                "distributed run, and there is none"
+            )
+
+    def _judge(self) -> Verdict:
+        with undisturbed():
+            tensors = covered(self.model, self._scope, complain=True)
+            kept = take_snapshot(tensors, exact=True)
+            mine = {
+                key: Fingerprint.of(watched.tensor, kept[key].content)
+                for key, watched in tensors.items()
+            }
+        ranks: list[dict[str, Fingerprint]] = [{} for _ in range(distributed.get_world_size())]
+        distributed.all_gather_object(ranks, mine)
+        changes = [
+            Change(name=key, layer=key.rpartition(".")[0], kind="values", text=text)
+            for key in dict.fromkeys(key for rank in ranks for key in rank)
+            if (text := _difference([rank.get(key) for rank in ranks]))
+        ]
+        layers = {key.rpartition(".")[0] for rank in ranks for key in rank}
+        several = len({change.layer for change in changes}) > 1
+        return Verdict(
+            guard=self.spelled,
+            noun="layer",
+            broke=f"differ{'' if several else 's'} between ranks",
+            model=type(self.model).__name__,
+            source=self._source,
+            layers=len(layers),
+            tensors=None,
+            changes=tuple(changes),
+            notes=(f"this is rank {distributed.get_rank()} of {len(ranks)}",) if changes else (),
+        )
+
+
+def _difference(prints: list[Fingerprint | None]) -> str:
+    """Say how the first rank that differs from rank 0 does; nothing where all agree."""
+    first = prints[0]
+    for rank, other in enumerate(prints):
+        if other is None or first is None:
+            if other is not first:
+                return f"only on rank {0 if other is None else rank}"
+        elif other[:2] != first[:2]:
+            return f"{first.shown(0)}, {other.shown(rank)}"
+    return ""

@@ -1,0 +1,67 @@
+"""Tell in what two modules differ that may make their outputs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from pytest_bninvariants.diagnosis.wording import few, name_list
+from pytest_bninvariants.selection.bn_layers import is_bn_layer
+from pytest_bninvariants.selection.model_names import Names
+from pytest_bninvariants.selection.scope import layers_of
+from pytest_bninvariants.snapshot.tensors import changes_since, take_snapshot
+from pytest_bninvariants.state_change.before_after import settings_of
+from pytest_bninvariants.torch_internals.isolation import undisturbed
+
+
+def unlike(one: nn.Module, other: nn.Module) -> tuple[str, ...]:
+    """Say which layers, settings and tensors of a module the other has otherwise.
+
+    Args:
+        one: a module.
+        other: what was made of it.
+    """
+    with undisturbed():
+        told = [*_types(one, other), *_settings(one, other), *_tensors(one, other)]
+    return tuple(told) or ("layers, settings, parameters and buffers of both agree",)
+
+
+def _types(one: nn.Module, other: nn.Module) -> Iterator[str]:
+    then, now = layers_of(one), layers_of(other)
+    swaps: dict[tuple[str, str], list[str]] = {}
+    for name in then.keys() & now.keys():
+        kinds = type(then[name]).__name__, type(now[name]).__name__
+        if kinds[0] != kinds[1] and name:
+            swaps.setdefault(kinds, []).append(name)
+    order = list(then)
+    for (was, is_now), names in swaps.items():
+        yield f"{name_list(sorted(names, key=order.index))}: {was} -> {is_now}"
+    for kind, names in (
+        ("gone", [name for name in then if name not in now]),
+        ("new", [name for name in now if name not in then]),
+    ):
+        if names:
+            yield f"{kind}: {name_list(names)}"
+
+
+def _settings(one: nn.Module, other: nn.Module) -> Iterator[str]:
+    then, now = layers_of(one), layers_of(other)
+    changed: dict[str, list[str]] = {}
+    for name, layer in then.items():
+        if name in now and is_bn_layer(layer) and is_bn_layer(now[name]):
+            eps, new = (settings_of(each).get("eps") for each in (layer, now[name]))
+            if None not in (eps, new) and eps != new:
+                changed.setdefault(f"eps {eps} -> {new}", []).append(name)
+    for text, names in changed.items():
+        yield f"{name_list(names)}: {text}"
+
+
+def _tensors(one: nn.Module, other: nn.Module) -> Iterator[str]:
+    now = Names.of(other).tensors
+    with undisturbed():
+        kept = take_snapshot(Names.of(one).tensors)
+        changes = changes_since(kept, now, [key for key in now if key not in kept])
+    if changes:
+        told = few([f"{change.name} {change.text}" for change in changes])
+        yield f"{len(changes)} of {len(kept.keys() | now.keys())} tensors differ: {told}"

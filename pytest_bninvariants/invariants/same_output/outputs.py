@@ -1,0 +1,113 @@
+"""Keep a module's outputs, and tell how others differ from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_bninvariants.errors import shown
+from pytest_bninvariants.evaluation.pytrees import leaves
+from pytest_bninvariants.evaluation.rounding import Tolerance
+from pytest_bninvariants.selection.model_names import Watched
+from pytest_bninvariants.snapshot.tensors import Kept, Snapshot, changes_since, take_snapshot
+from pytest_bninvariants.torch_internals.isolation import undisturbed
+from pytest_bninvariants.verdict import Change
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Outputs by path.
+
+    Args:
+        tensors: the tensors among them.
+        others: all else.
+    """
+
+    tensors: Snapshot
+    others: dict[str, object]
+
+    @classmethod
+    def of(cls, value: object, name: str) -> Outputs:
+        """Keep what a module returned.
+
+        Args:
+            value: tensors, nested in any way.
+            name: what the whole is called.
+
+        Raises:
+            GateError: a tensor cannot be compared, e.g. because it is on the meta device.
+        """
+        found = dict(leaves(value, name))
+        tensors = {
+            path: Watched(name=path, layer=path, kind="output", tensor=leaf)
+            for path, leaf in found.items()
+            if isinstance(leaf, Tensor)
+        }
+        others = {path: leaf for path, leaf in found.items() if path not in tensors}
+        with undisturbed():
+            return cls(take_snapshot(tensors, exact=True), others)
+
+    @property
+    def paths(self) -> list[str]:
+        """Return the paths of all outputs."""
+        return [*self.tensors, *self.others]
+
+    def differences(self, now: Outputs, tolerance: Tolerance) -> list[Change]:
+        """Tell which outputs are others now, are gone, or are new."""
+        mixed = [path for path in self.tensors if path in now.others]
+        mixed += [path for path in self.others if path in now.tensors]
+        with undisturbed():
+            found = [_change(path, self._shown(path), now._shown(path)) for path in mixed]
+            found += self._of_tensors(now, tolerance, mixed)
+            found += self._of_others(now, mixed)
+        return found
+
+    def _of_tensors(self, now: Outputs, tolerance: Tolerance, mixed: list[str]) -> Iterator[Change]:
+        kept, there = self.tensors, now.tensors.tensors
+        new = [path for path in there if path not in kept and path not in mixed]
+        for change in changes_since(kept, there, new):
+            if change.name in mixed:
+                continue
+            if change.kind != "values" or tolerance.exact or not _plain(kept[change.name]):
+                yield change
+            elif excess := tolerance.excess(kept[change.name], there[change.name].tensor):
+                yield replace(change, text=f"{change.text}; {excess} beyond the tolerance")
+
+    def _of_others(self, now: Outputs, mixed: list[str]) -> Iterator[Change]:
+        for path in dict.fromkeys([*self.others, *now.others]):
+            if path in mixed:
+                continue
+            if path not in now.others:
+                yield _change(path, self._shown(path), "gone")
+            elif path not in self.others:
+                yield replace(_change(path, "new", now._shown(path)), kind="new")
+            elif not _equal(self.others[path], now.others[path]):
+                yield _change(path, self._shown(path), now._shown(path))
+
+    def _shown(self, path: str) -> str:
+        if path in self.tensors:
+            kept = self.tensors[path]
+            return f"{str(kept.dtype).removeprefix('torch.')} {kept.shape}"
+        return shown(self.others[path])
+
+
+def _change(path: str, before: str, after: str) -> Change:
+    return Change(name=path, layer=path, kind="values", text=f"{before} -> {after}")
+
+
+def _plain(kept: Kept) -> bool:
+    return len(kept.content) == 1 and kept.layout == torch.strided
+
+
+def _equal(one: object, other: object) -> bool:
+    """Tell whether two values are equal; NaN equals NaN."""
+    if one is other:
+        return True
+    same: Any = one == other
+    if hasattr(same, "all"):  # of arrays
+        return bool(same.all())
+    return bool(same) or bool(one != one and other != other)

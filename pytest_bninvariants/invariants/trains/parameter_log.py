@@ -1,0 +1,102 @@
+"""Follow parameters through the steps of optimizers that are to train them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pytest_bninvariants.instrumentation.installation import Watcher
+from pytest_bninvariants.instrumentation.observer_api import Finish
+from pytest_bninvariants.instrumentation.optimizers import Gradient, gradient_of, values_of
+from pytest_bninvariants.snapshot.tensor_bytes import content_of, same_content
+from pytest_bninvariants.torch_internals.isolation import undisturbed
+
+_RANK: dict[Gradient, int] = {"none": 0, "zero": 1, "nonzero": 2}
+
+
+@dataclass(slots=True)
+class Trainee:
+    """What was seen of one parameter.
+
+    Args:
+        held_by: class name of an optimizer that holds it and stepped.
+        group: which of its groups holds it.
+        rate: the largest learning rate that it stepped with.
+        gradient: the best that its gradient was at a step.
+        size: the largest value in it, without its sign.
+        moved: whether a step moved it.
+    """
+
+    held_by: str = ""
+    group: int = 0
+    rate: float = 0.0
+    gradient: Gradient = "none"
+    size: float = 0.0
+    moved: bool = False
+
+
+class Trainees(Watcher):
+    """Follow some parameters during one step.
+
+    Args:
+        parameters: the parameters.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._seen = {id(parameter): (parameter, Trainee()) for parameter in parameters}
+        self.stepped: list[str] = []
+        """Class names of the optimizers that stepped, whatever they hold."""
+
+    def of(self, parameter: Tensor) -> Trainee:
+        """Return what was seen of a parameter."""
+        return self._seen[id(parameter)][1]
+
+    def before_step(
+        self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
+    ) -> Finish | None:
+        """Note what an optimizer trains with; return what notes after its step what moved."""
+        name = type(optimizer).__name__
+        if name not in self.stepped:
+            self.stepped.append(name)
+        before = []
+        with undisturbed():
+            for number, group in enumerate(optimizer.param_groups):
+                for parameter in group["params"]:
+                    if id(parameter) in self._seen:
+                        self._note_holder(parameter, name, number, _rate(group))
+                        before.append((parameter, content_of(parameter)))
+                        if not closure:
+                            self._note_gradient(parameter)
+
+        def finish() -> None:
+            with undisturbed():
+                for parameter, content in before:
+                    self.of(parameter).moved |= not same_content(content, parameter)
+                    if closure:
+                        self._note_gradient(parameter)
+
+        return finish
+
+    def _note_holder(self, parameter: Tensor, optimizer: str, group: int, rate: float) -> None:
+        seen = self.of(parameter)
+        seen.held_by, seen.group = optimizer, group
+        seen.rate = max(seen.rate, rate)
+
+    def _note_gradient(self, parameter: Tensor) -> None:
+        seen = self.of(parameter)
+        seen.gradient = max(seen.gradient, gradient_of(parameter), key=_RANK.__getitem__)
+        grad = parameter.grad
+        if grad is not None:
+            sizes = (float(each.abs().max()) for each in values_of(grad) if each.numel())
+            seen.size = max(seen.size, *sizes, 0.0)
+
+
+def _rate(group: Mapping[str, Any]) -> float:
+    """Return a group's learning rate; some optimizers set their own, and have None there."""
+    rate = group.get("lr")
+    return 1.0 if rate is None else float(rate)

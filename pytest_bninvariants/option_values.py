@@ -1,0 +1,107 @@
+"""What options accept: devices, dtypes, efforts; torch is imported for devices other than cpu."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from types import ModuleType
+
+ACCEPTED = "cpu, cuda, cuda:N, mps, xpu, auto (the best there is) or all (each kind there is)"
+_BEST_FIRST = ("cuda", "xpu", "mps", "cpu")
+
+
+def resolve(names: Iterable[str], option: str) -> tuple[str, ...]:
+    """Turn what users write into names of devices that are there, each once, in their order.
+
+    Args:
+        names: what users wrote.
+        option: where they wrote it, `--bn-device` or `bn_device`.
+
+    Raises:
+        ValueError: a value is unknown, or its device is not there; the message says why.
+    """
+    return tuple(dict.fromkeys(device for name in names for device in _resolve(name, option)))
+
+
+def _resolve(name: str, option: str) -> list[str]:
+    if name == "cpu":
+        return ["cpu"]
+    if name in ("auto", "all"):
+        present = [kind for kind in _BEST_FIRST if kind == "cpu" or not why_absent(kind, 0)]
+        return present[:1] if name == "auto" else present[::-1]
+    match = re.fullmatch(r"(cuda|xpu|mps)(?::(\d+))?", name)
+    if match is None or (match[1] == "mps" and match[2]):
+        raise ValueError(f"{option}={name}: there is no such device; accepted are {ACCEPTED}")
+    reason = why_absent(match[1], int(match[2] or 0))
+    if reason:
+        raise ValueError(f"{option}={name}: {reason}")
+    return [name]
+
+
+def why_absent(kind: str, index: int) -> str | None:
+    """Say why a device is not there, or return None if it is.
+
+    Args:
+        kind: `cuda`, `xpu` or `mps`.
+        index: its number, from 0.
+    """
+    import torch
+
+    if kind == "mps":
+        return _why_no_mps(torch)
+    built: object = (
+        torch.version.cuda or torch.version.hip if kind == "cuda" else torch.xpu._is_compiled()
+    )
+    if not built:
+        return f"torch {torch.__version__} is built without {kind.upper()} support"
+    backend = torch.cuda if kind == "cuda" else torch.xpu
+    count = backend.device_count()
+    if count == 0:
+        return f"torch {torch.__version__} finds no {kind.upper()} device: {_complaint(backend)}"
+    if index >= count:
+        last = "" if count == 1 else f" to {kind}:{count - 1}"
+        there = "is 1 device" if count == 1 else f"are {count} devices"
+        return f"there {there} of this kind, {kind}:0{last}"
+    return None
+
+
+def _complaint(backend: ModuleType) -> str:
+    """Return what a backend says when it is asked to start."""
+    try:
+        backend.init()
+    except Exception as error:  # drivers fail in many ways, and each is the answer
+        return str(error).split(". ")[0].strip().rstrip(".")
+    return "its driver reports none"
+
+
+def _why_no_mps(torch: ModuleType) -> str | None:
+    if not torch.backends.mps.is_built():
+        return f"torch {torch.__version__} is built without MPS support"
+    if not torch.backends.mps.is_available():
+        return "MPS needs macOS 12.3 or newer and an Apple or AMD GPU"
+    return None
+
+
+HALF = ("bfloat16", "float16")
+DTYPES = ("float64", "float32", *HALF)
+
+
+EFFORTS = {"quick": 6, "default": 100, "thorough": 2000}
+
+
+def cases(option: str, given: object) -> int:
+    """Return the number that is meant.
+
+    Args:
+        option: what gives it, with its `=`.
+        given: a whole number from 1, or a word for one.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(given, str) and given in EFFORTS:
+        return EFFORTS[given]
+    if isinstance(given, int) and not isinstance(given, bool) and given > 0:
+        return given
+    words = ", ".join(EFFORTS)
+    raise ValueError(f"{option}{given}: accepted are a whole number from 1, {words}")

@@ -1,0 +1,221 @@
+"""What a run of the kit is to check, from the options, and what it has judged."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_bninvariants.plugin.options import SETTINGS, Settings, refuse
+
+if TYPE_CHECKING:
+    from pytest_bninvariants.batchnorm.laws import Law
+    from pytest_bninvariants.batchnorm.laws.subject import Subject
+
+_DEFAULT = ("torch.nn:BatchNorm1d", "torch.nn:BatchNorm2d", "torch.nn:BatchNorm3d")
+_PLAN = pytest.StashKey["Plan"]()
+_USED = pytest.StashKey[bool]()
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One law on one layer, in one dtype on one device."""
+
+    law: Law
+    subject: Subject
+    dtype: str
+    device: str
+    examples: int
+
+    @property
+    def id(self) -> str:
+        """Return the name that the test has in brackets."""
+        return f"{self.law.name}-{self.subject.label}-{self.dtype}-{self.device}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the options ask for.
+
+    Args:
+        checks: the chosen ones.
+        xfails: patterns of ids, each with its reason.
+    """
+
+    checks: tuple[Check, ...]
+    xfails: tuple[tuple[str, str], ...]
+
+
+def planned(config: pytest.Config) -> list[Any]:
+    """Return the checks as parameters, with the marks of expected failures."""
+    plan = config.stash.get(_PLAN, None) or make_plan(config)
+    config.stash[_USED] = True
+    return [
+        pytest.param(
+            check,
+            id=check.id,
+            marks=[
+                pytest.mark.xfail(reason=reason, strict=True)
+                for pattern, reason in plan.xfails
+                if fnmatchcase(check.id, pattern)
+            ][:1],
+        )
+        for check in plan.checks
+    ]
+
+
+def make_plan(config: pytest.Config) -> Plan:
+    """Read options into a plan, and keep it.
+
+    Raises:
+        pytest.UsageError: one of them cannot be read, or matches nothing.
+    """
+    from pytest_bninvariants.batchnorm.laws import LAWS, chosen
+
+    settings = config.stash[SETTINGS]
+    try:
+        laws = chosen(settings.bn_laws)
+    except ValueError as error:
+        raise pytest.UsageError(f"--bn-laws={error}") from None
+    subjects = list(_subjects(settings))
+    checks = tuple(_checks(laws, subjects, settings))
+    if not checks:
+        raise pytest.UsageError("--bn-laws, --bn-dtype and the ranks of --bn-impl leave no test")
+    every = [check.id for check in _checks(list(LAWS.values()), subjects, settings)]
+    plan = Plan(checks, tuple(_read_xfails(settings.bn_xfails, every)))
+    config.stash[_PLAN] = plan
+    return plan
+
+
+def insist_on_use(config: pytest.Config) -> None:
+    """Fail a run whose options choose what the kit runs, if it has collected no test of the kit.
+
+    Raises:
+        pytest.UsageError: so it is; as `refuse`.
+    """
+    options = config.stash[SETTINGS].choosing
+    left_out = config.getoption("lf", False)  # it passes over files in which nothing has failed
+    if not options or _USED in config.stash or left_out:
+        return
+    said = (
+        f"{', '.join(options)}: no test of the conformance kit was collected; "
+        "give `--pyargs pytest_bninvariants.conformance`, too"
+    )
+    refuse(config, options[0], said)
+
+
+def _subjects(settings: Settings) -> Iterator[Subject]:
+    from pytest_bninvariants.batchnorm.laws.subject import parse
+
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    specs = tuple(dict.fromkeys(settings.bn_impls)) or _DEFAULT
+    found = {}
+    for spec in specs:
+        try:
+            found[spec] = parse(spec, settings.devices[0])
+        except ValueError as error:
+            raise pytest.UsageError(f"--bn-impl={spec}: {error}") from None
+    labels = Counter(subject.label for subject in found.values())
+    for spec, subject in found.items():
+        yield subject if labels[subject.label] == 1 else subject.labelled(spec)
+
+
+def _checks(laws: list[Law], subjects: list[Subject], settings: Settings) -> Iterator[Check]:
+    dearest_first = sorted(laws, key=lambda law: law.share)  # so that xdist's workers end together
+    for device, law, subject in product(settings.devices, dearest_first, subjects):
+        if not law.ranks(subject.dims):
+            continue
+        for dtype in law.dtypes:
+            wanted = not settings.bn_dtypes or dtype in settings.bn_dtypes
+            if wanted and (device, dtype) != ("mps", "float64"):  # that hardware has none
+                yield Check(law, subject, dtype, device, settings.bn_examples)
+
+
+def _read_xfails(file: str | None, ids: list[str]) -> Iterator[tuple[str, str]]:
+    """Read lines `ID-PATTERN: REASON`; empty lines and those that begin with # say nothing."""
+    if file is None:
+        return
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise pytest.UsageError(f"--bn-xfails={file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise pytest.UsageError(f"--bn-xfails={file}: it is no UTF-8 text") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        pattern, _, reason = (part.strip() for part in line.partition(": "))
+        if not reason:
+            raise pytest.UsageError(
+                f"{file}:{number}: {line.strip()!r} has no reason; a line is 'ID-PATTERN: REASON'"
+            )
+        if not any(fnmatchcase(each, pattern) for each in ids):
+            raise pytest.UsageError(
+                f"{file}:{number}: {pattern!r} matches no test; an id is such as {ids[0]!r}"
+            )
+        yield pattern, reason
+
+
+NOTABLE = 0.1  # of a law's comparisons; the drawn data give a few in a hundred
+
+
+@dataclass(slots=True)
+class _Judged:
+    """What tests have recorded.
+
+    Args:
+        checks: how many laws held, each counted once for a layer, a dtype and a device.
+        examples: cases that they were tried on.
+        ill_posed: comparisons that could not be made.
+        posed: those that were.
+    """
+
+    checks: int = 0
+    examples: int = 0
+    ill_posed: float = 0
+    posed: float = 0
+
+    @property
+    def share(self) -> float:
+        """Return how much of the comparisons was ill-posed."""
+        return self.ill_posed / (self.ill_posed + self.posed or 1)
+
+    def take(self, recorded: dict[str, Any]) -> None:
+        """Count a test that passed."""
+        self.checks += 1
+        self.examples += recorded["bn_examples"]
+        ill_posed, posed = recorded["bn_ill_posed"]
+        self.ill_posed += ill_posed
+        self.posed += posed
+
+
+def lines(passed: Iterable[pytest.TestReport]) -> Iterator[str]:
+    """Say what the tests of laws among some have judged; nothing, if there are none.
+
+    Args:
+        passed: the reports of tests that passed; under xdist they come from the workers.
+    """
+    whole, laws = _Judged(), defaultdict[object, _Judged](_Judged)
+    for report in passed:
+        recorded = dict(report.user_properties)
+        if "bn_law" in recorded:
+            whole.take(recorded)
+            laws[recorded["bn_law"]].take(recorded)
+    if whole.checks:
+        checks = "1 check" if whole.checks == 1 else f"{whole.checks} checks"
+        yield (
+            f"bn conformance: {checks} held on {whole.examples:,} cases; "
+            f"{whole.share:.1%} of comparisons ill-posed"
+        )
+    notable = [f"{name} {law.share:.0%}" for name, law in laws.items() if law.share > NOTABLE]
+    if notable:
+        yield f"bn conformance: notably ill-posed: {', '.join(sorted(notable))}"

@@ -1,0 +1,184 @@
+"""Put the guards that a test's markers ask for around its call."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+from pytest_bninvariants.errors import GateError, InvariantBroken
+from pytest_bninvariants.invariants.frozen import earlier_runs
+from pytest_bninvariants.invariants.guard import Guard, conclude
+from pytest_bninvariants.plugin.marker_guards import Request, guard_of
+from pytest_bninvariants.plugin.markers import spelled
+from pytest_bninvariants.plugin.model_lookup import values_of
+from pytest_bninvariants.plugin.raise_at_test import line_of, raise_at
+from pytest_bninvariants.snapshot.restore import ModelState
+
+
+class Step:
+    """Guard one run of a test's function; a context manager.
+
+    Args:
+        item: the test.
+        marks: its markers that ask for a guard.
+        function: the function that runs, whose `def` line a failure shows.
+        arguments: what it is called with besides fixtures, as `@given` does.
+        put_back: whether to restore the models after a failure, so that hypothesis can shrink.
+    """
+
+    def __init__(
+        self,
+        item: pytest.Item,
+        marks: list[pytest.Mark],
+        function: Callable[..., Any],
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        put_back: bool = False,
+    ) -> None:
+        self._item = item
+        self._marks = marks
+        self._function = function
+        self._arguments = arguments or {}
+        self._put_back = put_back
+        self._guards: list[Guard] = []
+        self._states: list[ModelState] = []
+
+    def __enter__(self) -> None:
+        __tracebackhide__ = True
+        try:
+            self._start()
+        except BaseException as error:
+            for guard in reversed(self._guards):
+                guard.stop()
+            if isinstance(error, GateError):
+                self._fail(error)
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        __tracebackhide__ = True
+        try:
+            conclude(self._guards, error)
+        except (GateError, InvariantBroken) as failure:
+            self._restore()
+            self._fail(failure)
+        if error is not None:
+            self._restore()
+
+    def _start(self) -> None:
+        values = values_of(self._item, self._arguments)
+        for mark in self._marks:
+            with _asked_for_by(mark):
+                request = Request.of(mark)
+                guard = guard_of(request, values)
+            for part in guard.parts:
+                part.made = line_of(self._function)
+            self._guards.append(guard)
+        if self._put_back:
+            models = {id(model): model for guard in self._guards for model in guard.models}
+            self._states = [ModelState(model) for model in models.values()]
+        for mark, guard in zip(self._marks, self._guards, strict=True):
+            with _asked_for_by(mark):
+                guard.start()
+
+    def _restore(self) -> None:
+        for state in self._states:
+            state.restore()
+
+    def _fail(self, failure: InvariantBroken | GateError) -> None:
+        __tracebackhide__ = True
+        instance = getattr(self._item, "instance", None)
+        values = {} if instance is None else {"self": instance}
+        values |= getattr(self._item, "funcargs", None) or {}
+        raise_at(self._function, failure, values | dict(self._arguments))
+
+
+@contextmanager
+def _asked_for_by(mark: pytest.Mark) -> Generator[None]:
+    """Say in a gate error which marker it is about, since it may be a class's or a module's."""
+    try:
+        yield
+    except GateError as error:
+        raise GateError(f"{error} (asked for by {spelled(mark)})") from None
+
+
+def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, Any, Any]:
+    """Run a test's call with its guards around what is the step.
+
+    That is the call; for a TestCase, whose setUp runs inside the call, the method; under `@given`
+    each example.
+    """
+    __tracebackhide__ = True
+    function: Any = getattr(item, "obj", None) or item.runtest
+    handle: Any = getattr(function, "hypothesis", None)
+    if hasattr(handle, "inner_test"):
+        inner = handle.inner_test
+        step = _stepping(item, marks, inner, put_back=True)
+        with earlier_runs.remembering(None), _swapped(handle, "inner_test", step):
+            return (yield)
+    if type(item).__name__ == "TestCaseFunction":
+        # an async method is not wrapped itself: asyncio's debug log would tell of our coroutine
+        isolated = inspect.iscoroutinefunction(function)
+        owner, name = (item.instance, "_callTestMethod") if isolated else (item, "obj")  # type: ignore[attr-defined]
+        with _swapped(owner, name, _stepping(item, marks, getattr(owner, name), of=function)):
+            return (yield)
+    with Step(item, marks, function):
+        return (yield)
+
+
+def _stepping(
+    item: pytest.Item,
+    marks: list[pytest.Mark],
+    function: Callable[..., Any],
+    *,
+    of: Callable[..., Any] | None = None,
+    put_back: bool = False,
+) -> Callable[..., Any]:
+    """Return a function that runs another, as a step of its own each time.
+
+    Args:
+        item: the test.
+        marks: its markers that ask for a guard.
+        function: what runs.
+        of: the test's function, where that is another.
+        put_back: whether to restore the models after a failure.
+    """
+    test = of or function
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        with Step(item, marks, test, kwargs, put_back=put_back):
+            return function(*args, **kwargs)
+
+    @functools.wraps(function)
+    async def run_async(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        with Step(item, marks, test, kwargs, put_back=put_back):
+            return await function(*args, **kwargs)
+
+    return run_async if inspect.iscoroutinefunction(function) else run
+
+
+@contextmanager
+def _swapped(owner: Any, name: str, value: Any) -> Generator[None]:
+    was_own = name in vars(owner)
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if was_own or name == "obj":
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)

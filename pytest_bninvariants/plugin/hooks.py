@@ -1,0 +1,156 @@
+"""pytest's hooks, and nothing else.
+
+What only a run of tests needs is imported by the hooks that need it, so that pytest starts fast.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from pytest_bninvariants.plugin import fixtures, markers
+from pytest_bninvariants.plugin.options import SETTINGS, Settings, add_options
+
+__all__: tuple[str, ...] = ()
+_OPEN = pytest.StashKey[set[int]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(fixtures, fixtures.__name__)  # `pytest_plugins` takes longer
+    for line in markers.lines():
+        config.addinivalue_line("markers", line)
+    settings = config.stash[SETTINGS] = Settings(config)
+    config.add_cleanup(settings.ask())
+    if settings.bn_trace == "rerun":
+        from pytest_bninvariants.plugin.trace_rerun import Retracer
+
+        config.pluginmanager.register(Retracer(), "bninvariants-retracer")
+    if settings.bn_audit:
+        from pytest_bninvariants.plugin.audit_hooks import add_audit
+
+        add_audit(config, settings.bn_audit)
+    if settings.bn_layer_types:
+        from pytest_bninvariants.plugin.layer_type_hooks import add_layer_types
+
+        add_layer_types(config, settings.bn_layer_types, audits=bool(settings.bn_audit))
+    if settings.choosing:
+        from pytest_bninvariants.plugin import conformance_run
+
+        conformance_run.make_plan(config)  # errors of usage now, not in the midst of a session
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "bn_device" in metafunc.fixturenames and _is_free("bn_device", metafunc):
+        names = metafunc.config.stash[SETTINGS].devices
+        metafunc.parametrize("bn_device", names, indirect=True, scope="session")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and the like leave tests out
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
+    if config.stash[SETTINGS].choosing:
+        from pytest_bninvariants.plugin import conformance_run
+
+        conformance_run.insist_on_use(config)
+
+
+def _is_free(fixture: str, metafunc: pytest.Metafunc) -> bool:
+    """Tell whether a fixture is ours, and not overridden or parametrized by the test."""
+    definitions = metafunc._arg2fixturedefs.get(fixture, ())
+    if not definitions or definitions[-1].func.__module__ != fixtures.__name__:
+        return False
+    given = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize") if mark.args)
+    names = (n.split(",") if isinstance(n, str) else n for n in given)
+    return not any(fixture in [name.strip() for name in listed] for listed in names)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    from pytest_bninvariants.invariants.frozen import earlier_runs
+    from pytest_bninvariants.plugin.trace_rerun import RERUNNERS
+
+    if not any(map(item.config.pluginmanager.hasplugin, RERUNNERS)):
+        return (yield)
+    with earlier_runs.remembering(earlier_runs.Memory()):
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    _pending().clear()
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    __tracebackhide__ = True
+    from pytest_bninvariants.invariants.frozen import earlier_runs
+    from pytest_bninvariants.plugin import raise_at_test, reports
+
+    item.stash[_OPEN] = set(_entered())
+    if earlier_runs.active is not None:
+        earlier_runs.active.begin_run()
+    if hasattr(item, "addExpectedFailure"):
+        reports.insist_on_gate_errors(item)
+    marks = markers.marks_of(item)
+    if marks:
+        from pytest_bninvariants.plugin.guarded_call import around_call
+
+        result = yield from around_call(item, marks)
+    else:
+        result = yield
+    raise_at_test.raise_what_was_missed(item, marks, _pending())
+    return result
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    __tracebackhide__ = True
+    from pytest_bninvariants.plugin import raise_at_test
+
+    result = yield
+    if _OPEN in item.stash:  # else its call never ran
+        raise_at_test.raise_what_was_left_open(item, _entered(), item.stash[_OPEN])
+    return result
+
+
+def _pending() -> dict[int, str]:
+    """Return the guards of which nobody has heard."""
+    guards = sys.modules.get("pytest_bninvariants.invariants.guard")
+    return {} if guards is None else guards.pending
+
+
+def _entered() -> dict[int, Any]:
+    """Return the guards that have not ended."""
+    guards = sys.modules.get("pytest_bninvariants.invariants.guard")
+    return {} if guards is None else guards.entered
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    from pytest_bninvariants.plugin import reports
+
+    reports.clean(item, call, verbose=item.config.get_verbosity() > 0)
+    report = yield
+    gate_error = reports.gate_error_in(call.excinfo.value if call.excinfo else None)
+    if gate_error is not None:
+        reports.insist(item, report, gate_error)
+    reports.strip_prefix(report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    passed = terminalreporter.getreports("passed")
+    if not passed:
+        return
+    from pytest_bninvariants.plugin import conformance_run
+
+    for line in conformance_run.lines(passed):
+        terminalreporter.write_line(line)

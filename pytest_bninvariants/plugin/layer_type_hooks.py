@@ -1,0 +1,80 @@
+"""Names in `bn_layer_types` that name nothing: told once, and not by each test, or by none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.plugin.markers import MARKERS, marks_of
+from pytest_bninvariants.plugin.options import refuse
+
+_KEY = "bn_unknown_layer_types"
+
+
+def add_layer_types(config: pytest.Config, names: tuple[str, ...], *, audits: bool) -> None:
+    """Have a session tell of names that name nothing.
+
+    Args:
+        config: the session's.
+        names: what `bn_layer_types` says.
+        audits: whether every test is audited.
+    """
+    config.pluginmanager.register(_LayerTypes(names, audits), "bn-layer-types")
+
+
+class _LayerTypes:
+    """The hooks that look at the names of one session."""
+
+    def __init__(self, names: tuple[str, ...], audits: bool) -> None:
+        self._names, self._audits = names, audits
+        self._unknown: list[set[str]] = []
+
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        if not (self._audits or any(map(_has_guard, items))):
+            return  # then nothing needs the types, nor torch
+        from pytest_bninvariants.selection import bn_layer_types
+
+        try:
+            bn_layer_types.insist_on_imports(self._names)
+        except GateError as error:
+            refuse(config, "bn_layer_types", str(error))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        bn_layer_types: Any = sys.modules.get("pytest_bninvariants.selection.bn_layer_types")
+        if bn_layer_types is None or not bn_layer_types.was_asked():
+            return
+        unknown = bn_layer_types.unknown(self._names)
+        output = getattr(session.config, "workeroutput", None)
+        if output is None:
+            self._unknown.append(unknown)
+        else:
+            output[_KEY] = [*unknown]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        output = getattr(node, "workeroutput", {})
+        if _KEY in output:
+            self._unknown.append(set(output[_KEY]))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for line in self._lines():
+            terminalreporter.write_line(line)
+
+    def _lines(self) -> Iterator[str]:
+        unknown = set.intersection(*self._unknown) if self._unknown else set()
+        for name in self._names:
+            if name in unknown:
+                yield (
+                    f"bn_layer_types: there was no torch.nn.Module of the name {name!r} in this "
+                    "run, so no layer counted as a BN layer for it"
+                )
+
+
+def _has_guard(item: pytest.Item) -> bool:
+    return bool(marks_of(item)) or not MARKERS.keys().isdisjoint(getattr(item, "fixturenames", ()))

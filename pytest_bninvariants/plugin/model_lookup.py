@@ -1,0 +1,179 @@
+"""Find the model that a marker means among a test's values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from torch import nn
+
+from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.selection.model_names import all_tensors, named_modules
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Something that a test has at hand.
+
+    Args:
+        source: where it comes from, e.g. `fixture 'model'`.
+        value: the thing itself.
+        asked: whether the test asked for it by name, and not only by way of others.
+    """
+
+    source: str
+    value: Any
+    asked: bool = True
+
+
+def find(
+    values: Mapping[str, Value], path: str | None, option: str = "model="
+) -> tuple[nn.Module, str]:
+    """Return the model and where it was found.
+
+    Args:
+        values: the test's values by the name that a path begins with.
+        path: a name, or a dotted path from one; None for the only model there is.
+        option: what the path is given by; empty where that is its place among the arguments.
+
+    Raises:
+        GateError: there is none, or several, or the path leads nowhere.
+    """
+    if path is not None:
+        return _follow(values, path, option)
+    candidates = _outermost(
+        {
+            name: v
+            for name, v in values.items()
+            if isinstance(v.value, nn.Module) and _has_state(v.value)
+        }
+    )
+    if len(candidates) == 1:
+        ((_, only),) = candidates.items()
+        return only.value, only.source
+    if candidates:
+        listed = ", ".join(f"{n!r} ({type(v.value).__name__})" for n, v in candidates.items())
+        first = next(iter(candidates))
+        raise GateError(
+            f"the test has {len(candidates)} models: {listed}; say which one with model={first!r}"
+        )
+    raise GateError(_none_found(values))
+
+
+def _has_state(module: nn.Module) -> bool:
+    return any(True for _ in all_tensors(module))
+
+
+def _outermost(candidates: Mapping[str, Value]) -> dict[str, Value]:
+    """Leave out modules that are part of another candidate, and second names of one module."""
+    below = {id(part) for v in candidates.values() for name, part in named_modules(v.value) if name}
+    found: dict[int, tuple[str, Value]] = {}
+    for name, value in candidates.items():
+        if id(value.value) not in below:
+            found.setdefault(id(value.value), (name, value))
+    return dict(found.values())
+
+
+def _follow(values: Mapping[str, Value], path: str, option: str) -> tuple[nn.Module, str]:
+    found = follow(values, path, option)
+    if not isinstance(found.value, nn.Module):
+        first = path if path in values else path.split(".")[0]
+        hint = _hint({first: values[first]}, option) if first in values else ""
+        raise GateError(f"{option}{path!r} is no torch.nn.Module but {shown(found.value)}{hint}")
+    return found.value, found.source
+
+
+def follow(values: Mapping[str, Value], path: str, option: str) -> Value:
+    """Return what a path leads to.
+
+    Args:
+        values: the test's values by the name that a path begins with.
+        path: a name, or a dotted path from one.
+        option: what gives it: `inputs=`, or as `find`.
+
+    Raises:
+        GateError: it leads nowhere.
+    """
+    first, *rest = path.split(".")
+    if first == "self" and rest:
+        first, rest = f"self.{rest[0]}", rest[1:]
+    elif first not in values and f"self.{first}" in values:
+        first = f"self.{first}"
+    if first not in values:
+        there = ", ".join(repr(name) for name, v in values.items() if v.asked) or "none"
+        raise GateError(
+            f"{option}{path!r}: the test has no fixture {first!r}; its fixtures are {there}"
+        )
+    value = values[first].value
+    for number, part in enumerate(rest):
+        try:
+            value = _step(value, part)
+        except (AttributeError, LookupError, ValueError):
+            so_far = ".".join([first, *rest[:number]])
+            hint = "" if option == "inputs=" else _hint({first: values[first]}, option)
+            raise GateError(
+                f"{option}{path!r}: {so_far!r} is a {type(value).__name__} and has no {part!r}"
+                f"{hint}"
+            ) from None
+    return Value(values[first].source if not rest else f"{path!r}", value)
+
+
+def _step(value: Any, part: str) -> Any:
+    if isinstance(value, Mapping):
+        return value[part]
+    if isinstance(value, Sequence) and part.isdigit():
+        return value[int(part)]
+    return getattr(value, part)
+
+
+def _none_found(values: Mapping[str, Value]) -> str:
+    hint = _hint(values, "model=")
+    if hint:
+        return f"no fixture of the test is a model{hint}"
+    listed = ", ".join(
+        f"{name} ({type(v.value).__name__})" for name, v in values.items() if v.asked
+    )
+    return (
+        f"the test has no model: its fixtures are {listed or 'none'}; let it take the model as a "
+        "fixture, or use the fixture `frozen_bn` or `frozen` around the train step: "
+        "with frozen_bn(model): ..."
+    )
+
+
+def _hint(values: Mapping[str, Value], option: str) -> str:
+    """Say where modules are that a path could lead to."""
+    paths = [f"{name}.{part}" for name, v in values.items() for part in _modules_in(v.value)]
+    if not paths:
+        return ""
+    return "; say " + " or ".join(f"{option}{path!r}" for path in paths[:4])
+
+
+def _modules_in(value: object) -> Iterator[str]:
+    if isinstance(value, nn.Module):
+        parts: Any = ()
+    elif isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, (list, tuple)):
+        fields = getattr(value, "_fields", range(len(value)))
+        parts = zip(fields, value, strict=True)
+    else:
+        parts = getattr(value, "__dict__", {}).items()
+    for name, part in parts:
+        if isinstance(part, nn.Module) and _has_state(part):
+            yield str(name)
+
+
+def values_of(item: pytest.Item, arguments: Mapping[str, Any]) -> dict[str, Value]:
+    """Return what a test has at hand: its fixtures, its arguments, its instance's attributes."""
+    fixtures = getattr(item, "funcargs", None) or {}
+    asked = getattr(getattr(item, "_fixtureinfo", None), "argnames", fixtures)
+    values = {n: Value(f"fixture {n!r}", value, n in asked) for n, value in fixtures.items()}
+    for name, value in arguments.items():
+        values.setdefault(name, Value(f"argument {name!r}", value))
+    instance = getattr(item, "instance", None)
+    for owner in () if instance is None else (instance, *type(instance).__mro__):
+        for name, value in getattr(owner, "__dict__", {}).items():
+            values.setdefault(f"self.{name}", Value(f"self.{name}", value, asked=False))
+    return values

@@ -1,0 +1,274 @@
+"""Command line and ini -> one frozen Settings."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_bninvariants import run_config
+from pytest_bninvariants.option_values import DTYPES, EFFORTS, cases
+
+TRACES = ("rerun", "same-run")
+_AUDITS = ("report", "fail")
+_UNITS = {"": 1, **{f"{u}B": 1000**n for n, u in enumerate(("", "K", "M", "G", "T"))}}
+_UNITS |= {f"{u}iB": 1024**n for n, u in enumerate(("K", "M", "G", "T"), 1)}
+SETTINGS = pytest.StashKey["Settings"]()
+
+
+class Settings:
+    """What this run was asked for: the command line, then the ini file.
+
+    Args:
+        config: of the run.
+
+    Attributes:
+        devices: names of the torch devices that `bn_device` takes on, all of them present.
+        bn_layer_types: names of types that count as BN layers.
+        bn_audit: `report` or `fail`; None: no audit.
+        bn_impls: layers that the conformance kit is run on; none: torch's own.
+        bn_laws: patterns of laws; none: all.
+        bn_dtypes: names of dtypes; none: each law's own.
+        bn_xfails: the file of expected failures.
+        bn_examples: how many cases a law is tried on.
+        bn_trace: in which run the writers of what changed are sought, of `TRACES`; None: in none.
+        bn_snapshot_budget: how many bytes a snapshot may keep; None: a share of what is free.
+
+    Raises:
+        pytest.UsageError: a value is malformed, or a device is not there.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        given, by_ini = config.getoption, config.getini
+        self.devices = _devices(given("bn_device"), by_ini("bn_device"))
+        self.bn_layer_types = _types(by_ini("bn_layer_types"))
+        self.bn_audit = _audit(given("bn_audit"), by_ini("bn_audit"))
+        self.bn_impls = tuple(given("bn_impl") or ())
+        self.bn_laws = _listed("--bn-laws", given("bn_laws"))
+        self.bn_dtypes = _dtypes(given("bn_dtype"))
+        self.bn_xfails = _file("--bn-xfails", given("bn_xfails"))
+        self.bn_examples = _examples(given("bn_examples"))
+        self.bn_trace = _trace(config)
+        self.bn_snapshot_budget = _bytes("bn_snapshot_budget", by_ini("bn_snapshot_budget"))
+
+    @property
+    def choosing(self) -> tuple[str, ...]:
+        """Return the options that were given of those that choose what the conformance kit runs."""
+        options = {
+            "--bn-impl": self.bn_impls,
+            "--bn-laws": self.bn_laws,
+            "--bn-dtype": self.bn_dtypes,
+            "--bn-xfails": self.bn_xfails,
+        }
+        return tuple(option for option, value in options.items() if value)
+
+    def ask(self) -> Callable[[], None]:
+        """Ask for what the engine heeds, and return what takes it back."""
+        return run_config.ask(
+            devices=self.devices,
+            bn_layer_types=frozenset(self.bn_layer_types),
+            snapshot_budget=self.bn_snapshot_budget,
+            trace=run_config.Trace() if self.bn_trace else None,
+        )
+
+
+def _devices(given: list[str] | None, by_ini: list[str]) -> tuple[str, ...]:
+    names, option = (given, "--bn-device") if given else (by_ini, "bn_device")
+    if not names:
+        return ("cpu",)
+    from pytest_bninvariants.option_values import resolve
+
+    try:
+        return resolve(names, option)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _types(names: list[str]) -> tuple[str, ...]:
+    for name in names:
+        if not all(part.isidentifier() for part in name.replace(":", ".").split(".")):
+            raise pytest.UsageError(
+                f"bn_layer_types: {name!r} is no name of a class; "
+                "give 'Class', 'package.module.Class' or 'package.module:Class'"
+            )
+    return tuple(names)
+
+
+def _audit(given: str | None, by_ini: str) -> str | None:
+    option, value = ("bn_audit", by_ini) if given is None else ("--bn-audit", given)
+    if value in _AUDITS or (given is None and not value):
+        return value or None
+    raise pytest.UsageError(
+        f"{option}={value}: accepted are {' and '.join(_AUDITS)}"
+        + (f"; before a path write --bn-audit={_AUDITS[0]}" if given else "")
+    )
+
+
+def _listed(option: str, given: list[str] | None) -> tuple[str, ...]:
+    """Return names out of texts with commas; a text without a name would mean all of them."""
+    found: list[str] = []
+    for each in given or ():
+        names = [name.strip() for name in each.split(",") if name.strip()]
+        if not names:
+            raise pytest.UsageError(f"{option}={each}: is empty; give a name, or leave it out")
+        found += names
+    return tuple(found)
+
+
+def _file(option: str, given: str | None) -> str | None:
+    if given == "":
+        raise pytest.UsageError(f"{option}=: is empty; give a file, or leave it out")
+    return given
+
+
+def _dtypes(given: list[str] | None) -> tuple[str, ...]:
+    names = _listed("--bn-dtype", given)
+    for name in names:
+        if name not in DTYPES:
+            raise pytest.UsageError(f"--bn-dtype={name}: unknown; accepted are {', '.join(DTYPES)}")
+    return names
+
+
+def _examples(given: str | None) -> int:
+    if given is None:
+        return EFFORTS["default"]
+    try:
+        return cases("--bn-examples=", int(given) if given.isdecimal() else given)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _bytes(key: str, given: str) -> int | None:
+    if not given:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)", given)
+    units = {unit.lower(): size for unit, size in _UNITS.items()}
+    if found is None or found[2].lower() not in units:
+        raise pytest.UsageError(
+            f"{key}={given}: accepted are a number of bytes and a number with one of "
+            f"{', '.join(unit for unit in _UNITS if unit)}, such as 512MB"
+        )
+    return int(float(found[1]) * units[found[2].lower()])
+
+
+def _trace(config: pytest.Config) -> str | None:
+    given: str | None = config.getoption("bn_trace")
+    debugging = config.getoption("usepdb", False) or config.getoption("trace", False)
+    return "same-run" if given and debugging else given  # one stop at a failure is enough
+
+
+def refuse(config: pytest.Config, option: str, said: str) -> None:
+    """Fail a run after its collection, for what an option says.
+
+    Args:
+        config: of the run.
+        option: its name.
+        said: what is wrong with it.
+
+    Raises:
+        pytest.UsageError: always, but in a worker of xdist, where that would be a crash, and which
+            says it in a report.
+    """
+    if not hasattr(config, "workerinput"):
+        raise pytest.UsageError(said)
+    report = pytest.CollectReport(option, "failed", said, [])
+    config.hook.pytest_collectreport(report=report)
+
+
+class _Trace(argparse.Action):
+    """Read `--bn-trace` and `--bn-trace=WORD`: option strings of their own.
+
+    An option with an optional value would take the next argument for it, which is a path.
+    """
+
+    def __call__(self, parser: object, namespace: object, values: object, option: Any = "") -> None:
+        setattr(namespace, self.dest, str(option).partition("=")[2] or TRACES[0])
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare the options; their defaults are None, so that ini can speak."""
+    group = parser.getgroup("bninvariants", "frozen BatchNorm and other training invariants")
+    group.addoption(
+        "--bn-device",
+        action="append",
+        default=None,
+        metavar="DEVICE",
+        help="run tests that use the `bn_device` fixture on DEVICE: cpu (the default), cuda, "
+        "cuda:N, mps, xpu, auto (the best there is) or all (each kind there is); repeatable",
+    )
+    group.addoption(
+        "--bn-trace",
+        *(f"--bn-trace={word}" for word in TRACES),
+        action=_Trace,
+        nargs=0,
+        default=None,
+        dest="bn_trace",
+        help="find who wrote to what changed, by operator and line: run a test that broke a guard "
+        "again under tracing (`rerun`, the default), or trace every run (`same-run`)",
+    )
+    group.addoption(
+        "--bn-audit",
+        nargs="?",
+        const=_AUDITS[0],
+        default=None,
+        metavar="HOW",
+        help="audit every test: report, in the summary, frozen BN layers whose statistics move "
+        "(the default), or fail the tests in which they do",
+    )
+    kit = "of `--pyargs pytest_bninvariants.conformance`: "
+    group.addoption(
+        "--bn-impl",
+        action="append",
+        default=None,
+        metavar="MODULE:CLASS",
+        help=f"{kit}a layer to hold against the laws of BatchNorm, with further arguments as "
+        "'MODULE:CLASS(name=literal)', and its rank as @1d, @2d, @3d or @nd; repeatable; "
+        "default: torch's BatchNorm1d, 2d and 3d",
+    )
+    group.addoption(
+        "--bn-laws",
+        action="append",
+        default=None,
+        metavar="PATTERN",
+        help=f"{kit}which laws, by name or pattern, or `frozen`: those for layers with frozen "
+        "statistics; repeatable",
+    )
+    group.addoption(
+        "--bn-dtype",
+        action="append",
+        default=None,
+        metavar="DTYPE",
+        help=f"{kit}only inputs of this dtype: {', '.join(DTYPES)}; repeatable",
+    )
+    group.addoption(
+        "--bn-xfails",
+        default=None,
+        metavar="FILE",
+        help=f"{kit}expected failures, a line each: 'ID-PATTERN: REASON'",
+    )
+    group.addoption(
+        "--bn-examples",
+        default=None,
+        metavar="N",
+        help=f"{kit}cases for each law: a number, quick (6), default (100) or thorough (2000)",
+    )
+    parser.addini(
+        "bn_device", "devices for the `bn_device` fixture, as --bn-device", type="args", default=[]
+    )
+    parser.addini("bn_audit", "report or fail, as --bn-audit", default="")
+    parser.addini(
+        "bn_snapshot_budget",
+        "memory that a guard may take for what it compares, such as 512MB; above it fingerprints "
+        "stand in for large tensors; default: a quarter of what is free",
+        default="",
+    )
+    parser.addini(
+        "bn_layer_types",
+        "types that count as BN layers besides those that are recognised: "
+        "Class, package.module.Class or package.module:Class",
+        type="args",
+        default=[],
+    )

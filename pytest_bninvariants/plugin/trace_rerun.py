@@ -1,0 +1,135 @@
+"""Run a test that broke a guard again, under tracing, and add who wrote to the first run's report.
+
+The first run decides on the outcome; the second, which no one else hears of, only finds the writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+from pytest_bninvariants.invariants.frozen import earlier_runs
+from pytest_bninvariants.plugin.reports import verdicts_in
+from pytest_bninvariants.reporting.trace_text import compared
+from pytest_bninvariants.run_config import Trace, asking
+from pytest_bninvariants.verdict import Verdict
+
+RERUNNERS = ("rerunfailures", "flaky")
+"""Plugins that run a test again."""
+
+_TITLE = "who wrote it: a second run, under --bn-trace"
+_INSTEAD = "--bn-trace=same-run traces the first run"
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is heard of one run of a test.
+
+    Args:
+        broken: reports of failures, each with the verdicts of the guards that were broken.
+        has_subtests: whether parts of it were reported by themselves.
+    """
+
+    broken: list[tuple[pytest.TestReport, tuple[Verdict, ...]]] = field(default_factory=list)
+    has_subtests: bool = False
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Return all verdicts."""
+        return [verdict for _, verdicts in self.broken for verdict in verdicts]
+
+
+class Retracer:
+    """The hooks that run tests."""
+
+    def __init__(self) -> None:
+        self._run: _Run | None = None
+
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Any:
+        """Run a test, and once more if it breaks a guard."""
+        if _others_run_again(item):
+            return None  # what they run is traced as it is
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        with asking(trace=None):
+            reports, first = self._run_once(item, nextitem)
+        try:
+            if first.broken:
+                self._explain(first, item, nextitem)
+        finally:
+            for report in reports:
+                item.ihook.pytest_runtest_logreport(report=report)
+            item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    def _run_once(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> tuple[list[pytest.TestReport], _Run]:
+        self._run = run = _Run()
+        try:
+            return runtestprotocol(item, log=False, nextitem=nextitem), run
+        finally:
+            self._run = None
+
+    def _explain(self, first: _Run, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+        if first.has_subtests:
+            text = f"a test with subtests is not run again; {_INSTEAD}"
+        else:
+            names = frozenset(n for verdict in first.verdicts for n in verdict.changed_tensors)
+            with asking(trace=Trace(names=names)), earlier_runs.remembering(None):
+                reports, second = self._run_once(item, nextitem)
+            ended = next((report for report in reports if not report.passed), None)
+            text = "" if second.broken else _told_of_a_miss(ended)
+        for report, verdicts in first.broken:
+            verbose = item.config.get_verbosity() > 0
+            _add(report, text or compared(verdicts, second.verdicts, verbose=verbose))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Hear of failures."""
+        report = yield
+        verdicts = _of_guards(call.excinfo.value if call.excinfo else None)
+        if self._run is not None and report.failed and verdicts:
+            self._run.broken.append((report, verdicts))
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Hear of subtests, which are reported while a test runs."""
+        if self._run is not None:
+            self._run.has_subtests |= hasattr(report, "context")
+
+
+def _of_guards(error: BaseException | None) -> tuple[Verdict, ...]:
+    """Return the verdicts that an exception gives of guards that a write breaks."""
+    return tuple(verdict for verdict in verdicts_in(error) if verdict.writes is not None)
+
+
+def _others_run_again(item: pytest.Item) -> bool:
+    config = item.config
+    if not any(map(config.pluginmanager.hasplugin, RERUNNERS)):
+        return False
+    asked = config.getoption("reruns", None) or item.get_closest_marker("flaky")
+    by_ini = config.pluginmanager.hasplugin("rerunfailures") and config.getini("reruns")
+    return bool(asked or by_ini)
+
+
+def _told_of_a_miss(ended: pytest.TestReport | None) -> str:
+    """Say how a second run ended that did not break the guard."""
+    if ended is None:
+        return f"the second run broke no guard, and passed; {_INSTEAD}"
+    crash = getattr(ended.longrepr, "reprcrash", None)
+    message = str(crash.message if crash else ended.longrepr).partition("\n")[0]
+    return f"the second run broke no guard, and {ended.outcome} in its {ended.when}: {message}"
+
+
+def _add(report: pytest.TestReport, text: str) -> None:
+    longrepr: Any = report.longrepr
+    if hasattr(longrepr, "addsection"):
+        longrepr.addsection(_TITLE, text)
+    else:
+        report.longrepr = f"{longrepr}\n{_TITLE}\n{text}"

@@ -1,0 +1,109 @@
+"""Who wrote to the tensors that changed, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from pytest_bninvariants.reporting.lines import where, wrapped
+from pytest_bninvariants.verdict import Change, Place, Verdict, Write
+
+_NAMED = 3
+_TOLD = 8
+_OTHERS = "NumPy, another library, another thread or compiled code may have"
+
+
+def writers(writes: Iterable[Write], *, verbose: bool = False) -> list[str]:
+    """Return lines about writes: those of one operator at one place together.
+
+    Args:
+        writes: the first write to each tensor.
+        verbose: give all names and all places, however many there are.
+    """
+    groups: dict[tuple[object, ...], list[Write]] = {}
+    for write in writes:
+        key = write.operator, write.place, write.in_backward, write.between, write.replaced
+        groups.setdefault(key, []).append(write)
+    told = list(groups.values()) if verbose else list(groups.values())[:_TOLD]
+    lines = []
+    for group in told:
+        names = listed([write.name for write in group], verbose=verbose)
+        sentence, *more = _sentences(group[0], names)
+        lines += wrapped(sentence, first="who  ", rest="     ")
+        for each in more:
+            lines += wrapped(each, first="     ", rest="     ")
+    untold = len(groups) - len(told)
+    return [*lines, f"     and {untold} more like these; -v gives all"] if untold else lines
+
+
+def listed(names: Sequence[str], *, verbose: bool = False) -> str:
+    """Return names as a sentence has them, the first few of many."""
+    shown = names if verbose or len(names) <= _NAMED + 1 else names[:_NAMED]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _sentences(write: Write, names: str) -> Iterator[str]:
+    if write.operator is None and write.replaced:
+        held = "it is held by another tensor" if names == write.name else "held by other tensors"
+        yield f"no operator of torch wrote {names}: {held} now"
+        return
+    if write.operator is None:
+        yield f"no operator of torch was seen to write {names}: {_OTHERS}"
+        yield from _bracket(*write.between)
+        return
+    yield f"{write.operator} {'replaced' if write.replaced else 'wrote'} {names}"
+    backward = ", during backward" if write.in_backward else ""
+    yield f"at {where(write.place)}{backward}" if write.place else f"in a thread of torch{backward}"
+
+
+def _bracket(after: Place | None, before: Place | None) -> Iterator[str]:
+    if after is not None:
+        yield f"last seen unchanged after {after.call} at {where(after)}"
+    if before is not None:
+        yield f"first seen changed after {before.call} at {where(before)}"
+
+
+def compared(first: Sequence[Verdict], second: Sequence[Verdict], *, verbose: bool = False) -> str:
+    """Return what a second run, under tracing, tells of the first.
+
+    Args:
+        first: the first run's broken verdicts, at least one.
+        second: the second's.
+        verbose: give all names and all places, however many there are.
+    """
+    lines = []
+    for verdict in first:
+        of_same = [each for each in second if _same_guard(each, verdict)][-1:]
+        found = {write.name: write for each in of_same for write in each.writes or ()}
+        held = {change.name for change in verdict.changes if change.kind not in ("gone", "new")}
+        changed = [name for name in verdict.changed_tensors if name in held]
+        writes = [found[name] for name in changed if name in found]
+        lines += [f"{verdict.guard}:"] if len(first) > 1 else []
+        lines += writers(writes, verbose=verbose)
+        exact = [change for each in of_same for change in each.changes if change.exact]
+        lines += _values(verdict.changes, exact, verbose=verbose)
+        if not changed:
+            lines += wrapped("nobody: what broke it was no write", first="who  ", rest="     ")
+        missing = [name for name in changed if name not in found]
+        if missing:
+            told = f"not written again in the second run: {listed(missing, verbose=verbose)}"
+            lines += wrapped(told, first="     ", rest="     ")
+    return "\n".join(lines)
+
+
+def _values(first: Iterable[Change], second: Iterable[Change], *, verbose: bool) -> list[str]:
+    """Return how far values moved in the second run, where in the first fingerprints told."""
+    names = {change.name for change in first if not change.exact}
+    told = [f"{change.name}: {change.text}" for change in second if change.name in names]
+    shown = told if verbose else told[:_TOLD]
+    lines = [
+        line
+        for number, text in enumerate(shown)
+        for line in wrapped(text, first="     " if number else "how  ", rest="     ")
+    ]
+    more = len(told) - len(shown)
+    return [*lines, f"     and {more} more like these; -v gives all"] if more else lines
+
+
+def _same_guard(one: Verdict, other: Verdict) -> bool:
+    return (one.guard, one.model, one.source) == (other.guard, other.model, other.source)

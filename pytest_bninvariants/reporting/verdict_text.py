@@ -1,0 +1,143 @@
+"""A verdict as text: the headline first, useful at 80 columns and without colour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pytest_bninvariants.reporting.lines import where, wrapped
+from pytest_bninvariants.reporting.trace_text import writers
+from pytest_bninvariants.verdict import Cause, Change, Hazard, Verdict
+
+_TRACED = "traced in this run, in which what torch.compile had made ran eagerly"
+_UNFOLDED_ROWS = 30
+_NAMED_LAYERS = 2
+_COLUMN = 36
+
+
+def headline(verdict: Verdict) -> str:
+    """Return the first line, which carries the news.
+
+    Args:
+        verdict: a verdict that does not hold.
+    """
+    layers = verdict.changed_layers
+    named = ", ".join(name or "the model" for name in layers[:_NAMED_LAYERS])
+    more = f" and {len(layers) - _NAMED_LAYERS} more" if len(layers) > _NAMED_LAYERS else ""
+    causes = ", ".join(dict.fromkeys(cause.name for cause in verdict.causes))
+    return f"{_count(verdict)}: {named}{more}" + (f" ({causes})" if causes else "")
+
+
+def _count(verdict: Verdict) -> str:
+    normalised = {change.kind == "batch-statistics" for change in verdict.changes}
+    told = ((False, verdict.broke), (True, "normalised with batch statistics"))
+    ways = [way for happened, way in told if happened in normalised]
+    changed = len(verdict.changed_layers)
+    total = max(verdict.layers, changed)
+    plural = "" if total == 1 else "s"
+    return f"{changed} of {total} {verdict.noun}{plural} {' or '.join(ways)}"
+
+
+def render(verdicts: Sequence[Verdict], *, verbose: bool = False) -> str:
+    """Return broken verdicts as one text.
+
+    Args:
+        verdicts: verdicts that do not hold, at least one.
+        verbose: give every tensor a row, however many there are.
+    """
+    heads = [headline(verdict) for verdict in verdicts]
+    bodies = [_body(verdict, verbose=verbose) for verdict in verdicts]
+    if len(verdicts) == 1:
+        return f"{heads[0]}\n\n{bodies[0]}"
+    told = [f"{verdict.guard}: {head}" for verdict, head in zip(verdicts, heads, strict=True)]
+    sections = [told[0], bodies[0]]
+    for head, body in zip(told[1:], bodies[1:], strict=True):
+        sections += [f"and {head}", body]
+    return "\n\n".join(sections)
+
+
+def _body(verdict: Verdict, *, verbose: bool) -> str:
+    source = f" ({verdict.source})" if verdict.source else ""
+    subject = f"{verdict.guard} on {verdict.model}{source}{_of_tensors(verdict)}"
+    lines = [
+        *wrapped(subject, first="", rest="  "),
+        "",
+        *_table(verdict, verbose=verbose),
+        "",
+    ]
+    for cause in verdict.causes:
+        lines += explained(cause)
+    if verdict.writes:
+        lines += writers(verdict.writes, verbose=verbose)
+        lines += wrapped(_TRACED, first="     ", rest="     ")
+    lines += _hazards(verdict.hazards)
+    lines += [line for note in verdict.notes for line in wrapped(note, first="note ", rest="     ")]
+    return "\n".join(lines).rstrip()
+
+
+def _of_tensors(verdict: Verdict) -> str:
+    if verdict.tensors is None:
+        return ""
+    changed = len(verdict.changed_tensors)
+    plural = "" if verdict.tensors == 1 else "s"
+    return f": {changed} of {max(changed, verdict.tensors)} watched tensor{plural} changed"
+
+
+def _table(verdict: Verdict, *, verbose: bool) -> list[str]:
+    changes = verdict.changes
+    rows = [(change.name or "the model", change.text) for change in changes]
+    if not verbose and len(rows) > _UNFOLDED_ROWS:
+        foldings = (_folded(changes, depth) for depth in (2, 1, 0))
+        rows = next((fold for fold in foldings if len(fold) <= _UNFOLDED_ROWS), _folded(changes, 0))
+    column = min(max(len(name) for name, _ in [(verdict.column, ""), *rows]), _COLUMN)
+    lines = [f"  {verdict.column:{column}}  change"]
+    for name, text in rows:
+        if len(name) <= column:
+            lines += wrapped(text, first=f"  {name:{column}}  ", rest=" " * (column + 4))
+        else:
+            lines += [f"  {name}", *wrapped(text, first=" " * 8, rest=" " * 8)]
+    return lines
+
+
+def _folded(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
+    """Return a row for each kind of tensor in each module of a depth, by its first one's name."""
+    groups: dict[tuple[str, str, str, str], list[Change]] = {}
+    for change in changes:
+        tensor = change.name.removeprefix(change.layer).lstrip(".")
+        module = ".".join(change.layer.split(".")[:-1][:depth])
+        text = change.text if change.kind == "update" else ""
+        groups.setdefault((module, tensor, change.kind, text), []).append(change)
+    rows = []
+    for (module, *_), group in groups.items():
+        like = f" and {len(group) - 1} like it" + (f" in {module}" if module else "")
+        rows.append((group[0].name + (like if len(group) > 1 else ""), group[0].text))
+    return rows
+
+
+def explained(cause: Cause) -> list[str]:
+    """Return the lines that say why, where, and what to do."""
+    lines = wrapped(f"{cause.name}: {cause.why}", first="why  ", rest="     ")
+    if cause.place is not None:
+        told = f"{cause.did} {cause.place.call} at {where(cause.place)}"
+        lines += wrapped(told, first="     ", rest="     ")
+    return [*lines, *wrapped(cause.fix, first="fix  ", rest="     ")]
+
+
+def _hazards(hazards: Iterable[Hazard]) -> list[str]:
+    return [
+        line for text in _by_text(hazards) for line in wrapped(text, first="also ", rest="     ")
+    ]
+
+
+def hazards_in_a_line(hazards: Iterable[Hazard]) -> str:
+    """Return hazards as one sentence's end."""
+    return "; ".join(_by_text(hazards))
+
+
+def _by_text(hazards: Iterable[Hazard]) -> list[str]:
+    grouped: dict[str, list[str]] = {}
+    for hazard in hazards:
+        grouped.setdefault(hazard.text, []).append(hazard.name or "the model")
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+        for text, names in grouped.items()
+    ]

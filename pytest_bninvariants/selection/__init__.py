@@ -1,0 +1,1 @@
+"""What is watched: names, patterns, and which modules are BN layers."""

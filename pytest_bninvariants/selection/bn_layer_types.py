@@ -1,0 +1,81 @@
+"""The types of layers that a project says are BN layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib import import_module
+
+from torch import nn
+
+from pytest_bninvariants import run_config
+from pytest_bninvariants.errors import GateError, shown
+
+_known: frozenset[str] = frozenset()  # the names that types were imported for
+
+
+def names(kind: type) -> bool:
+    """Tell whether `bn_layer_types` names a type or a base of it.
+
+    Raises:
+        GateError: a name with a module cannot be imported.
+    """
+    global _known
+    bn_layer_types = run_config.bn_layer_types
+    if not bn_layer_types:
+        return False
+    if bn_layer_types is not _known:
+        _known = bn_layer_types
+        _imported.cache_clear()  # for another run the same name may be another class
+    return any(
+        base.__qualname__ == name if _module_of(name) == "" else base is _imported(name)
+        for base in kind.__mro__
+        for name in bn_layer_types
+    )
+
+
+def was_asked() -> bool:
+    """Tell whether a model was looked at with the names of this run."""
+    return bool(run_config.bn_layer_types) and _known is run_config.bn_layer_types
+
+
+def insist_on_imports(given: Iterable[str]) -> None:
+    """Refuse names with a module that cannot be imported, or are no class.
+
+    Raises:
+        GateError: so it is.
+    """
+    for name in given:
+        if _module_of(name):
+            _imported(name)
+
+
+def unknown(given: Iterable[str]) -> set[str]:
+    """Return the names without a module that no type of torch.nn.Module has that was defined."""
+    defined = {kind.__qualname__ for kind in _below(nn.Module)}
+    return {name for name in given if not _module_of(name) and name not in defined}
+
+
+def _below(kind: type) -> Iterator[type]:
+    subclasses: list[type] = kind.__subclasses__()
+    for each in subclasses:
+        yield each
+        yield from _below(each)
+
+
+def _module_of(name: str) -> str:
+    return name.replace(":", ".").rpartition(".")[0]
+
+
+@cache
+def _imported(name: str) -> object:
+    module, _, qualified = name.partition(":") if ":" in name else name.rpartition(".")
+    try:
+        found: object = import_module(module)
+        for part in qualified.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise GateError(f"bn_layer_types: {name!r} cannot be imported: {error}") from None
+    if not isinstance(found, type):
+        raise GateError(f"bn_layer_types: {name!r} is no class, but {shown(found)}")
+    return found

@@ -1,0 +1,81 @@
+"""What a BN layer normalises with: stored statistics, or the batch's own."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm, _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from pytest_bninvariants.selection import bn_layer_types
+
+_TORCH_FORWARDS = {_BatchNorm.forward, SyncBatchNorm.forward, _InstanceNorm.forward}
+
+
+def has_known_forward(layer: nn.Module) -> bool:
+    """Tell whether a layer's forward is torch's own, so that its flags say what it will do."""
+    return (
+        isinstance(layer, _NormBase)
+        and type(layer).forward in _TORCH_FORWARDS
+        and "forward" not in vars(layer)
+    )
+
+
+def counts_batches(layer: nn.Module) -> bool:
+    """Tell whether a layer has a counter that moves whenever it normalises in training mode."""
+    if isinstance(layer, _InstanceNorm) or not getattr(layer, "track_running_stats", True):
+        return False
+    return getattr(layer, "num_batches_tracked", None) is not None
+
+
+def uses_batch_statistics(layer: nn.Module) -> bool:
+    """Tell what a layer with a known forward normalises with, as its flags are now.
+
+    Source: the forwards in `torch/nn/modules/batchnorm.py` and `instancenorm.py`.
+    """
+    if isinstance(layer, _InstanceNorm):
+        return layer.training or not layer.track_running_stats
+    return layer.training or not has_stored_statistics(layer)
+
+
+def is_frozen_by_kind(layer: nn.Module) -> bool:
+    """Tell whether a layer holds its weight as a buffer, as FrozenBatchNorm2d does in any mode."""
+    return "weight" in layer._buffers
+
+
+def is_to_update(layer: nn.Module) -> bool:
+    """Tell whether a BN layer is in training, by its mode or by a parameter that is."""
+    asks = (p.requires_grad for p in layer.parameters(recurse=False))
+    return not is_frozen_by_kind(layer) and (layer.training or any(asks))
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Tell whether torch.compile made a module, or compiled it in place."""
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
+
+
+STATISTICS = ("running_mean", "running_var")
+BN_STATE = (*STATISTICS, "num_batches_tracked")
+
+
+def is_bn_layer(module: nn.Module) -> bool:
+    """Tell whether a module is a BN layer: by family, by its buffers, or by `bn_layer_types`."""
+    buffers = module._buffers
+    if buffers:
+        if isinstance(module, _InstanceNorm):
+            return has_stored_statistics(module)
+        if isinstance(module, _NormBase) or (
+            "running_mean" in buffers and "running_var" in buffers
+        ):
+            return True
+    return bn_layer_types.names(type(module))
+
+
+def has_stored_statistics(module: nn.Module) -> bool:
+    """Tell whether a module holds running statistics as buffers."""
+    buffers = module._buffers  # a scripted module's has no get()
+    return (
+        "running_mean" in buffers
+        and "running_var" in buffers
+        and buffers["running_mean"] is not None
+        and buffers["running_var"] is not None
+    )

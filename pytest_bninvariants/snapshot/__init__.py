@@ -1,0 +1,1 @@
+"""Keep the bytes of tensors, and compare them."""

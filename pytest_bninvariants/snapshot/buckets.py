@@ -1,0 +1,311 @@
+"""Keep the bytes of plain tensors together, so that one comparison is for all of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bninvariants.snapshot import memory
+from pytest_bninvariants.snapshot.fingerprints import CHUNK, Method, fingerprints, method_on
+from pytest_bninvariants.snapshot.memory import Region, aligned, arena
+from pytest_bninvariants.snapshot.tensor_bytes import (
+    UNREADABLE,
+    Content,
+    are_backed,
+    as_bytes,
+    in_words,
+    joined,
+    same_bytes,
+    sort_of,
+)
+
+_NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
+_PLAIN = frozenset({Tensor, nn.Parameter})
+_SMALL = 2**14  # bytes of a tensor that is copied and compared together with others
+_FULL = 2**15  # values that are copied together: as many as torch gives to one thread
+_COPIED_BY_BITS = frozenset(
+    {
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+    }
+)
+
+
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether tensors are nothing but memory that may be copied together with others'."""
+    return (
+        _PLAIN.issuperset(map(type, tensors))
+        and _COPIED_BY_BITS.issuperset([tensor.dtype for tensor in tensors])
+        and not any(t.layout is not torch.strided or t.is_nested or t.is_meta for t in tensors)
+        and are_backed(tensors)
+    )
+
+
+class Looks(NamedTuple):
+    """What tells of tensors, while it is equal, that they are where and what they were.
+
+    Not that they hold the same values, but that their memory is there: who frees it, or puts other
+    memory in its place, moves them.
+    """
+
+    types: list[type]
+    dtypes: list[torch.dtype]
+    shapes: list[torch.Size]
+    addresses: list[int]
+
+    @classmethod
+    def of(cls, tensors: list[Tensor]) -> Looks:
+        """Look at tensors; those that are not plain may raise."""
+        return cls(
+            list(map(type, tensors)),
+            [tensor.dtype for tensor in tensors],
+            [tensor.shape for tensor in tensors],
+            list(map(Tensor.data_ptr, tensors)),
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Bucket:
+    """The bytes of plain tensors of one dtype on one device, one after another.
+
+    Args:
+        dtype: their dtype.
+        device: where they are.
+        keys: whose they are.
+        looks: what they looked like.
+        total: how many bytes they have.
+        flat: the bytes, or their fingerprints.
+        region: the arena's memory in which they are, if they are there.
+        method: how fingerprints are made, where they are kept instead; of one tensor alone.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    keys: list[str] = field(default_factory=list)
+    looks: Looks | None = None
+    total: int = 0
+    flat: Tensor = _NOTHING
+    region: Region | None = None
+    method: Method | None = None
+
+    @property
+    def is_large(self) -> bool:
+        """Tell whether it is of one tensor that is large."""
+        return len(self.keys) == 1 and self.total > _SMALL
+
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Return the tensors' shapes."""
+        return [] if self.looks is None else self.looks.shapes
+
+    @property
+    def addresses(self) -> list[int]:
+        """Return where the tensors lay."""
+        return [] if self.looks is None else self.looks.addresses
+
+    def again(self) -> Bucket:
+        """Return another for the same tensors, not yet filled."""
+        return Bucket(self.dtype, self.device, self.keys, self.looks, self.total)
+
+    def is_of(self, tensors: list[Tensor]) -> bool:
+        """Tell whether tensors are where and what they were."""
+        with suppress(*UNREADABLE):
+            return Looks.of(tensors) == self.looks
+        return False
+
+    def fits(self, tensors: list[Tensor]) -> bool:
+        """Tell whether tensors elsewhere are what was kept, but for their bytes."""
+        return (
+            len(tensors) == len(self.keys)
+            and are_plain(tensors)
+            and all(t.dtype is self.dtype and t.device == self.device for t in tensors)
+            and [tensor.shape for tensor in tensors] == self.shapes
+        )
+
+    def fill(self, tensors: list[Tensor]) -> None:
+        """Copy the tensors, in the order in which they were added."""
+        self.looks = self.looks or Looks.of(tensors)
+        flat = self.read(tensors)
+        if len(tensors) > 1 or self.method is not None:
+            self.flat = flat
+            return
+        self.flat = torch.empty_like(flat) if self.region is None else self.region.take(self.total)
+        kept, now = in_words(self.flat, flat)
+        kept.copy_(now)
+
+    def read(self, tensors: list[Tensor]) -> Tensor:
+        """Return what is to be compared with `flat`; it may be the tensors' own memory."""
+        if len(tensors) == 1:
+            flat = as_bytes(tensors[0].detach().resolve_neg())
+            return flat if self.method is None else fingerprints(flat, self.method)
+        return joined(tensors).view(torch.uint8)
+
+    def of(self, number: int) -> Tensor | None:
+        """Return the bytes of one of the tensors, unless only fingerprints are kept."""
+        if self.method is not None:
+            return None
+        sizes = self._sizes()
+        start = sum(sizes[:number])
+        return self.flat[start : start + sizes[number]]
+
+    def _sizes(self) -> list[int]:
+        return [shape.numel() * self.dtype.itemsize for shape in self.shapes]
+
+    def told(self, content: Content, width: int) -> str | None:
+        """Say where fingerprints differ from those of a tensor's content now; None: nowhere."""
+        if self.method is None or len(content) != 1 or content[0].numel() != self.total:
+            return "content differs"
+        found = fingerprints(content[0].to(self.flat.device), self.method)
+        now, kept = found.view(torch.int64), self.flat.view(torch.int64)
+        places = (now != kept).nonzero().flatten().tolist()
+        if not places:
+            return None
+        chunk = CHUNK // width
+        at = f"[{places[0] * chunk}:{min((places[0] + 1) * chunk, self.total // width)}]"
+        return f"{len(places)} of {len(now)} fingerprints by {self.method}, first in flatten(){at}"
+
+    def differing(self, flat: Tensor) -> list[str]:
+        """Return whose bytes differ from those of others that were read."""
+        if len(self.keys) == 1:
+            return self.keys
+        sizes = self._sizes()
+        kept, now = torch.split_with_sizes(self.flat, sizes), torch.split_with_sizes(flat, sizes)
+        found = zip(self.keys, kept, now, strict=True)
+        return [key for key, old, new in found if not same_bytes(old, new)]
+
+
+def equal(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[bool]:
+    """Tell of each pair of flat uint8 tensors whether it is equal; wait for each device once."""
+    pairs = list(pairs)
+    found = [False] * len(pairs)
+    flags: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
+    for number, pair in enumerate(pairs):
+        kept, now = in_words(*pair)
+        if kept.device.type == "cpu":
+            found[number] = torch.equal(kept, now)
+        else:
+            flags[kept.device].append((number, (kept != now).any()))
+    for asked in flags.values():
+        told = torch.stack([flag for _, flag in asked]).tolist()
+        for (number, _), differs in zip(asked, told, strict=True):
+            found[number] = not differs
+    return found
+
+
+def pack(
+    tensors: Mapping[str, Tensor], *, exact: bool = False, rather: Collection[str] = ()
+) -> list[Bucket]:
+    """Put plain tensors into buckets: small ones together, a large one by itself.
+
+    Args:
+        tensors: tensors by key.
+        exact: keep bytes whatever they take.
+        rather: keys of what is rather kept than fingerprinted, as far as the budget goes.
+
+    Returns:
+        The buckets; those tensors are in none that cannot be copied so.
+    """
+    global _latest
+    latest = _latest  # another thread may set another
+    known = latest if latest is not None and latest.fits(tensors) else None
+    if known is None and not are_plain(list(tensors.values())):
+        tensors = {key: tensor for key, tensor in tensors.items() if are_plain([tensor])}
+    buckets = list(_buckets(tensors)) if known is None else [b.again() for b in known.buckets]
+    for device in {bucket.device for bucket in buckets if bucket.is_large}:
+        large = [bucket for bucket in buckets if bucket.is_large and bucket.device == device]
+        _provide(device, large, exact=exact, rather=rather)
+    filled = []
+    for bucket in buckets:
+        with suppress(*UNREADABLE):
+            bucket.fill([tensors[key] for key in bucket.keys])
+            filled.append(bucket)
+    if known is None:
+        _latest = _Arrangement.of(tensors, filled) if len(filled) == len(buckets) else None
+    return filled
+
+
+class _Arrangement(NamedTuple):
+    """How tensors were put into buckets, which serves again while they are where they were.
+
+    It holds on to no tensor.
+
+    Args:
+        keys: whose they are, all of them plain.
+        looks: what they looked like.
+        buckets: where they went; empty ones.
+    """
+
+    keys: list[str]
+    looks: Looks
+    buckets: list[Bucket]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], buckets: Iterable[Bucket]) -> _Arrangement:
+        """Return it, if they could be read."""
+        looks = Looks.of(list(tensors.values()))
+        return cls(list(tensors), looks, [bucket.again() for bucket in buckets])
+
+    def fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Tell whether these are tensors as they were, by key, which makes them plain ones, too."""
+        held = list(tensors.values())
+        with suppress(*UNREADABLE):
+            return (
+                list(map(type, held)) == self.looks.types
+                and list(tensors) == self.keys
+                and Looks.of(held) == self.looks
+            )
+        return False
+
+
+_latest: _Arrangement | None = None
+
+
+def _buckets(tensors: Mapping[str, Tensor]) -> Iterator[Bucket]:
+    """Yield buckets for plain tensors, not yet filled."""
+    small: dict[tuple[torch.dtype, torch.device, int], list[str]] = {}
+    for key, tensor in tensors.items():
+        if tensor.nbytes > _SMALL:
+            yield Bucket(tensor.dtype, tensor.device, [key], total=tensor.nbytes)
+        else:
+            small.setdefault(sort_of(tensor), []).append(key)
+    for (dtype, device, _), keys in small.items():
+        bucket = Bucket(dtype, device)
+        for key in keys:
+            size = tensors[key].nbytes
+            if bucket.total + size > _FULL * dtype.itemsize:
+                yield bucket
+                bucket = Bucket(dtype, device)
+            bucket.keys.append(key)
+            bucket.total += size
+        yield bucket
+
+
+def _provide(
+    device: torch.device, large: list[Bucket], *, exact: bool, rather: Collection[str]
+) -> None:
+    """Decide of which buckets the bytes are kept, in the arena, and of which fingerprints."""
+    idle = arena.idle_on(device)
+    kept = large
+    if not (exact or memory.allows(_room(large), device, idle)):
+        arena.release(device)
+        kept = []
+        for bucket in large:
+            wanted = bucket.keys[0] in rather
+            if wanted and memory.allows(_room([*kept, bucket]), device, idle):
+                kept.append(bucket)
+            else:
+                bucket.method = method_on(device)
+    if kept:
+        region = arena.reserve(_room(kept), device)
+        for bucket in kept:
+            bucket.region = region
+
+
+def _room(buckets: Iterable[Bucket]) -> int:
+    return sum(aligned(bucket.total) for bucket in buckets)

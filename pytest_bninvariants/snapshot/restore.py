@@ -1,0 +1,59 @@
+"""A whole model's state, to put back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from pytest_bninvariants.selection.model_names import all_tensors, named_modules
+
+
+class ModelState:
+    """Keep a model's modules, parameters, buffers and modes as they are now.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [
+            (module, module.training, [(r, dict(r)) for r in _registries(module)])
+            for _, module in named_modules(model)
+        ]
+        tensors = {id(t): t for t in all_tensors(model)}
+        with torch.no_grad():
+            self._tensors = [(t, t.detach().clone()) for t in tensors.values() if not is_lazy(t)]
+
+    def restore(self) -> None:
+        """Put it back, into the very tensors that the model held."""
+        for module, training, registries in self._modules:
+            module.training = training
+            for registry, content in registries:
+                registry.clear()
+                registry.update(content)
+        for tensor, kept in self._tensors:
+            with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                _fill(tensor, kept)
+
+
+def _registries(module: nn.Module) -> list[dict[str, Any]]:
+    """Return where a module keeps parameters, buffers and children; a scripted one's are fixed."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return []
+    return [module._parameters, module._buffers, module._modules]
+
+
+def _fill(tensor: Tensor, kept: Tensor) -> None:
+    """Give a tensor its old content back, where possible in the memory that views of it share."""
+    fits = (
+        (tensor.dtype, tensor.device, tensor.shape) == (kept.dtype, kept.device, kept.shape)
+        and tensor.layout == kept.layout == torch.strided
+        and 0 not in tensor.stride()
+    )
+    if fits:
+        tensor.data.copy_(kept)
+    else:
+        tensor.data = kept.clone()

@@ -1,0 +1,1 @@
+"""What moved during a step, and why."""

@@ -1,0 +1,162 @@
+"""A model before and after a step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from operator import itemgetter
+
+import torch
+from torch import nn
+
+from pytest_bninvariants.selection.model_names import Layout, Names, Table
+from pytest_bninvariants.selection.scope import Scope, select
+from pytest_bninvariants.selection.selection_plan import Selection
+from pytest_bninvariants.snapshot.tensors import Snapshot, changes_since, take_snapshot
+from pytest_bninvariants.torch_internals.isolation import undisturbed
+from pytest_bninvariants.verdict import Change
+
+SETTINGS = ("momentum", "track_running_stats")
+_READ = ("eps", *SETTINGS)
+_PLAIN = frozenset({float, int, bool, type(None)})
+_ABSENT = object()
+_own = itemgetter(*_READ)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Before:
+    """A model's watched state before the step.
+
+    Args:
+        selection: what is watched.
+        kept: the watched tensors' bytes.
+        settings: `eps`, `momentum` and `track_running_stats` of each watched BN layer.
+    """
+
+    selection: Selection
+    kept: Snapshot
+    settings: dict[str, dict[str, object]]
+
+    @property
+    def names(self) -> Names:
+        """Return the model's modules and tensors by name."""
+        return self.selection.names
+
+    @property
+    def layers(self) -> set[str]:
+        """Return the names of all watched layers."""
+        of_bn = map(self.selection.bn_names.__getitem__, self.selection.bn_layers)
+        return {*self.kept.tensors.rows.layers, *of_bn}
+
+    def changes(self, now: Selection) -> list[Change]:
+        """Tell how the watched tensors differ by what is covered now."""
+        new = [key for key in now.tensors if key not in self.names.tensors]
+        with undisturbed():
+            return changes_since(self.kept, now.names.tensors, new)
+
+
+def take(model: nn.Module, scope: Scope, rather: Collection[str] = ()) -> Before:
+    """Take a snapshot of what a scope covers in a model.
+
+    Args:
+        model: the model.
+        scope: what is watched.
+        rather: keys of what is rather kept than fingerprinted, as far as the budget goes.
+
+    Raises:
+        GateError: there is nothing to watch, or it cannot be compared.
+    """
+    with undisturbed():
+        selection = select(model, scope)
+        return Before(
+            selection=selection,
+            kept=take_snapshot(selection.tensors, rather=rather),
+            settings={key: settings_of(layer) for key, layer in selection.bn_layers.items()},
+        )
+
+
+def settings_of(layer: nn.Module) -> dict[str, object]:
+    """Return a layer's settings as plain values."""
+    try:
+        values = _own(vars(layer))  # looked at first: asking a module is slow
+    except KeyError:
+        values = tuple(getattr(layer, name, _ABSENT) for name in _READ)
+    plain = _PLAIN.issuperset(map(type, values))
+    return _named(*values) if plain else _named.__wrapped__(*map(_plain, values))
+
+
+@lru_cache(maxsize=64, typed=True)
+def _named(*values: object) -> dict[str, object]:
+    """Return values of settings by name; most layers of a model have the same ones."""
+    told = zip(_READ, values, strict=True)
+    return {name: _plain(value) for name, value in told if value is not _ABSENT}
+
+
+def _plain(value: object) -> object:
+    """Return a setting as a value that stays and can be compared: users assign tensors too."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().tolist()
+    return value if value == value else "nan"
+
+
+@dataclass(frozen=True, kw_only=True)
+class After:
+    """A model after a step.
+
+    Args:
+        selection: what the scope covers now.
+        before: what it covered before; the same object where each name holds what it did.
+    """
+
+    selection: Selection
+    before: Selection
+
+    @property
+    def names(self) -> Names:
+        """Return the model's modules by name."""
+        return self.selection.names
+
+    @property
+    def tensors(self) -> Table:
+        """Return the model's tensors by key; where all is as before, those that were watched."""
+        return self.before.tensors if self.is_like_before else self.names.tensors
+
+    @property
+    def is_like_before(self) -> bool:
+        """Tell whether each name holds what it did."""
+        return self.selection is self.before
+
+    @cached_property
+    def bn_layers(self) -> dict[str, nn.Module | None]:
+        """Return the modules that hold the names of the BN layers that were watched."""
+        return {key: self.module(key, old) for key, old in self.before.bn_layers.items()}
+
+    @cached_property
+    def settings(self) -> dict[str, dict[str, object]]:
+        """Return the settings of those that are there."""
+        there = ((key, layer) for key, layer in self.bn_layers.items() if layer is not None)
+        return {key: settings_of(layer) for key, layer in there}
+
+    def module(self, key: str, before: nn.Module | None) -> nn.Module | None:
+        """Return what holds a name now; of a wrapper and what it wraps, the one that did before."""
+        if self.is_like_before and before is not None:
+            return before
+        holders = self._holders.get(key, ())
+        if any(holder is before for holder in holders):
+            return before
+        return holders[-1] if holders else None
+
+    @cached_property
+    def _holders(self) -> dict[str, list[nn.Module]]:
+        holders: dict[str, list[nn.Module]] = {}
+        for name, module in self.names.modules.items():
+            holders.setdefault(self.names.bare[name], []).append(module)
+        return holders
+
+    @classmethod
+    def of(cls, model: nn.Module, scope: Scope, before: Selection) -> After:
+        """Read it off a model; where each name holds what it did before, that is known."""
+        same = Layout(model).is_like(before.layout)
+        selection = before if same else select(model, scope, complain=False)
+        return cls(selection=selection, before=before)

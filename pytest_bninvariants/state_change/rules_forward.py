@@ -1,0 +1,241 @@
+"""Causes by which a BN layer's forward moves its statistics."""
+
+from __future__ import annotations
+
+from pytest_bninvariants.diagnosis.rule import Rule
+from pytest_bninvariants.diagnosis.wording import keep_in_eval, name_list, one_or_many, span
+from pytest_bninvariants.state_change.evidence import Evidence, Layer, layers_of, names_of
+from pytest_bninvariants.verdict import Place
+
+
+def _put_in_training(evidence: Evidence) -> Place | None:
+    return evidence.layer.seen.put_in_training
+
+
+def _ran_at(evidence: Evidence) -> Place | None:
+    return evidence.layer.seen.ran_at
+
+
+def _lacks_statistics(evidence: Evidence) -> bool:
+    layer = evidence.layer
+    return evidence.normalised and (not layer.stored or layer.seen.lacking > 0)
+
+
+def _explain_lacking(evidence: list[Evidence]) -> tuple[str, str]:
+    names = names_of(evidence)
+    listed = name_list(names)
+    pairs = (("has", "have"), ("it", "they"), ("its", "their"), ("was", "were"))
+    has, it, its, it_was = (one_or_many(names, *pair) for pair in pairs)
+    if all(layer.stored for layer in layers_of(evidence)):
+        return (
+            f"{listed} {it_was} in eval and {_did(evidence)}: {its} running statistics were taken "
+            "away during the step, or track_running_stats was switched off",
+            f"leave running_mean, running_var and track_running_stats of {listed} as they are",
+        )
+    return (
+        f"{listed} {has} no running statistics, so {it} {_did(evidence)}, whatever {its} mode",
+        f"build {listed} with track_running_stats=True and load statistics, "
+        "or accept it with allow_batch_stats=True",
+    )
+
+
+def _is_recomputed(evidence: Evidence) -> bool:
+    seen = evidence.layer.seen
+    return evidence.normalised and 0 < seen.batches == seen.recomputed
+
+
+def _explain_recomputation(evidence: list[Evidence]) -> tuple[str, str]:
+    names = names_of(evidence)
+    return (
+        f"{name_list(names)} {_did(evidence)}, all in backward, where activation checkpointing "
+        "runs a forward again",
+        f"keep {name_list(names)} in eval until backward is over: the forward is run again in the "
+        "mode of that moment",
+    )
+
+
+def _is_updated_by_others(evidence: Evidence) -> bool:
+    seen = evidence.layer.seen
+    return evidence.normalised and 0 < seen.batches == seen.by_others == seen.in_eval
+
+
+def _explain_others(evidence: list[Evidence]) -> tuple[str, str]:
+    names = names_of(evidence)
+    listed = name_list(names)
+    batches = _batches([layer.seen.batches for layer in layers_of(evidence)])
+    function = evidence[0].layer.seen.function
+    flag = "training" if function == "batch_norm" else "use_input_stats"
+    return (
+        f"{listed} {one_or_many(names, 'was', 'were')} in eval and did not run: {function} was "
+        f"called with {one_or_many(names, 'its', 'their')} running statistics and {flag}=True, "
+        f"on {batches}",
+        f"call {listed} {one_or_many(names, 'itself', 'themselves')}, or pass {function} the "
+        f"layer's own mode, {flag}={names[0] or 'self'}.training",
+    )
+
+
+def _updates_in_eval(evidence: Evidence) -> bool:
+    seen = evidence.layer.seen
+    return evidence.normalised and 0 < seen.batches + seen.own_forwards == seen.in_eval
+
+
+def _explain_update_in_eval(evidence: list[Evidence]) -> tuple[str, str]:
+    names = names_of(evidence)
+    its = one_or_many(names, "its", "their")
+    why = f"{name_list(names)} {one_or_many(names, 'was', 'were')} in eval and {_did(evidence)}: "
+    why += f"{its} forward does not ask {its} mode"
+    if all(layer.seen.own_forwards for layer in layers_of(evidence)):
+        return why, f"have the forward of {name_list(names)} update only while self.training"
+    return (
+        why,
+        f"have the forward of {name_list(names)} pass training=self.training to batch_norm, or "
+        f"put nn.BatchNorm in {its} place",
+    )
+
+
+def _is_flipped(evidence: Evidence) -> bool:
+    layer, seen = evidence.layer, evidence.layer.seen
+    in_training = seen.batches + seen.own_forwards > seen.in_eval or seen.in_compiled_code
+    return evidence.normalised and not layer.began_in_training and (seen.flipped or in_training)
+
+
+def _explain_flip(evidence: list[Evidence]) -> tuple[str, str]:
+    names = names_of(evidence)
+    was = one_or_many(names, "was", "were")
+    return (
+        f"{name_list(names)} {was} in eval, then put in training mode, and {_did(evidence)}",
+        _keep_in_eval(evidence),
+    )
+
+
+def _is_in_training(evidence: Evidence) -> bool:
+    return evidence.normalised and evidence.layer.began_in_training
+
+
+def _explain_training(evidence: list[Evidence]) -> tuple[str, str]:
+    names, layers = names_of(evidence), layers_of(evidence)
+    why = f"{name_list(names)} {one_or_many(names, '', 'each ')}{_did(evidence)}"
+    seen = layers[0].seen
+    if seen.put_in_training is None:
+        why += ", in training mode since before the step"
+        if seen.ran_at is not None and seen.ran_at.tool is not None:
+            why += f"; the forward was run by {seen.ran_at.tool}"
+    if not any(layer.trains for layer in layers):
+        why += "; requires_grad=False does not stop running statistics"
+    return why, _keep_in_eval(evidence)
+
+
+def _keep_in_eval(evidence: list[Evidence]) -> str:
+    place = evidence[0].layer.seen.put_in_training
+    return keep_in_eval(name_list(names_of(evidence)), None if place is None else place.tool)
+
+
+def _did(evidence: list[Evidence]) -> str:
+    """Return what layers did, as far as it was seen."""
+    layers = layers_of(evidence)
+    eager = [layer.seen.batches or layer.seen.failed for layer in layers]
+    own = [layer.seen.own_forwards for layer in layers]
+    if all(eager):
+        return f"normalised {_batches(eager)} with batch statistics{_in_backward(layers)}"
+    if all(own):
+        its = one_or_many(names_of(evidence), "its", "their")
+        mode = "" if all(layer.seen.in_eval for layer in layers) else " in training mode"
+        return f"ran {_batches(own)}{mode}, by a forward of {its} own"
+    return "normalised with batch statistics, some of it in compiled code"
+
+
+def _batches(counts: list[int]) -> str:
+    return span(counts, "batch", "batches")
+
+
+def _in_backward(layers: list[Layer]) -> str:
+    counts = [layer.seen.recomputed for layer in layers]
+    partly = any(0 < layer.seen.recomputed < layer.seen.batches for layer in layers)
+    return f", {max(counts)} of them again in backward" if partly else ""
+
+
+def _is_shared(evidence: Evidence) -> bool:
+    return evidence.change.of_statistics and bool(evidence.layer.seen.shared_with)
+
+
+def _explain_shared(evidence: list[Evidence]) -> tuple[str, str]:
+    names, layers = name_list(names_of(evidence)), layers_of(evidence)
+    others = name_list(list(dict.fromkeys(layer.seen.shared_with for layer in layers)))
+    return (
+        f"statistics of {names} are the same memory as those of {others}, which normalised with "
+        "batch statistics",
+        "give each model tensors of its own: copy.deepcopy(model), or load "
+        "copy.deepcopy(other.state_dict())",
+    )
+
+
+def _is_of_stranger(evidence: Evidence) -> bool:
+    return evidence.change.of_statistics and evidence.stranger is not None
+
+
+def _explain_stranger(evidence: list[Evidence]) -> tuple[str, str]:
+    names = name_list(names_of(evidence))
+    return (
+        f"statistics of {names} moved without a forward of the layer with batch statistics; "
+        "a module outside of the model that shares their memory ran, as a traced, scripted or "
+        "exported one does, in whatever mode it was made in",
+        "call model.eval() before tracing or exporting, or trace a deep copy of the model",
+    )
+
+
+NO_STORED_STATISTICS: Rule[Evidence] = Rule(
+    cause="no-stored-statistics",
+    applies=_lacks_statistics,
+    explain=_explain_lacking,
+    place=_put_in_training,
+    did="put in training mode by",
+)
+RECOMPUTATION: Rule[Evidence] = Rule(
+    cause="recomputation",
+    applies=_is_recomputed,
+    explain=_explain_recomputation,
+    place=_ran_at,
+    did="run by",
+)
+UPDATE_BY_OTHERS: Rule[Evidence] = Rule(
+    cause="update-in-eval",
+    applies=_is_updated_by_others,
+    explain=_explain_others,
+    place=_ran_at,
+    did="by",
+)
+UPDATE_IN_EVAL: Rule[Evidence] = Rule(
+    cause="update-in-eval",
+    applies=_updates_in_eval,
+    explain=_explain_update_in_eval,
+    place=_ran_at,
+    did="run by",
+)
+MODE_FLIP: Rule[Evidence] = Rule(
+    cause="mode-flip",
+    applies=_is_flipped,
+    explain=_explain_flip,
+    place=_put_in_training,
+    did="put in training mode by",
+)
+TRAINING_MODE: Rule[Evidence] = Rule(
+    cause="training-mode",
+    applies=_is_in_training,
+    explain=_explain_training,
+    place=_put_in_training,
+    did="put in training mode by",
+)
+UPDATE_OF_SHARED: Rule[Evidence] = Rule(
+    cause="update-in-eval",
+    applies=_is_shared,
+    explain=_explain_shared,
+    place=_ran_at,
+    did="run by",
+)
+UPDATE_BY_STRANGER: Rule[Evidence] = Rule(
+    cause="update-in-eval",
+    applies=_is_of_stranger,
+    explain=_explain_stranger,
+    place=lambda evidence: evidence.stranger,
+    did="run by",
+)

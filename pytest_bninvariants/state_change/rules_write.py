@@ -1,0 +1,297 @@
+"""Causes by which something writes to a tensor, or puts another in its place."""
+
+from __future__ import annotations
+
+from pytest_bninvariants.diagnosis.rule import Rule
+from pytest_bninvariants.diagnosis.wording import few, name_list, one_or_many
+from pytest_bninvariants.state_change.evidence import IDENTITY, Evidence, layers_of
+from pytest_bninvariants.state_change.tensor_history import Stepped
+from pytest_bninvariants.verdict import Place
+
+_REPLACED = {
+    "gone": "is gone",
+    "new": "is new",
+    "dtype": "was cast",
+    "shape": "has another shape",
+    "layout": "has another layout",
+    "initialised": "was uninitialised until its first batch",
+}
+
+
+def _is_loaded(evidence: Evidence) -> bool:
+    return _is_written(evidence) and evidence.handled.loaded is not None
+
+
+def _explain_loaded(evidence: list[Evidence]) -> tuple[str, str]:
+    return (
+        f"{_tensors(evidence)} got other values from a state_dict during the step",
+        "load checkpoints before the guarded step, or leave these names out of what is loaded",
+    )
+
+
+def _is_broadcast(evidence: Evidence) -> bool:
+    return _is_written(evidence) and evidence.handled.collective is not None
+
+
+def _explain_broadcast(evidence: list[Evidence]) -> tuple[str, str]:
+    return (
+        f"{_tensors(evidence)} got other values from an exchange between processes",
+        "have every rank start from the same state (load the checkpoint on all of them before "
+        "wrapping the model), or wrap it with broadcast_buffers=False",
+    )
+
+
+def _is_cast(evidence: Evidence) -> bool:
+    others = evidence.normalised or evidence.handled.stepped is not None
+    return _is_written(evidence) and bool(evidence.casts) and not others
+
+
+def _told_of_casts(evidence: list[Evidence]) -> list[str]:
+    """Tell of tensors that were cast and cast back: all by one type, if one explains all."""
+    if not evidence:
+        return []
+    types = frozenset.intersection(*(each.casts for each in evidence))
+    told = " or ".join(sorted(types)) or "narrower types"
+    return [f"{_tensors(evidence)} {_was(evidence)} cast to {told} and back"]
+
+
+def _explain_replaced(evidence: list[Evidence]) -> tuple[str, str]:
+    swapped = [layer for layer in layers_of(evidence) if layer.replaced and layer.before]
+    told = [
+        f"{layer.name or 'the model'} was {layer.before} and is "
+        + (
+            "gone"
+            if layer.after is None
+            else f"another module now: {layer.after}"
+            + (" in training mode" if layer.in_training and not layer.began_in_training else "")
+        )
+        for layer in swapped
+    ]
+    others = [each for each in evidence if each.layer not in swapped]
+    told += _told_of_casts([each for each in others if _is_cast(each)])
+    told += [
+        f"{each.change.name} {_REPLACED.get(each.change.kind, 'is held by another tensor now')}"
+        for each in others
+        if not _is_cast(each)
+    ]
+    if all(each.change.kind == "initialised" for each in evidence):
+        fix = "run a batch before the guarded step: lazy modules take their shape from it"
+        return few(told), fix
+    return (
+        few(told),
+        "replace, convert or cast before the guarded step, and build the optimizer after that",
+    )
+
+
+def _stepped(evidence: Evidence) -> Stepped | None:
+    return evidence.handled.stepped if _is_written(evidence) else None
+
+
+def _has_gradient(evidence: Evidence) -> bool:
+    stepped = _stepped(evidence)
+    return stepped is not None and stepped.gradient == "nonzero"
+
+
+def _explain_gradient(evidence: list[Evidence]) -> tuple[str, str]:
+    why, fix = _explain_untied(evidence)
+    tied = [each for each in evidence if each.tied]
+    if not tied:
+        return why, fix
+    names, others = _tensors(tied), name_list([name for each in tied for name in each.tied])
+    is_, gets = (
+        one_or_many([each.change.name for each in tied], *pair)
+        for pair in (("is", "are"), ("gets", "get"))
+    )
+    return (
+        f"{why}; {names} {is_} tied to {others}",
+        f"{fix}: that freezes {others} too, unless {names} {gets} memory of {_its(tied)} own",
+    )
+
+
+def _explain_untied(evidence: list[Evidence]) -> tuple[str, str]:
+    names = _tensors(evidence)
+    why = f"{names} moved in a step of {_optimizer(evidence)}, with a gradient"
+    if all(each.handled.stepped and each.handled.stepped.shares for each in evidence):
+        held = one_or_many([each.change.name for each in evidence], "another tensor", "others")
+        return (
+            f"{why}; the optimizer holds {held} of the same memory",
+            f"give {names} memory of {_its(evidence)} own: copy.deepcopy(model), or load "
+            "copy.deepcopy(other.state_dict())",
+        )
+    if all(each.has_gradient and not each.had_gradient for each in evidence):
+        why += "; requires_grad was switched on during the step"
+    elif any(each.has_gradient for each in evidence):
+        why += "; requires_grad is True"
+    else:
+        return (
+            f"{why}; requires_grad is False, but an optimizer looks at .grad alone",
+            f"set .grad = None on {names} when freezing, or leave {_it(evidence)} out of the "
+            "optimizer",
+        )
+    return (
+        why,
+        f"call requires_grad_(False) on {names}, and leave {_it(evidence)} out of the optimizer",
+    )
+
+
+def _decays(evidence: Evidence) -> bool:
+    stepped = _stepped(evidence)
+    if stepped is None or stepped.gradient == "nonzero":
+        return False
+    return evidence.factor is not None or (stepped.decay > 0 and not stepped.state)
+
+
+def _explain_decay(evidence: list[Evidence]) -> tuple[str, str]:
+    first = evidence[0]
+    stepped = first.handled.stepped
+    assert stepped is not None
+    shrank = "" if first.factor is None else f", all values by the factor {first.factor:.6g}"
+    decay = f" (weight_decay={stepped.decay:g})" if stepped.decay else ""
+    return (
+        f"{_tensors(evidence)} moved in a step of {_optimizer(evidence)}{decay} "
+        f"with {_no_gradient(stepped)}{shrank}",
+        "leave what is frozen out of the optimizer, or give it a group with weight_decay=0",
+    )
+
+
+def _is_stale(evidence: Evidence) -> bool:
+    stepped = _stepped(evidence)
+    return stepped is not None and stepped.gradient != "nonzero" and stepped.state
+
+
+def _explain_stale(evidence: list[Evidence]) -> tuple[str, str]:
+    stepped = evidence[0].handled.stepped
+    assert stepped is not None
+    names = _tensors(evidence)
+    return (
+        f"{names} moved in a step of {_optimizer(evidence)} with {_no_gradient(stepped)}: "
+        "the optimizer still has moments of earlier gradients"
+        + (f", or of its weight_decay={stepped.decay:g}" if stepped.decay else ""),
+        (
+            f"set .grad = None on {names} when freezing (zero_grad(set_to_none=True)), or build "
+            if stepped.gradient == "zero"
+            else "build "
+        )
+        + f"the optimizer anew without {_it(evidence)}",
+    )
+
+
+def _no_gradient(stepped: Stepped) -> str:
+    return "a gradient of zeros" if stepped.gradient == "zero" else "no gradient"
+
+
+def _explain_in_place(evidence: list[Evidence]) -> tuple[str, str]:
+    stepped = evidence[0].handled.stepped
+    names = _tensors(evidence)
+    if stepped is not None:
+        return (
+            f"{names} moved in a step of {_optimizer(evidence)} with {_no_gradient(stepped)}, "
+            "and neither moments nor weight decay that were seen explain it",
+            f"leave {_it(evidence)} out of the optimizer",
+        )
+    why = f"{names} {_was(evidence)} written to by code that is none of an optimizer's step, "
+    why += "a load, an exchange between processes, or a normalisation that was seen"
+    buffers = [each for each in evidence if each.buffer]
+    ran = [layer.name for layer in layers_of(buffers) if layer.ran]
+    if ran:
+        why += f"; the forward of {name_list(ran)} ran, and may do it"
+    holder = evidence[0].handled.held_by
+    if holder:
+        why += f"; {holder} holds {_it(evidence)} and stepped without moving {_it(evidence)}, but "
+        why += "what wraps it may have"
+    if evidence[0].compiled:
+        why += "; compiled code ran, which cannot be seen into"
+    return why, "run this test with --bn-trace, which names the operator and the line"
+
+
+def _explain_eps(evidence: list[Evidence]) -> tuple[str, str]:
+    names = name_list([each.change.name for each in evidence])
+    return (
+        f"eps of {names} {_was(evidence)} set, which every output depends on, in eval too",
+        f"set eps of {names} before the guarded step: when building the model, or loading it",
+    )
+
+
+def _it(evidence: list[Evidence]) -> str:
+    return one_or_many([each.change.name for each in evidence], "it", "them")
+
+
+def _its(evidence: list[Evidence]) -> str:
+    return one_or_many([each.change.name for each in evidence], "its", "their")
+
+
+def _was(evidence: list[Evidence]) -> str:
+    return one_or_many([each.change.name for each in evidence], "was", "were")
+
+
+def _is_written(evidence: Evidence) -> bool:
+    change = evidence.change
+    return change.of_tensor and change.kind not in IDENTITY and change.kind != "initialised"
+
+
+def _tensors(evidence: list[Evidence]) -> str:
+    return name_list([each.change.name for each in evidence])
+
+
+def _optimizer(evidence: list[Evidence]) -> str:
+    stepped = evidence[0].handled.stepped
+    assert stepped is not None
+    return f"{stepped.optimizer} (group {stepped.group})"
+
+
+def _place_of_step(evidence: Evidence) -> Place | None:
+    return None if evidence.handled.stepped is None else evidence.handled.stepped.place
+
+
+LOADED: Rule[Evidence] = Rule(
+    cause="loaded",
+    applies=_is_loaded,
+    explain=_explain_loaded,
+    place=lambda evidence: evidence.handled.loaded,
+    did="loaded by",
+)
+BROADCAST: Rule[Evidence] = Rule(
+    cause="broadcast",
+    applies=_is_broadcast,
+    explain=_explain_broadcast,
+    place=lambda evidence: evidence.handled.collective,
+    did="exchanged by",
+)
+REPLACED: Rule[Evidence] = Rule(
+    cause="replaced",
+    applies=lambda evidence: evidence.replaced or _is_cast(evidence),
+    explain=_explain_replaced,
+)
+EPS_SET: Rule[Evidence] = Rule(
+    cause="eps-set",
+    applies=lambda evidence: evidence.change.kind == "eps",
+    explain=_explain_eps,
+)
+GRADIENT_STEP: Rule[Evidence] = Rule(
+    cause="gradient-step",
+    applies=_has_gradient,
+    explain=_explain_gradient,
+    place=_place_of_step,
+    did="stepped by",
+)
+WEIGHT_DECAY: Rule[Evidence] = Rule(
+    cause="weight-decay",
+    applies=_decays,
+    explain=_explain_decay,
+    place=_place_of_step,
+    did="stepped by",
+)
+STALE_MOMENTUM: Rule[Evidence] = Rule(
+    cause="stale-momentum",
+    applies=_is_stale,
+    explain=_explain_stale,
+    place=_place_of_step,
+    did="stepped by",
+)
+IN_PLACE: Rule[Evidence] = Rule(
+    cause="in-place",
+    applies=_is_written,
+    explain=_explain_in_place,
+    place=_place_of_step,
+    did="stepped by",
+)

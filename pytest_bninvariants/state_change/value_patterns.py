@@ -1,0 +1,70 @@
+"""Patterns by which a tensor's values moved: shrunk by one factor, rounded to another type."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pytest_bninvariants.snapshot.tensor_bytes import (
+    UNREADABLE,
+    as_bytes,
+    parts,
+    same_bytes,
+)
+from pytest_bninvariants.snapshot.tensors import Facts, Kept
+
+
+def floats(kept: Kept, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the bytes of a tensor's values before and now, if they are floats, one after another.
+
+    None where they are not, or where it has another dtype, shape or layout.
+    """
+    old = kept.plain_bytes
+    if old is None or not kept.dtype.is_floating_point or Facts.of(tensor)[:3] != kept.facts[:3]:
+        return None
+    try:
+        found = [as_bytes(part).to(old.device) for part in parts(tensor)]
+    except UNREADABLE:
+        return None
+    return (old, found[0]) if [len(flat) for flat in found] == [len(old)] else None
+
+
+def uniform_factor(kept: Kept, tensor: Tensor) -> float | None:
+    """Return the factor below 1 by which all values of a tensor shrank, as weight decay does.
+
+    Rounding makes the factors differ; they count as one while they differ by less than a quarter
+    of what is missing to 1.
+    """
+    dtype, both = kept.facts.dtype, floats(kept, tensor)
+    if both is None:
+        return None
+    old, new = (flat.view(dtype).double() for flat in both)
+    counts = old.abs() > torch.finfo(dtype).tiny
+    factors = new[counts] / old[counts]
+    if not len(factors):
+        return None
+    factor, spread = float(factors.mean()), float(factors.max() - factors.min())
+    return factor if 0 < factor < 1 and spread <= (1 - factor) / 4 else None
+
+
+_TYPES = [(name, getattr(torch, name)) for name in ("float32", "bfloat16", "float16")]
+
+
+@torch.no_grad()
+def casts_of(kept: Kept, tensor: Tensor) -> frozenset[str]:
+    """Return the types by whose rounding a tensor's values came of those that were kept.
+
+    Args:
+        kept: what a snapshot holds of the tensor.
+        tensor: the tensor, now.
+    """
+    both = floats(kept, tensor)
+    if both is None or same_bytes(*both):
+        return frozenset()
+    old, now = both
+    values = old.view(kept.dtype)
+    try:
+        rounded = {name: values.to(each).to(kept.dtype).view(torch.uint8) for name, each in _TYPES}
+    except UNREADABLE:  # dtypes that torch only stores
+        return frozenset()
+    return frozenset(name for name, each in rounded.items() if same_bytes(each, now))

@@ -1,0 +1,1 @@
+"""`--bn-trace`: which operator, at which line, wrote to a tensor."""

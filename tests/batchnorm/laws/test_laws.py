@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import importlib.util
+import operator
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_bninvariants.batchnorm.laws import LAWS, chosen
+from pytest_bninvariants.batchnorm.laws.conform import check_law
+from pytest_bninvariants.batchnorm.laws.subject import Subject
+from pytest_bninvariants.errors import LawBroken
+
+_SPEC = importlib.util.spec_from_file_location("broken", Path(__file__).with_name("broken.py"))
+assert _SPEC is not None
+assert _SPEC.loader is not None
+broken = importlib.util.module_from_spec(_SPEC)
+sys.modules["broken"] = broken
+_SPEC.loader.exec_module(broken)
+
+_ANOTHER_STATE = random.Random(1).getstate()
+PAIRS = [(law, layer) for law, layers in broken.BROKEN.items() for layer in layers]
+
+
+def find(law: str, layer: type[nn.Module], examples: int = 100) -> LawBroken | None:
+    """Return how a layer breaks a law, if in any dtype it does."""
+    for dtype in LAWS[law].dtypes:
+        try:
+            check_law(LAWS[law], Subject.of(layer, rank="2d"), dtype=dtype, examples=examples)
+        except LawBroken as error:
+            return error
+    return None
+
+
+@pytest.mark.parametrize(("law", "layer"), PAIRS, ids=lambda each: getattr(each, "__name__", each))
+def test_a_broken_layer_breaks_its_law(law: str, layer: type[nn.Module]) -> None:
+    found = find(law, layer)
+    assert found is not None
+    assert found.law == law
+    assert str(found).startswith(f"{layer.__name__} breaks the law {law}: ")
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_each_law_has_a_layer_that_breaks_it(law: str) -> None:
+    assert broken.BROKEN.get(law)
+
+
+@pytest.mark.parametrize("law", [each.name for each in chosen()])
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm])
+def test_torchs_layers_satisfy_the_laws(law: str, layer: type[nn.Module]) -> None:
+    for dtype in LAWS[law].dtypes:
+        check_law(LAWS[law], Subject.of(layer), dtype=dtype, examples=10)
+
+
+@pytest.mark.parametrize("law", [each.name for each in chosen()])
+def test_a_layer_of_plain_operators_satisfies_the_laws(law: str) -> None:
+    for dtype in LAWS[law].dtypes:
+        check_law(LAWS[law], Subject.of(broken.Composed, rank="2d"), dtype=dtype, examples=10)
+
+
+@pytest.mark.parametrize(
+    ("law", "layer"),
+    [
+        ("running_var", broken.BiasedRunningVariance),
+        ("counter", broken.CountsTwice),
+        ("empty_batch", broken.RefusesNothing),
+        ("one_value_per_channel", broken.TakesOneValue),
+        ("input_gradient", broken.VarianceIsConstant),
+    ],
+    ids=str,
+)
+def test_a_reports_snippet_reproduces_the_failure(
+    law: str, layer: type[nn.Module], tmp_path: Path
+) -> None:
+    found = find(law, layer)
+    assert found is not None
+    (tmp_path / "broken.py").write_text(Path(broken.__file__ or "").read_text())
+    (tmp_path / "snippet.py").write_text(found.snippet)
+    run = subprocess.run(
+        [sys.executable, "snippet.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert "Error" in run.stderr.splitlines()[-1]
+
+
+def _double(value: torch.dtype) -> torch.dtype:
+    return torch.float64 if value is torch.float32 else torch.float32
+
+
+@pytest.mark.parametrize(
+    ("setting", "read", "write", "other"),
+    [
+        ("the default dtype", torch.get_default_dtype, torch.set_default_dtype, _double),
+        ("the number of threads", torch.get_num_threads, torch.set_num_threads, lambda n: n + 1),
+        ("the state of `random`", random.getstate, random.setstate, lambda _: _ANOTHER_STATE),
+        (
+            "whether algorithms are deterministic",
+            torch.are_deterministic_algorithms_enabled,
+            torch.use_deterministic_algorithms,
+            operator.not_,
+        ),
+        (
+            "whether cudnn is used",
+            lambda: torch.backends.cudnn.enabled,
+            lambda value: setattr(torch.backends.cudnn, "enabled", value),
+            operator.not_,
+        ),
+    ],
+)
+def test_a_setting_of_the_process_that_a_layer_changes_is_named_and_put_back(
+    setting: str,
+    read: Callable[[], Any],
+    write: Callable[[Any], None],
+    other: Callable[[Any], Any],
+) -> None:
+    class Meddles(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            write(other(read()))
+            return super().forward(x)
+
+    before = read()
+    found = find("no_side_effects", Meddles, examples=1)
+    assert f"a call changed {setting}" in str(found)
+    assert read() == before
+
+
+def test_every_law_states_what_it_says() -> None:
+    for law in LAWS.values():
+        assert law.statement.endswith("."), law.name
+
+
+def test_a_pattern_without_a_law_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="'nonsense' matches no law"):
+        chosen(["nonsense"])

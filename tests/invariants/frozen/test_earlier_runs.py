@@ -1,0 +1,140 @@
+"""A rerun compares with the state before the first run, and only where it is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+from pytest_bninvariants import FrozenStateChanged, Verdict, frozen, frozen_bn
+from pytest_bninvariants.invariants.frozen import earlier_runs
+
+
+def drift_once(net: Any, batch: Tensor, guard: Any = frozen_bn) -> None:
+    """Move the statistics in a way that the model itself remembers, so that it happens once."""
+    with guard(net, "neck"):
+        net.train(bool(net.neck.num_batches_tracked < 2))(batch)
+
+
+def test_a_model_that_drifted_is_still_broken_in_the_rerun(net: Any, batch: Tensor) -> None:
+    memory = earlier_runs.Memory()
+    for _ in range(3):
+        memory.begin_run()
+        with earlier_runs.remembering(memory), pytest.raises(FrozenStateChanged) as caught:
+            drift_once(net, batch)
+        assert caught.value.verdict.changed_layers == ("neck",)
+
+
+def test_without_a_memory_every_guard_begins_anew(net: Any, batch: Tensor) -> None:
+    with earlier_runs.remembering(None):
+        with pytest.raises(FrozenStateChanged):
+            drift_once(net, batch)
+        drift_once(net, batch)
+
+
+@pytest.mark.parametrize("other", [frozen, frozen_bn])
+def test_a_guard_within_the_same_run_begins_anew(net: Any, batch: Tensor, other: Any) -> None:
+    memory = earlier_runs.Memory()
+    memory.begin_run()
+    with earlier_runs.remembering(memory):
+        with pytest.raises(FrozenStateChanged):
+            drift_once(net, batch)
+        drift_once(net, batch, other)
+
+
+def test_a_model_that_was_made_anew_is_compared_with_itself(net: Any, batch: Tensor) -> None:
+    memory = earlier_runs.Memory()
+    for training in (True, False):
+        memory.begin_run()
+        model = type(net)()
+        model.train(training)
+        guard = frozen_bn(model)
+        with earlier_runs.remembering(memory):
+            if training:
+                with pytest.raises(FrozenStateChanged), guard:
+                    model(batch)
+            else:
+                with guard:
+                    model(batch)
+
+
+def test_a_model_that_was_put_back_holds_in_the_rerun(net: Any, batch: Tensor) -> None:
+    memory = earlier_runs.Memory()
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    memory.begin_run()
+    with earlier_runs.remembering(memory), pytest.raises(FrozenStateChanged):
+        drift_once(net, batch)
+    net.load_state_dict(state)
+    memory.begin_run()
+    with earlier_runs.remembering(memory), frozen_bn(net, "neck"):
+        net.eval()(batch)
+
+
+def broken_in_the_rerun(
+    net: Any, first: Callable[[], object], again: Callable[[], object]
+) -> Verdict:
+    memory = earlier_runs.Memory()
+    for step in (first, again):
+        memory.begin_run()
+        with (
+            earlier_runs.remembering(memory),
+            pytest.raises(FrozenStateChanged) as caught,
+            frozen(net),
+        ):
+            step()
+    return caught.value.verdict
+
+
+def test_what_an_earlier_run_did_has_its_cause_and_is_said_to_be_earlier(
+    net: Any, batch: Tensor
+) -> None:
+    verdict = broken_in_the_rerun(net, lambda: net.train()(batch), lambda: net.eval()(batch))
+    (cause,) = verdict.causes
+    assert cause.name == "mode-flip"
+    assert cause.why.endswith("; that was in an earlier run of this test")
+    assert "compared with the state before an earlier run of this test" in verdict.notes[0]
+
+
+def test_what_moved_again_has_the_cause_of_this_run(net: Any, batch: Tensor) -> None:
+    def leak() -> None:
+        net.train()(batch)
+
+    def leak_and_write() -> None:
+        leak()
+        net.get_parameter("backbone.conv.weight").data.add_(1)
+
+    verdict = broken_in_the_rerun(net, leak_and_write, leak)
+    told = {cause.name: cause for cause in verdict.causes}
+    assert [*told] == ["training-mode", "in-place"]
+    assert "earlier" not in told["training-mode"].why
+    assert "earlier" in told["in-place"].why
+    assert told["in-place"].tensors == ("backbone.conv.weight",)
+    assert not broken_in_the_rerun(net, leak, leak).notes
+
+
+def test_a_model_to_which_a_fixture_gave_other_values_is_compared_with_these(
+    net: Any, batch: Tensor
+) -> None:
+    memory = earlier_runs.Memory()
+    for training in (True, False):
+        memory.begin_run()
+        for module in net.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d):
+                module.reset_parameters()
+        net.train(training)
+        with earlier_runs.remembering(memory):
+            if training:
+                with pytest.raises(FrozenStateChanged), frozen(net):
+                    net(batch)
+            else:
+                with frozen(net):
+                    net(batch)
+
+
+def test_the_memory_in_use_is_put_back() -> None:
+    before = earlier_runs.active
+    with earlier_runs.remembering(earlier_runs.Memory()), earlier_runs.remembering(None):
+        assert earlier_runs.active is None
+    assert earlier_runs.active is before

@@ -1,0 +1,530 @@
+"""`--bn-trace` tells who wrote, and leaves every outcome as it is."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.plugin.sessions import Session, Sessions
+
+TITLE = "who wrote it: a second run, under --bn-trace"
+WRITER = (
+    "who aten.native_batch_norm.default wrote bn1.running_mean, bn1.running_var, "
+    "bn2.running_mean, bn2.running_var at nets.py:19 in forward, by torch.nn.functional.batch_norm"
+)
+DRIFT = """
+    @pytest.mark.frozen_bn
+    def test_it(model):
+        drift(model)
+"""
+
+
+def said(session: Session, name: str = "test_it") -> str:
+    """Return a failure's text in one line, without what pytest puts before lines."""
+    return " ".join(re.sub(r"^E\s", " ", session.texts[name], flags=re.MULTILINE).split())
+
+
+SPELLINGS = {
+    "marker": DRIFT,
+    "fixture": """
+        def test_it(model, frozen_bn):
+            with frozen_bn(model):
+                drift(model)
+    """,
+    "plain": """
+        from pytest_bninvariants import frozen_bn
+
+        def test_it(model):
+            with frozen_bn(model):
+                drift(model)
+    """,
+    "async": """
+        @pytest.mark.asyncio
+        @pytest.mark.frozen_bn
+        async def test_it(model):
+            drift(model)
+    """,
+    "@given": """
+        from hypothesis import given, settings, strategies as st
+
+        @pytest.mark.frozen_bn
+        @settings(database=None, deadline=None)
+        @given(size=st.integers(2, 30))
+        def test_it(kept, size):
+            (drift if size > 5 else hold)(kept, size)
+    """,
+    "class": """
+        @pytest.mark.frozen_bn
+        class Test:
+            def test_it(self, model):
+                drift(model)
+    """,
+    "TestCase": """
+        import unittest
+
+        class Test(unittest.TestCase):
+            def setUp(self):
+                self.model = Net()
+
+            @pytest.mark.frozen_bn
+            def test_it(self):
+                drift(self.model)
+    """,
+    "IsolatedAsyncioTestCase": """
+        import unittest
+
+        class Test(unittest.IsolatedAsyncioTestCase):
+            def setUp(self):
+                self.model = Net()
+
+            @pytest.mark.frozen_bn
+            async def test_it(self):
+                drift(self.model)
+    """,
+    "class with @given": """
+        from hypothesis import given, settings, strategies as st
+
+        @pytest.mark.frozen_bn
+        class Test:
+            @settings(database=None, deadline=None)
+            @given(size=st.integers(2, 30))
+            def test_it(self, kept, size):
+                drift(kept, size)
+    """,
+    "own exception": """
+        @pytest.mark.frozen_bn
+        def test_it(model):
+            drift(model)
+            raise ValueError("own")
+    """,
+    "generator fixture": """
+        @pytest.fixture
+        def guarded(model, frozen_bn):
+            with frozen_bn(model):
+                yield model
+
+        def test_it(guarded):
+            drift(guarded)
+    """,
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_second_run_names_the_writer(sessions: Sessions, spelling: str) -> None:
+    bare = sessions.run(SPELLINGS[spelling])
+    session = sessions.again("--bn-trace")
+    assert (session.outcomes, session.summaries) == (bare.outcomes, bare.summaries)
+    (name,) = session.texts
+    assert session.texts[name].count(TITLE) == 1
+    assert WRITER in said(session, name)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_the_same_run_can_be_traced(sessions: Sessions, spelling: str) -> None:
+    session = sessions.run(SPELLINGS[spelling], "--bn-trace=same-run")
+    (name,) = session.texts
+    assert WRITER in said(session, name)
+    assert "traced in this run, in which what torch.compile had made ran eagerly" in said(
+        session, name
+    )
+    assert TITLE not in session.texts[name]
+
+
+def test_what_passes_or_fails_by_itself_runs_once(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        runs = []
+
+        @pytest.mark.frozen_bn
+        def test_holds(model):
+            runs.append("holds")
+            hold(model)
+
+        @pytest.mark.frozen_bn
+        def test_fails(model):
+            runs.append("fails")
+            hold(model)
+            raise ValueError("own")
+
+        @pytest.mark.xfail(strict=True)
+        @pytest.mark.frozen_bn
+        def test_expected(model):
+            runs.append("expected")
+            drift(model)
+
+        def test_caught(model, frozen_bn):
+            runs.append("caught")
+            with pytest.raises(AssertionError), frozen_bn(model):
+                drift(model)
+
+        @pytest.mark.frozen_bn
+        def test_skips(model):
+            runs.append("skips")
+            drift(model)
+            pytest.skip("not here")
+
+        @pytest.mark.frozen_bn
+        def test_broken_gate():
+            runs.append("gate")
+
+        def test_runs():
+            assert runs == ["holds", "fails", "expected", "caught", "skips"]
+    """,
+        "--bn-trace",
+    )
+    assert session.outcomes == {
+        "test_holds": "passed",
+        "test_fails": "failed",
+        "test_expected": "xfailed",
+        "test_caught": "passed",
+        "test_skips": "skipped",
+        "test_broken_gate": "failed",
+        "test_runs": "passed",
+    }
+    assert TITLE not in session.output
+
+
+def test_the_first_run_decides_whatever_the_second_does(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        import itertools
+
+        runs = {name: itertools.count() for name in ("heals", "raises", "skips")}
+
+        @pytest.mark.frozen_bn
+        def test_heals(model):
+            (hold if next(runs["heals"]) else drift)(model)
+
+        @pytest.mark.frozen_bn
+        def test_raises(model):
+            if next(runs["raises"]):
+                raise ValueError("only once")
+            drift(model)
+
+        @pytest.mark.frozen_bn
+        def test_skips(model):
+            if next(runs["skips"]):
+                pytest.skip("only once")
+            drift(model)
+    """,
+        "--bn-trace",
+    )
+    assert set(session.outcomes.values()) == {"failed"}
+    for name in session.outcomes:
+        session.names_a_violation(name)
+        assert TITLE in session.texts[name]
+    heals, raises, skips = (said(session, f"test_{n}") for n in ("heals", "raises", "skips"))
+    assert (
+        "the second run broke no guard, and passed; --bn-trace=same-run traces the first" in heals
+    )
+    assert "the second run broke no guard, and failed in its call: ValueError: only once" in raises
+    assert "the second run broke no guard, and skipped in its call" in skips
+
+
+def test_a_tensor_that_is_not_written_again_is_named(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        runs = []
+
+        @pytest.mark.frozen_bn
+        def test_it(model):
+            runs.append(1)
+            hold(model)
+            model.bn2.running_mean.add_(1)
+            if len(runs) == 1:
+                model.bn1.running_var.add_(1)
+    """,
+        "--bn-trace",
+    )
+    text = said(session)
+    assert "who aten.add_.Tensor wrote bn2.running_mean at test_it.py:" in text
+    assert "not written again in the second run: bn1.running_var" in text
+
+
+def test_a_tensor_that_was_replaced_is_said_to_be(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.mark.frozen
+        def test_it(model):
+            hold(model)
+            model.fc.weight = torch.nn.Parameter(torch.ones_like(model.fc.weight))
+            model.bn1._buffers["running_mean"] = torch.ones_like(model.bn1.running_mean)
+    """,
+        "--bn-trace",
+    )
+    text = said(session)
+    assert "who Linear.weight = ... replaced fc.weight at test_it.py:" in text
+    assert (
+        "who no operator of torch wrote bn1.running_mean: it is held by another tensor now" in text
+    )
+
+
+def test_what_is_broken_by_no_write_is_not_run_again(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        import copy
+
+        runs = []
+
+        @pytest.mark.in_sync("model", "average", decay=0.99)
+        def test_it(model, average):
+            runs.append(1)
+            with torch.no_grad():
+                for mine, other in zip(average.parameters(), model.parameters()):
+                    mine.lerp_(other + 1, 0.5)
+
+        @pytest.fixture
+        def average(model):
+            return copy.deepcopy(model)
+
+        def test_runs():
+            assert runs == [1]
+    """,
+        "--bn-trace",
+    )
+    assert session.outcomes == {"test_it": "failed", "test_runs": "passed"}
+    assert TITLE not in session.texts["test_it"]
+
+
+def test_an_unseen_write_is_put_between_lines(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.mark.frozen
+        def test_it(model):
+            hold(model)
+            model.bn1.running_mean.numpy().fill(3)
+            hold(model)
+    """,
+        "--bn-trace",
+    )
+    text = said(session)
+    assert (
+        "who no operator of torch was seen to write bn1.running_mean: NumPy, another library, "
+        "another thread or compiled code may have last seen unchanged after aten." in text
+    )
+    assert "first seen changed after aten." in text
+
+
+def test_every_marker_of_a_test_is_told_of(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.mark.frozen("fc")
+        @pytest.mark.frozen_bn("bn1")
+        def test_it(model):
+            drift(model)
+            nudge(model)
+    """,
+        "--bn-trace",
+    )
+    told = said(session).partition(TITLE)[2]
+    assert "frozen_bn('bn1'): who aten.native_batch_norm.default wrote bn1.running_mean" in told
+    assert "frozen('fc'): who aten.add_.Tensor wrote fc.weight at nets.py:" in told
+
+
+FIXTURES = """
+    log = []
+
+    def logged(name, scope):
+        @pytest.fixture(scope=scope)
+        def fixture():
+            log.append(f"{name} up")
+            yield
+            log.append(f"{name} down")
+        return fixture
+
+    function, module = logged("function", "function"), logged("module", "module")
+    session = logged("session", "session")
+
+    @pytest.mark.frozen_bn
+    def test_it(model, function, module, session):
+        log.append("it")
+        drift(model)
+"""
+
+
+def test_fixtures_are_set_up_for_each_run_and_wider_ones_stay(sessions: Sessions) -> None:
+    session = sessions.run(
+        FIXTURES
+        + """
+    def test_log(module, session):
+        once = ["function up", "it", "function down"]
+        assert log == ["session up", "module up", *once, *once]
+    """,
+        "--bn-trace",
+    )
+    assert session.outcomes == {"test_it": "failed", "test_log": "passed"}
+
+
+def test_fixtures_of_a_modules_last_test_end_with_each_run(sessions: Sessions) -> None:
+    sessions.pytester.makepyfile(
+        test_later="""
+        def test_log():
+            from test_it import log
+            once = ["module up", "function up", "it", "function down", "module down"]
+            assert log == ["session up", *once, *once] or log[:1] != ["session up"]
+            assert log.count("module up") == log.count("module down") == 2
+        """
+    )
+    session = sessions.run(FIXTURES.replace(', "session")', ', "module")'), "--bn-trace")
+    assert session.outcomes == {"test_it": "failed", "test_log": "passed"}
+
+
+def test_hooks_hear_of_one_run(sessions: Sessions) -> None:
+    conftest = (sessions.folder / "conftest.py").read_text()
+    sessions.pytester.makeconftest(
+        conftest
+        + """
+def pytest_runtest_logstart():
+    with open("heard.txt", "a") as heard:
+        print("start", file=heard)
+
+def pytest_runtest_logfinish():
+    with open("heard.txt", "a") as heard:
+        print("finish", file=heard)
+"""
+    )
+    sessions.run(DRIFT, "--bn-trace")
+    assert (sessions.folder / "heard.txt").read_text().split() == ["start", "finish"]
+    assert len((sessions.folder / "reports.jsonl").read_text().splitlines()) == 3
+
+
+def test_stopping_at_the_first_failure_stops(sessions: Sessions) -> None:
+    session = sessions.run(
+        DRIFT + "\n    def test_after():\n        pass\n", "--bn-trace", "-x", exit_code=1
+    )
+    assert session.outcomes == {"test_it": "failed"}
+    assert WRITER in said(session)
+
+
+@pytest.mark.parametrize("options", [["-n2"], ["--tb=short"], ["--tb=line"], ["--tb=native"]])
+@pytest.mark.parametrize("way", ["--bn-trace", "--bn-trace=same-run"])
+def test_the_writer_is_told_with(sessions: Sessions, options: list[str], way: str) -> None:
+    session = sessions.run(DRIFT, way, *options, alone="-n2" in options)
+    assert session.outcomes == {"test_it": "failed"}
+    assert WRITER in said(session)
+
+
+def test_a_rerun_of_pytest_rerunfailures_is_traced_as_it_is(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        runs = []
+
+        @pytest.mark.flaky(reruns=2)
+        @pytest.mark.frozen_bn
+        def test_it(kept):
+            runs.append(1)
+            (hold if len(runs) == 2 else drift)(kept)
+
+        def test_runs():
+            assert len(runs) == 3
+    """,
+        "--bn-trace",
+    )
+    assert session.outcomes == {"test_it": "failed", "test_runs": "passed"}
+    assert WRITER in said(session)
+    assert TITLE not in session.output
+
+
+def test_the_second_run_compares_with_its_own_start(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.mark.frozen_bn
+        def test_it(kept):
+            drift(kept)
+    """,
+        "--bn-trace",
+    )
+    assert WRITER in said(session)
+
+
+def test_with_reruns_asked_for_in_the_ini_file_there_is_no_further_run(sessions: Sessions) -> None:
+    sessions.pytester.makeini("[pytest]\nreruns = 1")
+    session = sessions.run(
+        """
+        runs = []
+
+        @pytest.mark.frozen_bn
+        def test_it(model):
+            runs.append(1)
+            drift(model)
+
+        def test_runs():
+            assert len(runs) == 2
+    """,
+        "--bn-trace",
+    )
+    assert session.outcomes == {"test_it": "failed", "test_runs": "passed"}
+    assert WRITER in said(session)
+
+
+@pytest.mark.skipif(not hasattr(pytest, "Subtests"), reason="subtests came with pytest 9")
+def test_a_test_with_subtests_is_not_run_again(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        runs = []
+
+        @pytest.mark.frozen_bn
+        def test_it(model, subtests):
+            runs.append(1)
+            with subtests.test("one"):
+                pass
+            drift(model)
+
+        def test_runs():
+            assert runs == [1]
+    """,
+        "--bn-trace",
+    )
+    assert session.outcomes == {"test_it": "failed", "test_runs": "passed"}
+    assert "a test with subtests is not run again; --bn-trace=same-run" in said(session)
+
+
+def test_an_audits_failure_has_no_second_run_and_a_guards_has(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        runs = []
+
+        def test_leaks(model):
+            runs.append(1)
+            model.requires_grad_(False)
+            drift(model)
+
+        def test_runs():
+            assert runs == [1]
+
+        @pytest.mark.frozen_bn
+        def test_it(model):
+            drift(model)
+    """,
+        "--bn-trace",
+        "--bn-audit=fail",
+    )
+    assert session.outcomes == {"test_leaks": "failed", "test_runs": "passed", "test_it": "failed"}
+    assert TITLE not in session.texts["test_leaks"]
+    assert WRITER in said(session)
+
+
+def test_the_debugger_stops_once_and_what_it_shows_was_traced(sessions: Sessions) -> None:
+    session = sessions.run(DRIFT, "--bn-trace", "--pdb", alone=True, stdin=b"c\n")
+    assert session.output.count("entering PDB") == 1
+    assert WRITER in said(session)
+
+
+def test_the_option_takes_no_path_for_its_value(sessions: Sessions) -> None:
+    session = sessions.run(DRIFT, "--bn-trace", "test_it.py")
+    assert WRITER in said(session)
+
+
+def test_an_unknown_value_is_an_error_of_usage(sessions: Sessions) -> None:
+    (sessions.folder / "test_it.py").write_text("def test_it(): pass\n")
+    result = sessions.bare("--bn-trace=twice", alone=True)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    error = result.stderr.str()
+    assert "'twice'" in error
+    assert "--bn-trace=rerun/--bn-trace=same-run" in error
+
+
+def test_without_the_option_nobody_is_told_of(sessions: Sessions) -> None:
+    session = sessions.run(DRIFT)
+    assert "who " not in session.texts["test_it"]

@@ -1,0 +1,34 @@
+"""What is reported of an exception."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_bninvariants import frames
+from pytest_bninvariants.plugin import reports
+
+OURS = f"        {frames.PACKAGE}plugin/guarded_call.py:164"
+TITLE = ["Explanation:", "    These lines were always and only run by failing test cases:"]
+MORE = "        (and 23 more with settings.verbosity >= verbose)"
+
+
+@pytest.mark.parametrize(
+    ("explanation", "left"),
+    [
+        ([*TITLE, OURS, MORE], []),
+        ([*TITLE, OURS, OURS, "        train.py:7", MORE], [*TITLE, "        train.py:7", MORE]),
+        ([*TITLE, "        train.py:7"], [*TITLE, "        train.py:7"]),
+        ([], []),
+    ],
+)
+@pytest.mark.parametrize("joined", [False, True], ids=["lines", "one note"])
+def test_an_explanation_of_nothing_but_our_lines_goes_whole(
+    explanation: list[str], left: list[str], joined: bool
+) -> None:
+    error = ValueError("own")
+    example = ["Failing test case: test_it(", "    size=10,", ")"]
+    for note in ["\n".join(explanation)] if joined and explanation else explanation:
+        error.add_note(note)
+    error.__notes__ = [*example, *getattr(error, "__notes__", [])]
+    reports._drop_notes_about_us(error)
+    assert "\n".join(error.__notes__).splitlines() == [*example, *left]

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_bninvariants.snapshot import buckets
+from pytest_bninvariants.snapshot.buckets import pack
+
+
+@pytest.fixture(autouse=True)
+def no_arrangement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "_latest", None)
+
+
+@pytest.fixture
+def arranged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tensors were arranged, each time that any were."""
+    times: list[int] = []
+    real = buckets._buckets
+
+    def counting(tensors: dict[str, Tensor]) -> object:
+        times.append(len(tensors))
+        return real(tensors)
+
+    monkeypatch.setattr(buckets, "_buckets", counting)
+    return times
+
+
+def some() -> dict[str, Tensor]:
+    large = {"large": torch.randn(5000)}
+    return {**{f"small{i}": torch.randn(3) for i in range(4)}, "0-d": torch.tensor(1), **large}
+
+
+def assert_kept(tensors: dict[str, Tensor]) -> None:
+    kept = contents(tensors)
+    assert kept.keys() == tensors.keys()
+    for key, flat in kept.items():
+        assert torch.equal(flat.view(tensors[key].dtype), tensors[key].flatten())
+
+
+def contents(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Pack tensors; return the bytes of each."""
+    found = {}
+    for bucket in pack(tensors):
+        for number, key in enumerate(bucket.keys):
+            flat = bucket.of(number)
+            assert flat is not None
+            found[key] = flat
+    return found
+
+
+def test_tensors_that_stay_where_they_are_are_arranged_once(arranged: list[int]) -> None:
+    tensors = some()
+    for _ in range(3):
+        assert_kept(tensors)
+        for tensor in tensors.values():
+            tensor.add_(1)
+    assert arranged == [6]
+
+
+def test_snapshots_of_one_arrangement_do_not_share_their_bytes() -> None:
+    tensors = some()
+    kept = contents(tensors)["small1"]
+    before = kept.clone()
+    tensors["small1"].add_(1)
+    assert_kept(tensors)
+    assert torch.equal(kept, before)
+
+
+def _moved(tensors: dict[str, Tensor]) -> None:
+    tensors["small1"].data = torch.randn(3)
+
+
+def _of_another_shape(tensors: dict[str, Tensor]) -> None:
+    tensors["large"].data = tensors["large"].data.view(50, 100)
+
+
+def _of_another_dtype(tensors: dict[str, Tensor]) -> None:
+    tensors["large"] = tensors["large"].view(torch.int32)
+
+
+def _a_parameter_now(tensors: dict[str, Tensor]) -> None:
+    tensors["small2"] = nn.Parameter(tensors["small2"])
+
+
+def _under_another_key(tensors: dict[str, Tensor]) -> None:
+    tensors["renamed"] = tensors.pop("large")
+
+
+def _in_another_order(tensors: dict[str, Tensor]) -> None:
+    tensors["small0"] = tensors.pop("small0")
+
+
+def _fewer(tensors: dict[str, Tensor]) -> None:
+    del tensors["small3"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _moved,
+        _of_another_shape,
+        _of_another_dtype,
+        _a_parameter_now,
+        _under_another_key,
+        _in_another_order,
+        _fewer,
+    ],
+)
+def test_what_has_changed_is_arranged_anew(
+    arranged: list[int], change: Callable[[dict[str, Tensor]], None]
+) -> None:
+    tensors = some()
+    assert_kept(tensors)
+    change(tensors)
+    assert_kept(tensors)
+    assert len(arranged) == 2
+
+
+def test_what_can_no_longer_be_copied_with_others_is_left_out() -> None:
+    tensors = some()
+    assert_kept(tensors)
+    tensors["small1"] = tensors["small1"].to_sparse()
+    assert contents(tensors).keys() == tensors.keys() - {"small1"}
+    tensors["small2"] = torch.empty(3, device="meta")
+    assert contents(tensors).keys() == tensors.keys() - {"small1", "small2"}
+
+
+def test_memory_that_was_freed_is_left_out() -> None:
+    tensors = some()
+    assert_kept(tensors)
+    tensors["large"].untyped_storage().resize_(0)
+    assert "large" not in contents(tensors)
+
+
+def test_an_arrangement_keeps_no_tensor_alive() -> None:
+    tensors = some()
+    assert_kept(tensors)
+    left = [weakref.ref(tensor) for tensor in tensors.values()]
+    tensors.clear()
+    gc.collect()
+    assert [each() for each in left] == [None] * 6

@@ -1,0 +1,229 @@
+"""What a witness saw of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pytest_bninvariants.selection.scope import Scope, select
+from pytest_bninvariants.state_change.witness import Seen, Witness
+
+
+@contextmanager
+def watched(model: nn.Module, *modules: str, bn_only: bool = True) -> Iterator[Witness]:
+    witness = Witness(model, select(model, Scope(modules=modules, bn_only=bn_only)))
+    witness.start()
+    try:
+        yield witness
+    finally:
+        witness.stop()
+
+
+def test_batches_are_counted_by_layer(net: Any, batch: Tensor) -> None:
+    net.neck.train()
+    with watched(net) as witness:
+        for _ in range(3):
+            net(batch)
+    assert witness.seen_of(net.neck).batches == 3
+    assert witness.seen_of(net.backbone.bn) == Seen()
+
+
+def test_a_batch_in_eval_is_not_counted_and_one_after_a_flip_is(net: Any, batch: Tensor) -> None:
+    with watched(net) as witness:
+        net(batch)
+        net.neck.train()
+        net(batch)
+        net.neck.eval()
+        net(batch)
+    seen = witness.seen_of(net.neck)
+    assert (seen.batches, seen.flipped) == (1, True)
+
+
+def test_a_layer_in_training_mode_that_is_put_there_again_is_not_flipped(net: Any) -> None:
+    net.train()
+    with watched(net) as witness:
+        net.train()
+    seen = witness.seen_of(net.neck)
+    assert not seen.flipped
+    assert seen.put_in_training is not None
+    assert witness.began_in_training(net.backbone.bn)
+    assert witness.began_in_training(net.neck)
+
+
+def test_a_layer_that_is_flipped_and_back_without_a_batch_used_no_batch_statistics(
+    net: Any, batch: Tensor
+) -> None:
+    with watched(net) as witness:
+        net.train().eval()
+        net(batch)
+    seen = witness.seen_of(net.neck)
+    assert seen.flipped
+    assert not seen.normalised
+    assert not witness.used_batch_statistics(seen)
+
+
+def test_the_call_before_the_first_batch_is_the_one_that_counts(net: Any, batch: Tensor) -> None:
+    def first() -> None:
+        net.train()
+
+    def second() -> None:
+        net.eval()
+        net.train()
+
+    def third() -> None:
+        net.eval()
+        net.train()
+
+    with watched(net) as witness:
+        for put_in_training in (first, second):
+            put_in_training()
+        net(batch)
+        third()
+    place = witness.seen_of(net.neck).put_in_training
+    assert place is not None
+    assert place.function == "second"
+
+
+def test_a_call_that_changes_nothing_is_not_the_one_that_counts(net: Any, batch: Tensor) -> None:
+    def first() -> None:
+        net.train()
+
+    def second() -> None:
+        net.train()
+
+    with watched(net) as witness:
+        first()
+        second()
+        net(batch)
+    place = witness.seen_of(net.neck).put_in_training
+    assert place is not None
+    assert place.function == "first"
+
+
+def test_a_helper_that_sets_and_restores_a_mode_is_not_blamed(net: Any, batch: Tensor) -> None:
+    net.train()
+
+    def evaluated() -> None:
+        was = net.neck.training
+        net.neck.training = False
+        net.neck(torch.ones(2, 3, 1))
+        net.neck.training = was
+
+    with watched(net) as witness:
+        evaluated()
+        net(batch)
+    assert witness.seen_of(net.neck).put_in_training is None
+
+
+def test_unwatched_layers_are_not_placed(net: Any, batch: Tensor) -> None:
+    with watched(net, "neck") as witness:
+        net.train()
+    assert witness.seen_of(net.neck) != Seen()
+    assert witness.seen_of(net.backbone.bn) == Seen()
+
+
+def test_recomputation_is_counted_as_it_runs(net: Any, batch: Tensor) -> None:
+    net.train()
+    with watched(net) as witness:
+        x = batch.clone().requires_grad_()
+        checkpoint(net.backbone, x, use_reentrant=False).sum().backward()
+    assert witness.seen_of(net.backbone.bn).batches == 2
+
+
+RAN: dict[str, tuple[Callable[[Any, Tensor], object], bool]] = {
+    "nothing": (lambda net, batch: None, False),
+    "forward": (lambda net, batch: net(batch), True),
+    "head": (lambda net, batch: net.head(torch.ones(1, 3)), False),
+    "a watched layer": (lambda net, batch: net.neck(torch.ones(2, 3, 1)), True),
+    "mode": (lambda net, batch: net.train(), False),
+    "other state": (lambda net, batch: net.head.weight.data.set_(torch.ones(1, 3)), False),
+    "in place": (lambda net, batch: nn.init.zeros_(net.head.weight), True),
+    "replaced": (
+        lambda net, batch: setattr(net.head, "weight", nn.Parameter(torch.ones(1, 3))),
+        True,
+    ),
+    "added": (lambda net, batch: net.register_buffer("extra", torch.ones(1)), True),
+    "removed": (lambda net, batch: delattr(net, "head"), True),
+    "module": (lambda net, batch: setattr(net, "head", nn.Linear(3, 1)), True),
+    "own optimizer": (lambda net, batch: torch.optim.SGD(net.head.parameters()).step(), True),
+    "other optimizer": (
+        lambda net, batch: torch.optim.SGD(nn.Linear(1, 1).parameters()).step(),
+        False,
+    ),
+    "mixed optimizer": (
+        lambda net, batch: torch.optim.SGD(
+            [{"params": nn.Linear(1, 1).parameters()}, {"params": net.head.parameters()}]
+        ).step(),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("step", "ran"), RAN.values(), ids=RAN)
+def test_what_counts_as_having_run(
+    net: Any, batch: Tensor, step: Callable[[Any, Tensor], object], ran: bool
+) -> None:
+    with watched(net) as witness:
+        step(net, batch)
+    assert witness.ran() == ran
+
+
+def test_an_optimizer_that_holds_replaced_parameters_counts(net: Any) -> None:
+    optimizer = torch.optim.SGD([net.neck.weight])
+    old = net.neck.weight
+    with watched(net) as witness:
+        optimizer.step()
+    assert witness.ran()
+    assert net.neck.weight is old
+
+
+@pytest.mark.parametrize(
+    "script", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(2, 2, 5))]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_scripted_model_that_runs_counts(
+    net: Any, batch: Tensor, script: Callable[[Any], Any]
+) -> None:
+    model = script(net)
+    with watched(model, bn_only=False) as witness:
+        assert not witness.ran()
+        model(batch)
+    assert witness.ran()
+
+
+def test_a_scripted_part_that_runs_counts() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Sequential(nn.Linear(2, 2))))
+    with watched(model, "1.0", bn_only=False) as witness:
+        model[1](torch.ones(1, 2))
+    assert witness.ran()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_layer_is_judged_by_its_mode_when_it_ran(
+    net: Any, batch: Tensor, in_place: bool
+) -> None:
+    compiled: Any = net
+    if in_place:
+        net.compile(backend="eager")
+    else:
+        compiled = torch.compile(net, backend="eager")
+    compiled(batch)
+    for training in (False, True):
+        net.train(training)
+        with watched(net) as witness:
+            compiled(batch)
+        assert witness.used_batch_statistics(witness.seen_of(net.neck)) == training
+
+
+def test_a_witness_keeps_no_model_alive(net: Any, batch: Tensor) -> None:
+    with watched(net.train()) as witness:
+        old = net.neck
+        net(batch)
+        net.neck = nn.BatchNorm1d(3)
+    assert witness.seen_of(old).batches == 1
