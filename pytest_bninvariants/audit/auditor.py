@@ -23,7 +23,7 @@ from pytest_bninvariants.audit.call_context import Run, run_of
 from pytest_bninvariants.audit.leaks import Leak, verdicts
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.instrumentation import installation, observer_api
-from pytest_bninvariants.instrumentation.call_sites import Modes
+from pytest_bninvariants.instrumentation.call_sites import ModeHistory
 from pytest_bninvariants.instrumentation.observer_api import Finish, How, Observer
 from pytest_bninvariants.selection.bn_layers import (
     BN_STATE,
@@ -62,7 +62,7 @@ class _Freeze:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Seen(Modes):
+class _Seen(ModeHistory):
     """What was seen of one BN layer.
 
     Args:

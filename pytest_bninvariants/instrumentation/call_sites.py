@@ -57,7 +57,7 @@ def place_of_outermost_call(frame: FrameType | None) -> Place | None:
 
 
 @dataclass(slots=True)
-class Modes:
+class ModeHistory:
     """What was seen of a layer's modes.
 
     Args:

@@ -44,7 +44,7 @@ def values_of(grad: Tensor) -> Sequence[Tensor]:
     return parts(grad) if is_traceable_wrapper_subclass(grad) else (grad,)
 
 
-def _has_moments(optimizer: Optimizer, tensor: Tensor) -> bool:
+def has_moments(optimizer: Optimizer, tensor: Tensor) -> bool:
     """Tell whether an optimizer, or one that it wraps, remembers what may move a tensor."""
     wrapped = [inner for inner in vars(optimizer).values() if isinstance(inner, Optimizer)]
     for each in (optimizer, *wrapped):
@@ -57,7 +57,7 @@ def _has_moments(optimizer: Optimizer, tensor: Tensor) -> bool:
     return False
 
 
-def _leaves_what_has_no_gradient(optimizer: Optimizer) -> bool:
+def skips_parameters_without_gradient(optimizer: Optimizer) -> bool:
     """Tell whether an optimizer is torch's own, all of which pass over a gradient of None.
 
     All but LBFGS, which steps along one direction for all.
@@ -66,7 +66,7 @@ def _leaves_what_has_no_gradient(optimizer: Optimizer) -> bool:
     return own and not isinstance(optimizer, torch.optim.LBFGS)
 
 
-def _place_of_step(frame: FrameType | None, optimizer: Optimizer) -> Place | None:
+def place_of_step(frame: FrameType | None, optimizer: Optimizer) -> Place | None:
     """Find who called an optimizer's step; torch.optim wraps it, and schedulers do once more."""
     while frame is not None and _MACHINERY.match(str(frame.f_globals.get("__name__"))):
         frame = frame.f_back

@@ -16,10 +16,10 @@ from pytest_bninvariants.frames import place_of
 from pytest_bninvariants.instrumentation.observer_api import Finish
 from pytest_bninvariants.instrumentation.optimizers import (
     Gradient,
-    _has_moments,
-    _leaves_what_has_no_gradient,
-    _place_of_step,
     gradient_of,
+    has_moments,
+    place_of_step,
+    skips_parameters_without_gradient,
 )
 from pytest_bninvariants.selection.model_names import named_modules
 from pytest_bninvariants.snapshot.tensor_bytes import (
@@ -120,7 +120,7 @@ class Operations:
         ]
         for each in held:
             self._to(each.tensor).held_by = type(optimizer).__name__
-        if _leaves_what_has_no_gradient(optimizer) and not closure:
+        if skips_parameters_without_gradient(optimizer) and not closure:
             held = [each for each in held if each.parameter.grad is not None]
         if not held:
             return None
@@ -130,7 +130,7 @@ class Operations:
         def finish() -> None:
             with undisturbed():
                 moved = [step.told(optimizer) for step in steps if step.moved()]
-            place = _place_of_step(frame, optimizer) if moved else None
+            place = place_of_step(frame, optimizer) if moved else None
             for tensor, told in moved:
                 handled = self._to(tensor)
                 known = handled.stepped
@@ -235,7 +235,7 @@ class _Step:
         return cls(
             held=held,
             gradient=gradient,
-            state=gradient != "nonzero" and _has_moments(optimizer, held.parameter),
+            state=gradient != "nonzero" and has_moments(optimizer, held.parameter),
             content=None if gradient == "none" else content_of(tensor),
             glance=_glance(tensor) if gradient == "none" else None,
             version=version(tensor),

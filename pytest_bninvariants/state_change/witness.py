@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants.frames import place_of
 from pytest_bninvariants.instrumentation import installation
-from pytest_bninvariants.instrumentation.call_sites import Modes, place_of_outermost_call
+from pytest_bninvariants.instrumentation.call_sites import ModeHistory, place_of_outermost_call
 from pytest_bninvariants.instrumentation.installation import Watcher
 from pytest_bninvariants.instrumentation.observer_api import Finish, How
 from pytest_bninvariants.instrumentation.optimizers import held_by
@@ -43,7 +43,7 @@ from pytest_bninvariants.verdict import Place
 
 
 @dataclass(slots=True)
-class Seen(Modes):
+class Seen(ModeHistory):
     """What a witness saw of one BN layer.
 
     Args:
