@@ -53,6 +53,8 @@ class Guard:
         judges_halfway: whether its verdict means anything where the step raised.
         companion: another guard around the same step, that this one brings along.
         made: file and line that warnings are about.
+        sources: where each of its models was found, e.g. `fixture 'model'`; the pytest layer sets
+            it, and none is there where the models were passed.
         verdict: what was found, once it has ended.
     """
 
@@ -65,6 +67,7 @@ class Guard:
         self.verdict: Verdict | None = None
         self.companion: Guard | None = None
         self._used = self._started = self._is_companion = False
+        self.sources: tuple[str, ...] = ()
         self._number = next(_numbers)
         self.made = users_line()
         file, line = self.made
@@ -99,6 +102,11 @@ class Guard:
     def models(self) -> tuple[nn.Module, ...]:
         """Return the models that it is about."""
         return (self.model,)
+
+    @property
+    def source(self) -> str:
+        """Return where its models were found; empty where they were passed."""
+        return " and ".join(filter(None, self.sources))
 
     def _begin(self) -> None:
         """Keep what is needed of the model, and begin to watch."""

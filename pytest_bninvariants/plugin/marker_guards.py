@@ -15,6 +15,8 @@ from pytest_bninvariants.plugin.markers import MARKERS
 from pytest_bninvariants.plugin.model_lookup import Value, find, follow
 
 Values = Mapping[str, Value]
+_GuardAndSources = tuple[Guard, tuple[str, ...]]
+"""A guard, and where each of its models was found."""
 
 
 class Request(NamedTuple):
@@ -68,34 +70,37 @@ def guard_of(request: Request, values: Values) -> Guard:
     Raises:
         GateError: the model, or an input, is not found.
     """
-    return _MAKERS.get(request.name, _around_model)(request, values)
-
-
-def _around_model(request: Request, values: Values) -> Guard:
-    model, source = find(values, request.model)
-    make = getattr(pytest_bninvariants, request.name)
-    guard: Guard = make(model, *request.modules, **request.options, _source=source)
+    guard, sources = _MAKERS.get(request.name, _around_model)(request, values)
+    for part in guard.parts:
+        part.sources = sources
     return guard
 
 
-def _same_output(request: Request, values: Values) -> Guard:
+def _around_model(request: Request, values: Values) -> _GuardAndSources:
+    model, source = find(values, request.model)
+    make = getattr(pytest_bninvariants, request.name)
+    return make(model, *request.modules, **request.options), (source,)
+
+
+def _same_output(request: Request, values: Values) -> _GuardAndSources:
     from pytest_bninvariants.invariants.same_output.guard import same_output
 
     model, source = find(values, request.model)
     options = dict(request.options)
     inputs = _inputs(request.name, values, options.pop("inputs", None))
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-    return same_output(model, *args, modules=request.modules, _source=source, **options, **kwargs)
+    guard = same_output(model, *args, modules=request.modules, **options, **kwargs)
+    return guard, (source,)
 
 
-def _batch_invariant(request: Request, values: Values) -> Guard:
+def _batch_invariant(request: Request, values: Values) -> _GuardAndSources:
     from pytest_bninvariants.invariants.batch_invariant.guard import batch_guard
 
     model, source = find(values, request.model)
     options = dict(request.options)
     inputs = _inputs(request.name, values, options.pop("inputs", None))
     single = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
-    return batch_guard(model, single, modules=request.modules, _source=source, **options)
+    return batch_guard(model, single, modules=request.modules, **options), (source,)
 
 
 def _inputs(name: str, values: Values, given: object) -> tuple[Any, ...] | dict[str, Any]:
@@ -112,7 +117,7 @@ def _inputs(name: str, values: Values, given: object) -> tuple[Any, ...] | dict[
     )
 
 
-def _in_sync(request: Request, values: Values) -> Guard:
+def _in_sync(request: Request, values: Values) -> _GuardAndSources:
     from pytest_bninvariants.invariants.in_sync.guard import sync_guard
 
     paths, names = request.modules[:2], request.modules[2:]
@@ -124,11 +129,10 @@ def _in_sync(request: Request, values: Values) -> Guard:
         )
     found = [find(values, path, "") for path in paths]
     (one, of_one), (other, of_other) = found[0], found[-1] if found[1:] else (None, "")
-    sources = of_one, of_other
-    return sync_guard(one, other, *names, **request.options, _sources=sources)
+    return sync_guard(one, other, *names, **request.options), (of_one, of_other)
 
 
-_MAKERS: dict[str, Callable[[Request, Values], Guard]] = {
+_MAKERS: dict[str, Callable[[Request, Values], _GuardAndSources]] = {
     "same_output": _same_output,
     "batch_invariant": _batch_invariant,
     "in_sync": _in_sync,

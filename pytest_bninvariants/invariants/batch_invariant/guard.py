@@ -33,7 +33,6 @@ class BatchGuard(Guard):
         batch: the whole batch.
         tolerance: how far values may be apart; exact: as far as rounding explains.
         examples: how many batches are drawn.
-        source: where the model was found; empty where it was passed.
     """
 
     def __init__(
@@ -43,11 +42,10 @@ class BatchGuard(Guard):
         batch: Batch,
         tolerance: Tolerance,
         examples: int,
-        source: str,
     ) -> None:
         super().__init__(model, spelled("batch_invariant", modules, **tolerance.options))
         self._modules, self._batch, self._tolerance = modules, batch, tolerance
-        self._examples, self._source = examples, source
+        self._examples = examples
 
     def _begin(self) -> None:
         """What is judged is the model as the step leaves it."""
@@ -61,7 +59,7 @@ class BatchGuard(Guard):
             broke="depends on the batch" if len(changes) == 1 else "depend on the batch",
             column="output",
             model=type(self.model).__name__,
-            source=self._source,
+            source=self.source,
             layers=sum(each.outputs for each in found),
             tensors=None,
             changes=changes,
@@ -156,7 +154,6 @@ def batch_guard(
     rtol: float = 0.0,
     atol: float = 0.0,
     examples: int = EXAMPLES,
-    _source: str = "",
 ) -> BatchGuard:
     """Return a guard that holds it when a step ends; arguments as `batch_invariant`."""
     model = model_of("batch_invariant", module, "(module, inputs)")
@@ -164,4 +161,4 @@ def batch_guard(
         raise GateError(f"examples= takes a number from 1; got {shown(examples)}")
     names = (modules,) if isinstance(modules, str) else tuple(modules)
     batch = Batch.of(inputs, spelled("batch_invariant", names))
-    return BatchGuard(model, names, batch, Tolerance(rtol, atol), examples, _source)
+    return BatchGuard(model, names, batch, Tolerance(rtol, atol), examples)

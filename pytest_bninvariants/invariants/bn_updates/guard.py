@@ -40,14 +40,13 @@ class UpdatesGuard(Guard):
         times: how many updates each makes, or `forwards` for one a forward.
         per: what these are counted for.
         spelling: the guard as its user wrote it.
-        source: where the model was found; empty where it was passed.
     """
 
     def __init__(
-        self, model: nn.Module, scope: Scope, times: Times, per: Per, spelling: str, source: str
+        self, model: nn.Module, scope: Scope, times: Times, per: Per, spelling: str
     ) -> None:
         super().__init__(model, spelling)
-        self._scope, self._times, self._per, self._source = scope, times, per, source
+        self._scope, self._times, self._per = scope, times, per
         self._layers: dict[str, tuple[str, nn.Module]] = {}
         self._ledger: Ledger | None = None
 
@@ -87,7 +86,7 @@ class UpdatesGuard(Guard):
             broke=_broke(found, self._times, self._per),
             column="layer",
             model=type(self.model).__name__,
-            source=self._source,
+            source=self.source,
             layers=len(found),
             tensors=None,
             changes=tuple(change for each in found for change in each.changes()),
@@ -188,7 +187,6 @@ def bn_updates(
     times: Times = 1,
     per: Per = "step",
     exclude: Iterable[str] | str = (),
-    _source: str = "",
 ) -> Guard:
     """Hold that each BN layer in training updates its running statistics so often, and rightly.
 
@@ -225,4 +223,4 @@ def bn_updates(
     options |= {} if per == "step" else {"per": per}
     options |= {"exclude": exclude} if scope.exclude else {}
     spelling = spelled("bn_updates", scope.modules, **options)
-    return UpdatesGuard(model_of("bn_updates", model), scope, times, per, spelling, _source)
+    return UpdatesGuard(model_of("bn_updates", model), scope, times, per, spelling)

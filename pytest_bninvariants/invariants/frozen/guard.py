@@ -35,22 +35,18 @@ class FrozenGuard(Guard):
         noun: what its layers are called.
         model: the model.
         scope: what is watched in it.
-        source: where the model was found; empty where it was passed.
     """
 
     failure = FrozenStateChanged
     judges_halfway = True
 
-    def __init__(
-        self, spelling: str, noun: str, model: nn.Module, scope: Scope, source: str
-    ) -> None:
+    def __init__(self, spelling: str, noun: str, model: nn.Module, scope: Scope) -> None:
         super().__init__(model, spelling)
         self._before: Before | None = None
         self._slot = Slot()
         self._earlier: Broken | None = None
         self._noun = noun
         self._scope = scope
-        self._source = source
         self._witness: Witness | None = None
         self._tracer: Tracer | None = None
 
@@ -81,7 +77,7 @@ class FrozenGuard(Guard):
             guard=self.spelled,
             noun=self._noun,
             model=type(self.model).__name__,
-            source=self._source,
+            source=self.source,
             layers=len(self._before.layers),
             tensors=len(self._before.kept),
             changes=found.changes,
@@ -115,14 +111,13 @@ def _guard(
     model: object,
     scope: Scope,
     trains: Iterable[str] | str | None,
-    source: str,
 ) -> Guard:
     names = () if trains is None else names_of(trains, "trains")
     if not names and trains is not None:
         raise GateError(f"trains= names what must train, and {shown(trains)} names nothing")
     spelling = _spelled(invariant, scope, names)
-    guard = FrozenGuard(spelling, noun, model_of(invariant, model), scope, source)
-    return guard.bring(train_guard(guard.model, *names, _source=source)) if names else guard
+    guard = FrozenGuard(spelling, noun, model_of(invariant, model), scope)
+    return guard.bring(train_guard(guard.model, *names)) if names else guard
 
 
 def _spelled(invariant: str, scope: Scope, trains: tuple[str, ...]) -> str:
@@ -148,7 +143,6 @@ def frozen_bn(
     allow_batch_stats: bool = False,
     exclude: Iterable[str] | str = (),
     trains: Iterable[str] | str | None = None,
-    _source: str = "",
 ) -> Guard:
     """Hold that every BN layer keeps its state, bit for bit, and uses stored statistics throughout.
 
@@ -179,7 +173,7 @@ def frozen_bn(
         allow_batch_stats=allow_batch_stats,
         bn_only=True,
     )
-    return _guard("frozen_bn", "frozen BN layer", model, scope, trains, _source)
+    return _guard("frozen_bn", "frozen BN layer", model, scope, trains)
 
 
 @refusing
@@ -191,7 +185,6 @@ def frozen(
     allow_batch_stats: bool = False,
     exclude: Iterable[str] | str = (),
     trains: Iterable[str] | str | None = None,
-    _source: str = "",
 ) -> Guard:
     """Hold that all parameters and buffers keep their bytes, and BN layers what `frozen_bn` says.
 
@@ -204,4 +197,4 @@ def frozen(
         buffers=buffers,
         allow_batch_stats=allow_batch_stats,
     )
-    return _guard("frozen", "frozen layer", model, scope, trains, _source)
+    return _guard("frozen", "frozen layer", model, scope, trains)

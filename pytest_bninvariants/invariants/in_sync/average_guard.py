@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -86,14 +87,15 @@ class AverageGuard(Guard):
                     "from one that was not: train and update inside the guard"
                     f"{_too_coarse(trained)}"
                 )
-            causes = causes_of(every, self._pair, self._decay) if changes else ()
+            pair = replace(self._pair, sources=self.sources)
+            causes = causes_of(every, pair, self._decay) if changes else ()
         first_update = "the first update of an AveragedModel copies the model"
         return Verdict(
             guard=self.spelled,
             noun="layer",
             broke=f"not averaged with decay {self._decay:g}",
             model=self._pair.types,
-            source=self._pair.source,
+            source=self.source,
             layers=len({watched.layer for watched in second.values()}),
             tensors=None,
             changes=changes,

@@ -50,21 +50,22 @@ class SyncGuard(Guard):
         """What is judged is what the step leaves."""
 
     def _judge(self) -> Verdict:
-        first, second = self._pair.tensors(self._scope, self.spelled)
+        pair = replace(self._pair, sources=self.sources)
+        first, second = pair.tensors(self._scope, self.spelled)
         insist_on_copies([*_moving_together(first, second)], self.spelled)
         with undisturbed():
             new = [key for key in second if key not in first]
             found = changes_since(take_snapshot(first), second, new)
-            causes = tuple(_causes(found, first, second, self._pair))
-        one, other = self._pair.names
+            causes = tuple(_causes(found, first, second, pair))
+        one, other = pair.names
         changes = tuple(_worded(change, one, other) for change in found)
         layers = {watched.layer for watched in (*first.values(), *second.values())}
         return Verdict(
             guard=self.spelled,
             noun="layer",
             broke="differ" if len({change.layer for change in changes}) > 1 else "differs",
-            model=self._pair.types,
-            source=self._pair.source,
+            model=pair.types,
+            source=self.source,
             layers=len(layers),
             tensors=None,
             changes=changes,
@@ -193,7 +194,6 @@ def sync_guard(
     exclude: Iterable[str] | str = (),
     decay: float | None = None,
     buffers: Buffers | None = None,
-    _sources: tuple[str, str] = ("", ""),
 ) -> Guard:
     """Return a guard that holds it when a step ends; arguments as `in_sync`."""
     insist_on_models("in_sync", one, one if other is None else other, "(one, other, *modules)")
@@ -218,8 +218,8 @@ def sync_guard(
     if other is None:
         if decay is not None:
             raise GateError("in_sync(decay=...) takes the model and its average")
-        return RanksGuard(one, scope, spelling, _sources[0])
-    pair = Pair(one=one, other=other, sources=_sources)
+        return RanksGuard(one, scope, spelling)
+    pair = Pair(one=one, other=other)
     if decay is None:
         return SyncGuard(pair, scope, spelling)
     return AverageGuard(pair, scope, decay, buffers or "copied", spelling)

@@ -22,12 +22,12 @@ class Pair:
     Args:
         one: the first.
         other: the second.
-        sources: where each was found; empty where it was passed.
+        sources: where each was found; none where they were passed.
     """
 
     one: nn.Module
     other: nn.Module
-    sources: tuple[str, str] = ("", "")
+    sources: tuple[str, ...] = ()
 
     @property
     def types(self) -> str:
@@ -35,16 +35,11 @@ class Pair:
         return f"{type(self.one).__name__} and {type(self.other).__name__}"
 
     @property
-    def source(self) -> str:
-        """Return where they were found."""
-        return " and ".join(filter(None, self.sources))
-
-    @property
     def names(self) -> tuple[str, str]:
         """Return what each is called in a sentence."""
         found = [
             source.removeprefix("fixture ") or type(module).__name__
-            for source, module in zip(self.sources, (self.one, self.other), strict=True)
+            for source, module in zip(self.sources or ("", ""), (self.one, self.other), strict=True)
         ]
         return ("the first", "the second") if found[0] == found[1] else (found[0], found[1])
 

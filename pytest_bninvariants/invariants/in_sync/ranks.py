@@ -55,12 +55,11 @@ class RanksGuard(Guard):
         model: this rank's model.
         scope: what is compared.
         spelling: the guard as its user wrote it.
-        source: where the model was found; empty where it was passed.
     """
 
-    def __init__(self, model: nn.Module, scope: Scope, spelling: str, source: str) -> None:
+    def __init__(self, model: nn.Module, scope: Scope, spelling: str) -> None:
         super().__init__(model, spelling)
-        self._scope, self._source = scope, source
+        self._scope = scope
 
     def _begin(self) -> None:
         there = distributed.is_available() and distributed.is_initialized()
@@ -92,7 +91,7 @@ class RanksGuard(Guard):
             noun="layer",
             broke=f"differ{'' if several else 's'} between ranks",
             model=type(self.model).__name__,
-            source=self._source,
+            source=self.source,
             layers=len(layers),
             tensors=None,
             changes=tuple(changes),

@@ -33,7 +33,6 @@ class OutputGuard(Guard):
         modules: names of the modules in it that are called; none: the model itself.
         call: what they are called with.
         tolerance: how far apart values may be.
-        source: where the model was found; empty where it was passed.
     """
 
     def __init__(
@@ -42,10 +41,9 @@ class OutputGuard(Guard):
         modules: tuple[str, ...],
         call: Call,
         tolerance: Tolerance,
-        source: str,
     ) -> None:
         super().__init__(model, spelled("same_output", modules, **tolerance.options))
-        self._modules, self._call, self._source = modules, call, source
+        self._modules, self._call = modules, call
         self._tolerance = tolerance
         self._outputs: dict[str, Outputs] = {}
         self._before: Before | None = None
@@ -79,7 +77,7 @@ class OutputGuard(Guard):
             noun="output",
             column="output",
             model=type(self.model).__name__,
-            source=self._source,
+            source=self.source,
             layers=sum(len(outputs.paths) for outputs in self._outputs.values()),
             tensors=None,
             changes=tuple(changes),
@@ -183,7 +181,6 @@ def same_output(
     modules: Iterable[str] | str = (),
     rtol: float = 0.0,
     atol: float = 0.0,
-    _source: str = "",
     **named_inputs: Any,
 ) -> Guard:
     """Hold that a module's eval output on these inputs is the same before and after a block.
@@ -210,7 +207,7 @@ def same_output(
     model = model_of("same_output", module, "(module, *inputs)")
     _insist_on_inputs("same_output", inputs, named_inputs)
     call = Call.of(inputs, named_inputs)
-    return OutputGuard(model, names, call, Tolerance(rtol, atol), _source)
+    return OutputGuard(model, names, call, Tolerance(rtol, atol))
 
 
 @refusing

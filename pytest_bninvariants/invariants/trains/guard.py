@@ -40,12 +40,11 @@ class TrainsGuard(Guard):
         model: the model.
         scope: what is to be trained.
         spelling: the guard as its user wrote it.
-        source: where the model was found; empty where it was passed.
     """
 
-    def __init__(self, model: nn.Module, scope: Scope, spelling: str, source: str) -> None:
+    def __init__(self, model: nn.Module, scope: Scope, spelling: str) -> None:
         super().__init__(model, spelling)
-        self._scope, self._source = scope, source
+        self._scope = scope
         self._kept: Mapping[str, Kept] = {}
         self._layers: dict[str, tuple[str, nn.Module]] = {}
         self._trainees: Trainees | None = None
@@ -104,7 +103,7 @@ class TrainsGuard(Guard):
             broke="did not train",
             column="name",
             model=type(self.model).__name__,
-            source=self._source,
+            source=self.source,
             layers=len(self._kept) + len(self._layers),
             tensors=None,
             changes=tuple(changes),
@@ -151,7 +150,6 @@ def trains(
     *modules: str,
     buffers: bool = True,
     exclude: Iterable[str] | str = (),
-    _source: str = "",
 ) -> Guard:
     """Hold that every parameter moves, and that every BN layer in training updates its statistics.
 
@@ -175,4 +173,4 @@ def trains(
     options: dict[str, object] = {} if buffers else {"buffers": False}
     options |= {"exclude": exclude} if scope.exclude else {}
     spelling = spelled("trains", scope.modules, **options)
-    return TrainsGuard(model_of("trains", model), scope, spelling, _source)
+    return TrainsGuard(model_of("trains", model), scope, spelling)
