@@ -33,7 +33,7 @@ from pytest_bninvariants.selection.bn_layers import (
     is_compiled,
     uses_batch_statistics,
 )
-from pytest_bninvariants.selection.model_names import Watched, named_modules
+from pytest_bninvariants.selection.model_names import WatchedTensor, named_modules
 from pytest_bninvariants.snapshot.tensors import Snapshot, changes_since, take_snapshot
 from pytest_bninvariants.torch_internals.dynamo import passed_over
 from pytest_bninvariants.torch_internals.isolation import in_transform, undisturbed
@@ -289,7 +289,7 @@ def _freeze(layer: nn.Module, holder: weakref.ref[nn.Module] | None) -> _Freeze 
     """Keep what a frozen layer is compared with; None where it cannot be compared."""
     of = None if holder is None else holder()
     statistics = {name: each for name, each in _buffers(layer).items() if name in BN_STATE}
-    watched = {name: Watched(name, "", "buffer", each) for name, each in statistics.items()}
+    watched = {name: WatchedTensor(name, "", "buffer", each) for name, each in statistics.items()}
     try:
         with undisturbed():
             return _Freeze(

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants.instrumentation.observer_api import Finish
 from pytest_bninvariants.instrumentation.optimizers import held_by
-from pytest_bninvariants.selection.model_names import Watched
+from pytest_bninvariants.selection.model_names import WatchedTensor
 from pytest_bninvariants.snapshot.tensor_bytes import version
 from pytest_bninvariants.snapshot.tensors import changes_since, take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
@@ -83,6 +83,6 @@ class FrozenParameters:
             self._kept = take_snapshot(_watched(self._telling))
 
 
-def _watched(tensors: Iterable[Tensor]) -> dict[str, Watched]:
+def _watched(tensors: Iterable[Tensor]) -> dict[str, WatchedTensor]:
     named = ((f"parameter {number}", tensor) for number, tensor in enumerate(tensors))
-    return {name: Watched(name, "", "parameter", tensor) for name, tensor in named}
+    return {name: WatchedTensor(name, "", "parameter", tensor) for name, tensor in named}

@@ -10,7 +10,7 @@ from types import FrameType
 from torch import nn
 
 from pytest_bninvariants.frames import callers, place_of
-from pytest_bninvariants.selection.model_names import Names, named_modules
+from pytest_bninvariants.selection.model_names import ModelNames, named_modules
 from pytest_bninvariants.verdict import Place
 
 _ON_PURPOSE = {
@@ -53,7 +53,7 @@ def run_of(layer: nn.Module) -> Run | None:
 
 
 def _run(layer: nn.Module, outermost: nn.Module, caller: FrameType | None) -> Run:
-    names = Names.of(outermost)
+    names = ModelNames.from_model(outermost)
     full = next(name for name, module in names.modules.items() if module is layer)
     around = [
         module

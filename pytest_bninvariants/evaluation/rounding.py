@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pytest_bninvariants.batchnorm.tolerance import UNIT
 from pytest_bninvariants.errors import GateError, shown
-from pytest_bninvariants.snapshot.tensors import Kept
+from pytest_bninvariants.snapshot.tensors import KeptTensor
 
 _TERMS = 2**18
 MARGIN = math.sqrt(_TERMS) / math.log2(_TERMS)
@@ -107,7 +107,7 @@ class Tolerance:
         given = {"rtol": self.rtol, "atol": self.atol}
         return {name: value for name, value in given.items() if value}
 
-    def excess(self, kept: Kept, tensor: Tensor) -> int:
+    def excess(self, kept: KeptTensor, tensor: Tensor) -> int:
         """Count the values of a tensor that are too far from those that were kept."""
         old = kept.content[0].view(kept.dtype).view(tensor.shape)
         wide = torch.complex128 if old.is_complex() else torch.float64

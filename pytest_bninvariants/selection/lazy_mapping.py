@@ -9,7 +9,7 @@ from typing import TypeVar
 _V = TypeVar("_V")
 
 
-class OnDemand(Mapping[str, _V]):
+class LazyMapping(Mapping[str, _V]):
     """Make the values, which mostly nobody asks for and of which there may be ten thousands, late.
 
     What it takes to make them is of those who derive from it.

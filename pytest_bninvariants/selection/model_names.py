@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from pytest_bninvariants.errors import GateError
-from pytest_bninvariants.selection.lazy_mapping import OnDemand
+from pytest_bninvariants.selection.lazy_mapping import LazyMapping
 
 Kind = Literal["parameter", "buffer", "output"]
 _WRAPPER_CHILDREN = frozenset(
@@ -22,7 +22,7 @@ _WILDCARDS = frozenset("*?")
 _MANY = 2**15  # modules, from which on it is looked whether one is below itself
 
 
-class Watched(NamedTuple):
+class WatchedTensor(NamedTuple):
     """One watched tensor, under one of its names.
 
     Args:
@@ -38,7 +38,7 @@ class Watched(NamedTuple):
     tensor: Tensor
 
 
-class Rows(NamedTuple):
+class TensorColumns(NamedTuple):
     """What there is to say of a model's tensors besides the tensors, a list for each thing.
 
     Args:
@@ -54,53 +54,53 @@ class Rows(NamedTuple):
     kinds: list[Kind]
 
 
-class Table(OnDemand[Watched]):
+class TensorTable(LazyMapping[WatchedTensor]):
     """A model's tensors by key.
 
     Args:
-        rows: what there is to say of the tensors.
+        columns: what there is to say of the tensors.
         tensors: the tensors.
     """
 
-    def __init__(self, rows: Rows, tensors: list[Tensor]) -> None:
-        self.rows, self.tensors = rows, tensors
+    def __init__(self, columns: TensorColumns, tensors: list[Tensor]) -> None:
+        self.columns, self.tensors = columns, tensors
 
     @classmethod
-    def of(cls, watched: Mapping[str, Watched]) -> Table:
+    def from_mapping(cls, watched: Mapping[str, WatchedTensor]) -> TensorTable:
         """Make it of rows that are there."""
-        if isinstance(watched, Table):
+        if isinstance(watched, TensorTable):
             return watched
         every = watched.values()
-        rows = Rows(
+        columns = TensorColumns(
             [*watched],
             [each.name for each in every],
             [each.layer for each in every],
             [each.kind for each in every],
         )
-        return cls(rows, [each.tensor for each in every])
+        return cls(columns, [each.tensor for each in every])
 
     @cached_property
-    def held(self) -> dict[str, Tensor]:
+    def by_key(self) -> dict[str, Tensor]:
         """Return the tensors alone."""
-        return dict(zip(self.rows.keys, self.tensors, strict=True))
+        return dict(zip(self.columns.keys, self.tensors, strict=True))
 
-    def _make(self) -> dict[str, Watched]:
-        keys, names, layers, kinds = self.rows
-        made = map(Watched, names, layers, kinds, self.tensors)
+    def _make(self) -> dict[str, WatchedTensor]:
+        keys, names, layers, kinds = self.columns
+        made = map(WatchedTensor, names, layers, kinds, self.tensors)
         return dict(zip(keys, made, strict=True))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.rows.keys)
+        return iter(self.columns.keys)
 
     def __len__(self) -> int:
         return len(self.tensors)
 
     def __contains__(self, key: object) -> bool:
-        return key in self.held
+        return key in self.by_key
 
 
 @dataclass(frozen=True)
-class Names:
+class ModelNames:
     """A model's modules by name, with and without the prefixes that wrappers put into names.
 
     Args:
@@ -111,10 +111,10 @@ class Names:
 
     modules: dict[str, nn.Module]
     bare: dict[str, str]
-    known: Table | None = None
+    known: TensorTable | None = None
 
     @classmethod
-    def of(cls, model: nn.Module) -> Names:
+    def from_model(cls, model: nn.Module) -> ModelNames:
         """Read the names off a model."""
         names = cls({}, {})
         names._add(model, "", "")
@@ -138,11 +138,11 @@ class Names:
         return ".".join(part for part in pattern.split(".") if part not in _WRAPPER_CHILDREN)
 
     @cached_property
-    def tensors(self) -> Table:
+    def tensors(self) -> TensorTable:
         """Return every tensor of the model, tied ones under each name, with its bare name first."""
         if self.known is not None:
             return self.known
-        found: dict[str, Watched] = {}
+        found: dict[str, WatchedTensor] = {}
         for owner, module in self.modules.items():
             if not (module._parameters or module._buffers):
                 continue
@@ -152,11 +152,11 @@ class Names:
             for kind, name, tensor in own_tensors(module):
                 full = prefix + name
                 key = full if bare is prefix or bare + name in found else bare + name
-                found[key] = Watched(full, layer, kind, tensor)
-        return Table.of(found)
+                found[key] = WatchedTensor(full, layer, kind, tensor)
+        return TensorTable.from_mapping(found)
 
 
-class Layout:
+class ModelTree:
     """Which objects hold which names in a model; it holds on to them, so that they stay unlike.
 
     Args:
@@ -197,7 +197,7 @@ class Layout:
         self.names, self.modules, self.tensors = names, modules, tensors
         self.kinds: list[type] = [*map(type, modules), *map(type, tensors)]
 
-    def is_like(self, other: Layout) -> bool:
+    def is_like(self, other: ModelTree) -> bool:
         """Tell whether the same objects hold the same names."""
         return (
             self.names == other.names

@@ -15,10 +15,10 @@ from pytest_bninvariants.selection import bn_layer_types, selection_plan
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.did_you_mean import did_you_mean
 from pytest_bninvariants.selection.model_names import (
-    Layout,
-    Names,
-    Table,
-    Watched,
+    ModelNames,
+    ModelTree,
+    TensorTable,
+    WatchedTensor,
     covers,
     named_modules,
 )
@@ -83,16 +83,16 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
     Raises:
         GateError: a pattern matches nothing that can be watched, or everything is excluded.
     """
-    layout = Layout(model)
-    known = selection_plan.planned(scope, layout)
+    tree = ModelTree(model)
+    known = selection_plan.find_planned(scope, tree)
     if known is not None:
         return known
-    found = _found_out(model, layout, scope, complain=complain)
-    return selection_plan.remember(scope, found) if complain else found
+    found = _found_out(model, tree, scope, complain=complain)
+    return selection_plan.remember_plan(scope, found) if complain else found
 
 
-def _found_out(model: nn.Module, layout: Layout, scope: Scope, *, complain: bool) -> Selection:
-    there = _Candidates.of(Names.of(model), scope)
+def _found_out(model: nn.Module, tree: ModelTree, scope: Scope, *, complain: bool) -> Selection:
+    there = _Candidates.from_names(ModelNames.from_model(model), scope)
     covered = there.covered_by(scope.modules or ("",), complain=complain)
     covered = there.without(covered, scope.exclude, complain=complain)
     tensors, below = covered
@@ -100,8 +100,10 @@ def _found_out(model: nn.Module, layout: Layout, scope: Scope, *, complain: bool
     owners = {names.bare[there.tensors[key].layer] for key in tensors}
     return Selection(
         names=names,
-        layout=layout,
-        tensors=Table.of({key: each for key, each in there.tensors.items() if key in tensors}),
+        tree=tree,
+        tensors=TensorTable.from_mapping(
+            {key: each for key, each in there.tensors.items() if key in tensors}
+        ),
         bn_layers={key: module for key, module in bn_layers.items() if key in below},
         bn_names=there.bn_names,
         modules={
@@ -130,14 +132,14 @@ class _Candidates:
     """
 
     scope: Scope
-    names: Names
+    names: ModelNames
     modules: Mapping[str, nn.Module]
-    tensors: Mapping[str, Watched]
+    tensors: Mapping[str, WatchedTensor]
     bn_names: Mapping[str, str]
     bn_layers: Mapping[str, nn.Module]
 
     @classmethod
-    def of(cls, names: Names, scope: Scope) -> _Candidates:
+    def from_names(cls, names: ModelNames, scope: Scope) -> _Candidates:
         of_bn = [name for name, module in names.modules.items() if is_bn_layer(module)]
         owners = _state_owners(names, of_bn) if scope.bn_only else names.modules.keys()
         kinds = {"parameter"} if scope.parameters else set()
@@ -199,7 +201,7 @@ class _Candidates:
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules that hold each name, without wrapper prefixes, at the moment."""
-    names = Names.of(model)
+    names = ModelNames.from_model(model)
     return {names.bare[name]: module for name, module in names.modules.items()}
 
 
@@ -214,7 +216,7 @@ def submodules(model: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module
     for pattern in tuple(patterns) or ("",):
         if not isinstance(pattern, str):
             raise GateError(f"modules are given by qualified name; got {shown(pattern)}")
-        plain = Names.of(model).spelled(pattern).replace("[", "[[]")
+        plain = ModelNames.from_model(model).spelled(pattern).replace("[", "[[]")
         names = [name for name in layers if fnmatchcase(name, plain)]
         if not names:
             meant = did_you_mean(pattern, filter(None, layers))
@@ -223,7 +225,7 @@ def submodules(model: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module
     return found
 
 
-def _state_owners(names: Names, of_bn: Iterable[str]) -> set[str]:
+def _state_owners(names: ModelNames, of_bn: Iterable[str]) -> set[str]:
     """Return the names of all modules whose own tensors are a BN layer's state.
 
     A layer of a type that bn_layer_types names keeps its state where only its author knows, so its

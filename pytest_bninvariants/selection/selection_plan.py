@@ -10,7 +10,7 @@ from itertools import count
 from torch import nn
 
 from pytest_bninvariants import run_config
-from pytest_bninvariants.selection.model_names import Layout, Names, Table
+from pytest_bninvariants.selection.model_names import ModelNames, ModelTree, TensorTable
 
 _MOST = 4
 
@@ -25,18 +25,18 @@ class Selection:
         bn_layers: the watched BN layers, which must keep `eps` and use stored statistics.
         bn_names: the qualified names of all BN layers.
         modules: every module in the watched subtrees; one of them must run.
-        layout: which objects hold the model's names.
+        tree: which objects hold the model's names.
     """
 
-    names: Names
-    tensors: Table
+    names: ModelNames
+    tensors: TensorTable
     bn_layers: Mapping[str, nn.Module]
     bn_names: Mapping[str, str]
     modules: Mapping[str, nn.Module]
-    layout: Layout
+    tree: ModelTree
 
 
-class Plan:
+class SelectionPlan:
     """What a scope covers in every model of the same structure.
 
     It depends on nothing but names and types: on which modules there are, and which of their
@@ -51,55 +51,55 @@ class Plan:
     def __init__(self, scope: object, selection: Selection) -> None:
         self._scope = scope
         self._bn_layer_types = run_config.bn_layer_types
-        self._names = selection.layout.names
-        self._kinds = list(map(id, selection.layout.kinds))
-        self._types = [weakref.ref(kind) for kind in set(selection.layout.kinds)]
+        self._names = selection.tree.names
+        self._kinds = list(map(id, selection.tree.kinds))
+        self._types = [weakref.ref(kind) for kind in set(selection.tree.kinds)]
         self._bare = selection.names.bare
-        self._every, self._rows = selection.names.tensors.rows, selection.tensors.rows
+        self._every, self._columns = selection.names.tensors.columns, selection.tensors.columns
         numbers = dict(zip(self._every.keys, count()))
-        self._numbers = [numbers[key] for key in self._rows.keys]
+        self._numbers = [numbers[key] for key in self._columns.keys]
         self._bn_names = selection.bn_names
         self._bn_layers = list(selection.bn_layers)
         names = {bare: name for name, bare in self._bare.items()}  # the inner one, of a wrapper's
         self._modules = {key: names[key] for key in selection.modules}
 
-    def fits(self, scope: object, layout: Layout) -> bool:
+    def fits(self, scope: object, tree: ModelTree) -> bool:
         """Tell whether it says what a scope covers in a model."""
         return (
             self._bn_layer_types is run_config.bn_layer_types
-            and self._names == layout.names
-            and self._kinds == list(map(id, layout.kinds))
+            and self._names == tree.names
+            and self._kinds == list(map(id, tree.kinds))
             and self._scope == scope
             and None not in [kind() for kind in self._types]
         )
 
-    def on(self, layout: Layout) -> Selection:
+    def on(self, tree: ModelTree) -> Selection:
         """Return the selection in a model that it fits."""
-        there = [module for module in layout.modules if module is not None]
-        tensors = [tensor for tensor in layout.tensors if tensor is not None]
-        every = Table(self._every, tensors)
-        names = Names(dict(zip(self._bare, there, strict=True)), self._bare, every)
+        there = [module for module in tree.modules if module is not None]
+        tensors = [tensor for tensor in tree.tensors if tensor is not None]
+        every = TensorTable(self._every, tensors)
+        names = ModelNames(dict(zip(self._bare, there, strict=True)), self._bare, every)
         modules = names.modules
         return Selection(
             names=names,
-            tensors=Table(self._rows, [tensors[number] for number in self._numbers]),
+            tensors=TensorTable(self._columns, [tensors[number] for number in self._numbers]),
             bn_layers={key: modules[self._bn_names[key]] for key in self._bn_layers},
             bn_names=self._bn_names,
             modules={key: modules[name] for key, name in self._modules.items()},
-            layout=layout,
+            tree=tree,
         )
 
 
-_recent: tuple[Plan, ...] = ()
+_recent: tuple[SelectionPlan, ...] = ()
 
 
-def planned(scope: object, layout: Layout) -> Selection | None:
+def find_planned(scope: object, tree: ModelTree) -> Selection | None:
     """Return what a scope covers in a model, if it was found out lately in one of its structure."""
-    return next((plan.on(layout) for plan in _recent if plan.fits(scope, layout)), None)
+    return next((plan.on(tree) for plan in _recent if plan.fits(scope, tree)), None)
 
 
-def remember(scope: object, selection: Selection) -> Selection:
+def remember_plan(scope: object, selection: Selection) -> Selection:
     """Keep the plan of a selection for the next; return the selection."""
     global _recent
-    _recent = (Plan(scope, selection), *_recent[: _MOST - 1])
+    _recent = (SelectionPlan(scope, selection), *_recent[: _MOST - 1])
     return selection

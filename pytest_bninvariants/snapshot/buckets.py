@@ -15,14 +15,14 @@ from pytest_bninvariants.snapshot import memory
 from pytest_bninvariants.snapshot.fingerprints import CHUNK, Method, fingerprints, method_on
 from pytest_bninvariants.snapshot.memory import Region, aligned, arena
 from pytest_bninvariants.snapshot.tensor_bytes import (
-    UNREADABLE,
+    READ_ERRORS,
     Content,
     are_backed,
     as_bytes,
     in_words,
-    joined,
+    join_key,
+    join_values,
     same_bytes,
-    sort_of,
 )
 
 _NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
@@ -47,11 +47,11 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
     )
 
 
-class Looks(NamedTuple):
-    """What tells of tensors, while it is equal, that they are where and what they were.
+class TensorPlacement(NamedTuple):
+    """Where tensors lie and what they are: while it is equal, their memory is there to be read.
 
-    Not that they hold the same values, but that their memory is there: who frees it, or puts other
-    memory in its place, moves them.
+    It says nothing of their values. Whoever frees their memory, or gives them other memory, changes
+    their addresses.
     """
 
     types: list[type]
@@ -60,8 +60,8 @@ class Looks(NamedTuple):
     addresses: list[int]
 
     @classmethod
-    def of(cls, tensors: list[Tensor]) -> Looks:
-        """Look at tensors; those that are not plain may raise."""
+    def from_tensors(cls, tensors: list[Tensor]) -> TensorPlacement:
+        """Read it off tensors; those that are not plain may raise."""
         return cls(
             list(map(type, tensors)),
             [tensor.dtype for tensor in tensors],
@@ -78,7 +78,7 @@ class Bucket:
         dtype: their dtype.
         device: where they are.
         keys: whose they are.
-        looks: what they looked like.
+        placement: where they lay.
         total: how many bytes they have.
         flat: the bytes, or their fingerprints.
         region: the arena's memory in which they are, if they are there.
@@ -88,7 +88,7 @@ class Bucket:
     dtype: torch.dtype
     device: torch.device
     keys: list[str] = field(default_factory=list)
-    looks: Looks | None = None
+    placement: TensorPlacement | None = None
     total: int = 0
     flat: Tensor = _NOTHING
     region: Region | None = None
@@ -102,21 +102,21 @@ class Bucket:
     @property
     def shapes(self) -> list[torch.Size]:
         """Return the tensors' shapes."""
-        return [] if self.looks is None else self.looks.shapes
+        return [] if self.placement is None else self.placement.shapes
 
     @property
     def addresses(self) -> list[int]:
         """Return where the tensors lay."""
-        return [] if self.looks is None else self.looks.addresses
+        return [] if self.placement is None else self.placement.addresses
 
-    def again(self) -> Bucket:
-        """Return another for the same tensors, not yet filled."""
-        return Bucket(self.dtype, self.device, self.keys, self.looks, self.total)
+    def emptied(self) -> Bucket:
+        """Return a bucket for the same tensors that is not yet filled."""
+        return Bucket(self.dtype, self.device, self.keys, self.placement, self.total)
 
     def is_of(self, tensors: list[Tensor]) -> bool:
         """Tell whether tensors are where and what they were."""
-        with suppress(*UNREADABLE):
-            return Looks.of(tensors) == self.looks
+        with suppress(*READ_ERRORS):
+            return TensorPlacement.from_tensors(tensors) == self.placement
         return False
 
     def fits(self, tensors: list[Tensor]) -> bool:
@@ -130,7 +130,7 @@ class Bucket:
 
     def fill(self, tensors: list[Tensor]) -> None:
         """Copy the tensors, in the order in which they were added."""
-        self.looks = self.looks or Looks.of(tensors)
+        self.placement = self.placement or TensorPlacement.from_tensors(tensors)
         flat = self.read(tensors)
         if len(tensors) > 1 or self.method is not None:
             self.flat = flat
@@ -144,9 +144,9 @@ class Bucket:
         if len(tensors) == 1:
             flat = as_bytes(tensors[0].detach().resolve_neg())
             return flat if self.method is None else fingerprints(flat, self.method)
-        return joined(tensors).view(torch.uint8)
+        return join_values(tensors).view(torch.uint8)
 
-    def of(self, number: int) -> Tensor | None:
+    def bytes_of(self, number: int) -> Tensor | None:
         """Return the bytes of one of the tensors, unless only fingerprints are kept."""
         if self.method is not None:
             return None
@@ -157,8 +157,8 @@ class Bucket:
     def _sizes(self) -> list[int]:
         return [shape.numel() * self.dtype.itemsize for shape in self.shapes]
 
-    def told(self, content: Content, width: int) -> str | None:
-        """Say where fingerprints differ from those of a tensor's content now; None: nowhere."""
+    def describe_difference(self, content: Content, width: int) -> str | None:
+        """Say where the fingerprints of a tensor's content differ now; None if they do not."""
         if self.method is None or len(content) != 1 or content[0].numel() != self.total:
             return "content differs"
         found = fingerprints(content[0].to(self.flat.device), self.method)
@@ -180,7 +180,7 @@ class Bucket:
         return [key for key, old, new in found if not same_bytes(old, new)]
 
 
-def equal(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[bool]:
+def compare_pairs(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[bool]:
     """Tell of each pair of flat uint8 tensors whether it is equal; wait for each device once."""
     pairs = list(pairs)
     found = [False] * len(pairs)
@@ -198,15 +198,18 @@ def equal(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[bool]:
     return found
 
 
-def pack(
-    tensors: Mapping[str, Tensor], *, exact: bool = False, rather: Collection[str] = ()
+def fill_buckets(
+    tensors: Mapping[str, Tensor],
+    *,
+    ignore_budget: bool = False,
+    prefer_exact: Collection[str] = (),
 ) -> list[Bucket]:
     """Put plain tensors into buckets: small ones together, a large one by itself.
 
     Args:
         tensors: tensors by key.
-        exact: keep bytes whatever they take.
-        rather: keys of what is rather kept than fingerprinted, as far as the budget goes.
+        ignore_budget: keep bytes, however much memory they take.
+        prefer_exact: keys to keep exactly, not as fingerprints, as far as the budget allows.
 
     Returns:
         The buckets; those tensors are in none that cannot be copied so.
@@ -216,54 +219,54 @@ def pack(
     known = latest if latest is not None and latest.fits(tensors) else None
     if known is None and not are_plain(list(tensors.values())):
         tensors = {key: tensor for key, tensor in tensors.items() if are_plain([tensor])}
-    buckets = list(_buckets(tensors)) if known is None else [b.again() for b in known.buckets]
+    buckets = list(_buckets(tensors)) if known is None else [b.emptied() for b in known.buckets]
     for device in {bucket.device for bucket in buckets if bucket.is_large}:
         large = [bucket for bucket in buckets if bucket.is_large and bucket.device == device]
-        _provide(device, large, exact=exact, rather=rather)
+        _provide(device, large, ignore_budget=ignore_budget, prefer_exact=prefer_exact)
     filled = []
     for bucket in buckets:
-        with suppress(*UNREADABLE):
+        with suppress(*READ_ERRORS):
             bucket.fill([tensors[key] for key in bucket.keys])
             filled.append(bucket)
     if known is None:
-        _latest = _Arrangement.of(tensors, filled) if len(filled) == len(buckets) else None
+        _latest = _BucketPlan.from_buckets(tensors, filled) if len(filled) == len(buckets) else None
     return filled
 
 
-class _Arrangement(NamedTuple):
+class _BucketPlan(NamedTuple):
     """How tensors were put into buckets, which serves again while they are where they were.
 
     It holds on to no tensor.
 
     Args:
         keys: whose they are, all of them plain.
-        looks: what they looked like.
-        buckets: where they went; empty ones.
+        placement: where they lay.
+        buckets: the buckets that they were put into, emptied.
     """
 
     keys: list[str]
-    looks: Looks
+    placement: TensorPlacement
     buckets: list[Bucket]
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], buckets: Iterable[Bucket]) -> _Arrangement:
-        """Return it, if they could be read."""
-        looks = Looks.of(list(tensors.values()))
-        return cls(list(tensors), looks, [bucket.again() for bucket in buckets])
+    def from_buckets(cls, tensors: Mapping[str, Tensor], buckets: Iterable[Bucket]) -> _BucketPlan:
+        """Remember how tensors were put into buckets."""
+        placement = TensorPlacement.from_tensors(list(tensors.values()))
+        return cls(list(tensors), placement, [bucket.emptied() for bucket in buckets])
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
         """Tell whether these are tensors as they were, by key, which makes them plain ones, too."""
         held = list(tensors.values())
-        with suppress(*UNREADABLE):
+        with suppress(*READ_ERRORS):
             return (
-                list(map(type, held)) == self.looks.types
+                list(map(type, held)) == self.placement.types
                 and list(tensors) == self.keys
-                and Looks.of(held) == self.looks
+                and TensorPlacement.from_tensors(held) == self.placement
             )
         return False
 
 
-_latest: _Arrangement | None = None
+_latest: _BucketPlan | None = None
 
 
 def _buckets(tensors: Mapping[str, Tensor]) -> Iterator[Bucket]:
@@ -273,7 +276,7 @@ def _buckets(tensors: Mapping[str, Tensor]) -> Iterator[Bucket]:
         if tensor.nbytes > _SMALL:
             yield Bucket(tensor.dtype, tensor.device, [key], total=tensor.nbytes)
         else:
-            small.setdefault(sort_of(tensor), []).append(key)
+            small.setdefault(join_key(tensor), []).append(key)
     for (dtype, device, _), keys in small.items():
         bucket = Bucket(dtype, device)
         for key in keys:
@@ -287,16 +290,16 @@ def _buckets(tensors: Mapping[str, Tensor]) -> Iterator[Bucket]:
 
 
 def _provide(
-    device: torch.device, large: list[Bucket], *, exact: bool, rather: Collection[str]
+    device: torch.device, large: list[Bucket], *, ignore_budget: bool, prefer_exact: Collection[str]
 ) -> None:
     """Decide of which buckets the bytes are kept, in the arena, and of which fingerprints."""
     idle = arena.idle_on(device)
     kept = large
-    if not (exact or memory.allows(_room(large), device, idle)):
+    if not (ignore_budget or memory.allows(_room(large), device, idle)):
         arena.release(device)
         kept = []
         for bucket in large:
-            wanted = bucket.keys[0] in rather
+            wanted = bucket.keys[0] in prefer_exact
             if wanted and memory.allows(_room([*kept, bucket]), device, idle):
                 kept.append(bucket)
             else:

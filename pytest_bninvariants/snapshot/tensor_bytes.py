@@ -25,11 +25,11 @@ Content = tuple[Tensor, ...]
 """Copies of the bytes of a tensor's parts."""
 
 
-class Incomparable(Exception):
+class UnreadableTensor(Exception):
     """Say why a tensor's values cannot be read."""
 
 
-UNREADABLE = (Incomparable, RuntimeError, NotImplementedError, TypeError)
+READ_ERRORS = (UnreadableTensor, RuntimeError, NotImplementedError, TypeError)
 """What a tensor may raise that cannot be read, tensors of other libraries' classes too."""
 
 
@@ -37,7 +37,7 @@ def parts(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return the plain dense tensors whose bytes make up a tensor's content.
 
     Raises:
-        Incomparable: the tensor has no values that could be read, as on the meta device.
+        UnreadableTensor: the tensor has no values that could be read, as on the meta device.
     """
     if is_lazy(tensor):
         return ()
@@ -46,7 +46,7 @@ def parts(tensor: Tensor) -> tuple[Tensor, ...]:
     tensor = tensor.detach()
     if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
         kind = "is fake" if type(tensor).__name__ == "FakeTensor" else "is on the meta device"
-        raise Incomparable(f"it {kind} and has no values")
+        raise UnreadableTensor(f"it {kind} and has no values")
     if tensor.layout == torch.sparse_coo:
         return tensor._indices(), tensor._values()
     if tensor.layout in _COMPRESSED:
@@ -89,10 +89,10 @@ def as_bytes(part: Tensor) -> Tensor:
     """View a plain dense tensor as a flat uint8 tensor; copy only where its layout forbids it.
 
     Raises:
-        Incomparable: its memory is not there.
+        UnreadableTensor: its memory is not there.
     """
     if not are_backed([part]):
-        raise Incomparable("its memory was freed")
+        raise UnreadableTensor("its memory was freed")
     dense = part if part.is_contiguous() else part.contiguous()
     return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
 
@@ -129,12 +129,12 @@ def in_words(*flat: Tensor) -> list[Tensor]:
     return [each.view(word) for each in flat]
 
 
-def sort_of(tensor: Tensor) -> tuple[torch.dtype, torch.device, int]:
+def join_key(tensor: Tensor) -> tuple[torch.dtype, torch.device, int]:
     """Return what tensors have in common whose values can be joined."""
     return tensor.dtype, tensor.device, min(tensor.dim(), 2)
 
 
-def joined(tensors: list[Tensor]) -> Tensor:
+def join_values(tensors: list[Tensor]) -> Tensor:
     """Return the values of tensors of one sort, one after another."""
     if tensors[0].dim() < 2:
         return (torch.cat if tensors[0].dim() else torch.stack)(tensors)
@@ -186,7 +186,7 @@ def content_of(tensor: Tensor) -> Content | None:
     """Return a copy of a tensor's bytes; None if they cannot be read."""
     try:
         return tuple(as_bytes(part).clone() for part in parts(tensor))
-    except UNREADABLE:
+    except READ_ERRORS:
         return None
 
 
@@ -201,6 +201,6 @@ def has_content(content: Content, tensor: Tensor) -> bool | None:
     try:
         now = [as_bytes(part) for part in parts(tensor)]
         moved = [part.to(kept.device) for part, kept in zip(now, content, strict=False)]
-    except UNREADABLE:
+    except READ_ERRORS:
         return None
     return len(now) == len(content) and all(map(same_bytes, content, moved))

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.errors import GateError
-from pytest_bninvariants.selection.lazy_mapping import OnDemand
-from pytest_bninvariants.selection.model_names import Kind, Table, Watched
+from pytest_bninvariants.selection.lazy_mapping import LazyMapping
+from pytest_bninvariants.selection.model_names import Kind, TensorTable, WatchedTensor
 from pytest_bninvariants.snapshot import value_difference
-from pytest_bninvariants.snapshot.buckets import Bucket, equal, pack
+from pytest_bninvariants.snapshot.buckets import Bucket, compare_pairs, fill_buckets
 from pytest_bninvariants.snapshot.tensor_bytes import (
-    UNREADABLE,
+    READ_ERRORS,
     Content,
     as_bytes,
     has_content,
@@ -27,7 +27,7 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
 from pytest_bninvariants.verdict import Change, ChangeKind
 
 
-class Facts(NamedTuple):
+class TensorSpec(NamedTuple):
     """What a tensor is besides its bytes; it has no shape while uninitialised (lazy modules)."""
 
     dtype: torch.dtype
@@ -36,7 +36,7 @@ class Facts(NamedTuple):
     device: torch.device
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Facts:
+    def from_tensor(cls, tensor: Tensor) -> TensorSpec:
         """Read them off a tensor."""
         return cls(tensor.dtype, _shape(tensor), tensor.layout, tensor.device)
 
@@ -54,22 +54,24 @@ def _name(value: torch.dtype | torch.layout) -> str:
     return str(value).removeprefix("torch.")
 
 
-class Parts(NamedTuple):
+class TensorCopy(NamedTuple):
     """A tensor by itself: what it is, and copies of the bytes of its parts, and their shapes."""
 
-    facts: Facts
+    spec: TensorSpec
     content: Content
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Parts:
+    def from_tensor(cls, tensor: Tensor) -> TensorCopy:
         """Copy them."""
         found = parts(tensor)
         content = tuple(as_bytes(part).clone() for part in found)
-        return cls(Facts.of(tensor), content, tuple(tuple(part.shape) for part in found))
+        return cls(
+            TensorSpec.from_tensor(tensor), content, tuple(tuple(part.shape) for part in found)
+        )
 
 
-class Kept(NamedTuple):
+class KeptTensor(NamedTuple):
     """What a snapshot holds of one watched tensor.
 
     Args:
@@ -79,45 +81,47 @@ class Kept(NamedTuple):
         number: which one in the bucket it is.
     """
 
-    watched: Watched
+    watched: WatchedTensor
     requires_grad: bool
-    source: Parts | Bucket
+    source: TensorCopy | Bucket
     number: int = 0
 
     @property
     def device(self) -> torch.device:
         """Return where the tensor was."""
-        return self.source.facts.device if isinstance(self.source, Parts) else self.source.device
+        return (
+            self.source.spec.device if isinstance(self.source, TensorCopy) else self.source.device
+        )
 
     @property
-    def exact(self) -> bool:
+    def is_exact(self) -> bool:
         """Tell whether its bytes are kept, and not only fingerprints."""
-        return isinstance(self.source, Parts) or self.source.method is None
+        return isinstance(self.source, TensorCopy) or self.source.method is None
 
     @property
-    def facts(self) -> Facts:
+    def spec(self) -> TensorSpec:
         """Return what it was besides its bytes."""
-        if isinstance(self.source, Parts):
-            return self.source.facts
+        if isinstance(self.source, TensorCopy):
+            return self.source.spec
         shape = tuple(self.source.shapes[self.number])
-        return Facts(self.source.dtype, shape, torch.strided, self.source.device)
+        return TensorSpec(self.source.dtype, shape, torch.strided, self.source.device)
 
     @property
-    def parts(self) -> Parts | None:
+    def parts(self) -> TensorCopy | None:
         """Return its parts, for as long as this is held; None where only fingerprints are kept."""
-        if isinstance(self.source, Parts):
+        if isinstance(self.source, TensorCopy):
             return self.source
-        flat, facts = self.source.of(self.number), self.facts
-        return None if flat is None else Parts(facts, (flat,), (facts.shape or (),))
+        flat, spec = self.source.bytes_of(self.number), self.spec
+        return None if flat is None else TensorCopy(spec, (flat,), (spec.shape or (),))
 
     @property
     def plain_bytes(self) -> Tensor | None:
         """Return its bytes if they are its values, one after another, and are kept."""
-        found, facts = self.parts, self.facts
-        if found is None or len(found.content) != 1 or facts.layout != torch.strided:
+        found, spec = self.parts, self.spec
+        if found is None or len(found.content) != 1 or spec.layout != torch.strided:
             return None
         (content,), (shape,) = found.content, found.shapes
-        is_whole = content.numel() == math.prod(shape) * facts.dtype.itemsize
+        is_whole = content.numel() == math.prod(shape) * spec.dtype.itemsize
         return content if is_whole else None
 
     @property
@@ -130,20 +134,20 @@ class Kept(NamedTuple):
     @property
     def dtype(self) -> torch.dtype:
         """Return its dtype."""
-        return self.facts.dtype
+        return self.spec.dtype
 
     @property
     def shape(self) -> tuple[int, ...] | None:
         """Return its shape; None while it was uninitialised."""
-        return self.facts.shape
+        return self.spec.shape
 
     @property
     def layout(self) -> torch.layout:
         """Return its layout."""
-        return self.facts.layout
+        return self.spec.layout
 
 
-class Snapshot(OnDemand[Kept]):
+class Snapshot(LazyMapping[KeptTensor]):
     """What is kept of some tensors, by key.
 
     Args:
@@ -156,24 +160,24 @@ class Snapshot(OnDemand[Kept]):
 
     def __init__(
         self,
-        tensors: Table,
+        tensors: TensorTable,
         asks: list[bool],
         under: list[str],
         buckets: list[Bucket],
-        apart: dict[str, Parts],
+        apart: dict[str, TensorCopy],
     ) -> None:
         self.tensors, self.asks, self.buckets = tensors, asks, buckets
         self._under, self._apart = under, apart
 
-    def _make(self) -> dict[str, Kept]:
-        places: dict[str, tuple[Parts | Bucket, int]] = {
+    def _make(self) -> dict[str, KeptTensor]:
+        places: dict[str, tuple[TensorCopy | Bucket, int]] = {
             key: (bucket, number)
             for bucket in self.buckets
             for number, key in enumerate(bucket.keys)
         }
         places |= {key: (parts, 0) for key, parts in self._apart.items()}
         told = zip(self.tensors.items(), self.asks, self._under, strict=True)
-        return {key: Kept(each, asks, *places[under]) for (key, each), asks, under in told}
+        return {key: KeptTensor(each, asks, *places[under]) for (key, each), asks, under in told}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
@@ -185,41 +189,45 @@ class Snapshot(OnDemand[Kept]):
         return key in self.tensors
 
 
-class Glance(NamedTuple):
-    """What a glance tells of tensors that were kept.
+class BucketComparison(NamedTuple):
+    """What comparing the buckets of a snapshot tells.
 
     Args:
-        alike: the keys of those that are as they were, as far as it tells.
-        stays: whether all of them that it tells of are, and in the same memory.
+        unchanged: the keys of tensors that have the bytes that were kept.
+        untouched: whether all tensors in buckets have them, in the memory where they lay.
     """
 
-    alike: set[str]
-    stays: bool
+    unchanged: set[str]
+    untouched: bool
 
 
 def take_snapshot(
-    tensors: Mapping[str, Watched], *, exact: bool = False, rather: Collection[str] = ()
+    tensors: Mapping[str, WatchedTensor],
+    *,
+    ignore_budget: bool = False,
+    prefer_exact: Collection[str] = (),
 ) -> Snapshot:
     """Copy the bytes of watched tensors, once for those that are one tensor under several names.
 
-    Who calls it is `undisturbed`.
+    The caller must hold `undisturbed()`.
 
     Args:
         tensors: watched tensors by key.
-        exact: keep bytes whatever they take, for who needs more than to know whether they differ.
-        rather: keys of what is rather kept than fingerprinted, as far as the budget goes.
+        ignore_budget: keep bytes, however much memory they take: fingerprints only tell whether
+            tensors differ, and some callers need the values.
+        prefer_exact: keys to keep exactly, not as fingerprints, as far as the budget allows.
 
     Raises:
         GateError: a tensor cannot be compared, e.g. because it is on the meta device.
     """
-    table = Table.of(tensors)
-    under, distinct = table.rows.keys, table.held
+    table = TensorTable.from_mapping(tensors)
+    under, distinct = table.columns.keys, table.by_key
     if len(set(map(id, table.tensors))) < len(under):  # some are tied
         firsts = {id(tensor): key for key, tensor in reversed(distinct.items())}
         under = [firsts[id(tensor)] for tensor in table.tensors]
         distinct = {key: distinct[key] for key in under}
-    buckets = pack(distinct, exact=exact, rather=rather)
-    apart: dict[str, Parts] = {}
+    buckets = fill_buckets(distinct, ignore_budget=ignore_budget, prefer_exact=prefer_exact)
+    apart: dict[str, TensorCopy] = {}
     if sum(len(bucket.keys) for bucket in buckets) < len(distinct):
         packed = {key for bucket in buckets for key in bucket.keys}
         apart = {key: _apart(table[key]) for key in distinct if key not in packed}
@@ -227,12 +235,12 @@ def take_snapshot(
     return Snapshot(table, asks, under, buckets, apart)
 
 
-def _apart(watched: Watched) -> Parts:
+def _apart(watched: WatchedTensor) -> TensorCopy:
     """Keep a tensor by itself."""
     tensor, name = watched.tensor, watched.name
     try:
-        return Parts.of(tensor)
-    except UNREADABLE as error:
+        return TensorCopy.from_tensor(tensor)
+    except READ_ERRORS as error:
         advice = "" if watched.kind == "output" else f"; leave it out with exclude={name!r}"
         raise GateError(
             f"cannot compare {name} ({type(tensor).__name__}, "
@@ -241,9 +249,9 @@ def _apart(watched: Watched) -> Parts:
 
 
 @torch.no_grad()
-def unchanged(kept: Kept, tensor: Tensor) -> bool:
+def is_unchanged(kept: KeptTensor, tensor: Tensor) -> bool:
     """Tell whether a tensor has the bytes, dtype, shape and layout that were kept."""
-    if Facts.of(tensor)[:3] != kept.facts[:3]:
+    if TensorSpec.from_tensor(tensor)[:3] != kept.spec[:3]:
         return False
     found = kept.parts
     if found is None:
@@ -254,9 +262,9 @@ def unchanged(kept: Kept, tensor: Tensor) -> bool:
 @torch.no_grad()
 def changes_since(
     kept: Snapshot,
-    now: Mapping[str, Watched],
+    now: Mapping[str, WatchedTensor],
     new: Iterable[str],
-    alike: Collection[str] | None = None,
+    unchanged: Collection[str] | None = None,
 ) -> list[Change]:
     """Tell which names' bytes, dtype or shape differ, and which are gone or new.
 
@@ -264,10 +272,10 @@ def changes_since(
         kept: the snapshot.
         now: all tensors of the model after the step.
         new: keys in `now` that the guard would watch today and did not before.
-        alike: what a glance told of both, where one was cast.
+        unchanged: keys of tensors that are known to be unchanged, if buckets were compared.
     """
     found = []
-    known = glance(kept, now).alike if alike is None else alike
+    known = compare_buckets(kept, now).unchanged if unchanged is None else unchanged
     for key in [key for key in kept if key not in known]:
         before, after = kept[key], now.get(key)
         if after is None:
@@ -277,34 +285,36 @@ def changes_since(
         difference = _difference(before, after.tensor)
         if difference is not None:
             told = _change(before.watched, *difference, same_object=same_object)
-            found.append(replace(told, exact=before.exact))
+            found.append(replace(told, exact=before.is_exact))
     for key in new:
-        text = f"new: {_kind(now[key].kind)}, {Facts.of(now[key].tensor)}"
+        text = f"new: {_kind(now[key].kind)}, {TensorSpec.from_tensor(now[key].tensor)}"
         found.append(_change(now[key], "new", text, same_object=False))
     return found
 
 
-def glance(kept: Snapshot, now: Mapping[str, Watched]) -> Glance:
+def compare_buckets(kept: Snapshot, now: Mapping[str, WatchedTensor]) -> BucketComparison:
     """Compare all that is kept in buckets at once; the caller must hold `undisturbed()`."""
     read: dict[Bucket, Tensor] = {}
-    held = Table.of(now).held
-    stays = True
+    held = TensorTable.from_mapping(now).by_key
+    untouched = True
     for bucket in kept.buckets:
         live = [held[key] for key in bucket.keys if key in held]
         is_there = bucket.is_of(live)
-        stays &= is_there
+        untouched &= is_there
         if is_there or bucket.fits(live):
             read[bucket] = bucket.read(live)
     clear: set[str] = set()
-    for bucket, same in zip(read, equal((b.flat, flat) for b, flat in read.items()), strict=True):
+    for bucket, same in zip(
+        read, compare_pairs((b.flat, flat) for b, flat in read.items()), strict=True
+    ):
         clear.update(bucket.keys)
         if not same:
             clear.difference_update(bucket.differing(read[bucket]))
-        stays &= same
-    return Glance(clear, stays)
+        untouched &= same
+    return BucketComparison(clear, untouched)
 
 
-def _change(watched: Watched, kind: ChangeKind, text: str, *, same_object: bool) -> Change:
+def _change(watched: WatchedTensor, kind: ChangeKind, text: str, *, same_object: bool) -> Change:
     return Change(
         name=watched.name,
         layer=watched.layer,
@@ -318,24 +328,24 @@ def _kind(kind: Kind) -> str:
     return "Parameter" if kind == "parameter" else kind
 
 
-def _difference(before: Kept, tensor: Tensor) -> tuple[ChangeKind, str] | None:
-    was, facts = before.facts, Facts.of(tensor)
-    if was.shape != facts.shape:
+def _difference(before: KeptTensor, tensor: Tensor) -> tuple[ChangeKind, str] | None:
+    was, spec = before.spec, TensorSpec.from_tensor(tensor)
+    if was.shape != spec.shape:
         if was.shape is None:
-            return "initialised", f"uninitialised -> {facts}"
-        return "shape", f"shape {was.shape} -> {facts.shape}"
-    if was.dtype != facts.dtype:
-        return "dtype", f"{_name(was.dtype)} -> {_name(facts.dtype)}"
-    if was.layout != facts.layout:
-        return "layout", f"{_name(was.layout)} -> {_name(facts.layout)}"
+            return "initialised", f"uninitialised -> {spec}"
+        return "shape", f"shape {was.shape} -> {spec.shape}"
+    if was.dtype != spec.dtype:
+        return "dtype", f"{_name(was.dtype)} -> {_name(spec.dtype)}"
+    if was.layout != spec.layout:
+        return "layout", f"{_name(was.layout)} -> {_name(spec.layout)}"
     try:
         found = parts(tensor)
         content = tuple(as_bytes(part) for part in found)
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         return "values", f"can no longer be compared: {error}"
     source, kept = before.source, before.parts
     if isinstance(source, Bucket) and kept is None:
-        text = source.told(content, facts.dtype.itemsize)
+        text = source.describe_difference(content, spec.dtype.itemsize)
         return None if text is None else ("values", text)
     assert kept is not None
     now = [part.to(old.device) for part, old in zip(content, kept.content, strict=False)]
@@ -344,5 +354,5 @@ def _difference(before: Kept, tensor: Tensor) -> tuple[ChangeKind, str] | None:
         return None
     old = before.plain_bytes
     if old is not None and len(now) == 1 and now[0].numel() == old.numel():
-        return "values", value_difference.difference(old, now[0], facts.dtype, kept.shapes[0])
+        return "values", value_difference.difference(old, now[0], spec.dtype, kept.shapes[0])
     return "values", "content differs"

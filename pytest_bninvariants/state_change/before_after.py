@@ -10,7 +10,7 @@ from operator import itemgetter
 import torch
 from torch import nn
 
-from pytest_bninvariants.selection.model_names import Layout, Names, Table
+from pytest_bninvariants.selection.model_names import ModelNames, ModelTree, TensorTable
 from pytest_bninvariants.selection.scope import Scope, select
 from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.snapshot.tensors import Snapshot, changes_since, take_snapshot
@@ -39,7 +39,7 @@ class Before:
     settings: dict[str, dict[str, object]]
 
     @property
-    def names(self) -> Names:
+    def names(self) -> ModelNames:
         """Return the model's modules and tensors by name."""
         return self.selection.names
 
@@ -47,7 +47,7 @@ class Before:
     def layers(self) -> set[str]:
         """Return the names of all watched layers."""
         of_bn = map(self.selection.bn_names.__getitem__, self.selection.bn_layers)
-        return {*self.kept.tensors.rows.layers, *of_bn}
+        return {*self.kept.tensors.columns.layers, *of_bn}
 
     def changes(self, now: Selection) -> list[Change]:
         """Tell how the watched tensors differ by what is covered now."""
@@ -56,13 +56,13 @@ class Before:
             return changes_since(self.kept, now.names.tensors, new)
 
 
-def take(model: nn.Module, scope: Scope, rather: Collection[str] = ()) -> Before:
+def take(model: nn.Module, scope: Scope, prefer_exact: Collection[str] = ()) -> Before:
     """Take a snapshot of what a scope covers in a model.
 
     Args:
         model: the model.
         scope: what is watched.
-        rather: keys of what is rather kept than fingerprinted, as far as the budget goes.
+        prefer_exact: keys to keep exactly, not as fingerprints, as far as the budget allows.
 
     Raises:
         GateError: there is nothing to watch, or it cannot be compared.
@@ -71,7 +71,7 @@ def take(model: nn.Module, scope: Scope, rather: Collection[str] = ()) -> Before
         selection = select(model, scope)
         return Before(
             selection=selection,
-            kept=take_snapshot(selection.tensors, rather=rather),
+            kept=take_snapshot(selection.tensors, prefer_exact=prefer_exact),
             settings={key: settings_of(layer) for key, layer in selection.bn_layers.items()},
         )
 
@@ -113,12 +113,12 @@ class After:
     before: Selection
 
     @property
-    def names(self) -> Names:
+    def names(self) -> ModelNames:
         """Return the model's modules by name."""
         return self.selection.names
 
     @property
-    def tensors(self) -> Table:
+    def tensors(self) -> TensorTable:
         """Return the model's tensors by key; where all is as before, those that were watched."""
         return self.before.tensors if self.is_like_before else self.names.tensors
 
@@ -157,6 +157,6 @@ class After:
     @classmethod
     def of(cls, model: nn.Module, scope: Scope, before: Selection) -> After:
         """Read it off a model; where each name holds what it did before, that is known."""
-        same = Layout(model).is_like(before.layout)
+        same = ModelTree(model).is_like(before.tree)
         selection = before if same else select(model, scope, complain=False)
         return cls(selection=selection, before=before)

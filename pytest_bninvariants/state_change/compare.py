@@ -15,7 +15,7 @@ from pytest_bninvariants.selection.bn_layers import (
 )
 from pytest_bninvariants.selection.model_names import join, own_tensors
 from pytest_bninvariants.selection.scope import Scope
-from pytest_bninvariants.snapshot.tensors import changes_since, glance
+from pytest_bninvariants.snapshot.tensors import changes_since, compare_buckets
 from pytest_bninvariants.state_change import value_patterns
 from pytest_bninvariants.state_change.before_after import After, Before
 from pytest_bninvariants.state_change.evidence import Evidence, Layer
@@ -36,7 +36,7 @@ class Findings:
         changes: what broke the invariant, in the model's order.
         causes: why.
         hazards: what else is worth saying.
-        touched: whether memory was written or is elsewhere, as far as a glance tells.
+        touched: whether memory was written or is elsewhere, as far as is known.
     """
 
     changes: tuple[Change, ...]
@@ -65,8 +65,8 @@ def compare(
         after = After.of(model, scope, before.selection)
         there = () if after.is_like_before else after.selection.tensors
         new = [key for key in there if key not in before.names.tensors]
-        alike, stays = glance(before.kept, after.tensors)
-        changes = changes_since(before.kept, after.tensors, new, alike)
+        unchanged, untouched = compare_buckets(before.kept, after.tensors)
+        changes = changes_since(before.kept, after.tensors, new, unchanged)
         changes += _layer_changes(before, after, witness, scope, changes)
         if changes:
             names = dict.fromkeys([*before.names.modules, *after.names.modules])
@@ -76,8 +76,8 @@ def compare(
         return Findings(
             changes=tuple(changes),
             causes=diagnose(_evidence_of(unexplained, before, after, witness)),
-            hazards=tuple(hazards(model, before, after, scope, changes, alike, witness)),
-            touched=bool(changes) or not stays,
+            hazards=tuple(hazards(model, before, after, scope, changes, unchanged, witness)),
+            touched=bool(changes) or not untouched,
         )
 
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from pytest_bninvariants.selection.bn_layers import BN_STATE, STATISTICS
 from pytest_bninvariants.selection.model_names import all_tensors
 from pytest_bninvariants.selection.scope import Scope
-from pytest_bninvariants.snapshot.tensor_bytes import address, joined, parts, sort_of
+from pytest_bninvariants.snapshot.tensor_bytes import address, join_key, join_values, parts
 from pytest_bninvariants.state_change.before_after import SETTINGS, After, Before
 from pytest_bninvariants.state_change.witness import Witness
 from pytest_bninvariants.verdict import Change, Hazard
@@ -31,7 +31,7 @@ def hazards(
     after: After,
     scope: Scope,
     changes: Iterable[Change],
-    alike: Collection[str],
+    unchanged: Collection[str],
     witness: Witness,
 ) -> Iterator[Hazard]:
     """Yield what may go wrong later, though the invariant does not forbid it.
@@ -42,30 +42,30 @@ def hazards(
         after: the model now.
         scope: what is watched.
         changes: what broke the invariant.
-        alike: keys of tensors that are where they were, with the same content.
+        unchanged: keys of tensors that are where they were, with the same content.
         witness: what was seen.
     """
     violated = {change.name for change in changes}
     swapped = {change.layer for change in changes if not change.same_object}
-    yield from _of_identity(before, after, violated, alike)
+    yield from _of_identity(before, after, violated, unchanged)
     yield from _of_training(before, after, violated, witness)
     yield from _of_settings(before, after, swapped)
-    yield from _of_statistics(before, after, alike, witness)
+    yield from _of_statistics(before, after, unchanged, witness)
     yield from _of_optimizers(model, before, witness)
     if scope.bn_only and scope.judges_normalisation:
         yield from _of_idleness(before, witness)
 
 
 def _of_identity(
-    before: Before, after: After, violated: set[str], alike: Collection[str]
+    before: Before, after: After, violated: set[str], unchanged: Collection[str]
 ) -> Iterator[Hazard]:
     """Yield names that another tensor or another place in memory holds."""
-    if after.is_like_before and len(alike) == len(before.kept):
+    if after.is_like_before and len(unchanged) == len(before.kept):
         return
     tensors = after.tensors
     for key, kept in before.kept.items():
         watched, now = kept.watched, tensors.get(key)
-        if now is watched and key in alike:
+        if now is watched and key in unchanged:
             continue
         if now is None or watched.name in violated:
             continue
@@ -83,9 +83,9 @@ def _of_training(
     before: Before, after: After, violated: set[str], witness: Witness
 ) -> Iterator[Hazard]:
     """Yield frozen parameters that are on their way to be trained."""
-    handled, held = witness.handled, before.kept.tensors.held
+    handled, held = witness.handled, before.kept.tensors.by_key
     asked = {key for key, asks in zip(before.kept, before.kept.asks, strict=True) if asks}
-    for key, now in after.tensors.held.items():
+    for key, now in after.tensors.by_key.items():
         asks = now.requires_grad
         if not (asks or handled) or key not in held:
             continue
@@ -124,11 +124,11 @@ def _of_settings(before: Before, after: After, swapped: set[str]) -> Iterator[Ha
 
 
 def _of_statistics(
-    before: Before, after: After, alike: Collection[str], witness: Witness
+    before: Before, after: After, unchanged: Collection[str], witness: Witness
 ) -> Iterator[Hazard]:
     """Yield watched BN layers whose statistics are not those of any data."""
     new = []
-    ordinary = _ordinary(before, alike) if after.bn_layers else set()
+    ordinary = _ordinary(before, unchanged) if after.bn_layers else set()
     for key, layer in after.bn_layers.items():
         ran = witness.ran_module(layer)
         if not ran and f"{key}.running_mean" in ordinary and f"{key}.running_var" in ordinary:
@@ -150,7 +150,7 @@ def _of_statistics(
             yield Hazard(name=name, text=text + "was its checkpoint loaded?")
 
 
-def _ordinary(before: Before, alike: Collection[str]) -> set[str]:
+def _ordinary(before: Before, unchanged: Collection[str]) -> set[str]:
     """Return keys of tensors that have the content that was kept, which is finite, in memory that
     they do not share: what is kept together is looked at together.
     """
@@ -159,7 +159,7 @@ def _ordinary(before: Before, alike: Collection[str]) -> set[str]:
     sums = [bucket.flat.view(bucket.dtype).sum() for bucket in buckets]
     if len(set(places)) < len(places) or not _all_finite(sums):
         return set()
-    return {key for bucket in buckets for key in bucket.keys if key in alike}
+    return {key for bucket in buckets for key in bucket.keys if key in unchanged}
 
 
 def _others_have_data(before: Before, witness: Witness) -> bool:
@@ -191,11 +191,11 @@ def _joined(tensors: Iterable[Tensor | None]) -> list[Tensor]:
     """Return the values of tensors as few tensors, so that each device is asked once."""
     there = [tensor for tensor in tensors if tensor is not None]
     with suppress(RuntimeError):  # they mostly are of one sort
-        return [joined(there)] if there else []
+        return [join_values(there)] if there else []
     sorts: dict[tuple[object, ...], list[Tensor]] = {}
     for tensor in there:
-        sorts.setdefault(sort_of(tensor), []).append(tensor)
-    return list(map(joined, sorts.values()))
+        sorts.setdefault(join_key(tensor), []).append(tensor)
+    return list(map(join_values, sorts.values()))
 
 
 def _readable(layer: nn.Module | None, name: str) -> Tensor | None:

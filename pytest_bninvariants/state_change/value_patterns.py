@@ -6,36 +6,40 @@ import torch
 from torch import Tensor
 
 from pytest_bninvariants.snapshot.tensor_bytes import (
-    UNREADABLE,
+    READ_ERRORS,
     as_bytes,
     parts,
     same_bytes,
 )
-from pytest_bninvariants.snapshot.tensors import Facts, Kept
+from pytest_bninvariants.snapshot.tensors import KeptTensor, TensorSpec
 
 
-def floats(kept: Kept, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+def floats(kept: KeptTensor, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return the bytes of a tensor's values before and now, if they are floats, one after another.
 
     None where they are not, or where it has another dtype, shape or layout.
     """
     old = kept.plain_bytes
-    if old is None or not kept.dtype.is_floating_point or Facts.of(tensor)[:3] != kept.facts[:3]:
+    if (
+        old is None
+        or not kept.dtype.is_floating_point
+        or TensorSpec.from_tensor(tensor)[:3] != kept.spec[:3]
+    ):
         return None
     try:
         found = [as_bytes(part).to(old.device) for part in parts(tensor)]
-    except UNREADABLE:
+    except READ_ERRORS:
         return None
     return (old, found[0]) if [len(flat) for flat in found] == [len(old)] else None
 
 
-def uniform_factor(kept: Kept, tensor: Tensor) -> float | None:
+def uniform_factor(kept: KeptTensor, tensor: Tensor) -> float | None:
     """Return the factor below 1 by which all values of a tensor shrank, as weight decay does.
 
     Rounding makes the factors differ; they count as one while they differ by less than a quarter
     of what is missing to 1.
     """
-    dtype, both = kept.facts.dtype, floats(kept, tensor)
+    dtype, both = kept.spec.dtype, floats(kept, tensor)
     if both is None:
         return None
     old, new = (flat.view(dtype).double() for flat in both)
@@ -51,7 +55,7 @@ _TYPES = [(name, getattr(torch, name)) for name in ("float32", "bfloat16", "floa
 
 
 @torch.no_grad()
-def casts_of(kept: Kept, tensor: Tensor) -> frozenset[str]:
+def casts_of(kept: KeptTensor, tensor: Tensor) -> frozenset[str]:
     """Return the types by whose rounding a tensor's values came of those that were kept.
 
     Args:
@@ -65,6 +69,6 @@ def casts_of(kept: Kept, tensor: Tensor) -> frozenset[str]:
     values = old.view(kept.dtype)
     try:
         rounded = {name: values.to(each).to(kept.dtype).view(torch.uint8) for name, each in _TYPES}
-    except UNREADABLE:  # dtypes that torch only stores
+    except READ_ERRORS:  # dtypes that torch only stores
         return frozenset()
     return frozenset(name for name, each in rounded.items() if same_bytes(each, now))

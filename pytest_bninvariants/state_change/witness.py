@@ -28,8 +28,8 @@ from pytest_bninvariants.selection.bn_layers import (
     uses_batch_statistics,
 )
 from pytest_bninvariants.selection.model_names import (
-    Layout,
-    Names,
+    ModelNames,
+    ModelTree,
     all_tensors,
     join,
     named_modules,
@@ -164,7 +164,7 @@ class Witness(Watcher):
             self._forward_seen
             or self._optimizer_seen
             or self._compiled_seen
-            or not Layout(self._model).is_like(self._selection.layout)
+            or not ModelTree(self._model).is_like(self._selection.tree)
             or _versions(self._selection.names) != self._versions
         )
 
@@ -220,7 +220,7 @@ class Witness(Watcher):
 
         Those that they had when the step began: meanwhile functional_call may lend them others.
         """
-        held, found = self._selection.names.tensors.held, []
+        held, found = self._selection.names.tensors.by_key, []
         for key, layer in self._selection.modules.items():
             if is_bn_layer(layer):
                 names = (join(key, name) for name in _TELLING)
@@ -352,7 +352,7 @@ class _Strangers:
             self.ran_at = dict.fromkeys(held & self.memory, place) | self.ran_at
 
 
-def _versions(names: Names) -> list[int | None]:
+def _versions(names: ModelNames) -> list[int | None]:
     """Return what mostly moves when a tensor is written: evidence of presence, not of absence."""
     tensors = names.tensors.tensors
     with torch._C.DisableTorchFunction():  # lazy parameters refuse to be asked otherwise

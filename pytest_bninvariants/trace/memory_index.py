@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 from torch.nn import Parameter
 
-from pytest_bninvariants.snapshot.tensor_bytes import UNREADABLE, extent, parts
+from pytest_bninvariants.snapshot.tensor_bytes import READ_ERRORS, extent, parts
 
 _PLAIN = (Tensor, Parameter)
 _Span = tuple[int, int]
 
 
-class Addresses:
+class MemoryIndex:
     """An index of tensors by the memory that they lie in.
 
     Args:
@@ -51,5 +51,5 @@ def _spans(tensor: Tensor) -> list[_Span]:
         plain = type(tensor) in _PLAIN and not tensor.is_sparse
         found = (tensor,) if plain else parts(tensor)
         return [(part.data_ptr(), part.data_ptr() + extent(part)) for part in found]
-    except UNREADABLE:
+    except READ_ERRORS:
         return []

@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import (
 
 from pytest_bninvariants import run_config
 from pytest_bninvariants.frames import place_of
-from pytest_bninvariants.snapshot.tensors import Kept, unchanged
+from pytest_bninvariants.snapshot.tensors import KeptTensor, is_unchanged
 from pytest_bninvariants.trace import assignments
-from pytest_bninvariants.trace.memory_index import Addresses
+from pytest_bninvariants.trace.memory_index import MemoryIndex
 from pytest_bninvariants.verdict import Change, Place, Write
 
 _TORCHS_OWN = ("aten", "prim", "prims", "profiler")
@@ -48,7 +48,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
-    def __init__(self, kept: Mapping[str, Kept], *, closely: bool = False) -> None:
+    def __init__(self, kept: Mapping[str, KeptTensor], *, closely: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._kept = kept
         self._sought = {name: each.watched.tensor for name, each in kept.items()}
@@ -184,15 +184,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _is_unchanged(self, name: str) -> bool:
         with _quietly():
-            return unchanged(self._kept[name], self._sought[name])
+            return is_unchanged(self._kept[name], self._sought[name])
 
     def _index(self) -> None:
         with _quietly():
-            self._addresses = Addresses(self._sought)
+            self._addresses = MemoryIndex(self._sought)
         self._operators_left = _INDEXED_FOR
 
 
-def begin(kept: Mapping[str, Kept]) -> Tracer | None:
+def begin(kept: Mapping[str, KeptTensor]) -> Tracer | None:
     """Begin to trace what a snapshot holds, if that is asked for."""
     trace = run_config.trace
     if trace is None:

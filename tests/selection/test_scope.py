@@ -19,7 +19,7 @@ from pytest_bninvariants import FrozenStateChanged, GateError, frozen, frozen_bn
 from pytest_bninvariants.invariants.signature import names_of
 from pytest_bninvariants.run_config import ask
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
-from pytest_bninvariants.selection.model_names import Names, covers
+from pytest_bninvariants.selection.model_names import ModelNames, covers
 from pytest_bninvariants.selection.scope import Scope, select
 
 STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
@@ -133,7 +133,7 @@ def test_excluding_a_tensor_leaves_its_layer_watched() -> None:
     assert set(selection.bn_layers) == {"stem.bn"}
 
 
-NAMES = [*Names.of(deep()).tensors]
+NAMES = [*ModelNames.from_model(deep()).tensors]
 
 
 @st.composite

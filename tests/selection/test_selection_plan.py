@@ -69,9 +69,9 @@ def assert_same(one: Selection, other: Selection) -> None:
 def test_a_plan_says_of_another_model_what_would_be_found(scope: Scope) -> None:
     select(a_model(), scope)
     other = a_model()
-    planned = select(other, scope)
+    by_plan = select(other, scope)
     assert len(selection_plan._recent) == 1
-    assert_same(planned, found_anew(other, scope))
+    assert_same(by_plan, found_anew(other, scope))
 
 
 def test_a_plan_of_tied_modules_keeps_apart_those_that_are_not_tied() -> None:
@@ -134,12 +134,12 @@ def test_a_plan_whose_type_is_gone_fits_nothing(monkeypatch: pytest.MonkeyPatch)
     select(nn.Sequential(Own(2)), Scope())
     (plan,) = selection_plan._recent
     other = nn.Sequential(nn.BatchNorm1d(2))
-    layout = select(other, Scope()).layout
-    plan._kinds = list(map(id, layout.kinds))  # as if the new type lay where the old one did
-    assert plan.fits(Scope(), layout)
+    tree = select(other, Scope()).tree
+    plan._kinds = list(map(id, tree.kinds))  # as if the new type lay where the old one did
+    assert plan.fits(Scope(), tree)
     del Own
     gc.collect()
-    assert not plan.fits(Scope(), layout)
+    assert not plan.fits(Scope(), tree)
 
 
 def test_what_finds_nothing_is_refused_each_time() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.snapshot import buckets
-from pytest_bninvariants.snapshot.buckets import pack
+from pytest_bninvariants.snapshot.buckets import fill_buckets
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def assert_kept(tensors: dict[str, Tensor]) -> None:
 def contents(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Pack tensors; return the bytes of each."""
     found = {}
-    for bucket in pack(tensors):
+    for bucket in fill_buckets(tensors):
         for number, key in enumerate(bucket.keys):
             flat = bucket.of(number)
             assert flat is not None

@@ -19,7 +19,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from pytest_bninvariants import FrozenStateChanged, GateError, Verdict, frozen
 from pytest_bninvariants.selection.scope import Scope, select
 from pytest_bninvariants.snapshot import tensor_bytes
-from pytest_bninvariants.snapshot.tensors import Kept, changes_since, take_snapshot
+from pytest_bninvariants.snapshot.tensors import KeptTensor, changes_since, take_snapshot
 from pytest_bninvariants.snapshot.value_difference import arrow
 
 
@@ -694,7 +694,7 @@ def test_the_snapshot_copies_a_tied_tensor_once() -> None:
     assert address_of(kept["first.bias"]) != address_of(kept["second.bias"])
 
 
-def address_of(kept: Kept) -> int:
+def address_of(kept: KeptTensor) -> int:
     assert kept.parts is not None
     (tensor_bytes,) = kept.parts.content
     return tensor_bytes.data_ptr()

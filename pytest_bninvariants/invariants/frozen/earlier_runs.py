@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from pytest_bninvariants.snapshot.tensors import Kept
+    from pytest_bninvariants.snapshot.tensors import KeptTensor
     from pytest_bninvariants.state_change.before_after import Before
     from pytest_bninvariants.verdict import Cause, Change
 
@@ -133,7 +133,7 @@ def to_keep_exactly(model: nn.Module, guard: str) -> Collection[str]:
 
 
 def remember_inexact(
-    model: nn.Module, guard: str, kept: Mapping[str, Kept], changes: Iterable[Change]
+    model: nn.Module, guard: str, kept: Mapping[str, KeptTensor], changes: Iterable[Change]
 ) -> None:
     """Remember which of a guard's changes only fingerprints tell.
 

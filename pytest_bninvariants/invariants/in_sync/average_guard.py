@@ -14,7 +14,7 @@ from pytest_bninvariants.invariants.in_sync.average_rules import causes_of
 from pytest_bninvariants.invariants.in_sync.average_tensor import Average
 from pytest_bninvariants.invariants.in_sync.pair import Pair, insist_on_copies, is_one
 from pytest_bninvariants.selection.scope import Scope
-from pytest_bninvariants.snapshot.tensors import Kept, take_snapshot
+from pytest_bninvariants.snapshot.tensors import KeptTensor, take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Verdict
 
@@ -37,7 +37,7 @@ class AverageGuard(Guard):
     ) -> None:
         super().__init__(pair.one, spelling)
         self._pair, self._scope, self._decay, self._buffers = pair, scope, decay, buffers
-        self._kept: Mapping[str, Kept] = {}
+        self._kept: Mapping[str, KeptTensor] = {}
         self._is_first = False
 
     @property
@@ -54,7 +54,7 @@ class AverageGuard(Guard):
                 f"exclude={alone[0]!r}"
             )
         with undisturbed():
-            self._kept = take_snapshot(second, exact=True)
+            self._kept = take_snapshot(second, ignore_budget=True)
         count = getattr(self._pair.other, "n_averaged", None)
         self._is_first = isinstance(count, Tensor) and count.numel() == 1 and not count.item()
 
@@ -103,7 +103,7 @@ class AverageGuard(Guard):
             notes=(first_update,) if self._is_first and changes else (),
         )
 
-    def _decay_of(self, kept: Kept) -> float | None:
+    def _decay_of(self, kept: KeptTensor) -> float | None:
         """Return the weight of a tensor's old value; None where it is copied."""
         is_copied = kept.watched.kind == "buffer" and self._buffers == "copied"
         return None if is_copied or self._is_first else self._decay

@@ -10,7 +10,7 @@ from pytest_bninvariants.diagnosis.wording import name_list, one_or_many
 from pytest_bninvariants.invariants.in_sync.average_tensor import Average
 from pytest_bninvariants.invariants.in_sync.pair import Pair, expression, left_behind
 from pytest_bninvariants.selection.bn_layers import BN_STATE, STATISTICS
-from pytest_bninvariants.selection.model_names import Names
+from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.verdict import Cause
 
 _DIGITS = range(1, 13)
@@ -109,7 +109,7 @@ def _other_buffers(found: list[Average], average: str, what: str, meant: str) ->
 
 def _own_forwards(moved: list[Average], pair: Pair) -> Iterator[Cause]:
     """Yield that layers in training mode moved their statistics themselves."""
-    average, modules = pair.names[1], Names.of(pair.other).modules
+    average, modules = pair.names[1], ModelNames.from_model(pair.other).modules
     layers = _layers(
         each
         for each in moved

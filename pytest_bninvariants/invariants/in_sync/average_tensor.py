@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pytest_bninvariants.batchnorm.tolerance import TINY, UNIT, gamma
 from pytest_bninvariants.evaluation.rounding import distances
-from pytest_bninvariants.selection.model_names import Watched
-from pytest_bninvariants.snapshot.tensors import Kept
+from pytest_bninvariants.selection.model_names import WatchedTensor
+from pytest_bninvariants.snapshot.tensors import KeptTensor
 from pytest_bninvariants.snapshot.value_difference import arrow
 from pytest_bninvariants.verdict import Change
 
@@ -31,7 +31,7 @@ class Average:
         bound: how far it may be off.
     """
 
-    watched: Watched
+    watched: WatchedTensor
     dtype: torch.dtype
     was: Tensor
     now: Tensor
@@ -42,7 +42,9 @@ class Average:
     bound: Tensor
 
     @classmethod
-    def of(cls, kept: Kept, now: Watched, model: Watched, decay: float | None) -> Average:
+    def of(
+        cls, kept: KeptTensor, now: WatchedTensor, model: WatchedTensor, decay: float | None
+    ) -> Average:
         """Say what a tensor must be.
 
         Args:

@@ -21,7 +21,7 @@ from pytest_bninvariants.invariants.signature import (
     spelled,
 )
 from pytest_bninvariants.selection.bn_layers import BN_STATE
-from pytest_bninvariants.selection.model_names import Watched
+from pytest_bninvariants.selection.model_names import WatchedTensor
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.snapshot.tensors import changes_since, take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
@@ -74,7 +74,9 @@ class SyncGuard(Guard):
         )
 
 
-def _moving_together(first: dict[str, Watched], second: dict[str, Watched]) -> Iterator[str]:
+def _moving_together(
+    first: dict[str, WatchedTensor], second: dict[str, WatchedTensor]
+) -> Iterator[str]:
     """Yield what training moves of the tensors that both hold; others may be constants."""
     for key in sorted(first.keys() & second.keys()):
         tensor, other = first[key].tensor, second[key].tensor
@@ -92,7 +94,10 @@ def _worded(change: Change, one: str, other: str) -> Change:
 
 
 def _causes(
-    found: list[Change], first: dict[str, Watched], second: dict[str, Watched], pair: Pair
+    found: list[Change],
+    first: dict[str, WatchedTensor],
+    second: dict[str, WatchedTensor],
+    pair: Pair,
 ) -> Iterator[Cause]:
     """Yield why running statistics differ, if it can be seen: they are still the initial ones."""
     behind: dict[int, list[str]] = {}

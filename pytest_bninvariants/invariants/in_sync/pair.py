@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.diagnosis.wording import listing, name_list
 from pytest_bninvariants.errors import GateError
-from pytest_bninvariants.selection.model_names import Names, Watched
+from pytest_bninvariants.selection.model_names import ModelNames, WatchedTensor
 from pytest_bninvariants.selection.scope import Scope, select
 from pytest_bninvariants.snapshot.tensor_bytes import address
 from pytest_bninvariants.verdict import Cause
@@ -43,7 +43,9 @@ class Pair:
         ]
         return ("the first", "the second") if found[0] == found[1] else (found[0], found[1])
 
-    def tensors(self, scope: Scope, guard: str) -> tuple[dict[str, Watched], dict[str, Watched]]:
+    def tensors(
+        self, scope: Scope, guard: str
+    ) -> tuple[dict[str, WatchedTensor], dict[str, WatchedTensor]]:
         """Return what a scope covers in each, by name without wrapper prefixes.
 
         Args:
@@ -94,7 +96,7 @@ def insist_on_copies(shared: list[str], guard: str) -> None:
         )
 
 
-def covered(model: nn.Module, scope: Scope, *, complain: bool) -> dict[str, Watched]:
+def covered(model: nn.Module, scope: Scope, *, complain: bool) -> dict[str, WatchedTensor]:
     """Return what a scope covers in a model, by name, without what wrappers hold themselves.
 
     Args:
@@ -107,7 +109,7 @@ def covered(model: nn.Module, scope: Scope, *, complain: bool) -> dict[str, Watc
     return {key: watched for key, watched in selection.tensors.items() if watched.name not in own}
 
 
-def _of_wrappers(names: Names) -> Iterator[str]:
+def _of_wrappers(names: ModelNames) -> Iterator[str]:
     """Yield the tensors that wrappers hold themselves, as AveragedModel does its counter."""
     parents = {name.rpartition(".")[0] for name in names.bare if name and _is_wrapped(name, names)}
     for watched in names.tensors.values():
@@ -115,11 +117,11 @@ def _of_wrappers(names: Names) -> Iterator[str]:
             yield watched.name
 
 
-def _is_wrapped(name: str, names: Names) -> bool:
+def _is_wrapped(name: str, names: ModelNames) -> bool:
     return names.bare[name] == names.bare[name.rpartition(".")[0]]
 
 
-def _first_names(tensors: dict[str, Watched]) -> str:
+def _first_names(tensors: dict[str, WatchedTensor]) -> str:
     return listing(list(tensors)) or "none"
 
 

@@ -72,7 +72,7 @@ class RanksGuard(Guard):
     def _judge(self) -> Verdict:
         with undisturbed():
             tensors = covered(self.model, self._scope, complain=True)
-            kept = take_snapshot(tensors, exact=True)
+            kept = take_snapshot(tensors, ignore_budget=True)
             mine = {
                 key: Fingerprint.of(watched.tensor, kept[key].content)
                 for key, watched in tensors.items()

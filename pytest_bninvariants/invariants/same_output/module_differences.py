@@ -8,7 +8,7 @@ from torch import nn
 
 from pytest_bninvariants.diagnosis.wording import few, name_list
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
-from pytest_bninvariants.selection.model_names import Names
+from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.selection.scope import layers_of
 from pytest_bninvariants.snapshot.tensors import changes_since, take_snapshot
 from pytest_bninvariants.state_change.before_after import settings_of
@@ -58,9 +58,9 @@ def _settings(one: nn.Module, other: nn.Module) -> Iterator[str]:
 
 
 def _tensors(one: nn.Module, other: nn.Module) -> Iterator[str]:
-    now = Names.of(other).tensors
+    now = ModelNames.from_model(other).tensors
     with undisturbed():
-        kept = take_snapshot(Names.of(one).tensors)
+        kept = take_snapshot(ModelNames.from_model(one).tensors)
         changes = changes_since(kept, now, [key for key in now if key not in kept])
     if changes:
         told = few([f"{change.name} {change.text}" for change in changes])

@@ -12,8 +12,8 @@ from torch import Tensor
 from pytest_bninvariants.errors import shown
 from pytest_bninvariants.evaluation.pytrees import leaves
 from pytest_bninvariants.evaluation.rounding import Tolerance
-from pytest_bninvariants.selection.model_names import Watched
-from pytest_bninvariants.snapshot.tensors import Kept, Snapshot, changes_since, take_snapshot
+from pytest_bninvariants.selection.model_names import WatchedTensor
+from pytest_bninvariants.snapshot.tensors import KeptTensor, Snapshot, changes_since, take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Change
 
@@ -43,13 +43,13 @@ class Outputs:
         """
         found = dict(leaves(value, name))
         tensors = {
-            path: Watched(name=path, layer=path, kind="output", tensor=leaf)
+            path: WatchedTensor(name=path, layer=path, kind="output", tensor=leaf)
             for path, leaf in found.items()
             if isinstance(leaf, Tensor)
         }
         others = {path: leaf for path, leaf in found.items() if path not in tensors}
         with undisturbed():
-            return cls(take_snapshot(tensors, exact=True), others)
+            return cls(take_snapshot(tensors, ignore_budget=True), others)
 
     @property
     def paths(self) -> list[str]:
@@ -99,7 +99,7 @@ def _change(path: str, before: str, after: str) -> Change:
     return Change(name=path, layer=path, kind="values", text=f"{before} -> {after}")
 
 
-def _plain(kept: Kept) -> bool:
+def _plain(kept: KeptTensor) -> bool:
     return len(kept.content) == 1 and kept.layout == torch.strided
 
 

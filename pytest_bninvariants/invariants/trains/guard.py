@@ -25,9 +25,9 @@ from pytest_bninvariants.selection.bn_layers import (
     is_frozen_by_kind,
     is_to_update,
 )
-from pytest_bninvariants.selection.model_names import Names
+from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.selection.scope import Scope, layers_of, select
-from pytest_bninvariants.snapshot.tensors import Kept, take_snapshot, unchanged
+from pytest_bninvariants.snapshot.tensors import KeptTensor, is_unchanged, take_snapshot
 from pytest_bninvariants.state_change import value_patterns
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Change, Hazard, Verdict
@@ -45,7 +45,7 @@ class TrainsGuard(Guard):
     def __init__(self, model: nn.Module, scope: Scope, spelling: str) -> None:
         super().__init__(model, spelling)
         self._scope = scope
-        self._kept: Mapping[str, Kept] = {}
+        self._kept: Mapping[str, KeptTensor] = {}
         self._layers: dict[str, tuple[str, nn.Module]] = {}
         self._trainees: Trainees | None = None
         self._ledger: Ledger | None = None
@@ -114,7 +114,7 @@ class TrainsGuard(Guard):
     def _parameters(self) -> Iterator[Parameter]:
         """Yield the parameters as they are at the end."""
         assert self._trainees is not None
-        now = Names.of(self.model).tensors
+        now = ModelNames.from_model(self.model).tensors
         for key, kept in self._kept.items():
             tensor = now[key].tensor if key in now else kept.watched.tensor
             seen = self._trainees.of(kept.watched.tensor)
@@ -122,7 +122,7 @@ class TrainsGuard(Guard):
             yield Parameter(
                 name=kept.watched.name,
                 seen=seen,
-                moved=not unchanged(kept, tensor),
+                moved=not is_unchanged(kept, tensor),
                 asks=tensor.requires_grad,
                 twins=[
                     w.name for k, w in now.items() if w.tensor is tensor and k not in self._kept
