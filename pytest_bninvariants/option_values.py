@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from types import ModuleType
 
+from pytest_bninvariants.checks import is_int
+
 ACCEPTED = "cpu, cuda, cuda:N, mps, xpu, auto (the best there is) or all (each kind there is)"
 _BEST_FIRST = ("cuda", "xpu", "mps", "cpu")
 
@@ -101,7 +103,7 @@ def cases(option: str, given: object) -> int:
     """
     if isinstance(given, str) and given in EFFORTS:
         return EFFORTS[given]
-    if isinstance(given, int) and not isinstance(given, bool) and given > 0:
+    if is_int(given) and given > 0:
         return given
     words = ", ".join(EFFORTS)
     raise ValueError(f"{option}{given}: accepted are a whole number from 1, {words}")

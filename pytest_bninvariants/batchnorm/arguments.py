@@ -9,6 +9,7 @@ import torch
 from hypothesis.errors import InvalidArgument
 
 from pytest_bninvariants.batchnorm.cases import LAYOUTS, LEAST_DIMS
+from pytest_bninvariants.checks import is_int, is_number
 from pytest_bninvariants.errors import shown
 from pytest_bninvariants.option_values import DTYPES
 
@@ -22,15 +23,14 @@ def whole(name: str, value: object, least: int = 0) -> int:
     Raises:
         InvalidArgument: it is none, or below the least.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_int(value) or value < least:
         raise InvalidArgument(f"{name} is a whole number from {least}, not {shown(value)}")
     return value
 
 
 def check_fraction(name: str, value: object) -> None:
     """Refuse what is no number from 0 to 1."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1:  # type: ignore[operator]
+    if not is_number(value) or not 0 <= value <= 1:
         raise InvalidArgument(f"{name} is a number from 0 to 1, not {shown(value)}")
 
 

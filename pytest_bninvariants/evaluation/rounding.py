@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pytest_bninvariants.batchnorm.tolerance import UNIT
+from pytest_bninvariants.checks import is_number
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.snapshot.tensors import KeptTensor
 
@@ -92,8 +93,7 @@ class Tolerance:
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (number and 0 <= value < math.inf):
+            if not (is_number(value) and 0 <= value < math.inf):
                 raise GateError(f"{name}= takes a number from 0; got {shown(value)}")
 
     @property

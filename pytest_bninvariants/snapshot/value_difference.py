@@ -68,7 +68,7 @@ def _overflow(numbers: tuple[complex, complex], texts: list[str]) -> bool:
 
 
 def _short(value: complex, digits: int) -> str:
-    if isinstance(value, bool) or not isinstance(value, float):
+    if not isinstance(value, float):
         return f"{value:.{digits}g}" if isinstance(value, complex) else str(value)
     text = f"{value:.{digits}g}"
     return text if not text.lstrip("-").isdigit() else f"{text}.0"

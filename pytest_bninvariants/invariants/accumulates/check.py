@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pytest_bninvariants.checks import is_int
 from pytest_bninvariants.diagnosis.wording import keep_in_eval, name_list, one_or_many
 from pytest_bninvariants.errors import GateError, InvariantBroken, shown
 from pytest_bninvariants.evaluation.batches import samples_in
@@ -64,7 +65,7 @@ def _check(batch: object, k: object, **functions: object) -> None:
     samples = samples_in(batch)
     if samples < 2:
         raise GateError(f"accumulates: a batch of {samples} cannot be cut into micro-batches")
-    if not isinstance(k, int) or isinstance(k, bool) or not 2 <= k <= samples:
+    if not is_int(k) or not 2 <= k <= samples:
         raise GateError(
             "accumulates(model, batch, k): the number of micro-batches is a whole number from 2 to "
             f"{samples}, the samples of the batch; got {shown(k)}"

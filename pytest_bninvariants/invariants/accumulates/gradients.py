@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from pytest_bninvariants.checks import is_real
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.evaluation.batches import converted, samples_in
 from pytest_bninvariants.evaluation.precision import all_in
@@ -118,7 +118,7 @@ class Pass:
         with _explained("weight(batch)"):
             given = self.weight(batch)
         value = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
-        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        if not is_real(value) or not math.isfinite(value):
             raise GateError(
                 f"accumulates(weight=...): what a batch counts is a number; got {shown(given)}"
             )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from pytest_bninvariants.checks import is_int
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.evaluation.batches import Batch
 from pytest_bninvariants.evaluation.eval_mode import in_eval
@@ -157,7 +158,7 @@ def batch_guard(
 ) -> BatchGuard:
     """Return a guard that holds it when a step ends; arguments as `batch_invariant`."""
     model = model_of("batch_invariant", module, "(module, inputs)")
-    if not isinstance(examples, int) or isinstance(examples, bool) or examples < 1:
+    if not is_int(examples) or examples < 1:
         raise GateError(f"examples= takes a number from 1; got {shown(examples)}")
     names = (modules,) if isinstance(modules, str) else tuple(modules)
     batch = Batch.of(inputs, spelled("batch_invariant", names))

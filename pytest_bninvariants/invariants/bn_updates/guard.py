@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from pytest_bninvariants.checks import is_int
 from pytest_bninvariants.diagnosis.wording import name_list
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants.bn_updates.layer_result import Found
@@ -212,7 +213,7 @@ def bn_updates(
         GateError: when entered, if there is nothing to watch; when left, if nothing ran.
         InvariantBroken: when left, if a layer was not updated so often, or not rightly.
     """
-    if times != "forwards" and (not isinstance(times, int) or isinstance(times, bool) or times < 0):
+    if times != "forwards" and (not is_int(times) or times < 0):
         raise GateError(f'times= takes a number from 0, or "forwards"; got {shown(times)}')
     if per not in ("step", "optimizer_step"):
         raise GateError(f'per= takes "step" or "optimizer_step"; got {shown(per)}')

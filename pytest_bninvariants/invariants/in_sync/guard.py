@@ -8,6 +8,7 @@ from typing import overload
 
 from torch import Tensor, nn
 
+from pytest_bninvariants.checks import is_number
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants.guard import Guard, at_once
 from pytest_bninvariants.invariants.in_sync.average_guard import AverageGuard, Buffers
@@ -204,8 +205,7 @@ def sync_guard(
     insist_on_models("in_sync", one, one if other is None else other, "(one, other, *modules)")
     if one is other:
         raise GateError("in_sync takes two models; got the same one twice")
-    is_number = isinstance(decay, int | float) and not isinstance(decay, bool)
-    if decay is not None and not (is_number and 0 <= decay <= 1):
+    if decay is not None and not (is_number(decay) and 0 <= decay <= 1):
         raise GateError(f"decay= takes a number from 0 to 1; got {shown(decay)}")
     if buffers not in ((None,) if decay is None else (None, "copied", "averaged")):
         told = "is for decay=" if decay is None else 'takes "copied" or "averaged"'
