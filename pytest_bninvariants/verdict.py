@@ -19,45 +19,6 @@ ChangeKind = Literal[
     "gradient",
     "still",
 ]
-CauseName = Literal[
-    "no-stored-statistics",
-    "loaded",
-    "broadcast",
-    "replaced",
-    "eps-set",
-    "gradient-step",
-    "weight-decay",
-    "stale-momentum",
-    "recomputation",
-    "mode-flip",
-    "training-mode",
-    "update-in-eval",
-    "in-place",
-    "extra-forward",
-    "stuck-in-eval",
-    "not-run",
-    "momentum-zero",
-    "tracking-off",
-    "updated-elsewhere",
-    "not-written",
-    "fewer-forwards",
-    "wrong-update",
-    "not-finite",
-    "miscounted",
-    "reset",
-    "not-a-mean",
-    "tied",
-    "requires-grad-off",
-    "not-in-optimizer",
-    "no-gradient",
-    "zero-gradient",
-    "learning-rate-0",
-    "rounded-away",
-    "left-behind",
-    "other-decay",
-    "other-buffers",
-    "undone",
-]
 AUDIT = "--bn-audit"
 """The guard of a verdict that an audit came to."""
 
@@ -117,22 +78,22 @@ class Cause:
     """Why some layers changed, and what to do.
 
     Args:
-        name: the word that DESIGN and docs use for it.
+        name: the word for it, as its rule and the docs have it.
         layers: qualified names of the layers that it explains.
         tensors: qualified names of the tensors that it explains.
         why: what was seen, in a sentence or more.
         fix: what to do, in the imperative.
         place: where it was done, if that was seen.
-        did: what was done there, up to the call, e.g. `put in training mode by`.
+        did: what was done at that place, up to the call, e.g. `put in training mode by`.
     """
 
-    name: CauseName
+    name: str
     layers: tuple[str, ...]
     why: str
     fix: str
     tensors: tuple[str, ...] = ()
     place: Place | None = None
-    did: str = "put in training mode by"
+    did: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-from pytest_bninvariants.diagnosis.wording import keep_in_eval, name_list, one_or_many, span
+from pytest_bninvariants.diagnosis.rule import Rule, explain
+from pytest_bninvariants.diagnosis.wording import (
+    NOT_STOPPED,
+    PUT_IN_TRAINING,
+    flipped,
+    keep_in_eval,
+    name_list,
+    one_or_many,
+    span,
+)
 from pytest_bninvariants.frames import relative
-from pytest_bninvariants.verdict import AUDIT, Cause, Change, Place, Verdict
+from pytest_bninvariants.verdict import AUDIT, Change, Place, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +27,8 @@ class Leak:
         model: class name of its model.
         layer: its qualified name.
         kind: its own class name.
-        cause: `mode-flip` if it was seen in eval before, else `training-mode`.
-        place: where it was put in training mode, if that was seen.
+        flipped: whether it was seen in eval before.
+        put_in_training: where it was put in training mode, if that was seen.
         ran_at: the user's line that had the model work at first.
         batches: how many batches it normalised while it was frozen.
         changes: what moved.
@@ -30,8 +38,8 @@ class Leak:
     model: str
     layer: str
     kind: str
-    cause: Literal["training-mode", "mode-flip"]
-    place: Place | None
+    flipped: bool
+    put_in_training: Place | None
     ran_at: Place | None
     batches: int
     changes: tuple[Change, ...]
@@ -52,9 +60,6 @@ def verdicts(leaks: Iterable[Leak], frozen: Mapping[str, int]) -> tuple[Verdict,
 
 
 def _verdict(model: str, leaks: list[Leak], frozen: int) -> Verdict:
-    groups: dict[tuple[str, Place | None, str], list[Leak]] = {}
-    for leak in leaks:
-        groups.setdefault((leak.cause, leak.place, leak.kind), []).append(leak)
     return Verdict(
         guard=AUDIT,
         noun="frozen BN layer",
@@ -63,33 +68,67 @@ def _verdict(model: str, leaks: list[Leak], frozen: int) -> Verdict:
         layers=frozen,
         tensors=sum(leak.tensors for leak in leaks),
         changes=tuple(change for leak in leaks for change in leak.changes),
-        causes=tuple(map(_cause, groups.values())),
+        causes=explain(RULES, leaks, layers=_layers, tensors=_tensors, event=_kind),
     )
 
 
-def _cause(leaks: list[Leak]) -> Cause:
-    first = leaks[0]
-    names = [leak.layer for leak in leaks]
-    place = first.place or first.ran_at
-    return Cause(
-        name=first.cause,
-        layers=tuple(names),
-        tensors=tuple(change.name for leak in leaks for change in leak.changes),
-        why=_why(first, names, span([leak.batches for leak in leaks], "batch", "batches")),
-        fix=keep_in_eval(name_list(names), None if place is None else place.tool),
-        place=first.place,
-    )
+def _layers(leaks: list[Leak]) -> list[str]:
+    return [leak.layer for leak in leaks]
 
 
-def _why(first: Leak, names: list[str], batches: str) -> str:
-    told = f"{name_list(names)} ({first.kind}) "
-    if first.cause == "mode-flip":
-        told += f"{one_or_many(names, 'was', 'were')} in eval, then put in training mode, and "
-    told += f"{one_or_many(names, '', 'each ')}normalised {batches} with batch statistics"
-    ran_at = first.ran_at
-    if ran_at is not None:
-        told += f", first at {relative(ran_at.file)}:{ran_at.line} in {ran_at.function}"
-        told += f", by {ran_at.tool}" if ran_at.tool else ""
-    if first.place is None:
-        told += ", in training mode since before the test or since it was made"
-    return f"{told}; requires_grad=False does not stop running statistics"
+def _tensors(leaks: list[Leak]) -> Iterable[str]:
+    return (change.name for leak in leaks for change in leak.changes)
+
+
+def _kind(leak: Leak) -> str:
+    return leak.kind
+
+
+def _put_in_training(leak: Leak) -> Place | None:
+    return leak.put_in_training
+
+
+def _explain_flip(leaks: list[Leak]) -> tuple[str, str]:
+    first, names = leaks[0], _layers(leaks)
+    return f"{name_list(names)} ({first.kind}) {flipped(names)} {_did(leaks)}", _fix(leaks)
+
+
+def _explain_training(leaks: list[Leak]) -> tuple[str, str]:
+    return f"{name_list(_layers(leaks))} ({leaks[0].kind}) {_did(leaks)}", _fix(leaks)
+
+
+def _did(leaks: list[Leak]) -> str:
+    """Return what layers did, and where at first."""
+    first, each = leaks[0], one_or_many(_layers(leaks), "", "each ")
+    batches = span([leak.batches for leak in leaks], "batch", "batches")
+    did = f"{each}normalised {batches} with batch statistics"
+    if first.ran_at is not None:
+        at = first.ran_at
+        did += f", first at {relative(at.file)}:{at.line} in {at.function}"
+        did += f", by {at.tool}" if at.tool else ""
+    if first.put_in_training is None:
+        did += ", in training mode since before the test or since it was made"
+    return f"{did}; {NOT_STOPPED}"
+
+
+def _fix(leaks: list[Leak]) -> str:
+    return keep_in_eval(_layers(leaks), leaks[0].put_in_training or leaks[0].ran_at)
+
+
+RULES: tuple[Rule[Leak], ...] = (
+    Rule(
+        cause="mode-flip",
+        applies=lambda leak: leak.flipped,
+        explain=_explain_flip,
+        place=_put_in_training,
+        did=PUT_IN_TRAINING,
+    ),
+    Rule(
+        cause="training-mode",
+        applies=lambda _: True,
+        explain=_explain_training,
+        place=_put_in_training,
+        did=PUT_IN_TRAINING,
+    ),
+)
+"""The first that applies explains a leak."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pytest_bninvariants.verdict import Cause, CauseName, Place
+from pytest_bninvariants.verdict import Cause, Place
 
 T = TypeVar("T")
 
@@ -28,14 +28,14 @@ class Rule(Generic[T]):
         applies: tells whether it explains something.
         explain: says why, and the fix.
         place: where it happened, if that was seen.
-        did: what was done there, up to the call.
+        did: what was done at that place, up to the call; a rule with a place says it.
     """
 
-    cause: CauseName
+    cause: str
     applies: Callable[[T], bool]
     explain: Callable[[list[T]], tuple[str, str]]
     place: Callable[[T], Place | None] = _nowhere
-    did: str = "run by"
+    did: str = ""
 
 
 def explain(

@@ -1,40 +1,54 @@
-"""Parts of sentences about several layers or tensors."""
+"""Sentences, and parts of them, about several layers or tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
-def name_list(names: list[str]) -> str:
-    """Return names as a sentence has them, the first two of many."""
-    named = [name or "the model" for name in names]
-    if len(named) <= 2:
-        return " and ".join(named)
-    return f"{named[0]}, {named[1]} and {len(named) - 2} more"
+from pytest_bninvariants.verdict import Place
+
+PUT_IN_TRAINING = "put in training mode by"
+NOT_STOPPED = "requires_grad=False does not stop running statistics"
+
+_QUOTED = 8
+_CLAUSES = 3
 
 
-def keep_in_eval(names: str, tool: str | None) -> str:
-    """Return what to do about layers that are in training mode, and that a tool may have put there.
+def first_few(texts: Sequence[str], most: int) -> str:
+    """Join texts with commas, and count those that are left out.
 
     Args:
-        names: the layers', as a sentence has them.
-        tool: the library function that acted, if one did.
+        texts: what is joined.
+        most: how many are shown.
     """
-    if tool is not None:
-        return f"override train() on the model, so that it ends with .eval() on {names}"
-    return f"call .eval() on {names} after every model.train(), or override train() on the model"
-
-
-def few(texts: list[str], most: int = 3) -> str:
-    """Join texts with semicolons, the first few of many."""
     more = len(texts) - most
-    return "; ".join([*texts[:most], *([f"and {more} more"] if more > 0 else [])])
+    shown = ", ".join(texts[:most])
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
-def one_or_many(names: list[str], one: str, many: str) -> str:
+def name_list(names: Sequence[str]) -> str:
+    """Return names as a sentence has them, the first two of many."""
+    named = [name or "the model" for name in names]
+    return " and ".join(named) if len(named) == 2 else first_few(named, 2)
+
+
+def quoted_list(names: Sequence[str]) -> str:
+    """Return names in quotes, the first few of many."""
+    return first_few([repr(name) for name in names], _QUOTED)
+
+
+def clauses(texts: Sequence[str]) -> str:
+    """Join parts of a sentence with semicolons, the first few of many."""
+    more = len(texts) - _CLAUSES
+    rest = [f"and {more} more"] if more > 0 else []
+    return "; ".join([*texts[:_CLAUSES], *rest])
+
+
+def one_or_many(names: Sequence[str], one: str, many: str) -> str:
     """Return the first word for one name, the second for several."""
     return one if len(names) == 1 else many
 
 
-def span(counts: list[int], noun: str, nouns: str) -> str:
+def span(counts: Sequence[int], noun: str, nouns: str) -> str:
     """Return counts with their noun, such as `1 batch` or `1 to 3 batches`."""
     least, most = min(counts), max(counts)
     if least < most:
@@ -42,11 +56,32 @@ def span(counts: list[int], noun: str, nouns: str) -> str:
     return f"{most} {noun if most == 1 else nouns}"
 
 
-_LISTED = 8
+def flipped(names: Sequence[str]) -> str:
+    """Return what happened to layers before they normalised; the sentence goes on."""
+    return f"{one_or_many(names, 'was', 'were')} in eval, then put in training mode, and"
 
 
-def listing(names: list[str]) -> str:
-    """Return names as a sentence has them, the first few of many."""
-    shown_names = ", ".join(repr(name) for name in names[:_LISTED])
-    more = len(names) - _LISTED
-    return f"{shown_names} and {more} more" if more > 0 else shown_names
+def keep_in_eval(names: Sequence[str], place: Place | None = None) -> str:
+    """Return what to do about layers that are in training mode.
+
+    Args:
+        names: the layers'.
+        place: where they were put there, if that was seen; the user cannot edit a library's line.
+    """
+    listed = name_list(names)
+    if place is not None and place.tool is not None:
+        return f"override train() on the model, so that it ends with .eval() on {listed}"
+    return f"call .eval() on {listed} after every model.train(), or override train() on the model"
+
+
+def give_own_memory(owner: str, its: str) -> str:
+    """Return how to separate tensors that are the same memory.
+
+    Args:
+        owner: what is to have its own, as a sentence has it.
+        its: the pronoun for it.
+    """
+    return (
+        f"give {owner} {its} own memory: copy.deepcopy(model), or load "
+        "copy.deepcopy(other.state_dict())"
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_bninvariants.diagnosis.wording import name_list
+from pytest_bninvariants.diagnosis.wording import first_few, name_list
 from pytest_bninvariants.reporting.lines import wrapped
 from pytest_bninvariants.reporting.verdict_text import explained
 from pytest_bninvariants.verdict import Cause, Place
@@ -88,9 +88,8 @@ def _told(group: _Group, *, verbose: bool) -> Iterator[str]:
     names = ", ".join(layers) if verbose else name_list(layers)
     head = f"{group.model}: {_count(len(layers), 'frozen BN layer')} moved: {names or 'the model'}"
     yield from wrapped(head, first="", rest="  ")
-    shown = tests if verbose else tests[:_NAMED_TESTS]
-    more = f" and {len(tests) - len(shown)} more" if len(tests) > len(shown) else ""
-    yield from wrapped(f"{', '.join(shown)}{more}", first="in   ", rest="     ")
+    shown = first_few(tests, len(tests) if verbose else _NAMED_TESTS)
+    yield from wrapped(shown, first="in   ", rest="     ")
     yield from explained(group.cause)
 
 

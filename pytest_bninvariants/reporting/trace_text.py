@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from pytest_bninvariants.diagnosis.wording import first_few
 from pytest_bninvariants.reporting.lines import where, wrapped
 from pytest_bninvariants.verdict import Change, Place, Verdict, Write
 
@@ -37,9 +38,8 @@ def writers(writes: Iterable[Write], *, verbose: bool = False) -> list[str]:
 
 def listed(names: Sequence[str], *, verbose: bool = False) -> str:
     """Return names as a sentence has them, the first few of many."""
-    shown = names if verbose or len(names) <= _NAMED + 1 else names[:_NAMED]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
+    all_fit = verbose or len(names) <= _NAMED + 1  # "and 1 more" is no shorter than a name
+    return first_few(names, len(names) if all_fit else _NAMED)
 
 
 def _sentences(write: Write, names: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from pytest_bninvariants.diagnosis.wording import first_few
 from pytest_bninvariants.reporting.lines import where, wrapped
 from pytest_bninvariants.reporting.trace_text import writers
 from pytest_bninvariants.verdict import Cause, Change, Hazard, Verdict
@@ -21,10 +22,9 @@ def headline(verdict: Verdict) -> str:
         verdict: a verdict that does not hold.
     """
     layers = verdict.changed_layers
-    named = ", ".join(name or "the model" for name in layers[:_NAMED_LAYERS])
-    more = f" and {len(layers) - _NAMED_LAYERS} more" if len(layers) > _NAMED_LAYERS else ""
+    named = first_few([name or "the model" for name in layers], _NAMED_LAYERS)
     causes = ", ".join(dict.fromkeys(cause.name for cause in verdict.causes))
-    return f"{_count(verdict)}: {named}{more}" + (f" ({causes})" if causes else "")
+    return f"{_count(verdict)}: {named}" + (f" ({causes})" if causes else "")
 
 
 def _count(verdict: Verdict) -> str:
@@ -137,7 +137,4 @@ def _by_text(hazards: Iterable[Hazard]) -> list[str]:
     grouped: dict[str, list[str]] = {}
     for hazard in hazards:
         grouped.setdefault(hazard.text, []).append(hazard.name or "the model")
-    return [
-        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
-        for text, names in grouped.items()
-    ]
+    return [f"{first_few(names, 1)}: {text}" for text, names in grouped.items()]

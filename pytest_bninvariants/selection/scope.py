@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from pytest_bninvariants import run_config
-from pytest_bninvariants.diagnosis.wording import listing
+from pytest_bninvariants.diagnosis.wording import quoted_list
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.selection import bn_layer_types, selection_plan
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
@@ -260,7 +260,7 @@ def _nothing_to_watch(pattern: str, there: _Candidates) -> str:
         return f"{pattern!r} {problem}{meant}"
     kinds = "BN layers" if scope.bn_only else "modules"
     mark = "" if meant.endswith("?") else ";"
-    return f"{pattern!r} {problem}{meant}{mark} the model's {kinds} are {listing(listed)}"
+    return f"{pattern!r} {problem}{meant}{mark} the model's {kinds} are {quoted_list(listed)}"
 
 
 def _nothing_to_exclude(pattern: str, there: _Candidates, tensors: set[str]) -> str:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from pytest_bninvariants.diagnosis.rule import Rule
-from pytest_bninvariants.diagnosis.wording import keep_in_eval, name_list, one_or_many, span
+from pytest_bninvariants.diagnosis.wording import (
+    NOT_STOPPED,
+    PUT_IN_TRAINING,
+    flipped,
+    give_own_memory,
+    keep_in_eval,
+    name_list,
+    one_or_many,
+    span,
+)
 from pytest_bninvariants.state_change.evidence import Evidence, Layer, layers_of, names_of
 from pytest_bninvariants.verdict import Place
 
@@ -101,11 +110,7 @@ def _is_flipped(evidence: Evidence) -> bool:
 
 def _explain_flip(evidence: list[Evidence]) -> tuple[str, str]:
     names = names_of(evidence)
-    was = one_or_many(names, "was", "were")
-    return (
-        f"{name_list(names)} {was} in eval, then put in training mode, and {_did(evidence)}",
-        _keep_in_eval(evidence),
-    )
+    return f"{name_list(names)} {flipped(names)} {_did(evidence)}", _keep_in_eval(evidence)
 
 
 def _is_in_training(evidence: Evidence) -> bool:
@@ -121,13 +126,12 @@ def _explain_training(evidence: list[Evidence]) -> tuple[str, str]:
         if seen.ran_at is not None and seen.ran_at.tool is not None:
             why += f"; the forward was run by {seen.ran_at.tool}"
     if not any(layer.trains for layer in layers):
-        why += "; requires_grad=False does not stop running statistics"
+        why += f"; {NOT_STOPPED}"
     return why, _keep_in_eval(evidence)
 
 
 def _keep_in_eval(evidence: list[Evidence]) -> str:
-    place = evidence[0].layer.seen.put_in_training
-    return keep_in_eval(name_list(names_of(evidence)), None if place is None else place.tool)
+    return keep_in_eval(names_of(evidence), evidence[0].layer.seen.put_in_training)
 
 
 def _did(evidence: list[Evidence]) -> str:
@@ -164,8 +168,7 @@ def _explain_shared(evidence: list[Evidence]) -> tuple[str, str]:
     return (
         f"statistics of {names} are the same memory as those of {others}, which normalised with "
         "batch statistics",
-        "give each model tensors of its own: copy.deepcopy(model), or load "
-        "copy.deepcopy(other.state_dict())",
+        give_own_memory("each model", "its"),
     )
 
 
@@ -188,7 +191,7 @@ NO_STORED_STATISTICS: Rule[Evidence] = Rule(
     applies=_lacks_statistics,
     explain=_explain_lacking,
     place=_put_in_training,
-    did="put in training mode by",
+    did=PUT_IN_TRAINING,
 )
 RECOMPUTATION: Rule[Evidence] = Rule(
     cause="recomputation",
@@ -216,14 +219,14 @@ MODE_FLIP: Rule[Evidence] = Rule(
     applies=_is_flipped,
     explain=_explain_flip,
     place=_put_in_training,
-    did="put in training mode by",
+    did=PUT_IN_TRAINING,
 )
 TRAINING_MODE: Rule[Evidence] = Rule(
     cause="training-mode",
     applies=_is_in_training,
     explain=_explain_training,
     place=_put_in_training,
-    did="put in training mode by",
+    did=PUT_IN_TRAINING,
 )
 UPDATE_OF_SHARED: Rule[Evidence] = Rule(
     cause="update-in-eval",

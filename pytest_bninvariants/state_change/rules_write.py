@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_bninvariants.diagnosis.rule import Rule
-from pytest_bninvariants.diagnosis.wording import few, name_list, one_or_many
+from pytest_bninvariants.diagnosis.wording import clauses, give_own_memory, name_list, one_or_many
 from pytest_bninvariants.state_change.evidence import IDENTITY, Evidence, layers_of
 from pytest_bninvariants.state_change.tensor_history import Stepped
 from pytest_bninvariants.verdict import Place
@@ -76,9 +76,9 @@ def _explain_replaced(evidence: list[Evidence]) -> tuple[str, str]:
     ]
     if all(each.change.kind == "initialised" for each in evidence):
         fix = "run a batch before the guarded step: lazy modules take their shape from it"
-        return few(told), fix
+        return clauses(told), fix
     return (
-        few(told),
+        clauses(told),
         "replace, convert or cast before the guarded step, and build the optimizer after that",
     )
 
@@ -104,7 +104,7 @@ def _explain_gradient(evidence: list[Evidence]) -> tuple[str, str]:
     )
     return (
         f"{why}; {names} {is_} tied to {others}",
-        f"{fix}: that freezes {others} too, unless {names} {gets} memory of {_its(tied)} own",
+        f"{fix}: that freezes {others} too, unless {names} {gets} {_its(tied)} own memory",
     )
 
 
@@ -115,8 +115,7 @@ def _explain_untied(evidence: list[Evidence]) -> tuple[str, str]:
         held = one_or_many([each.change.name for each in evidence], "another tensor", "others")
         return (
             f"{why}; the optimizer holds {held} of the same memory",
-            f"give {names} memory of {_its(evidence)} own: copy.deepcopy(model), or load "
-            "copy.deepcopy(other.state_dict())",
+            give_own_memory(names, _its(evidence)),
         )
     if all(each.has_gradient and not each.had_gradient for each in evidence):
         why += "; requires_grad was switched on during the step"

@@ -107,6 +107,7 @@ def test_the_whole_text() -> None:
         "requires_grad=False does not stop running statistics",
         fix="call .eval() on bn1 after every model.train(), or override train() on the model",
         place=place,
+        did="put in training mode by",
     )
     told = verdict(
         change("bn1.running_mean", "6 of 6 values, max |d| 1.3e-02 at [2]: 0.0 -> 0.0131"),
@@ -140,7 +141,8 @@ also bn2: momentum 0.1 -> 0.5"""
 
 def test_a_tool_in_between_is_told_with_the_place() -> None:
     place = Place(file="/x/a.py", line=3, function="f", call="Net.train(True)", tool="tool.fit")
-    cause = Cause(name="mode-flip", layers=("a",), why="w", fix="f", place=place)
+    did = "put in training mode by"
+    cause = Cause(name="mode-flip", layers=("a",), why="w", fix="f", place=place, did=did)
     text = " ".join(render([drifted("a", causes=(cause,))]).split())
     assert "put in training mode by Net.train(True) at /x/a.py:3 in f, by tool.fit" in text
 

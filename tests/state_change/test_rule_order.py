@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, Verdict, frozen, frozen_bn
-from pytest_bninvariants.diagnosis.wording import few
 
 
 def verdict_of(
@@ -240,16 +239,3 @@ def test_compiled_batches_are_not_counted(net: Any, batch: Tensor) -> None:
     (cause,) = verdict_of(net, lambda: compiled(batch)).causes
     assert cause.name == "training-mode"
     assert "compiled code" in cause.why
-
-
-@pytest.mark.parametrize(
-    ("texts", "told"),
-    [
-        ([], ""),
-        (["a"], "a"),
-        (["a", "b", "c"], "a; b; c"),
-        (["a", "b", "c", "d", "e"], "a; b; c; and 2 more"),
-    ],
-)
-def test_the_first_few_texts_of_many(texts: list[str], told: str) -> None:
-    assert few(texts) == told

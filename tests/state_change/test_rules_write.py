@@ -442,7 +442,7 @@ def test_a_tensor_that_is_tied_to_what_trains_is_said_to_be() -> None:
     told = cause("a")
     assert (told.name, told.tensors) == ("gradient-step", ("a.weight",))
     assert told.why.endswith("; a.weight is tied to b.weight")
-    assert told.fix.endswith("that freezes b.weight too, unless a.weight gets memory of its own")
+    assert told.fix.endswith("that freezes b.weight too, unless a.weight gets its own memory")
     both = cause("a", "b")
     assert both.tensors == ("a.weight", "b.weight", "b.bias")
     assert "tied" not in both.why

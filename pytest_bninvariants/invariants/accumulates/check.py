@@ -124,7 +124,7 @@ def _causes(parts: Gradients) -> Iterator[Cause]:
             layers=training,
             why=f"{name_list(names)} normalised each micro-batch with {_its(names)} batch "
             "statistics, and not with those of the whole batch",
-            fix=f"where frozen is meant, {keep_in_eval(name_list(names), None)}; else put a norm "
+            fix=f"where frozen is meant, {keep_in_eval(names)}; else put a norm "
             "without batch statistics there, such as GroupNorm, or accept that k micro-batches are "
             "not one large batch (SyncBatchNorm joins processes, and not micro-batches)",
         )

@@ -292,6 +292,7 @@ RULES: tuple[Rule[Found], ...] = (
         applies=_has_extra,
         explain=_explain_extra,
         place=_extra_place,
+        did="run by",
     ),
     Rule(
         cause="update-in-eval",
@@ -320,6 +321,7 @@ RULES: tuple[Rule[Found], ...] = (
         applies=lambda found: found.written and found.lineage.written == "loaded",
         explain=_explain_loaded,
         place=lambda found: found.lineage.written_at,
+        did="run by",
     ),
     Rule(
         cause="reset",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pytest_bninvariants.diagnosis.wording import listing, name_list
+from pytest_bninvariants.diagnosis.wording import name_list, quoted_list
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.selection.model_names import ModelNames, WatchedTensor
 from pytest_bninvariants.selection.scope import Scope, select
@@ -90,7 +90,7 @@ def insist_on_copies(shared: list[str], guard: str) -> None:
     if shared:
         what = "tensor" if len(shared) == 1 else "tensors"
         raise GateError(
-            f"{guard}: both models hold the very same {what} {listing(shared)}, so there is "
+            f"{guard}: both models hold the very same {what} {quoted_list(shared)}, so there is "
             "nothing to compare: copy the model with copy.deepcopy, or leave out what they are to "
             "share with exclude="
         )
@@ -122,7 +122,7 @@ def _is_wrapped(name: str, names: ModelNames) -> bool:
 
 
 def _first_names(tensors: dict[str, WatchedTensor]) -> str:
-    return listing(list(tensors)) or "none"
+    return quoted_list(list(tensors)) or "none"
 
 
 def left_behind(layers: Iterable[str], behind: str, ahead: str, how: str) -> Cause:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from pytest_bninvariants.diagnosis.wording import few
+from pytest_bninvariants.diagnosis.wording import clauses
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.evaluation.eval_mode import Call
 from pytest_bninvariants.evaluation.rounding import Tolerance
@@ -152,7 +152,7 @@ def _outputs(module: nn.Module, call: Call, name: str, tolerance: Tolerance, gua
         ) from error
     differences = first.differences(second, tolerance)
     if differences:
-        told = few([f"{change.name} {change.text}" for change in differences])
+        told = clauses([f"{change.name} {change.text}" for change in differences])
         raise GateError(
             f"{guard} cannot judge: two runs in eval in a row, on the same inputs, differ: {told}; "
             "its forward draws random numbers in eval, as F.dropout does where it is not told "
@@ -169,7 +169,7 @@ def _state_note(findings: Findings) -> str:
             "no parameter, buffer or eps of it changed: its forward reads something else that did, "
             "such as an attribute or a setting of torch, or layers of it are others now"
         )
-    told = few([f"{change.name} {change.text}" for change in changes or findings.changes])
+    told = clauses([f"{change.name} {change.text}" for change in changes or findings.changes])
     return f"of its state {len(changes or findings.changes)} differ: {told}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from pytest_bninvariants.diagnosis.wording import few, name_list
+from pytest_bninvariants.diagnosis.wording import clauses, name_list
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.selection.scope import layers_of
@@ -63,5 +63,5 @@ def _tensors(one: nn.Module, other: nn.Module) -> Iterator[str]:
         kept = take_snapshot(ModelNames.from_model(one).tensors)
         changes = changes_since(kept, now, [key for key in now if key not in kept])
     if changes:
-        told = few([f"{change.name} {change.text}" for change in changes])
+        told = clauses([f"{change.name} {change.text}" for change in changes])
         yield f"{len(changes)} of {len(kept.keys() | now.keys())} tensors differ: {told}"

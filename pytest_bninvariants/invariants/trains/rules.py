@@ -11,7 +11,7 @@ from pytest_bninvariants.diagnosis.rule import Rule, explain
 from pytest_bninvariants.diagnosis.wording import name_list, one_or_many
 from pytest_bninvariants.instrumentation.optimizers import Gradient
 from pytest_bninvariants.invariants.trains.parameter_log import Trainee
-from pytest_bninvariants.verdict import Cause, CauseName
+from pytest_bninvariants.verdict import Cause
 
 _GRADIENTS: dict[Gradient, str] = {
     "none": "no gradient",
@@ -98,7 +98,7 @@ def _names(still: list[Parameter]) -> list[str]:
 
 
 def _rule(
-    cause: CauseName,
+    cause: str,
     applies: Callable[[Parameter], bool],
     why: Callable[[list[Parameter]], str],
     fix: str,
