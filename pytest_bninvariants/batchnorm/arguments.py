@@ -17,7 +17,7 @@ RANKS = (2, 3, 4, 5)
 T = TypeVar("T")
 
 
-def whole(name: str, value: object, least: int = 0) -> int:
+def check_whole_number(name: str, value: object, least: int = 0) -> int:
     """Return a whole number.
 
     Raises:
@@ -48,7 +48,7 @@ def check_known(name: str, value: object, accepted: Sequence[object]) -> None:
         raise InvalidArgument(f"{name} is one of {allowed}, not {shown(value)}")
 
 
-def listed(name: str, value: Sequence[T]) -> tuple[T, ...]:
+def check_list(name: str, value: Sequence[T]) -> tuple[T, ...]:
     """Return a list's members.
 
     Raises:
@@ -70,14 +70,14 @@ def check_device(value: object) -> None:
         raise InvalidArgument(f"device is {said}, not {shown(value)}") from None
 
 
-def layouts_of(dims: int, layouts: Sequence[str]) -> tuple[str, ...]:
+def layouts_for_rank(dims: int, layouts: Sequence[str]) -> tuple[str, ...]:
     """Return those of some layouts that a batch of a rank can have.
 
     Raises:
         InvalidArgument: the rank or a layout is unknown, or none is left.
     """
     check_known("dims", dims, RANKS)
-    for layout in listed("layouts", layouts):
+    for layout in check_list("layouts", layouts):
         check_known("layout", layout, LAYOUTS)
     fit = tuple(layout for layout in layouts if LEAST_DIMS.get(layout, 2) <= dims)
     if not fit:
@@ -95,11 +95,11 @@ def check_batch(
     layouts: Sequence[str],
 ) -> None:
     """Refuse what no batch can be; arguments as `bn_inputs`."""
-    layouts_of(dims, layouts)
+    layouts_for_rank(dims, layouts)
     check_known("dtype", dtype, DTYPES)
-    width = 1 if channels is None else whole("channels", channels, 1)
-    needed = width * whole("min_values", min_values)
-    if whole("max_values", max_values) < needed:
+    width = 1 if channels is None else check_whole_number("channels", channels, 1)
+    needed = width * check_whole_number("min_values", min_values)
+    if check_whole_number("max_values", max_values) < needed:
         each = "" if channels is None else f" in each of {channels} channels"
         raise InvalidArgument(
             f"max_values={max_values} is below {needed}, which min_values={min_values}{each} needs"

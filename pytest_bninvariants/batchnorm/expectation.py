@@ -20,7 +20,7 @@ from pytest_bninvariants.batchnorm.reference import (
 )
 from pytest_bninvariants.batchnorm.tolerance import (
     Arithmetic,
-    Bounds,
+    NormalisationBounds,
     gradient_bounds,
     normalisation_bounds,
     output_bound,
@@ -30,7 +30,7 @@ from pytest_bninvariants.batchnorm.tolerance import (
 )
 
 
-class Approximation(NamedTuple):
+class BoundedValue(NamedTuple):
     """A value, and how far a correct layer may be from it.
 
     Args:
@@ -42,7 +42,7 @@ class Approximation(NamedTuple):
     bound: Tensor
 
 
-class Twin:
+class ReferenceTwin:
     """Follow a layer through its batches, with the reference and the bounds of its state.
 
     Args:
@@ -57,19 +57,19 @@ class Twin:
         self._state_errors = Statistics(exact, exact)
 
     @property
-    def running_mean(self) -> Approximation:
+    def running_mean(self) -> BoundedValue:
         """Return what running_mean must be by now."""
         assert self.reference.running_mean is not None
-        return Approximation(self.reference.running_mean.clone(), self._state_errors.mean)
+        return BoundedValue(self.reference.running_mean.clone(), self._state_errors.mean)
 
     @property
-    def running_var(self) -> Approximation:
+    def running_var(self) -> BoundedValue:
         """Return what running_var must be by now."""
         assert self.reference.running_var is not None
-        return Approximation(self.reference.running_var.clone(), self._state_errors.var)
+        return BoundedValue(self.reference.running_var.clone(), self._state_errors.var)
 
     @torch.no_grad()
-    def expect(self, x: Tensor) -> Expected:
+    def expect(self, x: Tensor) -> BatchExpectation:
         """Take a batch, and return what the layer must make of it.
 
         Args:
@@ -85,7 +85,7 @@ class Twin:
         y = self.reference(x)
         if old is not None and values.numel() and self.reference.tracks:
             self._advance(old, statistics, errors, values.shape[1])
-        return Expected(self, x, y, values, statistics, errors, depth, from_batch)
+        return BatchExpectation(self, x, y, values, statistics, errors, depth, from_batch)
 
     def _state(self) -> Statistics | None:
         mean, var = self.reference.running_mean, self.reference.running_var
@@ -99,12 +99,12 @@ class Twin:
         self._state_errors = _running_bounds(states, batch, errors, n, m, self.arithmetic)
 
 
-class Expected:
+class BatchExpectation:
     """What a layer must make of one batch."""
 
     def __init__(
         self,
-        twin: Twin,
+        twin: ReferenceTwin,
         x: Tensor,
         y: Tensor,
         values: Tensor,
@@ -124,7 +124,7 @@ class Expected:
         self._bias = 0 * ones if bias is None else bias.detach()
 
     @cached_property
-    def bounds(self) -> Bounds:
+    def bounds(self) -> NormalisationBounds:
         """Return the bounds of what the batch is normalised with."""
         return normalisation_bounds(
             self._statistics, self._errors, self._reference.eps, self._arithmetic
@@ -132,7 +132,7 @@ class Expected:
 
     @cached_property
     @torch.no_grad()
-    def output(self) -> Approximation:
+    def output(self) -> BoundedValue:
         """Return the output, shape (N, C, *)."""
         bound = output_bound(
             self._values,
@@ -144,10 +144,10 @@ class Expected:
             self._bias,
             self._arithmetic,
         )
-        return Approximation(self._y, unrows(bound, self._shape))
+        return BoundedValue(self._y, unrows(bound, self._shape))
 
     @torch.no_grad()
-    def gradients(self, grad: Tensor) -> tuple[Approximation, Approximation, Approximation]:
+    def gradients(self, grad: Tensor) -> tuple[BoundedValue, BoundedValue, BoundedValue]:
         """Return the gradients of input, weight and bias.
 
         Args:
@@ -170,16 +170,16 @@ class Expected:
             from_batch=self._from_batch,
         )
         return (
-            Approximation(unrows(true.input, self._shape), unrows(bounds.input, self._shape)),
-            Approximation(true.weight, bounds.weight),
-            Approximation(true.bias, bounds.bias),
+            BoundedValue(unrows(true.input, self._shape), unrows(bounds.input, self._shape)),
+            BoundedValue(true.weight, bounds.weight),
+            BoundedValue(true.bias, bounds.bias),
         )
 
 
 @torch.no_grad()
-def updated(
+def expected_statistics(
     old: Statistics, x: Tensor, momentum: float, arithmetic: Arithmetic
-) -> tuple[Approximation, Approximation]:
+) -> tuple[BoundedValue, BoundedValue]:
     """Return what running_mean and running_var must be after a batch.
 
     Args:
@@ -199,7 +199,7 @@ def updated(
     )
     states = zip(old, (exact, exact), new, strict=True)
     bounds = _running_bounds(states, batch, errors, n, momentum, arithmetic)
-    return Approximation(new.mean, bounds.mean), Approximation(new.var, bounds.var)
+    return BoundedValue(new.mean, bounds.mean), BoundedValue(new.var, bounds.var)
 
 
 def _running_bounds(

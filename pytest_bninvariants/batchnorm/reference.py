@@ -28,7 +28,7 @@ class Statistics(NamedTuple):
     var: Tensor
 
 
-class Gradients(NamedTuple):
+class BatchNormGradients(NamedTuple):
     """The gradients of a loss, in float64.
 
     Args:
@@ -75,7 +75,7 @@ def normalised(values: Tensor, statistics: Statistics, eps: float) -> Tensor:
 
 def gradients_of(
     values: Tensor, g: Tensor, statistics: Statistics, eps: float, weight: Tensor, from_batch: bool
-) -> Gradients:
+) -> BatchNormGradients:
     """Return the gradients of a loss, the input's as rows.
 
     With xh = (x - mean) r, r = (var + eps)^-1/2, and bars for means over a channel:
@@ -95,7 +95,7 @@ def gradients_of(
     if from_batch:
         g = g - g.mean(1, keepdim=True) - xh * (g * xh).mean(1, keepdim=True)
     scale = weight * (statistics.var + eps).rsqrt()
-    return Gradients(g * scale[:, None], of_weight, of_bias)
+    return BatchNormGradients(g * scale[:, None], of_weight, of_bias)
 
 
 class ReferenceBatchNorm(nn.Module):
@@ -214,7 +214,7 @@ class ReferenceBatchNorm(nn.Module):
         self.running_var.mul_(1 - m).add_(m * statistics.var * (n / (n - 1)))
 
     @torch.no_grad()
-    def gradients(self, x: Tensor, grad: Tensor) -> Gradients:
+    def gradients(self, x: Tensor, grad: Tensor) -> BatchNormGradients:
         """Return the gradients of a loss in the present mode; the state stays.
 
         Args:
@@ -229,7 +229,7 @@ class ReferenceBatchNorm(nn.Module):
         of_input, of_weight, of_bias = gradients_of(
             values, g, self.statistics(values), self.eps, weight, self.uses_batch_statistics
         )
-        return Gradients(unrows(of_input, x.shape), of_weight, of_bias)
+        return BatchNormGradients(unrows(of_input, x.shape), of_weight, of_bias)
 
     def _check(self, x: Tensor) -> None:
         if not 2 <= x.dim() <= 5:

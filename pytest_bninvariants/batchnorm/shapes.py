@@ -18,7 +18,7 @@ _POSITIONS = {
 
 
 @lru_cache(maxsize=1024)
-def sizes(least: int, most: int) -> tuple[int, ...]:
+def sizes_between(least: int, most: int) -> tuple[int, ...]:
     """Return each small size within a range, and those around powers of two."""
     small = range(least, min(most, max(66, least)) + 1)
     large = (size for size in _BOUNDARIES if size not in small and least <= size <= most)
@@ -26,7 +26,7 @@ def sizes(least: int, most: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BatchLimits:
     """How small and how large a batch may be.
 
     Args:
@@ -50,4 +50,4 @@ class Limits:
         """Return the batch sizes; none: all are too small or too large."""
         least = -(-self.min_values // positions)
         most = self.max_values // (positions * channels)
-        return sizes(least, max(least, min(MOST_SAMPLES, most))) if least <= most else ()
+        return sizes_between(least, max(least, min(MOST_SAMPLES, most))) if least <= most else ()

@@ -20,12 +20,12 @@ from pytest_bninvariants.batchnorm.arguments import (
     check_flag,
     check_fraction,
     check_known,
-    layouts_of,
-    listed,
-    whole,
+    check_list,
+    check_whole_number,
+    layouts_for_rank,
 )
 from pytest_bninvariants.batchnorm.cases import LAYOUTS, Batch, Case
-from pytest_bninvariants.batchnorm.shapes import MOST_SAMPLES, Limits, sizes
+from pytest_bninvariants.batchnorm.shapes import MOST_SAMPLES, BatchLimits, sizes_between
 from pytest_bninvariants.errors import shown
 from pytest_bninvariants.option_values import DTYPES
 
@@ -47,9 +47,9 @@ def batch_sizes(min_size: int = 1, max_size: int = MOST_SAMPLES) -> st.SearchStr
     Raises:
         InvalidArgument: a size is no whole number, negative, or they are in the wrong order.
     """
-    if whole("max_size", max_size) < whole("min_size", min_size):
+    if check_whole_number("max_size", max_size) < check_whole_number("min_size", min_size):
         raise InvalidArgument(f"max_size={max_size} is below min_size={min_size}")
-    return st.sampled_from(sizes(min_size, max_size))
+    return st.sampled_from(sizes_between(min_size, max_size))
 
 
 def momenta(*, none: bool = True) -> st.SearchStrategy[float | None]:
@@ -125,7 +125,7 @@ def memory_formats(dims: int = 4, layouts: Sequence[str] = LAYOUTS) -> st.Search
     Raises:
         InvalidArgument: the rank or a layout is unknown, or the rank can have none of them.
     """
-    return st.sampled_from(layouts_of(dims, layouts))
+    return st.sampled_from(layouts_for_rank(dims, layouts))
 
 
 def bn_inputs(
@@ -154,7 +154,7 @@ def bn_inputs(
     """
     check_batch(dims, channels, dtype, min_values, max_values, layouts)
     check_fraction("eps", eps)
-    limits, fit = Limits(min_values, max_values), layouts_of(dims, layouts)
+    limits, fit = BatchLimits(min_values, max_values), layouts_for_rank(dims, layouts)
     kappa = _LARGEST_KAPPA[dtype]
     return st.composite(_batch)(dims, channels, dtype, eps, limits, fit, kappa)
 
@@ -165,7 +165,7 @@ def _batch(
     channels: int | None,
     dtype: str,
     eps: float,
-    limits: Limits,
+    limits: BatchLimits,
     layouts: tuple[str, ...],
     largest_kappa: float,
 ) -> Batch:
@@ -231,12 +231,12 @@ def bn_cases(
     Raises:
         InvalidArgument: an argument is unknown, or no case is as they say.
     """
-    for rank in listed("dims", dims):
+    for rank in check_list("dims", dims):
         check_batch(rank, None, dtype, min_values, max_values, layouts)
     state_dtype = dtype if state_dtype is None else state_dtype
     check_known("state_dtype", state_dtype, DTYPES)
     check_device(device)
-    for training in () if modes is None else listed("modes", modes):
+    for training in () if modes is None else check_list("modes", modes):
         check_flag("a mode", training)
     check_flag("momentum", momentum)
     check_flag("average", average)
@@ -245,8 +245,8 @@ def bn_cases(
     half = "float16" in (dtype, state_dtype)
     either = st.booleans()
     return _cases(
-        layouts={rank: layouts_of(rank, layouts) for rank in dims},
-        limits=Limits(min_values, max_values),
+        layouts={rank: layouts_for_rank(rank, layouts) for rank in dims},
+        limits=BatchLimits(min_values, max_values),
         modes=st.lists(either, min_size=1, max_size=5) if modes is None else st.just(modes),
         eps=epsilons(1e-5 if half else 1e-8 if dtype != "float64" else 1e-16),
         momentum=momenta(none=average) if momentum else st.just(0.1),
@@ -263,7 +263,7 @@ def _cases(
     draw: st.DrawFn,
     *,
     layouts: dict[int, tuple[str, ...]],
-    limits: Limits,
+    limits: BatchLimits,
     modes: st.SearchStrategy[Sequence[bool]],
     eps: st.SearchStrategy[float],
     momentum: st.SearchStrategy[float | None],

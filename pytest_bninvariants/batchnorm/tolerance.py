@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pytest_bninvariants.batchnorm.reference import Gradients, Statistics
+from pytest_bninvariants.batchnorm.reference import BatchNormGradients, Statistics
 
 FLOAT64 = torch.float64
 UNIT = {
@@ -97,7 +97,7 @@ class Arithmetic:
         return UNIT[self.sums]
 
     @classmethod
-    def of(cls, input_dtype: torch.dtype, state_dtype: torch.dtype) -> Arithmetic:
+    def for_dtypes(cls, input_dtype: torch.dtype, state_dtype: torch.dtype) -> Arithmetic:
         """Return what dtypes ask for: float32 inside, half only where all tensors are half."""
         widest = FLOAT64 if FLOAT64 in (input_dtype, state_dtype) else torch.float32
         all_half = input_dtype in _HALF and state_dtype in _HALF
@@ -126,7 +126,7 @@ class Arithmetic:
         return bound * (1 + UNIT[FLOAT64] / self.unit)
 
 
-class Bounds(NamedTuple):
+class NormalisationBounds(NamedTuple):
     """Bounds of what depends on a batch's statistics.
 
     Args:
@@ -170,7 +170,9 @@ def _nothing(value: Tensor) -> Tensor:
     return torch.full_like(value, math.inf)
 
 
-def normalisation_bounds(true: Statistics, errors: Statistics, eps: float, a: Arithmetic) -> Bounds:
+def normalisation_bounds(
+    true: Statistics, errors: Statistics, eps: float, a: Arithmetic
+) -> NormalisationBounds:
     """Return what errors of the statistics make of the scale (var + eps)^-1/2.
 
     Where the variance may be off by half of var + eps and more, nothing bounds the output: the
@@ -179,14 +181,14 @@ def normalisation_bounds(true: Statistics, errors: Statistics, eps: float, a: Ar
     total = true.var + eps
     posed = errors.var < total / 2
     gap = torch.where(posed, total - errors.var, torch.ones_like(total))
-    return Bounds(errors.mean, errors.var, errors.var / (2 * gap) + a.gamma(3), posed)
+    return NormalisationBounds(errors.mean, errors.var, errors.var / (2 * gap) + a.gamma(3), posed)
 
 
 def output_bound(
     values: Tensor,
     y: Tensor,
     true: Statistics,
-    bounds: Bounds,
+    bounds: NormalisationBounds,
     eps: float,
     weight: Tensor,
     bias: Tensor,
@@ -246,15 +248,15 @@ def gradient_bounds(
     values: Tensor,
     grad: Tensor,
     true: Statistics,
-    bounds: Bounds,
-    gradients: Gradients,
+    bounds: NormalisationBounds,
+    gradients: BatchNormGradients,
     eps: float,
     weight: Tensor,
     depth: int,
     a: Arithmetic,
     *,
     from_batch: bool,
-) -> Gradients:
+) -> BatchNormGradients:
     """Return bounds of the gradients: input (C, n), weight (C,), bias (C,).
 
     Args:
@@ -306,7 +308,7 @@ def gradient_bounds(
     of_weight = a.widened(of_weight + a.rounded(gradients.weight, a.state))
     if math.isinf(g_sum):
         of_weight, of_bias = _nothing(of_weight), _nothing(of_bias)
-    return Gradients(
+    return BatchNormGradients(
         of_input.masked_fill(~bounds.posed[:, None], math.inf),
         of_weight.masked_fill(~bounds.posed, math.inf),
         a.widened(of_bias + a.rounded(gradients.bias, a.state)),

@@ -12,20 +12,20 @@ from torch import Tensor
 
 from pytest_bninvariants import run_config
 from pytest_bninvariants.batchnorm import strategies
-from pytest_bninvariants.batchnorm.arguments import listed, whole
-from pytest_bninvariants.batchnorm.shapes import sizes
+from pytest_bninvariants.batchnorm.arguments import check_list, check_whole_number
+from pytest_bninvariants.batchnorm.shapes import sizes_between
 from pytest_bninvariants.errors import shown
 
 MOST_SAMPLES = 32
 _SEEDS = st.integers(0, 2**16)
 
 
-class _Pair(NamedTuple):
+class _InputsAndTargets(NamedTuple):
     inputs: Tensor
     targets: Tensor
 
 
-class TrainBatch(_Pair):
+class TrainBatch(_InputsAndTargets):
     """A batch, `inputs, targets = batch`; its repr is the code that makes it.
 
     Args:
@@ -102,19 +102,23 @@ def train_batches(
     """
     sample = _shape("shape", shape)
     if classes is not None:
-        whole("classes", classes, 1)
+        check_whole_number("classes", classes, 1)
     elif target_shape is None:
         raise InvalidArgument("give classes=10, say, for classes, or target_shape=(1,) for floats")
     target = () if target_shape is None else _shape("target_shape", target_shape)
-    given = sizes(1, MOST_SAMPLES) if batch_sizes is None else listed("batch_sizes", batch_sizes)
-    ordered = sorted({whole("a batch size", size, 1) for size in given})
+    given = (
+        sizes_between(1, MOST_SAMPLES)
+        if batch_sizes is None
+        else check_list("batch_sizes", batch_sizes)
+    )
+    ordered = sorted({check_whole_number("a batch size", size, 1) for size in given})
     return _drawn(
         sample,
         classes,
         target,
         st.sampled_from(ordered),
-        strategies.dtypes(*listed("dtypes", dtypes)),
-        None if devices is None else strategies.devices(*listed("devices", devices)),
+        strategies.dtypes(*check_list("dtypes", dtypes)),
+        None if devices is None else strategies.devices(*check_list("devices", devices)),
     )
 
 
@@ -143,4 +147,4 @@ def _drawn(
 def _shape(name: str, value: Sequence[int]) -> tuple[int, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise InvalidArgument(f"{name} is a sample's, such as (3, 32, 32), not {shown(value)}")
-    return tuple(whole(f"each of {name}", size, 1) for size in value)
+    return tuple(check_whole_number(f"each of {name}", size, 1) for size in value)

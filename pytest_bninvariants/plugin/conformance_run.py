@@ -17,7 +17,7 @@ from pytest_bninvariants.plugin.options import SETTINGS, Settings, refuse
 
 if TYPE_CHECKING:
     from pytest_bninvariants.batchnorm.laws import Law
-    from pytest_bninvariants.batchnorm.laws.subject import Subject
+    from pytest_bninvariants.batchnorm.laws.subject import LayerUnderTest
 
 _DEFAULT = ("torch.nn:BatchNorm1d", "torch.nn:BatchNorm2d", "torch.nn:BatchNorm3d")
 _PLAN = pytest.StashKey["Plan"]()
@@ -29,7 +29,7 @@ class Check:
     """One law on one layer, in one dtype on one device."""
 
     law: Law
-    subject: Subject
+    subject: LayerUnderTest
     dtype: str
     device: str
     examples: int
@@ -77,11 +77,11 @@ def make_plan(config: pytest.Config) -> Plan:
     Raises:
         pytest.UsageError: one of them cannot be read, or matches nothing.
     """
-    from pytest_bninvariants.batchnorm.laws import LAWS, chosen
+    from pytest_bninvariants.batchnorm.laws import LAWS, choose_laws
 
     settings = config.stash[SETTINGS]
     try:
-        laws = chosen(settings.bn_laws)
+        laws = choose_laws(settings.bn_laws)
     except ValueError as error:
         raise pytest.UsageError(f"--bn-laws={error}") from None
     subjects = list(_subjects(settings))
@@ -111,7 +111,7 @@ def insist_on_use(config: pytest.Config) -> None:
     refuse(config, options[0], said)
 
 
-def _subjects(settings: Settings) -> Iterator[Subject]:
+def _subjects(settings: Settings) -> Iterator[LayerUnderTest]:
     from pytest_bninvariants.batchnorm.laws.subject import parse
 
     here = str(Path.cwd())
@@ -129,7 +129,7 @@ def _subjects(settings: Settings) -> Iterator[Subject]:
         yield subject if labels[subject.label] == 1 else subject.labelled(spec)
 
 
-def _checks(laws: list[Law], subjects: list[Subject], settings: Settings) -> Iterator[Check]:
+def _checks(laws: list[Law], subjects: list[LayerUnderTest], settings: Settings) -> Iterator[Check]:
     dearest_first = sorted(laws, key=lambda law: law.share)  # so that xdist's workers end together
     for device, law, subject in product(settings.devices, dearest_first, subjects):
         if not law.ranks(subject.dims):

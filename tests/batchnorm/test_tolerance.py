@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.batchnorm import expectation
 from pytest_bninvariants.batchnorm.cases import DENSE, LAYOUTS, Batch, Case
-from pytest_bninvariants.batchnorm.expectation import Approximation, Expected, Twin
+from pytest_bninvariants.batchnorm.expectation import BatchExpectation, BoundedValue, ReferenceTwin
 from pytest_bninvariants.batchnorm.reference import (
     ReferenceBatchNorm,
     Statistics,
@@ -147,7 +147,7 @@ def results(make: Make, setting: Setting, *, training: bool = True) -> Results:
     return found | {name: buffer for name, buffer in layer.named_buffers() if buffer.dim()}
 
 
-def twin_of(setting: Setting, *, training: bool = True) -> Twin:
+def twin_of(setting: Setting, *, training: bool = True) -> ReferenceTwin:
     reference = ReferenceBatchNorm(
         setting.batch.shape[1], eps=setting.eps, momentum=setting.momentum
     ).train(training)
@@ -155,10 +155,12 @@ def twin_of(setting: Setting, *, training: bool = True) -> Twin:
     for name in ("weight", "bias", "running_mean", "running_var"):
         tensor = getattr(reference, name)
         tensor.data = tensor.data.double()
-    return Twin(reference, Arithmetic.of(setting.x.dtype, setting.state))
+    return ReferenceTwin(reference, Arithmetic.for_dtypes(setting.x.dtype, setting.state))
 
 
-def truth(setting: Setting, *, training: bool = True) -> tuple[Expected, dict[str, Approximation]]:
+def truth(
+    setting: Setting, *, training: bool = True
+) -> tuple[BatchExpectation, dict[str, BoundedValue]]:
     twin = twin_of(setting, training=training)
     expected = twin.expect(setting.x)
     gradients = dict(zip(("input", "weight", "bias"), expected.gradients(setting.g), strict=True))
@@ -366,7 +368,7 @@ def test_bounds_of_the_plain_case_are_within_a_hundred_roundings_of_its_dtype() 
 def flagged(var: float, dvar: float, eps: float) -> bool:
     """Return whether a channel with this variance and bound is ill-posed."""
     one = torch.ones(1, dtype=F64)
-    a = Arithmetic.of(F32, F32)
+    a = Arithmetic.for_dtypes(F32, F32)
     bounds = normalisation_bounds(
         Statistics(0 * one, var * one), Statistics(one, dvar * one), eps, a
     )
@@ -405,7 +407,7 @@ def test_an_ill_posed_channel_has_no_bound_of_what_its_scale_is_in() -> None:
 def test_ill_posed_channels_leave_the_others_their_bounds() -> None:
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     x[:, 0] = 1e4 + 1e-3 * x[:, 0]
-    twin = Twin(ReferenceBatchNorm(2, eps=1e-8), Arithmetic.of(F32, F32))
+    twin = ReferenceTwin(ReferenceBatchNorm(2, eps=1e-8), Arithmetic.for_dtypes(F32, F32))
     expected = twin.expect(x)
     assert expected.bounds.posed.tolist() == [False, True]
     assert expected.output.bound[:, 0].isposinf().all()
@@ -430,7 +432,7 @@ def test_a_sum_too_deep_for_its_precision_has_no_bound_and_never_nan(
     fill: float, momentum: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = torch.full((8, 2), fill, dtype=F16)
-    twin = Twin(ReferenceBatchNorm(2, momentum=momentum), Arithmetic.of(F16, F16))
+    twin = ReferenceTwin(ReferenceBatchNorm(2, momentum=momentum), Arithmetic.for_dtypes(F16, F16))
     monkeypatch.setattr(expectation, "sum_depth", lambda *args, **kwargs: 2**24)
     expected = twin.expect(x)
     found = [expected.output, *expected.gradients(fill * x), twin.running_mean, twin.running_var]
@@ -440,7 +442,7 @@ def test_a_sum_too_deep_for_its_precision_has_no_bound_and_never_nan(
     for each in (twin.expect(x).output, *twin.expect(x).gradients(fill * x)):
         assert each.bound.isposinf().all()
 
-    fresh = Twin(ReferenceBatchNorm(2).eval(), Arithmetic.of(F16, F16)).expect(x)
+    fresh = ReferenceTwin(ReferenceBatchNorm(2).eval(), Arithmetic.for_dtypes(F16, F16)).expect(x)
     of_input, of_weight, of_bias = fresh.gradients(fill * x)
     assert fresh.output.bound.isfinite().all()
     assert of_input.bound.isfinite().all()
@@ -448,12 +450,12 @@ def test_a_sum_too_deep_for_its_precision_has_no_bound_and_never_nan(
     assert of_bias.bound.isposinf().all()
 
 
-def in_precision(precision: str) -> dict[str, Approximation]:
+def in_precision(precision: str) -> dict[str, BoundedValue]:
     """Return the bounds of one and the same batch, whose values are in bfloat16 and float16."""
     dtype, state, _ = PRECISIONS[precision]
     x = torch.randn(16, 3, generator=torch.Generator().manual_seed(1)).bfloat16().to(dtype)
     g = torch.randn(16, 3, generator=torch.Generator().manual_seed(2)).bfloat16().to(dtype)
-    twin = Twin(ReferenceBatchNorm(3), Arithmetic.of(dtype, state))
+    twin = ReferenceTwin(ReferenceBatchNorm(3), Arithmetic.for_dtypes(dtype, state))
     expected = twin.expect(x)
     of_input, of_weight, of_bias = expected.gradients(g)
     return {
@@ -485,7 +487,7 @@ def test_a_wider_dtype_has_smaller_bounds(wide: str, narrow: str) -> None:
 
 @pytest.mark.parametrize("half", [F16, BF16])
 def test_only_a_layer_whose_tensors_are_all_half_may_compute_in_half(half: torch.dtype) -> None:
-    all_half, mixed = Arithmetic.of(half, half), Arithmetic.of(half, F32)
+    all_half, mixed = Arithmetic.for_dtypes(half, half), Arithmetic.for_dtypes(half, F32)
     assert (all_half.unit, all_half.sum_unit) == (UNIT[half], UNIT[F32])
     assert (mixed.unit, mixed.sum_unit) == (UNIT[F32], UNIT[F32])
     value = torch.ones(1, dtype=F64)
@@ -495,14 +497,14 @@ def test_only_a_layer_whose_tensors_are_all_half_may_compute_in_half(half: torch
 
 def test_float64_anywhere_asks_for_float64() -> None:
     for pair in ((F64, F64), (F32, F64), (F64, F32), (BF16, F64)):
-        assert Arithmetic.of(*pair).unit == UNIT[F64]
-        assert Arithmetic.of(*pair).sum_unit == UNIT[F64]
+        assert Arithmetic.for_dtypes(*pair).unit == UNIT[F64]
+        assert Arithmetic.for_dtypes(*pair).sum_unit == UNIT[F64]
 
 
 def test_the_error_of_the_reference_is_added() -> None:
     bound = torch.ones(1, dtype=F64)
-    assert Arithmetic.of(F64, F64).widened(bound) == 2
-    assert Arithmetic.of(F32, F32).widened(bound) == 1 + 2.0**-29
+    assert Arithmetic.for_dtypes(F64, F64).widened(bound) == 2
+    assert Arithmetic.for_dtypes(F32, F32).widened(bound) == 1 + 2.0**-29
 
 
 @pytest.mark.parametrize("dtype", [F64, F16, BF16])
@@ -567,7 +569,7 @@ def test_a_bound_is_never_nan(eps: float, training: bool) -> None:
                 assert reference.weight is not None
                 reference.weight.data.fill_(weight)
                 for pair in ((F32, F32), (BF16, BF16), (F64, F64)):
-                    twin = Twin(reference, Arithmetic.of(*pair))
+                    twin = ReferenceTwin(reference, Arithmetic.for_dtypes(*pair))
                     expected = twin.expect(x)
                     found = [expected.output, twin.running_mean, twin.running_var]
                     found += expected.gradients(torch.ones_like(x))
@@ -586,13 +588,13 @@ def test_a_sum_of_squares_that_float16_cannot_hold_bounds_nothing(
     values = 30 * torch.randn(2, 100, generator=torch.Generator().manual_seed(0)).double()
     true = batch_statistics(values)
     half = torch.float16 if state is torch.float16 else torch.bfloat16
-    errors = statistics_bounds(values, true, 101, Arithmetic.of(half, state))
+    errors = statistics_bounds(values, true, 101, Arithmetic.for_dtypes(half, state))
     assert bool(errors.var.isfinite().all()) == bounded
     assert errors.mean.isfinite().all()
 
 
 def test_a_weight_gradient_whose_sum_is_kept_in_half_keeps_to_its_bound() -> None:
-    arithmetic = Arithmetic.of(F16, F16)
+    arithmetic = Arithmetic.for_dtypes(F16, F16)
     for seed in range(100):
         batch = Batch(
             shape=(1, 16, 3, 2),
@@ -603,7 +605,7 @@ def test_a_weight_gradient_whose_sum_is_kept_in_half_keeps_to_its_bound() -> Non
             dtype="float16",
         )
         x, g = batch.tensor(), Case(batches=(batch,), dtype="float16").gradient(0)
-        _, expected, _ = Twin(ReferenceBatchNorm(16), arithmetic).expect(x).gradients(g)
+        _, expected, _ = ReferenceTwin(ReferenceBatchNorm(16), arithmetic).expect(x).gradients(g)
         true = batch_statistics(rows(x))
         total = ((rows(x) - true.mean[:, None]) * rows(g)).sum(1).to(F16).double()
         got = (total * (true.var + 1e-5).rsqrt()).to(F16).double()

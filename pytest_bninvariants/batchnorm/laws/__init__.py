@@ -16,6 +16,6 @@ from pytest_bninvariants.batchnorm.laws import (  # noqa: F401, which puts them 
     switches,
     values,
 )
-from pytest_bninvariants.batchnorm.laws.registry import LAWS, Law, chosen
+from pytest_bninvariants.batchnorm.laws.registry import LAWS, Law, choose_laws
 
-__all__ = ["LAWS", "Law", "chosen"]
+__all__ = ["LAWS", "Law", "choose_laws"]

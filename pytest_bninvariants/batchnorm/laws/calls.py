@@ -12,9 +12,14 @@ from typing import Any
 import torch
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
-from pytest_bninvariants.batchnorm.laws.common import forward, hold_training, start, switch
-from pytest_bninvariants.batchnorm.laws.registry import FEW, ONE, law
-from pytest_bninvariants.batchnorm.laws.trial import Trial
+from pytest_bninvariants.batchnorm.laws.registry import FEW_CASES, FLOAT32_ONLY, law
+from pytest_bninvariants.batchnorm.laws.steps import (
+    build_in_mode,
+    check_training_results,
+    run_forward,
+    set_mode,
+)
+from pytest_bninvariants.batchnorm.laws.trial import LawTrial
 
 _WAYS = tuple(product(("train", "eval"), ("enable_grad", "no_grad")))
 _PROCESS: dict[str, tuple[str, Callable[[Any], None]]] = {
@@ -34,30 +39,32 @@ _PROCESS: dict[str, tuple[str, Callable[[Any], None]]] = {
 _FLAGS = "[layer.training, *(p.requires_grad for p in layer.parameters())]"
 
 
-@law(ONE, frozen=True, share=0.3, momentum=False, max_values=512)
-def input_unmodified(trial: Trial, case: Case) -> None:
+@law(FLOAT32_ONLY, frozen=True, share=0.3, momentum=False, max_values=512)
+def input_unmodified(trial: LawTrial, case: Case) -> None:
     """The input stays as it is, and the output is memory of its own, also between calls.
 
     So does the gradient that comes into backward.
     """
     for mode, grad in _WAYS:
-        start(trial, training=mode == "train")
-        trial.feed(case.batches[0])
+        build_in_mode(trial, training=mode == "train")
+        trial.bind_batch(case.batches[0])
         trial.run("before = x.clone()", _called("y = layer(x)", grad), "first = y.clone()")
-        trial.same("x", "before", f"the input changed in {mode}")
+        trial.check_same("x", "before", f"the input changed in {mode}")
         trial.require("not x.requires_grad", f"in {mode} the input came to require a gradient")
         trial.require(
             "y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()",
             f"in {mode} the output is the input's memory",
         )
         trial.run(_called("again = layer(x.flip(0) + 1)", grad))
-        trial.same("y", "first", f"another call in {mode} changed an earlier output")
+        trial.check_same("y", "first", f"another call in {mode} changed an earlier output")
     for mode in ("train", "eval"):
-        start(trial, training=mode == "train")
-        trial.feed(case.batches[0], grad=True)
-        trial.value("g", case.gradient(0))
+        build_in_mode(trial, training=mode == "train")
+        trial.bind_batch(case.batches[0], grad=True)
+        trial.bind_value("g", case.gradient(0))
         trial.run("before = g.clone()", "layer(x).backward(g)")
-        trial.same("g", "before", f"backward in {mode} changed the gradient that it was given")
+        trial.check_same(
+            "g", "before", f"backward in {mode} changed the gradient that it was given"
+        )
 
 
 def _called(code: str, grad: str) -> str:
@@ -66,8 +73,8 @@ def _called(code: str, grad: str) -> str:
     return code if grad == "enable_grad" else f"with torch.{grad}():\n    {within}"
 
 
-@law(("float32", "float64"), frozen=True, **FEW | {"momentum": False})
-def no_side_effects(trial: Trial, case: Case) -> None:
+@law(("float32", "float64"), frozen=True, **FEW_CASES | {"momentum": False})
+def no_side_effects(trial: LawTrial, case: Case) -> None:
     """A call touches neither random states, nor grad mode, nor flags, nor .grad, nor settings.
 
     Nor does one that raises.
@@ -79,9 +86,9 @@ def no_side_effects(trial: Trial, case: Case) -> None:
 
 
 @contextmanager
-def _process_restored(trial: Trial) -> Iterator[None]:
+def _process_restored(trial: LawTrial) -> Iterator[None]:
     """Put settings of the process back: the next case would begin with what this one has left."""
-    before = [(put, trial[read]) for read, put in _PROCESS.values()]
+    before = [(put, trial.evaluate(read)) for read, put in _PROCESS.values()]
     try:
         yield
     finally:
@@ -89,24 +96,24 @@ def _process_restored(trial: Trial) -> Iterator[None]:
             put(value)
 
 
-def _leaves_all_alone(trial: Trial, case: Case, mode: str, grad: str) -> None:
-    start(trial, training=mode == "train")
+def _leaves_all_alone(trial: LawTrial, case: Case, mode: str, grad: str) -> None:
+    build_in_mode(trial, training=mode == "train")
     trial.run("[p.requires_grad_(i == 0) for i, p in enumerate(layer.parameters())]")
-    trial.feed(case.batches[0], grad=True)
+    trial.bind_batch(case.batches[0], grad=True)
     trial.run(f"flags, rng = {_FLAGS}, torch.get_rng_state()")
     trial.run(f"process = [{', '.join(read for read, _ in _PROCESS.values())}]")
     _call(trial, grad, "a call")
     trial.require("x.grad is None and x.requires_grad", "a call changed the input's gradient")
     trial.run("y, z = layer(x), layer(x)")
     if mode == "eval":
-        trial.same("y", "z", "in eval the same input gives another output")
+        trial.check_same("y", "z", "in eval the same input gives another output")
     c, ones = case.channels, [1] * (len(case.batches[0].shape) - 2)
     for shape in ((1, c, *ones), (4, c + 1, *ones)):
         trial.run(f"x = torch.ones({shape}, device={case.device!r})")
         _call(trial, grad, f"a call with an input of shape {shape}", may_raise=True)
 
 
-def _call(trial: Trial, grad: str, what: str, *, may_raise: bool = False) -> None:
+def _call(trial: LawTrial, grad: str, what: str, *, may_raise: bool = False) -> None:
     """Call the layer under a gradient mode, and hold that all is as it was."""
     call = "try:\n    layer(x)\nexcept Exception:\n    pass" if may_raise else "layer(x)"
     trial.run("enabled = None", _called(f"{call}\nenabled = torch.is_grad_enabled()", grad))
@@ -120,23 +127,23 @@ def _call(trial: Trial, grad: str, what: str, *, may_raise: bool = False) -> Non
     )
 
 
-@law(ONE, frozen=True, **FEW | {"momentum": False})
-def nothing_kept(trial: Trial, case: Case) -> None:
+@law(FLOAT32_ONLY, frozen=True, **FEW_CASES | {"momentum": False})
+def nothing_kept(trial: LawTrial, case: Case) -> None:
     """After a call the layer holds neither its input nor the graph, in training and in eval."""
     trial.run("import gc, weakref")
     for training in (True, False):
-        start(trial, training=training)
-        trial.feed(case.batches[0], grad=True)
+        build_in_mode(trial, training=training)
+        trial.bind_batch(case.batches[0], grad=True)
         trial.run("y = layer(x)", "held = weakref.ref(x)", "del x, y")
         trial.run("held() is None or gc.collect()")
         trial.require("held() is None", "the layer keeps its input alive, or a graph that has it")
 
 
-@law(ONE, frozen=True, **FEW | {"momentum": False})
-def hooks(trial: Trial, case: Case) -> None:
+@law(FLOAT32_ONLY, frozen=True, **FEW_CASES | {"momentum": False})
+def hooks(trial: LawTrial, case: Case) -> None:
     """Hooks run on it as on any module: before forward, after it, and in backward, once a call."""
-    trial.build()
-    trial.feed(case.batches[0], grad=True)
+    trial.build_layer()
+    trial.bind_batch(case.batches[0], grad=True)
     trial.run(
         "calls = []",
         "layer.register_forward_pre_hook(lambda *_: calls.append('before'))",
@@ -154,29 +161,29 @@ def hooks(trial: Trial, case: Case) -> None:
 
 
 @law(("float32", "bfloat16"), share=0.02, state_dtype="float32", layouts=CONTIGUOUS, max_values=256)
-def compile(trial: Trial, case: Case) -> None:
+def compile(trial: LawTrial, case: Case) -> None:
     """torch.compile gives what the reference says, with PyTorch's decompositions, in both modes."""
     variants = ((0.1, True), (None, False))
     for momentum, affine in variants if case.dtype == "float32" else variants[:1]:
         varied = replace(case, momentum=momentum, affine=affine, plain_gradient=False)
-        _compile(trial.again(varied), varied)
+        _compile(trial.for_case(varied), varied)
 
 
-def _compile(trial: Trial, case: Case) -> None:
+def _compile(trial: LawTrial, case: Case) -> None:
     torch._dynamo.reset()
     trial.run("import torch._dynamo")
-    twin = start(trial, training=True)
+    twin = build_in_mode(trial, training=True)
     trial.run("eager = layer", "layer = torch.compile(eager, backend='aot_eager_decomp_partition')")
-    expected = forward(trial, twin, grad=True)
-    hold_training(trial, twin, expected, "eager")
+    expected = run_forward(trial, twin, grad=True)
+    check_training_results(trial, twin, expected, "eager")
     trial.require(
         f"int(eager.num_batches_tracked) == {case.count + 1}",
         f"num_batches_tracked is {{eager.num_batches_tracked}}, expected {case.count + 1}",
     )
-    of_input, of_weight, _ = expected.gradients(trial.backward(0))
+    of_input, of_weight, _ = expected.gradients(trial.run_backward(0))
     if case.dtype == "float32":  # in half the decomposition itself rounds its gradients on the way
-        trial.close("x.grad", of_input, axis=1)
+        trial.check_close("x.grad", of_input, axis=1)
     if case.dtype == "float32" and case.affine:
-        trial.close("eager.weight.grad", of_weight)
-    switch(trial, twin, training=False)
-    trial.close("y", forward(trial, twin).output, axis=1)
+        trial.check_close("eager.weight.grad", of_weight)
+    set_mode(trial, twin, training=False)
+    trial.check_close("y", run_forward(trial, twin).output, axis=1)

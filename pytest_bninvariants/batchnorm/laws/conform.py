@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 from pytest_bninvariants.batchnorm.cases import Case
-from pytest_bninvariants.batchnorm.laws import Law, chosen
-from pytest_bninvariants.batchnorm.laws.subject import Subject
-from pytest_bninvariants.batchnorm.laws.trial import Tally, Trial
+from pytest_bninvariants.batchnorm.laws import Law, choose_laws
+from pytest_bninvariants.batchnorm.laws.subject import LayerUnderTest
+from pytest_bninvariants.batchnorm.laws.trial import ComparisonTally, LawTrial
 from pytest_bninvariants.errors import GateError, LawBroken, shown
 from pytest_bninvariants.option_values import DTYPES, EFFORTS, cases
 
@@ -21,8 +21,13 @@ MOST_UNJUDGED = 0.5  # of the cases; the drawn data give a few in a hundred
 
 
 def check_law(
-    law: Law, subject: Subject, *, dtype: str = "float32", device: str = "cpu", examples: int = 100
-) -> Tally:
+    law: Law,
+    subject: LayerUnderTest,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    examples: int = 100,
+) -> ComparisonTally:
     """Run one law on a layer, and return what was compared.
 
     Args:
@@ -36,7 +41,7 @@ def check_law(
         LawBroken: the layer breaks it; the message is a report of the smallest case found.
         GateError: too much of what was drawn could not be judged.
     """
-    tally = Tally()
+    tally = ComparisonTally()
 
     @settings(
         max_examples=max(1, round(law.share * examples)),
@@ -49,9 +54,9 @@ def check_law(
     )
     @given(law.cases(dims=law.ranks(subject.dims), dtype=dtype, device=device))
     def run(case: Case) -> None:
-        own = Tally()
+        own = ComparisonTally()
         with torch.enable_grad():  # and what a layer leaves it at is its own case's
-            law.check(Trial(law.name, law.statement, subject, case, own), case)
+            law.check(LawTrial(law.name, law.statement, subject, case, own), case)
         tally.take(own)
 
     try:
@@ -109,8 +114,8 @@ def assert_bn_conforms(
         TypeError: it is no class, but a layer, or cannot be called.
         ValueError: an argument is unknown, or the class makes no layer from its arguments.
     """
-    subject = Subject.of(factory, rank=rank, keywords=keywords, device=device)
-    wanted = [law for law in chosen(_names("laws", laws)) if law.ranks(subject.dims)]
+    subject = LayerUnderTest.from_factory(factory, rank=rank, keywords=keywords, device=device)
+    wanted = [law for law in choose_laws(_names("laws", laws)) if law.ranks(subject.dims)]
     asked = DTYPES if dtypes is None else _names("dtypes", dtypes)
     for name in asked:
         if name not in DTYPES:
@@ -147,7 +152,7 @@ def _names(option: str, given: object) -> tuple[Any, ...]:
     raise ValueError(f"{option}= takes a name or several names; got {shown(given)}")
 
 
-def _together(subject: Subject, broken: list[LawBroken], count: int) -> LawBroken:
+def _together(subject: LayerUnderTest, broken: list[LawBroken], count: int) -> LawBroken:
     if len(broken) == 1:
         return broken[0]
     names = ", ".join(error.law for error in broken)

@@ -8,148 +8,148 @@ from dataclasses import replace
 import torch
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
-from pytest_bninvariants.batchnorm.expectation import Approximation, Twin
-from pytest_bninvariants.batchnorm.laws.common import EVAL, forward, start
+from pytest_bninvariants.batchnorm.expectation import BoundedValue, ReferenceTwin
 from pytest_bninvariants.batchnorm.laws.registry import law
-from pytest_bninvariants.batchnorm.laws.trial import Trial
+from pytest_bninvariants.batchnorm.laws.steps import EVAL_CASES, build_in_mode, run_forward
+from pytest_bninvariants.batchnorm.laws.trial import LawTrial
 
 
 def _gradients(
-    trial: Trial, case: Case, *, training: bool, grad: bool = False, frozen: str = ""
-) -> tuple[Approximation, Approximation, Approximation]:
-    twin = start(trial, training=training)
+    trial: LawTrial, case: Case, *, training: bool, grad: bool = False, frozen: str = ""
+) -> tuple[BoundedValue, BoundedValue, BoundedValue]:
+    twin = build_in_mode(trial, training=training)
     if frozen and case.seed is not None and case.seed % 2:
         trial.run(f"{frozen}.requires_grad_(False)")
-    expected = forward(trial, twin, grad=grad)
-    return expected.gradients(trial.backward(0))
+    expected = run_forward(trial, twin, grad=grad)
+    return expected.gradients(trial.run_backward(0))
 
 
 @law()
-def input_gradient(trial: Trial, case: Case) -> None:
+def input_gradient(trial: LawTrial, case: Case) -> None:
     """In training d x is w r (g - mean(g) - xh mean(g xh)): statistics depend on x."""
-    trial.close(
+    trial.check_close(
         "x.grad", _gradients(trial, case, training=True, grad=True, frozen="layer")[0], axis=1
     )
 
 
 @law()
-def weight_gradient(trial: Trial, case: Case) -> None:
+def weight_gradient(trial: LawTrial, case: Case) -> None:
     """In training d weight is the sum over a channel of g xh."""
     gradients = _gradients(trial, case, training=True, frozen="layer.bias")
-    trial.close("layer.weight.grad", gradients[1])
+    trial.check_close("layer.weight.grad", gradients[1])
 
 
 @law()
-def bias_gradient(trial: Trial, case: Case) -> None:
+def bias_gradient(trial: LawTrial, case: Case) -> None:
     """In training d bias is the sum over a channel of g."""
     gradients = _gradients(trial, case, training=True, frozen="layer.weight")
-    trial.close("layer.bias.grad", gradients[2])
+    trial.check_close("layer.bias.grad", gradients[2])
 
 
-@law(frozen=True, **EVAL)
-def eval_input_gradient(trial: Trial, case: Case) -> None:
+@law(frozen=True, **EVAL_CASES)
+def eval_input_gradient(trial: LawTrial, case: Case) -> None:
     """In eval d x is w r g: statistics are constants."""
-    trial.close(
+    trial.check_close(
         "x.grad", _gradients(trial, case, training=False, grad=True, frozen="layer")[0], axis=1
     )
 
 
-@law(**EVAL)
-def eval_weight_gradient(trial: Trial, case: Case) -> None:
+@law(**EVAL_CASES)
+def eval_weight_gradient(trial: LawTrial, case: Case) -> None:
     """In eval d weight is the sum over a channel of g xh, of stored statistics."""
     gradients = _gradients(trial, case, training=False, frozen="layer.bias")
-    trial.close("layer.weight.grad", gradients[1])
+    trial.check_close("layer.weight.grad", gradients[1])
 
 
-@law(**EVAL)
-def eval_bias_gradient(trial: Trial, case: Case) -> None:
+@law(**EVAL_CASES)
+def eval_bias_gradient(trial: LawTrial, case: Case) -> None:
     """In eval d bias is the sum over a channel of g."""
     gradients = _gradients(trial, case, training=False, frozen="layer.weight")
-    trial.close("layer.bias.grad", gradients[2])
+    trial.check_close("layer.bias.grad", gradients[2])
 
 
 @law(("float32",), share=0.3, layouts=CONTIGUOUS, max_values=256)
-def gradients_accumulate(trial: Trial, case: Case) -> None:
+def gradients_accumulate(trial: LawTrial, case: Case) -> None:
     """A second backward adds to the gradients that are there, of a new graph or a kept one."""
-    trial.value("g", case.gradient(0))
+    trial.bind_value("g", case.gradient(0))
     for again in ("layer(x).backward(g)", "y.backward(g)"):
-        start(trial, training=True)
-        trial.feed(case.batches[0], grad=True)
+        build_in_mode(trial, training=True)
+        trial.bind_batch(case.batches[0], grad=True)
         trial.run("y = layer(x)", "y.backward(g, retain_graph=True)")
         trial.run("once = [each.grad.clone() for each in (x, layer.weight, layer.bias)]", again)
         for index, name in enumerate(("x.grad", "layer.weight.grad", "layer.bias.grad")):
-            trial.same(
+            trial.check_same(
                 name, f"2 * once[{index}]", f"{name} after a second backward is not twice the first"
             )
 
 
 @law(("float32",), share=0.3, modes=(True, True), layouts=CONTIGUOUS, max_values=256)
-def graphs_are_independent(trial: Trial, case: Case) -> None:
+def graphs_are_independent(trial: LawTrial, case: Case) -> None:
     """Each forward has a graph of its own, which autograd differentiates without touching .grad.
 
     It is the graph of the mode that the layer was in then.
     """
-    twin = start(trial, training=True)
-    expected = forward(trial, twin, grad=True)
+    twin = build_in_mode(trial, training=True)
+    expected = run_forward(trial, twin, grad=True)
     trial.run("first, y_of_first = x, y")
-    forward(trial, twin, 1)
+    run_forward(trial, twin, 1)
     g = case.gradient(0)
-    trial.value("g", g)
+    trial.bind_value("g", g)
     trial.run("layer.eval()")  # as a validation between forward and backward does
     wanted = "(first, layer.weight, layer.bias)"
     trial.run(f"gradients = torch.autograd.grad(y_of_first, {wanted}, g)")
     for index, gradient in enumerate(expected.gradients(g)):
-        trial.close(f"gradients[{index}]", gradient, axis=int(index == 0))
+        trial.check_close(f"gradients[{index}]", gradient, axis=int(index == 0))
     trial.require(
         f"all(each.grad is None for each in {wanted})", "torch.autograd.grad left a .grad behind"
     )
 
 
 @law(("float32",), share=0.3, layouts=CONTIGUOUS, max_values=256)
-def output_written_in_place(trial: Trial, case: Case) -> None:
+def output_written_in_place(trial: LawTrial, case: Case) -> None:
     """The output may be written in place before backward, as ReLU(inplace=True) behind it does.
 
     If the input is written, backward raises RuntimeError or gives the gradients all the same.
     """
     for training in (True, False):
-        twin = start(trial, training=training)
-        expected = forward(trial, twin, grad=True)
+        twin = build_in_mode(trial, training=training)
+        expected = run_forward(trial, twin, grad=True)
         g = case.gradient(0)
-        trial.value("g", g)
+        trial.bind_value("g", g)
         trial.run("y.mul_(2)", "y.backward(g)")
         for index, gradient in enumerate(expected.gradients(2 * g)):
             name = ("x", "layer.weight", "layer.bias")[index]
-            trial.close(f"{name}.grad", gradient, axis=int(index == 0))
+            trial.check_close(f"{name}.grad", gradient, axis=int(index == 0))
         _input_written(trial, training=training)
 
 
-def _input_written(trial: Trial, *, training: bool) -> None:
-    twin = start(trial, training=training)
-    x = trial.feed(trial.case.batches[0], grad=True)
+def _input_written(trial: LawTrial, *, training: bool) -> None:
+    twin = build_in_mode(trial, training=training)
+    x = trial.bind_batch(trial.case.batches[0], grad=True)
     trial.run("z = x * 1", "y = layer(z)", "z.mul_(2).add_(1)")
     g = trial.case.gradient(0)
-    trial.value("g", g)
+    trial.bind_value("g", g)
     trial.run("refused = False")
     trial.run("try:\n    y.backward(g)\nexcept RuntimeError:\n    refused = True")
-    if not trial["refused"]:
+    if not trial.evaluate("refused"):
         of_input, of_weight, _ = twin.expect(x).gradients(g)
-        trial.close("x.grad", of_input, axis=1)
-        trial.close("layer.weight.grad", of_weight)
+        trial.check_close("x.grad", of_input, axis=1)
+        trial.check_close("layer.weight.grad", of_weight)
 
 
 @law(("float64",), share=0.5, modes=(True,), layouts=CONTIGUOUS, max_values=128)
-def double_backward(trial: Trial, case: Case) -> None:
+def double_backward(trial: LawTrial, case: Case) -> None:
     """The gradient of the input can be differentiated again, in training and in eval.
 
     Held to half of float64's digits, on well-conditioned data: this is about formulas.
     """
     trial.case = case = _well_conditioned(case)
     training = case.count != 1
-    twin = start(trial, training=training)
-    x = trial.feed(case.batches[0], grad=True)
+    twin = build_in_mode(trial, training=training)
+    x = trial.bind_batch(case.batches[0], grad=True)
     g, v = case.gradient(0), case.gradient(0).flip(0).sin()
-    trial.value("g", g)
-    trial.value("v", v)
+    trial.bind_value("g", g)
+    trial.bind_value("v", v)
     trial.run("g.requires_grad_()", "y = layer(x)")
     trial.run("first, of_weight = torch.autograd.grad(y, (x, layer.weight), g, create_graph=True)")
     trial.run("loss = (first * v).sum() + (first * first).sum() + (of_weight * of_weight).sum()")
@@ -164,41 +164,41 @@ def double_backward(trial: Trial, case: Case) -> None:
     loss = (first * v.cpu()).sum() + first.square().sum() + of_weight.square().sum()
     seconds = torch.autograd.grad(loss, (x64, g64, weight), materialize_grads=True)
     for index, value in enumerate(seconds):
-        trial.close(f"second[{index}]", _half_the_digits(value), axis=int(index < 2))
+        trial.check_close(f"second[{index}]", _half_the_digits(value), axis=int(index < 2))
 
 
 @law(("float64",), share=0.3, modes=(True,), layouts=CONTIGUOUS, max_values=128)
-def forward_derivative(trial: Trial, case: Case) -> None:
+def forward_derivative(trial: LawTrial, case: Case) -> None:
     """Forward-mode AD gives the derivative of the output, by input, weight and bias, in both modes.
 
     Held to half of float64's digits, on well-conditioned data: this is about formulas.
     """
     trial.case = case = _well_conditioned(case)
-    twin = start(trial, training=case.count != 1)
-    x = trial.feed(case.batches[0])
+    twin = build_in_mode(trial, training=case.count != 1)
+    x = trial.bind_batch(case.batches[0])
     t = case.gradient(0)
-    trial.value("t", t)
+    trial.bind_value("t", t)
     trial.run("from torch.autograd import forward_ad")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, when it first loads what this takes
         _derive(trial, twin, x, t)
 
 
-def _derive(trial: Trial, twin: Twin, x: torch.Tensor, t: torch.Tensor) -> None:
+def _derive(trial: LawTrial, twin: ReferenceTwin, x: torch.Tensor, t: torch.Tensor) -> None:
     trial.run(
         "with forward_ad.dual_level():\n"
         "    derivative = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, t))).tangent",
     )
     twin.reference.track_running_stats = False  # torch.func.jvp takes no module that updates itself
     value = torch.func.jvp(twin.reference, (x.cpu(),), (t.cpu(),))[1].detach()
-    trial.close("derivative", _half_the_digits(value), axis=1)
+    trial.check_close("derivative", _half_the_digits(value), axis=1)
     trial.run(
         "with forward_ad.dual_level():\n"
         "    twice = {k: forward_ad.make_dual(v, 2 * v) for k, v in layer.named_parameters()}\n"
         "    derivative = forward_ad.unpack_dual("
         "torch.func.functional_call(layer, twice, (x,))).tangent",
     )
-    trial.close("derivative", _half_the_digits(2 * twin.reference(x.cpu()).detach()), axis=1)
+    trial.check_close("derivative", _half_the_digits(2 * twin.reference(x.cpu()).detach()), axis=1)
 
 
 def _well_conditioned(case: Case) -> Case:
@@ -206,5 +206,5 @@ def _well_conditioned(case: Case) -> Case:
     return replace(case, batches=(batch,), eps=max(case.eps, 1e-3))
 
 
-def _half_the_digits(value: torch.Tensor) -> Approximation:
-    return Approximation(value, torch.full_like(value, 2.0**-26 * (1 + float(value.abs().max()))))
+def _half_the_digits(value: torch.Tensor) -> BoundedValue:
+    return BoundedValue(value, torch.full_like(value, 2.0**-26 * (1 + float(value.abs().max()))))

@@ -7,21 +7,21 @@ from dataclasses import replace
 import torch
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, DENSE, LAYOUTS, LEAST_DIMS, Batch, Case
-from pytest_bninvariants.batchnorm.expectation import Approximation
-from pytest_bninvariants.batchnorm.laws.common import (
-    EVAL,
-    KEEP,
-    forward,
-    hold_training,
-    start,
-    switch,
-    unchanged,
+from pytest_bninvariants.batchnorm.expectation import BoundedValue
+from pytest_bninvariants.batchnorm.laws.registry import ALL_DTYPES, FEW_CASES, FLOAT32_ONLY, law
+from pytest_bninvariants.batchnorm.laws.steps import (
+    EVAL_CASES,
+    KEEP_VALUES,
+    build_in_mode,
+    check_state_unchanged,
+    check_training_results,
+    run_forward,
+    set_mode,
 )
-from pytest_bninvariants.batchnorm.laws.registry import ALL, FEW, ONE, law
-from pytest_bninvariants.batchnorm.laws.trial import Trial
+from pytest_bninvariants.batchnorm.laws.trial import LawTrial
 from pytest_bninvariants.option_values import HALF
 
-_KEEP = "kept = [layer.running_mean.clone(), layer.running_var.clone()]"
+_KEEP_STATISTICS = "kept = [layer.running_mean.clone(), layer.running_var.clone()]"
 _GRADIENTS = (  # as indexing, splitting and global pooling behind the layer leave them
     "torch.stack((g, torch.zeros_like(g)), -1)[..., 0]",
     "torch.cat((g.new_zeros(3), g.flatten()))[3:].view(g.shape)",
@@ -30,33 +30,33 @@ _GRADIENTS = (  # as indexing, splitting and global pooling behind the layer lea
 _REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, AssertionError)
 
 
-@law(ONE, **FEW)
-def one_value_per_channel(trial: Trial, case: Case) -> None:
+@law(FLOAT32_ONLY, **FEW_CASES)
+def one_value_per_channel(trial: LawTrial, case: Case) -> None:
     """In training one value per channel raises ValueError, and statistics stay; eval takes it."""
     shape = (1, case.channels, *[1] * (len(case.batches[0].shape) - 2))
     trial.case = replace(case, batches=(replace(case.batches[0], shape=shape),))
-    twin = start(trial, training=True)
-    trial.feed(trial.case.batches[0])
-    trial.run(_KEEP)
-    trial.raises("layer(x)", ValueError)
+    twin = build_in_mode(trial, training=True)
+    trial.bind_batch(trial.case.batches[0])
+    trial.run(_KEEP_STATISTICS)
+    trial.check_raises("layer(x)", ValueError)
     _statistics_stay(trial, "one value per channel")
-    switch(trial, twin, training=False)
-    trial.close("y", forward(trial, twin).output, axis=1)
-    off = trial.again(replace(trial.case, seed=None))
-    off.build(track_running_stats=False)
-    off.feed(trial.case.batches[0])
+    set_mode(trial, twin, training=False)
+    trial.check_close("y", run_forward(trial, twin).output, axis=1)
+    off = trial.for_case(replace(trial.case, seed=None))
+    off.build_layer(track_running_stats=False)
+    off.bind_batch(trial.case.batches[0])
     off.run("layer.eval()")
-    off.raises("layer(x)", ValueError)
+    off.check_raises("layer(x)", ValueError)
 
 
-def _statistics_stay(trial: Trial, what: str) -> None:
-    """Hold that the running statistics are what `_KEEP` kept; the counter may move."""
-    trial.same("layer.running_mean", "kept[0]", f"{what} changed running_mean")
-    trial.same("layer.running_var", "kept[1]", f"{what} changed running_var")
+def _statistics_stay(trial: LawTrial, what: str) -> None:
+    """Hold that the running statistics are what `_KEEP_STATISTICS` kept; the counter may move."""
+    trial.check_same("layer.running_mean", "kept[0]", f"{what} changed running_mean")
+    trial.check_same("layer.running_var", "kept[1]", f"{what} changed running_var")
 
 
-@law(ONE, **FEW)
-def empty_batch(trial: Trial, case: Case) -> None:
+@law(FLOAT32_ONLY, **FEW_CASES)
+def empty_batch(trial: LawTrial, case: Case) -> None:
     """An empty batch is counted, leaves statistics and gradients, and gives an empty output."""
     _, c, *positions = case.batches[0].shape
     shapes = [(0, c, *positions)]
@@ -64,9 +64,9 @@ def empty_batch(trial: Trial, case: Case) -> None:
         shapes.append((2, c, *positions[:-1], 0))
     for shape in shapes:
         trial.case = replace(case, batches=(Batch(shape=shape),))
-        start(trial, training=True)
-        trial.run(_KEEP)
-        trial.feed(trial.case.batches[0], grad=True)
+        build_in_mode(trial, training=True)
+        trial.run(_KEEP_STATISTICS)
+        trial.bind_batch(trial.case.batches[0], grad=True)
         trial.run("y = layer(x)", "y.sum().backward()")
         trial.require(f"y.shape == {shape}", f"the output of {shape} has shape {{tuple(y.shape)}}")
         trial.require("y is not x", f"an input of {shape} is returned itself")
@@ -84,23 +84,23 @@ def empty_batch(trial: Trial, case: Case) -> None:
         trial.require(f"y.shape == {shape}", f"in eval {shape} comes out as {{tuple(y.shape)}}")
 
 
-@law(ONE, frozen=True, **FEW | {"momentum": False})
-def empty_batch_in_eval(trial: Trial, case: Case) -> None:
+@law(FLOAT32_ONLY, frozen=True, **FEW_CASES | {"momentum": False})
+def empty_batch_in_eval(trial: LawTrial, case: Case) -> None:
     """In eval an empty batch gives an empty output of its shape."""
     shape = (0, *case.batches[0].shape[1:])
-    start(trial, training=False)
-    trial.feed(Batch(shape=shape))
+    build_in_mode(trial, training=False)
+    trial.bind_batch(Batch(shape=shape))
     trial.run("y = layer(x)")
     trial.require(f"y.shape == {shape}", f"{shape} comes out as {{tuple(y.shape)}}")
 
 
-@law(ONE, **FEW)
-def wrong_rank(trial: Trial, case: Case) -> None:
+@law(FLOAT32_ONLY, **FEW_CASES)
+def wrong_rank(trial: LawTrial, case: Case) -> None:
     """An input of a rank that the layer is not for raises, in training and in eval."""
     taken = trial.subject.dims
     every = (1, 2, 3, 4, 5, 6) if len(taken) < 4 else (1,)
-    start(trial, training=True)
-    trial.run(KEEP)
+    build_in_mode(trial, training=True)
+    trial.run(KEEP_VALUES)
     for rank in every:
         if rank not in taken:
             shape = (4, case.channels, *[2] * (rank - 2)) if rank > 1 else (case.channels,)
@@ -108,44 +108,44 @@ def wrong_rank(trial: Trial, case: Case) -> None:
     unbatched = case.batches[0].shape[1:]
     if len(taken) == 1 and len(unbatched) > 2:  # one of fewer dimensions may be a batch itself
         _refused(trial, unbatched)
-    unchanged(trial, "a refused input")
+    check_state_unchanged(trial, "a refused input")
 
 
-@law(ONE, **FEW)
-def wrong_channel_count(trial: Trial, case: Case) -> None:
+@law(FLOAT32_ONLY, **FEW_CASES)
+def wrong_channel_count(trial: LawTrial, case: Case) -> None:
     """An input with another number of channels raises, in training and in eval."""
     c, positions = case.channels, case.batches[0].shape[2:]
-    start(trial, training=True)
+    build_in_mode(trial, training=True)
     for other in (c + 1, c - 1, 2 * c, 1 if c > 1 else 3):
         if other > 0:
             _refused(trial, (4, other, *positions))
 
 
-def _refused(trial: Trial, shape: tuple[int, ...]) -> None:
+def _refused(trial: LawTrial, shape: tuple[int, ...]) -> None:
     for mode in ("train", "eval"):
         trial.run(f"layer.{mode}()", f"x = torch.ones({shape}, device={trial.case.device!r})")
-        trial.raises("layer(x)", *_REFUSALS)
+        trial.check_raises("layer(x)", *_REFUSALS)
     trial.run("layer.train()")
 
 
 @law(("float32", "float64"), share=0.4, layouts=CONTIGUOUS, max_values=512)
-def nonfinite_input(trial: Trial, case: Case) -> None:
+def nonfinite_input(trial: LawTrial, case: Case) -> None:
     """In training NaN and Inf reach output and statistics of their channel, and no other."""
     for bad in ("nan", "inf", "-inf"):
-        twin = start(trial, training=True)
-        clean = trial.feed(case.batches[0])
+        twin = build_in_mode(trial, training=True)
+        clean = trial.bind_batch(case.batches[0])
         expected = twin.expect(clean)
         trial.run("x = x.clone()", f"x[0, 0] = float('{bad}')", "y = layer(x.requires_grad_())")
         if case.channels > 1:
-            trial.close("y[:, 1:]", _after_first(expected.output, 1), axis=1)
-            trial.close("layer.running_mean[1:]", _after_first(twin.running_mean, 0))
-            trial.close("layer.running_var[1:]", _after_first(twin.running_var, 0))
+            trial.check_close("y[:, 1:]", _after_first(expected.output, 1), axis=1)
+            trial.check_close("layer.running_mean[1:]", _after_first(twin.running_mean, 0))
+            trial.check_close("layer.running_var[1:]", _after_first(twin.running_var, 0))
         trial.require("y[:, 0].isnan().all()", f"{bad} in a channel does not make its output NaN")
         if case.channels > 1:
-            trial.value("g", case.gradient(0))
+            trial.bind_value("g", case.gradient(0))
             trial.run("(of_input,) = torch.autograd.grad(y, x, g)")
             of_input = expected.gradients(case.gradient(0))[0]
-            trial.close("of_input[:, 1:]", _after_first(of_input, 1), axis=1)
+            trial.check_close("of_input[:, 1:]", _after_first(of_input, 1), axis=1)
         if case.momentum != 0:
             for name in ("running_mean", "running_var"):
                 trial.require(
@@ -154,34 +154,36 @@ def nonfinite_input(trial: Trial, case: Case) -> None:
                 )
 
 
-@law(("float32", "float64"), share=0.4, frozen=True, max_values=512, layouts=CONTIGUOUS, **EVAL)
-def eval_nonfinite_input(trial: Trial, case: Case) -> None:
+@law(
+    ("float32", "float64"), share=0.4, frozen=True, max_values=512, layouts=CONTIGUOUS, **EVAL_CASES
+)
+def eval_nonfinite_input(trial: LawTrial, case: Case) -> None:
     """In eval NaN and Inf reach their own place of the output, and no other."""
-    twin = start(trial, training=False)
-    clean = trial.feed(case.batches[0])
+    twin = build_in_mode(trial, training=False)
+    clean = trial.bind_batch(case.batches[0])
     expected = twin.expect(clean).output
     for bad in ("nan", "inf"):
         trial.run("z = x.clone()", f"z.view(-1)[0] = float('{bad}')", "y = layer(z)")
         trial.require("not y.reshape(-1)[0].isfinite()", f"{bad} comes out as {{y.reshape(-1)[0]}}")
-        rest = Approximation(*(each.reshape(-1)[1:] for each in expected))
-        trial.close("y.reshape(-1)[1:]", rest)
+        rest = BoundedValue(*(each.reshape(-1)[1:] for each in expected))
+        trial.check_close("y.reshape(-1)[1:]", rest)
 
 
-def _after_first(each: Approximation, axis: int) -> Approximation:
-    return Approximation(*(t.narrow(axis, 1, t.shape[axis] - 1) for t in each))
+def _after_first(each: BoundedValue, axis: int) -> BoundedValue:
+    return BoundedValue(*(t.narrow(axis, 1, t.shape[axis] - 1) for t in each))
 
 
 @law(("float64", "float32", "bfloat16"), share=0.3)
-def layouts(trial: Trial, case: Case) -> None:
+def layouts(trial: LawTrial, case: Case) -> None:
     """Layout and strides of input and gradient change only rounding; channels_last stays so."""
     rank = len(case.batches[0].shape)
     for index, layout in enumerate(_layouts_of(case)):
         batch = replace(case.batches[0], layout=layout)
         trial.case = replace(case, batches=(batch,), plain_gradient=False)
-        twin = start(trial, training=True)
-        expected = forward(trial, twin, grad=True)
-        hold_training(trial, twin, expected)
-        trial.value("g", case.gradient(0))
+        twin = build_in_mode(trial, training=True)
+        expected = run_forward(trial, twin, grad=True)
+        check_training_results(trial, twin, expected)
+        trial.bind_value("g", case.gradient(0))
         last = batch.view if layout == "channels_last" and rank >= 4 else None
         trial.run(
             f"g = {_GRADIENTS[(index + batch.seed) % len(_GRADIENTS)]}"
@@ -189,27 +191,27 @@ def layouts(trial: Trial, case: Case) -> None:
             else f"g = g.contiguous(memory_format=torch.{last})",
             "y.backward(g)",
         )
-        of_input, of_weight, _ = expected.gradients(trial["g"])
-        trial.close("x.grad", of_input, axis=1)
-        trial.close("layer.weight.grad", of_weight)
+        of_input, of_weight, _ = expected.gradients(trial.evaluate("g"))
+        trial.check_close("x.grad", of_input, axis=1)
+        trial.check_close("layer.weight.grad", of_weight)
         _keeps_format(trial, last)
 
 
-@law(("float64", "float32", "bfloat16"), share=0.3, frozen=True, **EVAL)
-def eval_layouts(trial: Trial, case: Case) -> None:
+@law(("float64", "float32", "bfloat16"), share=0.3, frozen=True, **EVAL_CASES)
+def eval_layouts(trial: LawTrial, case: Case) -> None:
     """In eval layout and strides of the input change only rounding; channels_last stays so."""
     for layout in _layouts_of(case):
         trial.case = replace(case, batches=(replace(case.batches[0], layout=layout),))
-        twin = start(trial, training=False)
-        expected = forward(trial, twin).output
-        trial.close("y", expected, axis=1)
+        twin = build_in_mode(trial, training=False)
+        expected = run_forward(trial, twin).output
+        trial.check_close("y", expected, axis=1)
         trial.run("with torch.no_grad():\n    y = layer(x)")
-        trial.close("y", expected, axis=1)
+        trial.check_close("y", expected, axis=1)
         dense = layout == "channels_last" and len(case.batches[0].shape) >= 4
         _keeps_format(trial, trial.case.batches[0].view if dense else None)
 
 
-def _keeps_format(trial: Trial, memory_format: str | None) -> None:
+def _keeps_format(trial: LawTrial, memory_format: str | None) -> None:
     """Require that an output has the memory format that the layer's input came in."""
     if memory_format is not None:
         trial.require(
@@ -223,12 +225,12 @@ def _layouts_of(case: Case) -> list[str]:
     return [layout for layout in LAYOUTS if LEAST_DIMS.get(layout, 2) <= dims]
 
 
-@law(ALL, share=0.3, frozen=True, momentum=False, max_values=256)
-def output_dtype(trial: Trial, case: Case) -> None:
+@law(ALL_DTYPES, share=0.3, frozen=True, momentum=False, max_values=256)
+def output_dtype(trial: LawTrial, case: Case) -> None:
     """The output has dtype, shape and device of the input, and so has its gradient."""
     for mode in ("train", "eval"):
-        start(trial, training=mode == "train")
-        trial.feed(case.batches[0], grad=True)
+        build_in_mode(trial, training=mode == "train")
+        trial.bind_batch(case.batches[0], grad=True)
         trial.run("y = layer(x)", "y.sum().backward()")
         for name in ("y", "x.grad"):
             trial.require(
@@ -238,39 +240,39 @@ def output_dtype(trial: Trial, case: Case) -> None:
 
 
 @law(HALF, state_dtype="float32", layouts=DENSE)
-def mixed_precision(trial: Trial, case: Case) -> None:
+def mixed_precision(trial: LawTrial, case: Case) -> None:
     """Half inputs with a float32 layer: all in float32 but the output, Inf beyond its range."""
-    twin = start(trial, training=True)
-    expected = forward(trial, twin, grad=True)
+    twin = build_in_mode(trial, training=True)
+    expected = run_forward(trial, twin, grad=True)
     trial.require("y.dtype == x.dtype", "the output is {y.dtype}, the input {x.dtype}")
-    hold_training(trial, twin, expected)
+    check_training_results(trial, twin, expected)
     g = case.gradient(0)
-    trial.value("g", g)
+    trial.bind_value("g", g)
     trial.run("y.backward(torch.empty_like(y).copy_(g))")  # laid out as the output is
     of_input, of_weight, of_bias = expected.gradients(g)
-    trial.close("x.grad", of_input, axis=1)
-    trial.close("layer.weight.grad", of_weight)
-    trial.close("layer.bias.grad", of_bias)
-    switch(trial, twin, training=False)
-    eval_output = forward(trial, twin).output
+    trial.check_close("x.grad", of_input, axis=1)
+    trial.check_close("layer.weight.grad", of_weight)
+    trial.check_close("layer.bias.grad", of_bias)
+    set_mode(trial, twin, training=False)
+    eval_output = run_forward(trial, twin).output
     trial.require("y.dtype == x.dtype", "in eval the output is {y.dtype}, the input {x.dtype}")
-    trial.close("y", eval_output, axis=1)
+    trial.check_close("y", eval_output, axis=1)
     if case.dtype == "float16":
         trial.run("layer.bias.data.fill_(1e10)", "y = layer(x)")
         trial.require("y.isinf().all()", "1e10 comes out as {y.min()}, float16 ends at 65504")
 
 
 @law(("float32", "bfloat16"), share=0.3, state_dtype="float32", layouts=CONTIGUOUS)
-def autocast(trial: Trial, case: Case) -> None:
+def autocast(trial: LawTrial, case: Case) -> None:
     """Under autocast the output has the input's dtype, and all is as right as without."""
     trial.case = replace(case, plain_gradient=False)
-    twin = start(trial, training=True)
+    twin = build_in_mode(trial, training=True)
     kind = torch.device(case.device).type
     for training in (True, False):
-        switch(trial, twin, training=training)
-        x = trial.feed(case.batches[0], grad=True)
+        set_mode(trial, twin, training=training)
+        x = trial.bind_batch(case.batches[0], grad=True)
         trial.run(f"with torch.autocast({kind!r}, dtype=torch.bfloat16):\n    y = layer(x)")
         expected = twin.expect(x)
         trial.require("y.dtype == x.dtype", "the output is {y.dtype}, the input {x.dtype}")
-        hold_training(trial, twin, expected)
-        trial.close("x.grad", expected.gradients(trial.backward(0))[0], axis=1)
+        check_training_results(trial, twin, expected)
+        trial.check_close("x.grad", expected.gradients(trial.run_backward(0))[0], axis=1)

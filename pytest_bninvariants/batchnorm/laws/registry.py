@@ -11,14 +11,14 @@ from typing import Any
 from hypothesis.strategies import SearchStrategy
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
-from pytest_bninvariants.batchnorm.laws.trial import Trial
+from pytest_bninvariants.batchnorm.laws.trial import LawTrial
 from pytest_bninvariants.batchnorm.strategies import bn_cases
 from pytest_bninvariants.option_values import DTYPES
 
 LAWS: dict[str, Law] = {}
-ALL = DTYPES
-ONE = ("float32",)
-FEW: dict[str, Any] = {"share": 0.2, "layouts": CONTIGUOUS, "max_values": 256}
+ALL_DTYPES = DTYPES
+FLOAT32_ONLY = ("float32",)
+FEW_CASES: dict[str, Any] = {"share": 0.2, "layouts": CONTIGUOUS, "max_values": 256}
 _PLAIN: dict[str, Any] = {"affine": True, "average": False}  # laws of their own try the others
 
 
@@ -37,7 +37,7 @@ class Law:
         least_rank: the lowest rank of inputs that it is about.
     """
 
-    check: Callable[[Trial, Case], None]
+    check: Callable[[LawTrial, Case], None]
     cases: Callable[..., SearchStrategy[Case]]
     dtypes: tuple[str, ...]
     share: float
@@ -62,7 +62,7 @@ class Law:
 
 
 def law(
-    dtypes: tuple[str, ...] = ALL,
+    dtypes: tuple[str, ...] = ALL_DTYPES,
     *,
     share: float = 1.0,
     frozen: bool = False,
@@ -70,7 +70,7 @@ def law(
     threads: bool = False,
     least_rank: int = 2,
     **drawn: Any,
-) -> Callable[[Callable[[Trial, Case], None]], Callable[[Trial, Case], None]]:
+) -> Callable[[Callable[[LawTrial, Case], None]], Callable[[LawTrial, Case], None]]:
     """Make a function a law.
 
     Args:
@@ -83,7 +83,7 @@ def law(
         drawn: what `bn_cases` is told.
     """
 
-    def register(check: Callable[[Trial, Case], None]) -> Callable[[Trial, Case], None]:
+    def register(check: Callable[[LawTrial, Case], None]) -> Callable[[LawTrial, Case], None]:
         LAWS[check.__name__] = Law(
             check=check,
             cases=partial(bn_cases, **_PLAIN | drawn),
@@ -99,7 +99,7 @@ def law(
     return register
 
 
-def chosen(patterns: Iterable[str] = ()) -> list[Law]:
+def choose_laws(patterns: Iterable[str] = ()) -> list[Law]:
     """Return the laws that patterns choose, in their order.
 
     Args:
@@ -113,12 +113,12 @@ def chosen(patterns: Iterable[str] = ()) -> list[Law]:
     if not wanted:
         return [each for each in LAWS.values() if each.every]
     for pattern in wanted:
-        if not any(_fits(each, pattern) for each in LAWS.values()):
+        if not any(_matches(each, pattern) for each in LAWS.values()):
             raise ValueError(
                 f"{pattern!r} matches no law; there are frozen (a set), {', '.join(LAWS)}"
             )
-    return [each for each in LAWS.values() if any(_fits(each, p) for p in wanted)]
+    return [each for each in LAWS.values() if any(_matches(each, p) for p in wanted)]
 
 
-def _fits(each: Law, pattern: str) -> bool:
+def _matches(each: Law, pattern: str) -> bool:
     return each.frozen if pattern == "frozen" else fnmatchcase(each.name, pattern)

@@ -6,9 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Batch, Case
-from pytest_bninvariants.batchnorm.laws.common import forward, hold_training, start, switch
 from pytest_bninvariants.batchnorm.laws.registry import law
-from pytest_bninvariants.batchnorm.laws.trial import Trial
+from pytest_bninvariants.batchnorm.laws.steps import (
+    build_in_mode,
+    check_training_results,
+    run_forward,
+    set_mode,
+)
+from pytest_bninvariants.batchnorm.laws.trial import LawTrial
 
 _EDGES = (127, 128, 129, 191, 192, 193, 255, 256, 257, 300, 511, 512, 513, 768, 1000, 1023, 1024)
 _SIZES = (*range(1, 68), *_EDGES, 1025)
@@ -20,20 +25,20 @@ _SWEEP: dict[str, Any] = {
 }
 
 
-def _sweep(trial: Trial, case: Case, shapes: list[tuple[int, ...]]) -> None:
+def _sweep(trial: LawTrial, case: Case, shapes: list[tuple[int, ...]]) -> None:
     """Hold output, statistics and gradients of each shape, each on a layer of its own."""
     for index, shape in enumerate(shapes):
         batch = Batch(shape=shape, seed=case.batches[0].seed + index, kappa=case.batches[0].kappa)
         one = replace(case, batches=(batch,), plain_gradient=False, count=0)
-        each = trial.again(one)
-        twin = start(each, training=True)
-        expected = forward(each, twin, grad=True)
-        hold_training(each, twin, expected)
-        gradients = expected.gradients(each.backward(0))
+        each = trial.for_case(one)
+        twin = build_in_mode(each, training=True)
+        expected = run_forward(each, twin, grad=True)
+        check_training_results(each, twin, expected)
+        gradients = expected.gradients(each.run_backward(0))
         for name, gradient in zip(("x", "layer.weight", "layer.bias"), gradients, strict=True):
-            each.close(f"{name}.grad", gradient, axis=int(name == "x"))
-        switch(each, twin, training=False)
-        each.close("y", forward(each, twin).output, axis=1)
+            each.check_close(f"{name}.grad", gradient, axis=int(name == "x"))
+        set_mode(each, twin, training=False)
+        each.check_close("y", run_forward(each, twin).output, axis=1)
 
 
 def _positions(dims: int) -> tuple[int, ...]:
@@ -41,7 +46,7 @@ def _positions(dims: int) -> tuple[int, ...]:
 
 
 @law(("float32",), **_SWEEP)
-def batch_sizes(trial: Trial, case: Case) -> None:
+def batch_sizes(trial: LawTrial, case: Case) -> None:
     """Every batch size is right: all to 67, and those around powers of two to 1025."""
     rank = len(case.batches[0].shape)
     first = 2 if rank == 2 else 1
@@ -49,14 +54,14 @@ def batch_sizes(trial: Trial, case: Case) -> None:
 
 
 @law(("float32",), **_SWEEP)
-def channel_counts(trial: Trial, case: Case) -> None:
+def channel_counts(trial: LawTrial, case: Case) -> None:
     """Every number of channels is right: all to 67, and those around powers of two to 1025."""
     counts = (*_SIZES, 2048, 4097)
     _sweep(trial, case, [(3, c, *_positions(len(case.batches[0].shape))) for c in counts])
 
 
 @law(("float32", "float16"), least_rank=3, **_SWEEP)
-def spatial_sizes(trial: Trial, case: Case) -> None:
+def spatial_sizes(trial: LawTrial, case: Case) -> None:
     """Every number of positions is right: all to 67, and those around powers of two to 1025."""
     rank = len(case.batches[0].shape)
     ones = (1,) * (rank - 3)
@@ -71,15 +76,15 @@ def spatial_sizes(trial: Trial, case: Case) -> None:
         _sweep(trial, case, [*shapes, most])
 
 
-def _counts_beyond_half(trial: Trial, case: Case, shape: tuple[int, ...]) -> None:
+def _counts_beyond_half(trial: LawTrial, case: Case, shape: tuple[int, ...]) -> None:
     """Hold that more values than float16 can count leave finite statistics.
 
     And no more: torch 2.4.0 itself takes their variance for 0.
     """
     batch = Batch(shape=shape, seed=case.batches[0].seed, sigma=0.05, dtype="float16")
     trial.case = replace(case, batches=(batch,), count=0)
-    twin = start(trial, training=True)
-    forward(trial, twin)
+    twin = build_in_mode(trial, training=True)
+    run_forward(trial, twin)
     for name in ("running_mean", "running_var"):
         trial.require(
             f"bool(layer.{name}.isfinite().all())", f"{name} is {{layer.{name}}} after {shape}"

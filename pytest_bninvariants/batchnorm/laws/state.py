@@ -7,24 +7,24 @@ from dataclasses import replace
 import torch
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
-from pytest_bninvariants.batchnorm.expectation import Twin
-from pytest_bninvariants.batchnorm.laws.common import (
-    EVAL,
-    HELD,
-    KEEP,
-    STATE,
-    forward,
-    hold_training,
-    holds,
-    start,
-    unchanged,
+from pytest_bninvariants.batchnorm.expectation import ReferenceTwin
+from pytest_bninvariants.batchnorm.laws.registry import ALL_DTYPES, FEW_CASES, FLOAT32_ONLY, law
+from pytest_bninvariants.batchnorm.laws.steps import (
+    EVAL_CASES,
+    KEEP_TENSORS,
+    KEEP_VALUES,
+    STATE_NAMES,
+    build_in_mode,
+    check_same_tensors,
+    check_state_unchanged,
+    check_training_results,
+    run_forward,
 )
-from pytest_bninvariants.batchnorm.laws.registry import ALL, FEW, ONE, law
-from pytest_bninvariants.batchnorm.laws.trial import Trial
+from pytest_bninvariants.batchnorm.laws.trial import LawTrial
 
 
-@law(ONE, **FEW)
-def construction(trial: Trial, case: Case) -> None:
+@law(FLOAT32_ONLY, **FEW_CASES)
+def construction(trial: LawTrial, case: Case) -> None:
     """The constructor is nn.BatchNorm's: order, defaults, attributes, dtype and initial state.
 
     Of `device`, `dtype` and `bias`, which not every torch has, those that it takes.
@@ -60,7 +60,7 @@ def construction(trial: Trial, case: Case) -> None:
         )
 
 
-def _follows_default_dtype(trial: Trial) -> None:
+def _follows_default_dtype(trial: LawTrial) -> None:
     """Hold that a new layer is in torch's default dtype, when that is not float32."""
     made = f"layer = {trial.subject.call(trial.case.channels)}"
     before = torch.get_default_dtype()
@@ -76,13 +76,13 @@ def _follows_default_dtype(trial: Trial) -> None:
     )
 
 
-def _is_made(trial: Trial, *values: str) -> None:
+def _is_made(trial: LawTrial, *values: str) -> None:
     names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
     for name, value in zip(names, values, strict=True):
         trial.require(f"layer.{name} == {value}", f"{name} is {{layer.{name}}}, expected {value}")
     affine, tracked = values[3] == "True", values[4] == "True"
     for name, there, start_value in zip(
-        STATE, (affine, affine, tracked, tracked, tracked), (1, 0, 0, 1, 0), strict=True
+        STATE_NAMES, (affine, affine, tracked, tracked, tracked), (1, 0, 0, 1, 0), strict=True
     ):
         if there:
             trial.require(
@@ -94,21 +94,21 @@ def _is_made(trial: Trial, *values: str) -> None:
     trial.require("layer.training", "a new layer is not in training mode")
 
 
-@law(ONE, modes=(True, True), **FEW)
-def state_in_place(trial: Trial, case: Case) -> None:
+@law(FLOAT32_ONLY, modes=(True, True), **FEW_CASES)
+def state_in_place(trial: LawTrial, case: Case) -> None:
     """Training updates its buffers in place: they keep identity and memory, and carry no graph."""
     for varied in (case, replace(case, momentum=None, count=case.count % 8)):
         trial.case = varied
         _state_stays(trial, varied)
 
 
-def _state_stays(trial: Trial, case: Case) -> None:
-    start(trial, training=True)
-    names = list(STATE[2:])
+def _state_stays(trial: LawTrial, case: Case) -> None:
+    build_in_mode(trial, training=True)
+    names = list(STATE_NAMES[2:])
     trial.run(f"before = {{name: getattr(layer, name) for name in {names}}}")
     trial.run("pointers = {name: value.data_ptr() for name, value in before.items()}")
     for batch in case.batches:
-        trial.feed(batch, grad=True)
+        trial.bind_batch(batch, grad=True)
         trial.run("layer(x).sum().backward()")
         for name in names:
             trial.require(
@@ -122,61 +122,61 @@ def _state_stays(trial: Trial, case: Case) -> None:
             )
 
 
-@law(ONE, **FEW)
-def no_grad_updates(trial: Trial, case: Case) -> None:
+@law(FLOAT32_ONLY, **FEW_CASES)
+def no_grad_updates(trial: LawTrial, case: Case) -> None:
     """Under no_grad and inference_mode training updates its statistics, and makes no graph."""
-    twin = start(trial, training=True)
+    twin = build_in_mode(trial, training=True)
     for mode in ("no_grad", "inference_mode"):
-        x = trial.feed(case.batches[0])
+        x = trial.bind_batch(case.batches[0])
         trial.run(f"with torch.{mode}():\n    y = layer(x)")
         trial.require("not y.requires_grad", f"under {mode} the output asks for a gradient")
-        hold_training(trial, twin, twin.expect(x))
+        check_training_results(trial, twin, twin.expect(x))
     trial.require(
         f"int(layer.num_batches_tracked) == {case.count + 2}",
         f"num_batches_tracked is {{layer.num_batches_tracked}}, expected {case.count + 2}",
     )
 
 
-@law(ONE, **FEW)
-def instances_are_independent(trial: Trial, case: Case) -> None:
+@law(FLOAT32_ONLY, **FEW_CASES)
+def instances_are_independent(trial: LawTrial, case: Case) -> None:
     """Training one layer leaves another one alone."""
-    trial.build()
+    trial.build_layer()
     trial.run("other, layer = layer, None")
-    trial.build()
+    trial.build_layer()
     trial.require(
         "not {v.data_ptr() for v in layer.state_dict().values()}"
         " & {v.data_ptr() for v in other.state_dict().values()}",
         "two layers share memory",
     )
-    trial.run(KEEP.replace("layer", "other"))
-    trial.feed(case.batches[0], grad=True)
+    trial.run(KEEP_VALUES.replace("layer", "other"))
+    trial.bind_batch(case.batches[0], grad=True)
     trial.run("layer.train()(x).sum().backward()", "layer = other")
-    unchanged(trial, "training another layer")
+    check_state_unchanged(trial, "training another layer")
     trial.require("layer.weight.grad is None", "training another layer gave this one a gradient")
 
 
-@law(ONE, **FEW)
-def reset(trial: Trial, case: Case) -> None:
+@law(FLOAT32_ONLY, **FEW_CASES)
+def reset(trial: LawTrial, case: Case) -> None:
     """reset_running_stats() makes mean 0, var 1, count 0; reset_parameters() weight 1, bias 0."""
-    trial.build()
-    trial.feed(case.batches[0])
+    trial.build_layer()
+    trial.bind_batch(case.batches[0])
     trial.run("layer.train()(x)", "weight = layer.weight.detach().clone()")
-    trial.run("layer.eval()(x)", HELD, "layer.reset_running_stats()")
-    _starts(trial, "reset_running_stats()", STATE[2:], (0, 1, 0))
-    holds(trial, "reset_running_stats()")
-    twin = trial.twin()
+    trial.run("layer.eval()(x)", KEEP_TENSORS, "layer.reset_running_stats()")
+    _starts(trial, "reset_running_stats()", STATE_NAMES[2:], (0, 1, 0))
+    check_same_tensors(trial, "reset_running_stats()")
+    twin = trial.make_twin()
     twin.reference.eval()
-    for name, value in zip(STATE[2:4], (0.0, 1.0), strict=True):
+    for name, value in zip(STATE_NAMES[2:4], (0.0, 1.0), strict=True):
         getattr(twin.reference, name).fill_(value)
-    trial.close("layer(x)", twin.expect(trial["x"]).output, axis=1)
+    trial.check_close("layer(x)", twin.expect(trial.evaluate("x")).output, axis=1)
     trial.run("layer.train()")
-    trial.same("layer.weight.detach()", "weight", "reset_running_stats() changed weight")
+    trial.check_same("layer.weight.detach()", "weight", "reset_running_stats() changed weight")
     trial.run("layer(x)", "layer.reset_parameters()")
-    _starts(trial, "reset_parameters()", STATE, (1, 0, 0, 1, 0))
-    holds(trial, "reset_parameters()")
+    _starts(trial, "reset_parameters()", STATE_NAMES, (1, 0, 0, 1, 0))
+    check_same_tensors(trial, "reset_parameters()")
 
 
-def _starts(trial: Trial, call: str, names: tuple[str, ...], values: tuple[int, ...]) -> None:
+def _starts(trial: LawTrial, call: str, names: tuple[str, ...], values: tuple[int, ...]) -> None:
     for name, value in zip(names, values, strict=True):
         trial.require(
             f"bool((layer.{name} == {value}).all())",
@@ -184,13 +184,13 @@ def _starts(trial: Trial, call: str, names: tuple[str, ...], values: tuple[int, 
         )
 
 
-@law(ALL, share=0.3, layouts=CONTIGUOUS)
-def state_dtype(trial: Trial, case: Case) -> None:
+@law(ALL_DTYPES, share=0.3, layouts=CONTIGUOUS)
+def state_dtype(trial: LawTrial, case: Case) -> None:
     """Training leaves dtype, shape and device of the state as they were; the counter is int64."""
-    start(trial, training=True)
+    build_in_mode(trial, training=True)
     shapes = "{k: (v.dtype, v.shape, v.device) for k, v in layer.state_dict().items()}"
     trial.run(f"before = {shapes}")
-    trial.feed(case.batches[0], grad=True)
+    trial.bind_batch(case.batches[0], grad=True)
     trial.run("layer(x).sum().backward()")
     trial.require(
         f"{shapes} == before",
@@ -204,23 +204,23 @@ def state_dtype(trial: Trial, case: Case) -> None:
     )
 
 
-@law(ONE, frozen=True, **FEW | EVAL)
-def eval_follows_state(trial: Trial, case: Case) -> None:
+@law(FLOAT32_ONLY, frozen=True, **FEW_CASES | EVAL_CASES)
+def eval_follows_state(trial: LawTrial, case: Case) -> None:
     """In eval the output follows changes of the state, a cast too: nothing is cached."""
     for mode in ("enable_grad", "no_grad"):
         _follow(trial, case, mode)
     trial.run("layer.to(torch.float16)(x.half())", "layer.to(torch.bfloat16)")
     trial.run("y = layer(x.bfloat16())", "values = layer.state_dict()")
-    trial.make()
+    trial.make_layer()
     trial.run("layer.eval().to(torch.bfloat16).load_state_dict(values)")
-    trial.same(
+    trial.check_same(
         "y", "layer(x.bfloat16())", "a cast layer gives what one loaded in bfloat16 does not"
     )
 
 
-def _follow(trial: Trial, case: Case, mode: str) -> None:
-    twin = start(trial, training=False)
-    forward(trial, twin)
+def _follow(trial: LawTrial, case: Case, mode: str) -> None:
+    twin = build_in_mode(trial, training=False)
+    run_forward(trial, twin)
     trial.run(f"torch.set_grad_enabled({mode == 'enable_grad'})")
     try:
         _follow_changes(trial, twin)
@@ -229,7 +229,7 @@ def _follow(trial: Trial, case: Case, mode: str) -> None:
     trial.run("torch.set_grad_enabled(True)")
 
 
-def _follow_changes(trial: Trial, twin: Twin) -> None:
+def _follow_changes(trial: LawTrial, twin: ReferenceTwin) -> None:
     trial.run("layer(x)")
     for name, change in (
         ("running_mean", 1.0),
@@ -239,12 +239,12 @@ def _follow_changes(trial: Trial, twin: Twin) -> None:
     ):
         trial.run(f"layer.{name}.data.add_({change})")
         getattr(twin.reference, name).data.add_(change)
-        trial.close("layer(x)", twin.expect(trial["x"]).output, axis=1)
+        trial.check_close("layer(x)", twin.expect(trial.evaluate("x")).output, axis=1)
     trial.run("changed = {k: v * 2 for k, v in layer.state_dict().items()}")
     trial.run("called = torch.func.functional_call(layer, changed, (x,))")
     trial.run("layer.load_state_dict(changed)")
     twin.reference.load_state_dict(
-        {k: v.double() for k, v in trial["changed"].items()}, strict=False
+        {k: v.double() for k, v in trial.evaluate("changed").items()}, strict=False
     )
-    trial.close("called", twin.expect(trial["x"]).output, axis=1)
-    trial.close("layer(x)", twin.expect(trial["x"]).output, axis=1)
+    trial.check_close("called", twin.expect(trial.evaluate("x")).output, axis=1)
+    trial.check_close("layer(x)", twin.expect(trial.evaluate("x")).output, axis=1)

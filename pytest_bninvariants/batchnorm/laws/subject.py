@@ -24,7 +24,7 @@ _CHANNELS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class LayerUnderTest:
     """A layer under test.
 
     Args:
@@ -40,14 +40,14 @@ class Subject:
     label: str = ""
 
     @classmethod
-    def of(
+    def from_factory(
         cls,
         factory: Callable[..., Any],
         *,
         rank: str | None = None,
         keywords: dict[str, Any] | None = None,
         device: str = "cpu",
-    ) -> Subject:
+    ) -> LayerUnderTest:
         """Return the subject that a class makes, its ranks found out if they are not given.
 
         Raises:
@@ -65,11 +65,11 @@ class Subject:
             raise ValueError(f"rank {rank!r} is unknown; accepted are {', '.join(RANKS)}")
         given = keywords or {}
         label = getattr(factory, "__name__", type(factory).__name__)
-        subject = cls(factory, RANKS[rank] if rank else _declared(factory), given, label)
-        subject._insist_on_a_layer()
-        return subject if subject.dims else replace(subject, dims=subject._found_out(device))
+        subject = cls(factory, RANKS[rank] if rank else _declared_ranks(factory), given, label)
+        subject._check_makes_a_layer()
+        return subject if subject.dims else replace(subject, dims=subject._find_ranks(device))
 
-    def labelled(self, label: str) -> Subject:
+    def labelled(self, label: str) -> LayerUnderTest:
         """Return it under another name in test ids."""
         return replace(self, label=label)
 
@@ -79,25 +79,25 @@ class Subject:
         name = str(getattr(self.factory, "__name__", ""))
         return name if name.isidentifier() else "make_layer"
 
-    def _insist_on_a_layer(self) -> None:
+    def _check_makes_a_layer(self) -> None:
         """Make one as every law does, which so need not tell what is wrong with its arguments."""
         call = self.call(_CHANNELS)
         try:
-            made = self._made()
+            made = self._make()
         except Exception as error:  # a class fails in its own ways, and each is the answer
             raise ValueError(f"{call} raised {type(error).__name__}: {error}") from error
         if not isinstance(made, nn.Module):
             raise ValueError(f"{call} makes no torch.nn.Module, but {shown(made)}")
 
-    def _made(self) -> Any:
+    def _make(self) -> Any:
         return self.factory(_CHANNELS, **self.keywords)
 
-    def _found_out(self, device: str) -> tuple[int, ...]:
+    def _find_ranks(self, device: str) -> tuple[int, ...]:
         """Return the ranks that the layer takes in eval."""
         taken, said = [], ""
         for dims in RANKS["nd"]:
             try:
-                layer = self._made().to(device).eval()
+                layer = self._make().to(device).eval()
                 with torch.no_grad():
                     layer(torch.ones(2, _CHANNELS, *[2] * (dims - 2), device=device))
             except Exception as error:  # a rank that is not taken is refused in many ways
@@ -140,7 +140,7 @@ class Subject:
         return f"from {module} import {outer[0]}{tail}"
 
 
-def parse(spec: str, device: str = "cpu") -> Subject:
+def parse(spec: str, device: str = "cpu") -> LayerUnderTest:
     """Return the subject that a text names.
 
     Args:
@@ -152,7 +152,7 @@ def parse(spec: str, device: str = "cpu") -> Subject:
     """
     match = re.fullmatch(r"([\w.]+):([\w.]+)(\(.*\))?(?:@(\w+))?", spec, re.DOTALL)
     if match is None:
-        raise ValueError(f"cannot be read{_with_a_colon(spec)}; accepted is {SPELLING}")
+        raise ValueError(f"cannot be read{_suggest_a_colon(spec)}; accepted is {SPELLING}")
     module, path, arguments, rank = match.groups()
     try:
         found: Any = import_module(module)
@@ -163,12 +163,14 @@ def parse(spec: str, device: str = "cpu") -> Subject:
             raise ValueError(f"{module} has no {path}")
         found = getattr(found, part)
     try:
-        return Subject.of(found, rank=rank, keywords=_keywords(arguments), device=device)
+        return LayerUnderTest.from_factory(
+            found, rank=rank, keywords=_keywords(arguments), device=device
+        )
     except TypeError as error:
         raise ValueError(str(error)) from None
 
 
-def _with_a_colon(spec: str) -> str:
+def _suggest_a_colon(spec: str) -> str:
     """Say how to write what is a dotted path all along."""
     path = re.match(r"([\w.]+)\.(\w+)(?![\w.:])", spec)
     return f": write {path[1]}:{path[2]}" if path else ""
@@ -183,7 +185,7 @@ def _keywords(arguments: str | None) -> dict[str, Any]:
     except SyntaxError:
         call = None
     names = [each.arg for each in getattr(call, "keywords", ())]
-    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or _repeats(names):
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or _has_repeats(names):
         raise ValueError(f"{arguments}: these are no arguments")
     if call.args or None in names:
         raise ValueError(f"{arguments}: give arguments by name")
@@ -194,11 +196,11 @@ def _keywords(arguments: str | None) -> dict[str, Any]:
         raise ValueError(said) from None
 
 
-def _repeats(names: list[str | None]) -> bool:
+def _has_repeats(names: list[str | None]) -> bool:
     return len(set(names)) < len(names)
 
 
-def _declared(factory: Callable[..., Any]) -> tuple[int, ...]:
+def _declared_ranks(factory: Callable[..., Any]) -> tuple[int, ...]:
     """Return the ranks that the class's name declares, or the name of a class that it extends."""
     for each in getattr(factory, "__mro__", (factory,)):
         match = re.search(r"([123])d$", getattr(each, "__name__", ""))

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from pytest_bninvariants.batchnorm.cases import Batch, Case, literal
-from pytest_bninvariants.batchnorm.expectation import Approximation, Twin
-from pytest_bninvariants.batchnorm.laws.subject import Subject
+from pytest_bninvariants.batchnorm.expectation import BoundedValue, ReferenceTwin
+from pytest_bninvariants.batchnorm.laws.subject import LayerUnderTest
 from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm
 from pytest_bninvariants.batchnorm.tolerance import Arithmetic
 from pytest_bninvariants.errors import GateError, LawBroken
@@ -34,7 +34,7 @@ _DEFAULTS = {
 
 
 @dataclass(slots=True)
-class Tally:
+class ComparisonTally:
     """Count what was compared.
 
     Args:
@@ -49,7 +49,7 @@ class Tally:
     examples: int = 0
     unjudged: float = 0
 
-    def take(self, case: Tally) -> None:
+    def take(self, case: ComparisonTally) -> None:
         """Count what was compared in a case."""
         self.posed += case.posed
         self.ill_posed += case.ill_posed
@@ -62,7 +62,7 @@ def _compiled(line: str, mode: str) -> CodeType:
     return compile(line, "<law>", mode)
 
 
-class Trial:
+class LawTrial:
     """Run a law's lines on a layer.
 
     Args:
@@ -74,19 +74,19 @@ class Trial:
     """
 
     def __init__(
-        self, law: str, statement: str, subject: Subject, case: Case, tally: Tally
+        self, law: str, statement: str, subject: LayerUnderTest, case: Case, tally: ComparisonTally
     ) -> None:
         self.law, self.statement, self.subject, self.case = law, statement, subject, case
         self.tally = tally
         self._names: dict[str, Any] = {"torch": torch, subject.name: subject.factory}
         self._lines: list[str | Callable[[], list[str]]] = []
 
-    def __getitem__(self, expression: str) -> Any:
+    def evaluate(self, expression: str) -> Any:
         """Return what an expression gives; if it raises, that breaks the law."""
         try:
             return eval(_compiled(expression, "eval"), self._names)
         except Exception as error:  # whatever the layer raises is the finding
-            self._raised(expression, error)
+            self._fail_raising(expression, error)
 
     def run(self, *lines: str) -> None:
         """Run lines of code; if one raises, that breaks the law."""
@@ -95,28 +95,28 @@ class Trial:
             try:
                 exec(_compiled(line, "exec"), self._names)
             except Exception as error:  # whatever the layer raises is the finding
-                self._raised(line, error)
+                self._fail_raising(line, error)
 
-    def _raised(self, line: str, error: Exception) -> NoReturn:
-        self.broken(f"`{line}` raised {type(error).__name__}: {error}", None, cause=error)
+    def _fail_raising(self, line: str, error: Exception) -> NoReturn:
+        self.fail(f"`{line}` raised {type(error).__name__}: {error}", None, cause=error)
 
-    def let(self, name: str, value: Any, source: Callable[[], list[str]]) -> None:
+    def bind(self, name: str, value: Any, source: Callable[[], list[str]]) -> None:
         """Bind a name; the source is asked for lines of code that do so if the law is broken."""
         self._names[name] = value
         self._lines.append(source)
 
-    def value(self, name: str, value: Tensor) -> None:
+    def bind_value(self, name: str, value: Tensor) -> None:
         """Bind a name to a copy of a tensor, which a report prints whole as it was before."""
-        self.let(name, value.clone(), lambda: [f"{name} = {literal(value)}"])
+        self.bind(name, value.clone(), lambda: [f"{name} = {literal(value)}"])
 
-    def again(self, case: Case) -> Trial:
+    def for_case(self, case: Case) -> LawTrial:
         """Return a new trial of the same law, on another case."""
-        return Trial(self.law, self.statement, self.subject, case, self.tally)
+        return LawTrial(self.law, self.statement, self.subject, case, self.tally)
 
     def _settings(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {name: getattr(self.case, name) for name in _DEFAULTS} | arguments
 
-    def make(self, **arguments: Any) -> None:
+    def make_layer(self, **arguments: Any) -> None:
         """Make the layer of the case, as `layer`, in a new layer's state.
 
         Args:
@@ -131,20 +131,20 @@ class Trial:
             cast = ""
         self.run(f"layer = {self.subject.call(case.channels, **given)}{cast}")
 
-    def build(self, **arguments: Any) -> None:
-        """Make the layer of the case, in its state, as `layer`; arguments as `make`."""
+    def build_layer(self, **arguments: Any) -> None:
+        """Make the layer of the case, in its state, as `layer`; arguments as `make_layer`."""
         case = self.case
-        self.make(**arguments)
+        self.make_layer(**arguments)
         for name, value in case.state().items():
-            if not isinstance(self[f"getattr(layer, {name!r}, None)"], Tensor):
-                self.broken(f"the layer has no tensor {name!r}", f"hasattr(layer, {name!r})")
-            self.value("value", value)
+            if not isinstance(self.evaluate(f"getattr(layer, {name!r}, None)"), Tensor):
+                self.fail(f"the layer has no tensor {name!r}", f"hasattr(layer, {name!r})")
+            self.bind_value("value", value)
             self.run(f"layer.{name}.data.copy_(value)")
-        if case.count and self["getattr(layer, 'num_batches_tracked', None) is not None"]:
+        if case.count and self.evaluate("getattr(layer, 'num_batches_tracked', None) is not None"):
             self.run(f"layer.num_batches_tracked.fill_({case.count})")
 
-    def twin(self, **arguments: Any) -> Twin:
-        """Return the reference in the case's state, with bounds; arguments as `make`."""
+    def make_twin(self, **arguments: Any) -> ReferenceTwin:
+        """Return the reference in the case's state, with bounds; arguments as `make_layer`."""
         case = self.case
         reference = ReferenceBatchNorm(case.channels, **self._settings(arguments))
         with torch.no_grad():
@@ -155,28 +155,28 @@ class Trial:
             if reference.num_batches_tracked is not None:
                 reference.num_batches_tracked.fill_(case.count)
         input_dtype, state_dtype = (getattr(torch, n) for n in (case.dtype, case.state_dtype))
-        return Twin(reference, Arithmetic.of(input_dtype, state_dtype))
+        return ReferenceTwin(reference, Arithmetic.for_dtypes(input_dtype, state_dtype))
 
-    def feed(self, batch: Batch, *, grad: bool = False) -> Tensor:
+    def bind_batch(self, batch: Batch, *, grad: bool = False) -> Tensor:
         """Bind `x` to a batch, and return it."""
         x = batch.tensor(self.case.device)
         moved = [] if self.case.device == "cpu" else [f"x = x.to({self.case.device!r})"]
-        self.let("x", x, lambda: [*batch.source(), *moved])
+        self.bind("x", x, lambda: [*batch.source(), *moved])
         if grad:
             self.run("x = x.detach().requires_grad_()")
         return x.detach()
 
-    def backward(self, index: int) -> Tensor:
+    def run_backward(self, index: int) -> Tensor:
         """Run the backward of the case's loss, and return the gradient of the output."""
         if self.case.plain_gradient:
             self.run("y.sum().backward()")
             return torch.ones(self.case.batches[index].shape)
         g = self.case.gradient(index)
-        self.value("g", g)
+        self.bind_value("g", g)
         self.run("y.backward(g)")
         return g
 
-    def close(self, expression: str, expected: Approximation, *, axis: int = 0) -> None:
+    def check_close(self, expression: str, expected: BoundedValue, *, axis: int = 0) -> None:
         """Hold that a tensor is as near to its true value as rounding allows.
 
         Args:
@@ -184,15 +184,15 @@ class Trial:
             expected: the true value and the bound.
             axis: which axis counts channels.
         """
-        got = self[expression]
+        got = self.evaluate(expression)
         if not isinstance(got, Tensor):
-            self.broken(
+            self.fail(
                 f"{expression} is {got!r}, no tensor", f"isinstance({expression}, torch.Tensor)"
             )
         if got.shape != expected.value.shape:
             shape = tuple(expected.value.shape)
             said = f"{expression} has shape {tuple(got.shape)}, expected {shape}"
-            self.broken(said, f"{expression}.shape == {shape}")
+            self.fail(said, f"{expression}.shape == {shape}")
         got64, value, bound = (each.detach().to("cpu", torch.float64) for each in (got, *expected))
         if bound.numel():
             self._count(bound, axis)
@@ -234,7 +234,7 @@ class Trial:
                 f"bound = {literal(bound)}",
             ]
         )
-        self.broken(
+        self.fail(
             f"{expression} is off in {count}",
             f"(({expression}).detach().cpu().double() - expected).abs().le(bound).all()",
             table=[head, *rows, *more],
@@ -247,16 +247,16 @@ class Trial:
             condition: the expression.
             message: what is said if it is not; braces hold expressions.
         """
-        if not self[condition]:
-            self.broken(self._filled(message), condition)
+        if not self.evaluate(condition):
+            self.fail(self._filled(message), condition)
 
     def _filled(self, message: str) -> str:
         """Return a message with the values of the expressions in its braces."""
-        return re.sub(r"\{(.+?)\}", lambda match: _brief(self[match[1]]), message)
+        return re.sub(r"\{(.+?)\}", lambda match: _brief(self.evaluate(match[1])), message)
 
-    def same(self, first: str, second: str, what: str) -> None:
+    def check_same(self, first: str, second: str, what: str) -> None:
         """Hold that two tensors have the same dtype, shape and values, NaN equal to NaN."""
-        a, b = self[first], self[second]
+        a, b = self.evaluate(first), self.evaluate(second)
         equal = (
             isinstance(a, Tensor)
             and isinstance(b, Tensor)
@@ -267,9 +267,9 @@ class Trial:
         if not equal:
             exactly = "rtol=0, atol=0, equal_nan=True"
             code = f"torch.testing.assert_close({first}, {second}, {exactly}) is None"
-            self.broken(f"{what}: {_brief(a)}, and it was {_brief(b)}", code)
+            self.fail(f"{what}: {_brief(a)}, and it was {_brief(b)}", code)
 
-    def raises(self, line: str, *kinds: type[Exception]) -> None:
+    def check_raises(self, line: str, *kinds: type[Exception]) -> None:
         """Hold that a line raises one of these errors."""
         raised: Exception | None = None
         try:
@@ -282,9 +282,9 @@ class Trial:
         names = " or ".join(kind.__name__ for kind in kinds)
         got = "nothing" if raised is None else f"{type(raised).__name__} ({raised})"
         check = "False" if raised is None else None
-        self.broken(f"`{line}` raised {got}, expected {names}", check, cause=raised)
+        self.fail(f"`{line}` raised {got}, expected {names}", check, cause=raised)
 
-    def broken(
+    def fail(
         self,
         said: str,
         check: str | None,

@@ -6,84 +6,91 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
-from pytest_bninvariants.batchnorm.expectation import Approximation
-from pytest_bninvariants.batchnorm.laws.common import EVAL, KEEP, forward, start, switch, unchanged
+from pytest_bninvariants.batchnorm.expectation import BoundedValue
 from pytest_bninvariants.batchnorm.laws.registry import law
-from pytest_bninvariants.batchnorm.laws.trial import Trial
+from pytest_bninvariants.batchnorm.laws.steps import (
+    EVAL_CASES,
+    KEEP_VALUES,
+    build_in_mode,
+    check_state_unchanged,
+    run_forward,
+    set_mode,
+)
+from pytest_bninvariants.batchnorm.laws.trial import LawTrial
 
 
 @law()
-def training_output(trial: Trial, case: Case) -> None:
+def training_output(trial: LawTrial, case: Case) -> None:
     """In training the output is (x - mean) / sqrt(var + eps) w + b, of the batch's biased var."""
-    twin = start(trial, training=True)
-    trial.close("y", forward(trial, twin).output, axis=1)
+    twin = build_in_mode(trial, training=True)
+    trial.check_close("y", run_forward(trial, twin).output, axis=1)
 
 
 @law(("float64", "float32"), share=0.1, momentum=False, layouts=CONTIGUOUS, max_values=64)
-def eps_values(trial: Trial, case: Case) -> None:
+def eps_values(trial: LawTrial, case: Case) -> None:
     """eps is added to the variance before the root, whatever its value, in training and in eval."""
     least = 1e-16 if case.dtype == "float64" else 1e-8
     for eps in (1.0, 0.1, 1e-3, 1e-5, 1e-8, 1e-12, 1e-16):
         if eps >= least:
             near = replace(case.batches[0], sigma=eps**0.5, kappa=0.0)
             trial.case = replace(case, eps=eps, batches=(near,), seed=3 * (case.seed or 0) + 1)
-            twin = start(trial, training=True)
-            trial.close("y", forward(trial, twin).output, axis=1)
-            twin = start(trial, training=False)
-            trial.close("y", forward(trial, twin).output, axis=1)
+            twin = build_in_mode(trial, training=True)
+            trial.check_close("y", run_forward(trial, twin).output, axis=1)
+            twin = build_in_mode(trial, training=False)
+            trial.check_close("y", run_forward(trial, twin).output, axis=1)
 
 
-@law(frozen=True, **EVAL)
-def eval_output(trial: Trial, case: Case) -> None:
+@law(frozen=True, **EVAL_CASES)
+def eval_output(trial: LawTrial, case: Case) -> None:
     """In eval the output is a fixed affine map, of the stored statistics: (x - mean) r w + b."""
-    twin = start(trial, training=False)
-    trial.close("y", forward(trial, twin).output, axis=1)
+    twin = build_in_mode(trial, training=False)
+    trial.check_close("y", run_forward(trial, twin).output, axis=1)
 
 
-@law(frozen=True, every=False, **EVAL)
-def frozen_output(trial: Trial, case: Case) -> None:
+@law(frozen=True, every=False, **EVAL_CASES)
+def frozen_output(trial: LawTrial, case: Case) -> None:
     """In training a layer with frozen statistics gives what it gives in eval."""
-    trial.build()
-    twin = trial.twin()
+    trial.build_layer()
+    twin = trial.make_twin()
     twin.reference.eval()
     trial.run("layer.train()")
-    trial.close("y", forward(trial, twin).output, axis=1)
+    trial.check_close("y", run_forward(trial, twin).output, axis=1)
 
 
 @law(modes=None, layouts=CONTIGUOUS)
-def eval_output_after_training(trial: Trial, case: Case) -> None:
+def eval_output_after_training(trial: LawTrial, case: Case) -> None:
     """In eval the output follows the statistics that training has left, and not earlier ones."""
-    twin = start(trial, training=False)
+    twin = build_in_mode(trial, training=False)
     for index, training in enumerate(case.modes):
-        switch(trial, twin, training=training)
-        forward(trial, twin, index)
-        switch(trial, twin, training=False)
-        trial.close("y", forward(trial, twin, index).output, axis=1)
+        set_mode(trial, twin, training=training)
+        run_forward(trial, twin, index)
+        set_mode(trial, twin, training=False)
+        trial.check_close("y", run_forward(trial, twin, index).output, axis=1)
 
 
-def _track(trial: Trial, case: Case, *names: str) -> None:
-    twin = start(trial, training=True)
+def _track(trial: LawTrial, case: Case, *names: str) -> None:
+    twin = build_in_mode(trial, training=True)
     for index, training in enumerate(case.modes):
-        switch(trial, twin, training=training)
-        forward(trial, twin, index)
+        set_mode(trial, twin, training=training)
+        run_forward(trial, twin, index)
         for name in names:
-            trial.close(f"layer.{name}", getattr(twin, name))
+            trial.check_close(f"layer.{name}", getattr(twin, name))
 
 
 @law(modes=None)
-def running_mean(trial: Trial, case: Case) -> None:
+def running_mean(trial: LawTrial, case: Case) -> None:
     """Each batch in training makes running_mean (1 - m) old + m mean; in eval it stays."""
     _track(trial, case, "running_mean")
 
 
 @law(modes=None)
-def running_var(trial: Trial, case: Case) -> None:
+def running_var(trial: LawTrial, case: Case) -> None:
     """Each batch in training makes running_var (1 - m) old + m var n/(n - 1); in eval it stays."""
     _track(trial, case, "running_var")
 
 
 @law(modes=(True, True, True), layouts=CONTIGUOUS)
-def momentum(trial: Trial, case: Case) -> None:
+def momentum(trial: LawTrial, case: Case) -> None:
     """Momentum is the weight of the new batch, whatever its value: 0 and 1 too, and beyond them.
 
     A layer may refuse those beyond.
@@ -94,7 +101,7 @@ def momentum(trial: Trial, case: Case) -> None:
     _track(trial, trial.case, "running_mean", "running_var")
 
 
-def _refuses(trial: Trial, **arguments: Any) -> bool:
+def _refuses(trial: LawTrial, **arguments: Any) -> bool:
     """Return whether the layer's constructor says that a value is wrong."""
     try:
         trial.subject.factory(trial.case.channels, **arguments | trial.subject.keywords)
@@ -104,7 +111,7 @@ def _refuses(trial: Trial, **arguments: Any) -> bool:
 
 
 @law(modes=(True, True, True), momentum=False, layouts=CONTIGUOUS)
-def cumulative_average(trial: Trial, case: Case) -> None:
+def cumulative_average(trial: LawTrial, case: Case) -> None:
     """With momentum=None the running statistics are averages: the k-th batch weighs 1/k."""
     counts = {0: 0, 1: 1, 7: 5, 2**24: 2049, 2**31: 70_000}
     trial.case = replace(case, momentum=None, count=counts.get(case.count, case.count))
@@ -112,13 +119,13 @@ def cumulative_average(trial: Trial, case: Case) -> None:
 
 
 @law(("float32", "float16"), modes=None, layouts=CONTIGUOUS, max_values=256)
-def counter(trial: Trial, case: Case) -> None:
+def counter(trial: LawTrial, case: Case) -> None:
     """num_batches_tracked is an int64 scalar that counts batches in training, and only those."""
-    twin = start(trial, training=True)
+    twin = build_in_mode(trial, training=True)
     count = case.count
     for index, training in enumerate(case.modes):
-        switch(trial, twin, training=training)
-        trial.feed(case.batches[index])
+        set_mode(trial, twin, training=training)
+        trial.bind_batch(case.batches[index])
         trial.run("layer(x)")
         count += training
         trial.require(
@@ -133,61 +140,64 @@ def counter(trial: Trial, case: Case) -> None:
 
 
 @law(("float32",), share=0.02, layouts=CONTIGUOUS, max_values=64)
-def many_batches(trial: Trial, case: Case) -> None:
+def many_batches(trial: LawTrial, case: Case) -> None:
     """The hundredth batch counts as the first did."""
-    twin = start(trial, training=True)
+    twin = build_in_mode(trial, training=True)
     batch = case.batches[0]
     for index in range(130):
         trial.case = replace(case, batches=(replace(batch, seed=batch.seed + index),))
-        forward(trial, twin)
-    trial.close("layer.running_mean", twin.running_mean)
-    trial.close("layer.running_var", twin.running_var)
+        run_forward(trial, twin)
+    trial.check_close("layer.running_mean", twin.running_mean)
+    trial.check_close("layer.running_var", twin.running_var)
 
 
-@law(("float32", "bfloat16"), frozen=True, share=0.5, **EVAL)
-def eval_keeps_state(trial: Trial, case: Case) -> None:
+@law(("float32", "bfloat16"), frozen=True, share=0.5, **EVAL_CASES)
+def eval_keeps_state(trial: LawTrial, case: Case) -> None:
     """In eval nothing of the state changes, in forward or backward."""
-    trial.build()
-    trial.run(KEEP, "torch.nn.Sequential(layer).eval()")
-    trial.feed(case.batches[0], grad=True)
+    trial.build_layer()
+    trial.run(KEEP_VALUES, "torch.nn.Sequential(layer).eval()")
+    trial.bind_batch(case.batches[0], grad=True)
     trial.run("y = layer(x)", "y.sum().backward()")
-    unchanged(trial, "eval")
+    check_state_unchanged(trial, "eval")
 
 
-@law(("float32", "float64"), frozen=True, layouts=CONTIGUOUS, min_values=4, **EVAL)
-def eval_batch_mates(trial: Trial, case: Case) -> None:
+@law(("float32", "float64"), frozen=True, layouts=CONTIGUOUS, min_values=4, **EVAL_CASES)
+def eval_batch_mates(trial: LawTrial, case: Case) -> None:
     """In eval a sample's output depends not on its batch mates, their order or their number."""
-    twin = start(trial, training=False)
-    expected = forward(trial, twin).output
+    twin = build_in_mode(trial, training=False)
+    expected = run_forward(trial, twin).output
     trial.run("parts = torch.cat([layer(x[:1]), layer(x[1:])]) if len(x) > 1 else layer(x)")
-    trial.close("parts", expected, axis=1)
+    trial.check_close("parts", expected, axis=1)
     trial.run("turned = layer(x.flip(0)).flip(0)")
-    trial.close("turned", expected, axis=1)
+    trial.check_close("turned", expected, axis=1)
     trial.run("crowd = layer(torch.cat([x, 100 * x + 7]))[: len(x)]")
-    trial.close("crowd", expected, axis=1)
+    trial.check_close("crowd", expected, axis=1)
 
 
 @law(("float64", "float32"), share=0.5, layouts=CONTIGUOUS)
-def scaling(trial: Trial, case: Case) -> None:
+def scaling(trial: LawTrial, case: Case) -> None:
     """Scaling the input by 4, and eps by 16, leaves the training output as it was."""
-    trial.build(eps=case.eps * 16)
+    trial.build_layer(eps=case.eps * 16)
     trial.run("layer.train()")
-    x = trial.feed(case.batches[0])
-    value = trial.twin().expect(x).output.value
+    x = trial.bind_batch(case.batches[0])
+    value = trial.make_twin().expect(x).output.value
     trial.run("y = layer(4 * x)")
-    bound = trial.twin(eps=case.eps * 16).expect(4 * x).output.bound
-    trial.close("y", Approximation(value, bound), axis=1)
+    bound = trial.make_twin(eps=case.eps * 16).expect(4 * x).output.bound
+    trial.check_close("y", BoundedValue(value, bound), axis=1)
 
 
 @law(("float64", "float32"), share=0.5, layouts=CONTIGUOUS)
-def shifting(trial: Trial, case: Case) -> None:
+def shifting(trial: LawTrial, case: Case) -> None:
     """Shifting the input by a constant leaves the training output as it was."""
     batch = replace(case.batches[0], kappa=0.0, sigma=1.0)
     trial.case = replace(case, batches=(batch,))
-    trial.build()
+    trial.build_layer()
     trial.run("layer.train()")
-    trial.feed(batch)
+    trial.bind_batch(batch)
     trial.run("x = (16 * x).round() / 16", "y = layer(x + 1024)")  # exact in float32
-    x = trial["x"]
-    value, bound = trial.twin().expect(x).output.value, trial.twin().expect(x + 1024).output.bound
-    trial.close("y", Approximation(value, bound), axis=1)
+    x = trial.evaluate("x")
+    value, bound = (
+        trial.make_twin().expect(x).output.value,
+        trial.make_twin().expect(x + 1024).output.bound,
+    )
+    trial.check_close("y", BoundedValue(value, bound), axis=1)

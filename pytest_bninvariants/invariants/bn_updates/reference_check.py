@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from pytest_bninvariants.batchnorm.expectation import Approximation, updated
+from pytest_bninvariants.batchnorm.expectation import BoundedValue, expected_statistics
 from pytest_bninvariants.batchnorm.reference import Statistics, batch_statistics, rows
 from pytest_bninvariants.batchnorm.tolerance import UNIT, Arithmetic
 from pytest_bninvariants.invariants.bn_updates.state_history import State, Wrong
@@ -98,7 +98,7 @@ def judge(layer: nn.Module, forward: Forward, after: State, number: int) -> Judg
     values = rows(x)
     judged.batch, judged.count = batch_statistics(values), values.shape[1]
     state = after.tensors["running_mean"].dtype
-    expected = updated(old, x, momentum, Arithmetic.of(x.dtype, state))
+    expected = expected_statistics(old, x, momentum, Arithmetic.for_dtypes(x.dtype, state))
     judged.lost = all(map(torch.equal, old, new)) and any(
         bool(((each.value - was).abs() > UNIT[torch.float32] * was.abs()).any())
         for each, was in zip(expected, old, strict=True)
@@ -170,7 +170,7 @@ def _statistics(state: State, x: Tensor) -> Statistics | None:
     return Statistics(*found)
 
 
-def _difference(got: Tensor, expected: Approximation) -> str:
+def _difference(got: Tensor, expected: BoundedValue) -> str:
     """Say how far values are from what they must be; nothing where they are within the bound."""
     off = (got - expected.value).abs()
     judged = expected.value.isfinite() & expected.bound.isfinite() & (got != expected.value)
@@ -188,7 +188,7 @@ def _difference(got: Tensor, expected: Approximation) -> str:
 def _what_fits(
     name: str,
     got: Tensor,
-    expected: Approximation,
+    expected: BoundedValue,
     old: Statistics,
     judged: Judged,
     m: float,

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pytest_bninvariants.batchnorm.cases import Batch, Case
-from pytest_bninvariants.batchnorm.expectation import Approximation
+from pytest_bninvariants.batchnorm.expectation import BoundedValue
 from pytest_bninvariants.batchnorm.laws import LAWS, Law
 from pytest_bninvariants.batchnorm.laws.conform import assert_bn_conforms, check_law
-from pytest_bninvariants.batchnorm.laws.subject import Subject
-from pytest_bninvariants.batchnorm.laws.trial import Tally, Trial
+from pytest_bninvariants.batchnorm.laws.subject import LayerUnderTest
+from pytest_bninvariants.batchnorm.laws.trial import ComparisonTally, LawTrial
 from pytest_bninvariants.errors import GateError, LawBroken
 
-LAYER = Subject.of(nn.BatchNorm1d)
+LAYER = LayerUnderTest.from_factory(nn.BatchNorm1d)
 POSED = Case(batches=(Batch(shape=(20, 3)),))
 ILL = Batch(shape=(20, 3), sigma=1e-3, kappa=1e6)
 ILL_POSED = Case(batches=(ILL,), eps=1e-8)
@@ -82,19 +82,19 @@ def test_a_run_of_ill_posed_cases_is_no_judgement() -> None:
 
 def test_of_two_cases_one_may_be_ill_posed() -> None:
     tally = check_law(on("training_output", POSED, ILL_POSED), LAYER, examples=2)
-    assert tally == Tally(posed=1, ill_posed=1, examples=2, unjudged=1)
+    assert tally == ComparisonTally(posed=1, ill_posed=1, examples=2, unjudged=1)
 
 
 def test_a_case_weighs_no_more_for_having_many_batches() -> None:
     tally = check_law(on("eval_output_after_training", POSED, LONG), LAYER, examples=2)
-    assert tally == Tally(posed=1, ill_posed=9, examples=2, unjudged=1)
+    assert tally == ComparisonTally(posed=1, ill_posed=9, examples=2, unjudged=1)
 
 
 def test_a_case_counts_for_its_share() -> None:
-    tally = Tally()
+    tally = ComparisonTally()
     for posed, ill_posed in ((3, 1), (0, 0), (1, 1)):
-        tally.take(Tally(posed=posed, ill_posed=ill_posed))
-    assert tally == Tally(posed=4, ill_posed=2, examples=3, unjudged=0.75)
+        tally.take(ComparisonTally(posed=posed, ill_posed=ill_posed))
+    assert tally == ComparisonTally(posed=4, ill_posed=2, examples=3, unjudged=0.75)
 
 
 class Flat(nn.modules.batchnorm._BatchNorm):
@@ -108,10 +108,13 @@ class Flat(nn.modules.batchnorm._BatchNorm):
 def test_a_law_of_positions_draws_inputs_that_have_some() -> None:
     ranks = set()
 
-    def see(trial: Trial, case: Case) -> None:
+    def see(trial: LawTrial, case: Case) -> None:
         ranks.add(len(case.batches[0].shape))
 
-    check_law(replace(LAWS["spatial_sizes"], check=see, share=1.0), Subject.of(nn.BatchNorm1d))
+    check_law(
+        replace(LAWS["spatial_sizes"], check=see, share=1.0),
+        LayerUnderTest.from_factory(nn.BatchNorm1d),
+    )
     assert ranks == {3}
 
 
@@ -124,13 +127,13 @@ def test_a_law_of_positions_says_nothing_of_a_layer_without_them() -> None:
         assert_bn_conforms(Flat, laws="spatial_sizes", examples=2)
 
 
-def comparison(bound: float) -> Tally:
+def comparison(bound: float) -> ComparisonTally:
     """Return the count of a comparison of two channels, the second of which has this bound."""
-    tally = Tally()
-    trial = Trial("momentum", "It is so.", LAYER, POSED, tally)
-    trial.value("y", torch.tensor([1.0, 2.0]))
+    tally = ComparisonTally()
+    trial = LawTrial("momentum", "It is so.", LAYER, POSED, tally)
+    trial.bind_value("y", torch.tensor([1.0, 2.0]))
     value = torch.tensor([1.0, 3.0], dtype=torch.float64)
-    trial.close("y", Approximation(value, torch.tensor([0.0, bound], dtype=torch.float64)))
+    trial.check_close("y", BoundedValue(value, torch.tensor([0.0, bound], dtype=torch.float64)))
     return tally
 
 
@@ -140,7 +143,7 @@ def test_a_bound_that_is_nan_is_no_judgement() -> None:
 
 
 def test_a_channel_without_a_bound_counts_for_its_share() -> None:
-    assert comparison(math.inf) == Tally(posed=0.5, ill_posed=0.5)
-    assert comparison(1.0) == Tally(posed=1)
+    assert comparison(math.inf) == ComparisonTally(posed=0.5, ill_posed=0.5)
+    assert comparison(1.0) == ComparisonTally(posed=1)
     with pytest.raises(LawBroken, match="y is off in 1 of 2 channels"):
         comparison(0.5)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants.batchnorm.laws import LAWS, chosen
+from pytest_bninvariants.batchnorm.laws import LAWS, choose_laws
 from pytest_bninvariants.batchnorm.laws.conform import check_law
-from pytest_bninvariants.batchnorm.laws.subject import Subject
+from pytest_bninvariants.batchnorm.laws.subject import LayerUnderTest
 from pytest_bninvariants.errors import LawBroken
 
 _SPEC = importlib.util.spec_from_file_location("broken", Path(__file__).with_name("broken.py"))
@@ -33,7 +33,12 @@ def find(law: str, layer: type[nn.Module], examples: int = 100) -> LawBroken | N
     """Return how a layer breaks a law, if in any dtype it does."""
     for dtype in LAWS[law].dtypes:
         try:
-            check_law(LAWS[law], Subject.of(layer, rank="2d"), dtype=dtype, examples=examples)
+            check_law(
+                LAWS[law],
+                LayerUnderTest.from_factory(layer, rank="2d"),
+                dtype=dtype,
+                examples=examples,
+            )
         except LawBroken as error:
             return error
     return None
@@ -52,17 +57,22 @@ def test_each_law_has_a_layer_that_breaks_it(law: str) -> None:
     assert broken.BROKEN.get(law)
 
 
-@pytest.mark.parametrize("law", [each.name for each in chosen()])
+@pytest.mark.parametrize("law", [each.name for each in choose_laws()])
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm])
 def test_torchs_layers_satisfy_the_laws(law: str, layer: type[nn.Module]) -> None:
     for dtype in LAWS[law].dtypes:
-        check_law(LAWS[law], Subject.of(layer), dtype=dtype, examples=10)
+        check_law(LAWS[law], LayerUnderTest.from_factory(layer), dtype=dtype, examples=10)
 
 
-@pytest.mark.parametrize("law", [each.name for each in chosen()])
+@pytest.mark.parametrize("law", [each.name for each in choose_laws()])
 def test_a_layer_of_plain_operators_satisfies_the_laws(law: str) -> None:
     for dtype in LAWS[law].dtypes:
-        check_law(LAWS[law], Subject.of(broken.Composed, rank="2d"), dtype=dtype, examples=10)
+        check_law(
+            LAWS[law],
+            LayerUnderTest.from_factory(broken.Composed, rank="2d"),
+            dtype=dtype,
+            examples=10,
+        )
 
 
 @pytest.mark.parametrize(
@@ -138,4 +148,4 @@ def test_every_law_states_what_it_says() -> None:
 
 def test_a_pattern_without_a_law_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="'nonsense' matches no law"):
-        chosen(["nonsense"])
+        choose_laws(["nonsense"])

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import Tensor, nn
 
 from pytest_bninvariants.batchnorm.cases import DENSE, LAYOUTS, Case
-from pytest_bninvariants.batchnorm.expectation import Approximation, Twin
+from pytest_bninvariants.batchnorm.expectation import BoundedValue, ReferenceTwin
 from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm, batch_statistics, rows
 from pytest_bninvariants.batchnorm.strategies import bn_cases
 from pytest_bninvariants.batchnorm.tolerance import Arithmetic
@@ -138,12 +138,12 @@ def results(layer: type[nn.Module], case: Case) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in zip(RESULTS, found, strict=True)}
 
 
-def truth(case: Case) -> dict[str, Approximation]:
+def truth(case: Case) -> dict[str, BoundedValue]:
     """Return what a layer must give in the same, and how near."""
     reference = ReferenceBatchNorm(case.channels, eps=case.eps, momentum=case.momentum)
     reference.load_state_dict(case.state(), strict=False)
     x, state = case.batches[0].tensor(), getattr(torch, case.state_dtype)
-    twin = Twin(reference, Arithmetic.of(x.dtype, state))
+    twin = ReferenceTwin(reference, Arithmetic.for_dtypes(x.dtype, state))
     training = twin.expect(x)
     reference.eval()
     found = (

@@ -1,0 +1,68 @@
+"""What laws have in common: the steps of a trial beside its twin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_bninvariants.batchnorm.expectation import BatchExpectation, ReferenceTwin
+from pytest_bninvariants.batchnorm.laws.trial import LawTrial
+
+STATE_NAMES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+EVAL_CASES: dict[str, Any] = {"modes": (False,), "momentum": False}
+
+
+def build_in_mode(trial: LawTrial, *, training: bool) -> ReferenceTwin:
+    """Build the layer and its twin, in a mode."""
+    trial.build_layer()
+    twin = trial.make_twin()
+    set_mode(trial, twin, training=training)
+    return twin
+
+
+def set_mode(trial: LawTrial, twin: ReferenceTwin, *, training: bool) -> None:
+    """Put the layer and its twin in a mode."""
+    trial.run("layer.train()" if training else "layer.eval()")
+    twin.reference.train(training)
+
+
+def run_forward(
+    trial: LawTrial, twin: ReferenceTwin, index: int = 0, *, grad: bool = False
+) -> BatchExpectation:
+    """Run a forward of a batch, giving `y`, and return what must come of it."""
+    x = trial.bind_batch(trial.case.batches[index], grad=grad)
+    trial.run("y = layer(x)")
+    return twin.expect(x)
+
+
+def check_training_results(
+    trial: LawTrial, twin: ReferenceTwin, expected: BatchExpectation, layer: str = "layer"
+) -> None:
+    """Hold what a batch in training gives: `y`, and the running statistics."""
+    trial.check_close("y", expected.output, axis=1)
+    trial.check_close(f"{layer}.running_mean", twin.running_mean)
+    trial.check_close(f"{layer}.running_var", twin.running_var)
+
+
+KEEP_VALUES = "kept = {name: value.detach().clone() for name, value in layer.state_dict().items()}"
+
+
+def check_state_unchanged(trial: LawTrial, what: str) -> None:
+    """Hold that the state is what `KEEP_VALUES` kept."""
+    trial.require(
+        "layer.state_dict().keys() == kept.keys()", f"{what} changed the keys of state_dict()"
+    )
+    for name in list(trial.evaluate("kept")):
+        trial.check_same(
+            f"layer.state_dict()[{name!r}]", f"kept[{name!r}]", f"{what} changed {name}"
+        )
+
+
+KEEP_TENSORS = "held = {k: getattr(layer, k) for k in layer.state_dict()}"
+
+
+def check_same_tensors(trial: LawTrial, call: str) -> None:
+    """Hold that the state's tensors are those that `KEEP_TENSORS` kept."""
+    for name in list(trial.evaluate("held")):
+        trial.require(
+            f"layer.{name} is held[{name!r}]", f"{call} put another tensor in {name}'s place"
+        )
