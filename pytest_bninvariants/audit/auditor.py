@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from pytest_bninvariants.audit.averaging_check import FrozenParameters
-from pytest_bninvariants.audit.call_context import Run, run_of
+from pytest_bninvariants.audit.call_context import CallContext, call_context_of
 from pytest_bninvariants.audit.leaks import Leak, verdicts
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.instrumentation import installation, observer_api
@@ -43,7 +43,7 @@ _modes = torch._C._len_torch_function_stack
 
 
 @dataclass(slots=True)
-class _Freeze:
+class FrozenStretch:
     """A stretch of a layer's forwards while it is frozen.
 
     Args:
@@ -57,12 +57,12 @@ class _Freeze:
     kind: str
     kept: Snapshot
     parameters: FrozenParameters
-    run: Run | None = None
+    run: CallContext | None = None
     batches: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
-class _Seen(ModeHistory):
+class AuditedLayer(ModeHistory):
     """What was seen of one BN layer.
 
     Args:
@@ -77,10 +77,10 @@ class _Seen(ModeHistory):
     holder: weakref.ref[nn.Module] | None = None
     normalised: bool = False
     frozen: bool = False
-    freeze: _Freeze | None = None
+    freeze: FrozenStretch | None = None
 
 
-class Standby(installation.Watcher):
+class IdleWatcher(installation.Watcher):
     """Hear nothing, but keep torch's functions wrapped between one auditor and the next.
 
     To wrap them takes as long as a small test does.
@@ -104,7 +104,7 @@ class Auditor(Observer):
         """How many BN layers have run in training mode."""
         self.frozen = 0
         """How many of them were frozen then."""
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[int, AuditedLayer] = {}
         self._dead: list[int] = []
         self._frozen_in: dict[str, set[str]] = {}
         self._leaks: dict[tuple[str, str], Leak] = {}
@@ -182,11 +182,11 @@ class Auditor(Observer):
         freezes = (seen.freeze for seen in list(self._seen.values()))
         return [freeze.parameters for freeze in freezes if freeze is not None]
 
-    def _count(self, seen: _Seen) -> None:
+    def _count(self, seen: AuditedLayer) -> None:
         self.layers += not seen.normalised
         seen.normalised = True
 
-    def _look_at(self, layer: nn.Module) -> _Seen:
+    def _look_at(self, layer: nn.Module) -> AuditedLayer:
         seen = self._of(layer)
         with torch._C.DisableTorchFunction():  # a user's mode is not to hear of our questions
             frozen = _is_frozen(layer, seen)
@@ -198,7 +198,7 @@ class Auditor(Observer):
                 seen.freeze = _freeze(layer, seen.holder)
         return seen
 
-    def _of(self, layer: nn.Module) -> _Seen:
+    def _of(self, layer: nn.Module) -> AuditedLayer:
         """Return what was seen of a layer, to be added to."""
         seen = self._seen.get(id(layer))
         if seen is not None and seen.layer() is layer:
@@ -206,10 +206,10 @@ class Auditor(Observer):
         while self._dead:  # judged here, since a layer may die at any moment
             self._judge(self._seen.pop(self._dead.pop()))
         key, dead = id(layer), self._dead
-        self._seen[key] = seen = _Seen(layer=weakref.ref(layer, lambda _: dead.append(key)))
+        self._seen[key] = seen = AuditedLayer(layer=weakref.ref(layer, lambda _: dead.append(key)))
         return seen
 
-    def _counts(self, freeze: _Freeze, layer: nn.Module, how: How) -> bool:
+    def _counts(self, freeze: FrozenStretch, layer: nn.Module, how: How) -> bool:
         """Count a batch of a frozen layer; tell whether it is one that may make a leak."""
         if how == "own_forwards" and not _moved(freeze, _buffers(layer)):
             return False  # all that is known of these is what they have done by now
@@ -217,7 +217,7 @@ class Auditor(Observer):
             return False
         if freeze.run is None and not self._is_copy(layer):
             with torch._C.DisableTorchFunction():
-                freeze.run = run_of(layer)
+                freeze.run = call_context_of(layer)
         if freeze.run is None:
             return False
         freeze.batches += 1
@@ -231,7 +231,7 @@ class Auditor(Observer):
         mean = layer._buffers["running_mean"]
         return any(mean is each.watched.tensor for tensors in kept for each in tensors.values())
 
-    def _judge(self, seen: _Seen, now: Mapping[str, Tensor] | None = None) -> None:
+    def _judge(self, seen: AuditedLayer, now: Mapping[str, Tensor] | None = None) -> None:
         """End a freeze: it leaked if its statistics moved and its parameters did not.
 
         Args:
@@ -260,12 +260,12 @@ class Auditor(Observer):
         self._leaks.setdefault((leak.model, leak.layer), leak)
 
 
-def _is_frozen(layer: nn.Module, seen: _Seen) -> bool:
+def _is_frozen(layer: nn.Module, seen: AuditedLayer) -> bool:
     own = [parameter for parameter in layer._parameters.values() if parameter is not None]
     if own:
         return all(map(_asks_for_none, own))
     if seen.holder is None:
-        run = run_of(layer)
+        run = call_context_of(layer)
         seen.holder = None if run is None else run.holder
     holder = None if seen.holder is None else seen.holder()
     return holder is not None and all(map(_asks_for_none, holder.parameters()))
@@ -285,21 +285,21 @@ def _buffers(layer: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in layer._buffers.items() if buffer is not None}
 
 
-def _freeze(layer: nn.Module, holder: weakref.ref[nn.Module] | None) -> _Freeze | None:
+def _freeze(layer: nn.Module, holder: weakref.ref[nn.Module] | None) -> FrozenStretch | None:
     """Keep what a frozen layer is compared with; None where it cannot be compared."""
     of = None if holder is None else holder()
     statistics = {name: each for name, each in _buffers(layer).items() if name in BN_STATE}
     watched = {name: WatchedTensor(name, "", "buffer", each) for name, each in statistics.items()}
     try:
         with undisturbed():
-            return _Freeze(
+            return FrozenStretch(
                 type(layer).__name__, take_snapshot(watched), FrozenParameters(of or layer)
             )
     except GateError:
         return None
 
 
-def _moved(freeze: _Freeze, now: Mapping[str, Tensor]) -> list[Change]:
+def _moved(freeze: FrozenStretch, now: Mapping[str, Tensor]) -> list[Change]:
     """Return the changes of a layer's statistics, if nobody averaged models meanwhile.
 
     Args:

@@ -20,7 +20,7 @@ _ON_PURPOSE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class CallContext:
     """What a forward of a layer is part of.
 
     Args:
@@ -36,7 +36,7 @@ class Run:
     place: Place | None
 
 
-def run_of(layer: nn.Module) -> Run | None:
+def call_context_of(layer: nn.Module) -> CallContext | None:
     """Return what a layer runs for; None if its statistics are meant to move, or not its own.
 
     Args:
@@ -52,7 +52,7 @@ def run_of(layer: nn.Module) -> Run | None:
     return None
 
 
-def _run(layer: nn.Module, outermost: nn.Module, caller: FrameType | None) -> Run:
+def _run(layer: nn.Module, outermost: nn.Module, caller: FrameType | None) -> CallContext:
     names = ModelNames.from_model(outermost)
     full = next(name for name, module in names.modules.items() if module is layer)
     around = [
@@ -63,7 +63,7 @@ def _run(layer: nn.Module, outermost: nn.Module, caller: FrameType | None) -> Ru
     holding = [module for module in around if next(module.parameters(), None) is not None]
     unwrapped = [module for name, module in names.modules.items() if names.bare[name] == ""]
     model = type(unwrapped[-1]).__name__
-    return Run(
+    return CallContext(
         model=model,
         name=names.bare[full],
         holder=weakref.ref(holding[-1]) if holding else None,

@@ -10,12 +10,12 @@ import pytest
 
 from pytest_bninvariants.errors import FrozenStateChanged
 from pytest_bninvariants.plugin.raise_at_test import raise_at
-from pytest_bninvariants.reporting.audit_summary import Tally
+from pytest_bninvariants.reporting.audit_summary import AuditTally
 from pytest_bninvariants.reporting.verdict_text import render
 from pytest_bninvariants.verdict import Verdict
 
 if TYPE_CHECKING:
-    from pytest_bninvariants.audit.auditor import Auditor, Standby
+    from pytest_bninvariants.audit.auditor import Auditor, IdleWatcher
 
 _NOT_FAILURES = (KeyboardInterrupt, GeneratorExit, FrozenStateChanged)
 _UNEXPECTED = "Unexpected success"  # what pytest says of unittest's
@@ -38,15 +38,15 @@ class _Audit:
 
     def __init__(self, *, fails: bool) -> None:
         self._fails = fails
-        self._tally = Tally()
-        self._standby: Standby | None = None
+        self._tally = AuditTally()
+        self._standby: IdleWatcher | None = None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, Any, Any]:
         from pytest_bninvariants.audit import auditor
 
         if self._standby is None:
-            self._standby = auditor.Standby()
+            self._standby = auditor.IdleWatcher()
             self._standby.start()
         item.stash[_auditor] = auditor.Auditor()
         item.stash[_auditor].start()

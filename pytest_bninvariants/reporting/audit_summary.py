@@ -15,7 +15,7 @@ _NAMED_TESTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class LeakGroup:
     """Layers of one model that leaked for one reason.
 
     Args:
@@ -29,12 +29,12 @@ class _Group:
     tests: dict[str, None] = field(default_factory=dict)
 
 
-class Tally:
+class AuditTally:
     """Add up what the tests' reports say, in whichever process they ran."""
 
     def __init__(self) -> None:
         self._tests: dict[str, tuple[int, int]] = {}
-        self._groups: dict[tuple[object, ...], _Group] = {}
+        self._groups: dict[tuple[object, ...], LeakGroup] = {}
 
     def add(self, test: str, findings: Mapping[str, Any]) -> None:
         """Add a test's findings.
@@ -48,7 +48,7 @@ class Tally:
         for model, plain in findings["causes"]:
             cause = _cause(plain)
             key = (model, cause.name, cause.layers, cause.place)
-            self._groups.setdefault(key, _Group(model, cause)).tests[test] = None
+            self._groups.setdefault(key, LeakGroup(model, cause)).tests[test] = None
 
     def lines(self, *, verbose: bool) -> Iterator[str]:
         """Yield the summary's lines.
@@ -83,7 +83,7 @@ def _cause(plain: Mapping[str, Any]) -> Cause:
     return Cause(**{**plain, "layers": tuple(plain["layers"]), "place": place})
 
 
-def _told(group: _Group, *, verbose: bool) -> Iterator[str]:
+def _told(group: LeakGroup, *, verbose: bool) -> Iterator[str]:
     layers, tests = list(group.cause.layers), list(group.tests)
     names = ", ".join(layers) if verbose else name_list(layers)
     head = f"{group.model}: {_count(len(layers), 'frozen BN layer')} moved: {names or 'the model'}"

@@ -25,7 +25,7 @@ _own = itemgetter(*_READ)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Before:
+class StateBefore:
     """A model's watched state before the step.
 
     Args:
@@ -56,7 +56,9 @@ class Before:
             return changes_since(self.kept, now.names.tensors, new)
 
 
-def take(model: nn.Module, scope: Scope, prefer_exact: Collection[str] = ()) -> Before:
+def read_state_before(
+    model: nn.Module, scope: Scope, prefer_exact: Collection[str] = ()
+) -> StateBefore:
     """Take a snapshot of what a scope covers in a model.
 
     Args:
@@ -69,7 +71,7 @@ def take(model: nn.Module, scope: Scope, prefer_exact: Collection[str] = ()) -> 
     """
     with undisturbed():
         selection = select(model, scope)
-        return Before(
+        return StateBefore(
             selection=selection,
             kept=take_snapshot(selection.tensors, prefer_exact=prefer_exact),
             settings={key: settings_of(layer) for key, layer in selection.bn_layers.items()},
@@ -101,7 +103,7 @@ def _plain(value: object) -> object:
 
 
 @dataclass(frozen=True, kw_only=True)
-class After:
+class StateAfter:
     """A model after a step.
 
     Args:
@@ -154,9 +156,9 @@ class After:
             holders.setdefault(self.names.bare[name], []).append(module)
         return holders
 
-    @classmethod
-    def of(cls, model: nn.Module, scope: Scope, before: Selection) -> After:
-        """Read it off a model; where each name holds what it did before, that is known."""
-        same = ModelTree(model).is_like(before.tree)
-        selection = before if same else select(model, scope, complain=False)
-        return cls(selection=selection, before=before)
+
+def read_state_after(model: nn.Module, scope: Scope, before: Selection) -> StateAfter:
+    """Look a model's state up again; where each name holds what it did before, that is known."""
+    same = ModelTree(model).is_like(before.tree)
+    selection = before if same else select(model, scope, complain=False)
+    return StateAfter(selection=selection, before=before)

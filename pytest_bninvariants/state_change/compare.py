@@ -17,19 +17,19 @@ from pytest_bninvariants.selection.model_names import join, own_tensors
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.snapshot.tensors import changes_since, compare_buckets
 from pytest_bninvariants.state_change import value_patterns
-from pytest_bninvariants.state_change.before_after import After, Before
-from pytest_bninvariants.state_change.evidence import Evidence, Layer
+from pytest_bninvariants.state_change.before_after import StateAfter, StateBefore, read_state_after
+from pytest_bninvariants.state_change.evidence import ChangeEvidence, LayerEvidence
 from pytest_bninvariants.state_change.hazards import hazards
 from pytest_bninvariants.state_change.rule_order import diagnose
-from pytest_bninvariants.state_change.tensor_history import Handled
+from pytest_bninvariants.state_change.tensor_history import TensorHistory
 from pytest_bninvariants.state_change.value_patterns import casts_of
-from pytest_bninvariants.state_change.witness import Seen, Witness
+from pytest_bninvariants.state_change.witness import LayerActivity, Witness
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Cause, Change, Hazard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
+class StateDifference:
     """What differs after a step.
 
     Args:
@@ -46,12 +46,12 @@ class Findings:
 
 
 def compare(
-    before: Before,
+    before: StateBefore,
     model: nn.Module,
     scope: Scope,
     witness: Witness,
     known: Collection[Change] = (),
-) -> Findings:
+) -> StateDifference:
     """Compare a model with its state before the step, and explain what differs.
 
     Args:
@@ -62,7 +62,7 @@ def compare(
         known: changes that are not to be explained, since they were there when it began to see.
     """
     with undisturbed():
-        after = After.of(model, scope, before.selection)
+        after = read_state_after(model, scope, before.selection)
         there = () if after.is_like_before else after.selection.tensors
         new = [key for key in there if key not in before.names.tensors]
         unchanged, untouched = compare_buckets(before.kept, after.tensors)
@@ -73,7 +73,7 @@ def compare(
             order = {name: number for number, name in enumerate(names)}
             changes.sort(key=lambda change: order[change.layer])
         unexplained = [change for change in changes if change not in known]
-        return Findings(
+        return StateDifference(
             changes=tuple(changes),
             causes=diagnose(_evidence_of(unexplained, before, after, witness)),
             hazards=tuple(hazards(model, before, after, scope, changes, unchanged, witness)),
@@ -82,7 +82,7 @@ def compare(
 
 
 def _layer_changes(
-    before: Before, after: After, witness: Witness, scope: Scope, changes: list[Change]
+    before: StateBefore, after: StateAfter, witness: Witness, scope: Scope, changes: list[Change]
 ) -> Iterator[Change]:
     """Yield the violations that are a layer's and no tensor's: its eps, and how it normalised."""
     told = {change.layer for change in changes if change.of_statistics}
@@ -103,7 +103,7 @@ def _layer_changes(
             yield Change(name=name, layer=name, kind="batch-statistics", text=text)
 
 
-def _seen(witness: Witness, old: nn.Module | None, new: nn.Module | None) -> Seen:
+def _seen(witness: Witness, old: nn.Module | None, new: nn.Module | None) -> LayerActivity:
     """Return what was seen of a layer, under whichever module object it ran."""
     of_old = witness.seen_of(old)
     if new is old:
@@ -113,8 +113,8 @@ def _seen(witness: Witness, old: nn.Module | None, new: nn.Module | None) -> See
 
 
 def _evidence_of(
-    changes: list[Change], before: Before, after: After, witness: Witness
-) -> Iterator[Evidence]:
+    changes: list[Change], before: StateBefore, after: StateAfter, witness: Witness
+) -> Iterator[ChangeEvidence]:
     """Yield what is known of each change."""
     if not changes:
         return
@@ -127,13 +127,13 @@ def _evidence_of(
         key, was = kept.get(change.name, (change.name, None))
         now = after.tensors.get(key)
         if was is None or now is None:
-            yield Evidence(change=change, layer=layer, handled=Handled())
+            yield ChangeEvidence(change=change, layer=layer, history=TensorHistory())
             continue
         handled = witness.done_to(was.watched.tensor)
-        yield Evidence(
+        yield ChangeEvidence(
             change=change,
             layer=layer,
-            handled=handled,
+            history=handled,
             factor=value_patterns.uniform_factor(was, now.tensor) if handled.stepped else None,
             casts=casts_of(was, now.tensor),
             stranger=witness.stranger(was.watched.tensor),
@@ -145,7 +145,7 @@ def _evidence_of(
         )
 
 
-def _names_beside(watched: Collection[str], after: After) -> dict[int, list[str]]:
+def _names_beside(watched: Collection[str], after: StateAfter) -> dict[int, list[str]]:
     """Return, by their ids, names of a model's tensors that are not among those watched."""
     found: dict[int, list[str]] = {}
     for each in after.names.tensors.values():
@@ -154,19 +154,19 @@ def _names_beside(watched: Collection[str], after: After) -> dict[int, list[str]
     return found
 
 
-def _stored(key: str, before: Before) -> bool:
+def _stored(key: str, before: StateBefore) -> bool:
     """Tell whether a watched BN layer had running statistics; of other layers nothing is asked."""
     names = (join(key, name) for name in STATISTICS)
     return key not in before.settings or all(name in before.names.tensors for name in names)
 
 
-def _layer(name: str, before: Before, after: After, witness: Witness) -> Layer:
+def _layer(name: str, before: StateBefore, after: StateAfter, witness: Witness) -> LayerEvidence:
     key = before.names.bare.get(name, after.names.bare.get(name, name))
     old = before.names.modules.get(name)
     new = after.module(key, old)
-    return Layer(
+    return LayerEvidence(
         name=name,
-        seen=_seen(witness, old, new),
+        activity=_seen(witness, old, new),
         is_bn=any(module is not None and is_bn_layer(module) for module in (old, new)),
         began_in_training=witness.began_in_training(old),
         stored=_stored(key, before),

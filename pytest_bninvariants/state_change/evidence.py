@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pytest_bninvariants.state_change.tensor_history import Handled
-from pytest_bninvariants.state_change.witness import Seen
+from pytest_bninvariants.state_change.tensor_history import TensorHistory
+from pytest_bninvariants.state_change.witness import LayerActivity
 from pytest_bninvariants.verdict import Change, Place
 
 IDENTITY = ("gone", "new", "dtype", "shape", "layout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
+class LayerEvidence:
     """All that is known of a layer of which something changed.
 
     Args:
         name: its qualified name.
-        seen: what the witness saw of the module that holds the name now.
+        activity: what the witness saw of the module that holds the name now.
         is_bn: whether it is a BN layer.
         began_in_training: its mode when the step began.
         stored: whether it had running statistics when the step began.
@@ -31,7 +31,7 @@ class Layer:
     """
 
     name: str
-    seen: Seen
+    activity: LayerActivity
     is_bn: bool
     began_in_training: bool
     stored: bool
@@ -44,13 +44,13 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class ChangeEvidence:
     """All that is known of a change.
 
     Args:
         change: the change.
         layer: the layer that it is of.
-        handled: what operations did to the tensor.
+        history: what operations did to the tensor.
         factor: by what all of its values shrank, if by one factor.
         casts: names of the types by whose rounding its values came of the old ones.
         stranger: where a module outside of the model that holds the tensor's memory ran.
@@ -62,8 +62,8 @@ class Evidence:
     """
 
     change: Change
-    layer: Layer
-    handled: Handled
+    layer: LayerEvidence
+    history: TensorHistory
     factor: float | None = None
     casts: frozenset[str] = frozenset()
     stranger: Place | None = None
@@ -84,7 +84,7 @@ class Evidence:
     @property
     def normalised(self) -> bool:
         """Tell whether normalising with batch statistics explains it."""
-        seen = self.layer.seen
+        seen = self.layer.activity
         if not (self.layer.is_bn and self.of_normalising):
             return False
         return seen.normalised or seen.own_forwards > 0
@@ -99,11 +99,11 @@ class Evidence:
         return not self.change.same_object and not self.normalised
 
 
-def names_of(evidence: list[Evidence]) -> list[str]:
+def names_of(evidence: list[ChangeEvidence]) -> list[str]:
     """Return the names of the layers, each once; that of the model itself is empty."""
     return list(dict.fromkeys(each.layer.name for each in evidence))
 
 
-def layers_of(evidence: list[Evidence]) -> list[Layer]:
+def layers_of(evidence: list[ChangeEvidence]) -> list[LayerEvidence]:
     """Return the layers, each once."""
     return list({each.layer.name: each.layer for each in evidence}.values())

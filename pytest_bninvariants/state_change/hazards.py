@@ -16,7 +16,7 @@ from pytest_bninvariants.selection.bn_layers import BN_STATE, STATISTICS
 from pytest_bninvariants.selection.model_names import all_tensors
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.snapshot.tensor_bytes import address, join_key, join_values, parts
-from pytest_bninvariants.state_change.before_after import SETTINGS, After, Before
+from pytest_bninvariants.state_change.before_after import SETTINGS, StateAfter, StateBefore
 from pytest_bninvariants.state_change.witness import Witness
 from pytest_bninvariants.verdict import Change, Hazard
 
@@ -27,8 +27,8 @@ _ORDERED = frozenset(
 
 def hazards(
     model: nn.Module,
-    before: Before,
-    after: After,
+    before: StateBefore,
+    after: StateAfter,
     scope: Scope,
     changes: Iterable[Change],
     unchanged: Collection[str],
@@ -57,7 +57,7 @@ def hazards(
 
 
 def _of_identity(
-    before: Before, after: After, violated: set[str], unchanged: Collection[str]
+    before: StateBefore, after: StateAfter, violated: set[str], unchanged: Collection[str]
 ) -> Iterator[Hazard]:
     """Yield names that another tensor or another place in memory holds."""
     if after.is_like_before and len(unchanged) == len(before.kept):
@@ -80,7 +80,7 @@ def _of_identity(
 
 
 def _of_training(
-    before: Before, after: After, violated: set[str], witness: Witness
+    before: StateBefore, after: StateAfter, violated: set[str], witness: Witness
 ) -> Iterator[Hazard]:
     """Yield frozen parameters that are on their way to be trained."""
     handled, held = witness.handled, before.kept.tensors.by_key
@@ -106,7 +106,7 @@ def _of_training(
             yield Hazard(name=name, text=text + "may move it")
 
 
-def _of_settings(before: Before, after: After, swapped: set[str]) -> Iterator[Hazard]:
+def _of_settings(before: StateBefore, after: StateAfter, swapped: set[str]) -> Iterator[Hazard]:
     """Yield layers of another type, or with another setting."""
     for key, settings in before.settings.items():
         name, old = before.selection.bn_names[key], before.selection.bn_layers[key]
@@ -124,7 +124,7 @@ def _of_settings(before: Before, after: After, swapped: set[str]) -> Iterator[Ha
 
 
 def _of_statistics(
-    before: Before, after: After, unchanged: Collection[str], witness: Witness
+    before: StateBefore, after: StateAfter, unchanged: Collection[str], witness: Witness
 ) -> Iterator[Hazard]:
     """Yield watched BN layers whose statistics are not those of any data."""
     new = []
@@ -150,7 +150,7 @@ def _of_statistics(
             yield Hazard(name=name, text=text + "was its checkpoint loaded?")
 
 
-def _ordinary(before: Before, unchanged: Collection[str]) -> set[str]:
+def _ordinary(before: StateBefore, unchanged: Collection[str]) -> set[str]:
     """Return keys of tensors that have the content that was kept, which is finite, in memory that
     they do not share: what is kept together is looked at together.
     """
@@ -162,7 +162,7 @@ def _ordinary(before: Before, unchanged: Collection[str]) -> set[str]:
     return {key for bucket in buckets for key in bucket.keys if key in unchanged}
 
 
-def _others_have_data(before: Before, witness: Witness) -> bool:
+def _others_have_data(before: StateBefore, witness: Witness) -> bool:
     """Tell whether a layer has statistics of some data, other than of this step's."""
     named = (before.names.modules[name] for name in before.selection.bn_names.values())
     layers = [layer for layer in named if not witness.seen_of(layer).normalised]
@@ -235,7 +235,7 @@ def _is_meant_to_be_loaded(layer: nn.Module | None, witness: Witness) -> bool:
     return "weight" in layer._buffers or bool((ends != ends[:1]).any())  # new ones are constant
 
 
-def _of_optimizers(model: nn.Module, before: Before, witness: Witness) -> Iterator[Hazard]:
+def _of_optimizers(model: nn.Module, before: StateBefore, witness: Witness) -> Iterator[Hazard]:
     """Yield trainable parameters that no optimizer holds, of those that stepped for this model."""
     held = witness.stepped_for
     if not held or not any(id(tensor) in held for tensor in all_tensors(model)):
@@ -248,7 +248,7 @@ def _of_optimizers(model: nn.Module, before: Before, witness: Witness) -> Iterat
             )
 
 
-def _of_idleness(before: Before, witness: Witness) -> Iterator[Hazard]:
+def _of_idleness(before: StateBefore, witness: Witness) -> Iterator[Hazard]:
     """Yield BN layers that no forward used, though an optimizer stepped as if one had."""
     if witness.saw_optimizer and not witness.saw_use:
         for key in before.selection.bn_layers:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from pytest_bninvariants.diagnosis.rule import Rule, explain
 from pytest_bninvariants.state_change import rules_forward, rules_write
-from pytest_bninvariants.state_change.evidence import Evidence, names_of
+from pytest_bninvariants.state_change.evidence import ChangeEvidence, names_of
 from pytest_bninvariants.verdict import Cause
 
-RULES: tuple[Rule[Evidence], ...] = (
+RULES: tuple[Rule[ChangeEvidence], ...] = (
     rules_forward.NO_STORED_STATISTICS,
     rules_write.LOADED,
     rules_write.BROADCAST,
@@ -30,7 +30,7 @@ RULES: tuple[Rule[Evidence], ...] = (
 """Most specific first: the first that applies explains a change."""
 
 
-def diagnose(evidence: Iterable[Evidence]) -> tuple[Cause, ...]:
+def diagnose(evidence: Iterable[ChangeEvidence]) -> tuple[Cause, ...]:
     """Explain each change by the first rule that applies, and group those that one event explains.
 
     Args:
@@ -42,10 +42,10 @@ def diagnose(evidence: Iterable[Evidence]) -> tuple[Cause, ...]:
     return explain(RULES, evidence, layers=names_of, tensors=_tensors, event=_optimizer)
 
 
-def _tensors(evidence: list[Evidence]) -> Iterable[str]:
+def _tensors(evidence: list[ChangeEvidence]) -> Iterable[str]:
     return (each.change.name for each in evidence if each.change.of_tensor)
 
 
-def _optimizer(evidence: Evidence) -> object:
-    stepped = evidence.handled.stepped
+def _optimizer(evidence: ChangeEvidence) -> object:
+    stepped = evidence.history.stepped
     return None if stepped is None else (stepped.optimizer, stepped.group)

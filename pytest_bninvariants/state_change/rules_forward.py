@@ -13,24 +13,29 @@ from pytest_bninvariants.diagnosis.wording import (
     one_or_many,
     span,
 )
-from pytest_bninvariants.state_change.evidence import Evidence, Layer, layers_of, names_of
+from pytest_bninvariants.state_change.evidence import (
+    ChangeEvidence,
+    LayerEvidence,
+    layers_of,
+    names_of,
+)
 from pytest_bninvariants.verdict import Place
 
 
-def _put_in_training(evidence: Evidence) -> Place | None:
-    return evidence.layer.seen.put_in_training
+def _put_in_training(evidence: ChangeEvidence) -> Place | None:
+    return evidence.layer.activity.put_in_training
 
 
-def _ran_at(evidence: Evidence) -> Place | None:
-    return evidence.layer.seen.ran_at
+def _ran_at(evidence: ChangeEvidence) -> Place | None:
+    return evidence.layer.activity.ran_at
 
 
-def _lacks_statistics(evidence: Evidence) -> bool:
+def _lacks_statistics(evidence: ChangeEvidence) -> bool:
     layer = evidence.layer
-    return evidence.normalised and (not layer.stored or layer.seen.lacking > 0)
+    return evidence.normalised and (not layer.stored or layer.activity.lacking > 0)
 
 
-def _explain_lacking(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_lacking(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names = names_of(evidence)
     listed = name_list(names)
     pairs = (("has", "have"), ("it", "they"), ("its", "their"), ("was", "were"))
@@ -48,12 +53,12 @@ def _explain_lacking(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
-def _is_recomputed(evidence: Evidence) -> bool:
-    seen = evidence.layer.seen
+def _is_recomputed(evidence: ChangeEvidence) -> bool:
+    seen = evidence.layer.activity
     return evidence.normalised and 0 < seen.batches == seen.recomputed
 
 
-def _explain_recomputation(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_recomputation(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names = names_of(evidence)
     return (
         f"{name_list(names)} {_did(evidence)}, all in backward, where activation checkpointing "
@@ -63,16 +68,16 @@ def _explain_recomputation(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
-def _is_updated_by_others(evidence: Evidence) -> bool:
-    seen = evidence.layer.seen
+def _is_updated_by_others(evidence: ChangeEvidence) -> bool:
+    seen = evidence.layer.activity
     return evidence.normalised and 0 < seen.batches == seen.by_others == seen.in_eval
 
 
-def _explain_others(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_others(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names = names_of(evidence)
     listed = name_list(names)
-    batches = _batches([layer.seen.batches for layer in layers_of(evidence)])
-    function = evidence[0].layer.seen.function
+    batches = _batches([layer.activity.batches for layer in layers_of(evidence)])
+    function = evidence[0].layer.activity.function
     flag = "training" if function == "batch_norm" else "use_input_stats"
     return (
         f"{listed} {one_or_many(names, 'was', 'were')} in eval and did not run: {function} was "
@@ -83,17 +88,17 @@ def _explain_others(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
-def _updates_in_eval(evidence: Evidence) -> bool:
-    seen = evidence.layer.seen
+def _updates_in_eval(evidence: ChangeEvidence) -> bool:
+    seen = evidence.layer.activity
     return evidence.normalised and 0 < seen.batches + seen.own_forwards == seen.in_eval
 
 
-def _explain_update_in_eval(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_update_in_eval(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names = names_of(evidence)
     its = one_or_many(names, "its", "their")
     why = f"{name_list(names)} {one_or_many(names, 'was', 'were')} in eval and {_did(evidence)}: "
     why += f"{its} forward does not ask {its} mode"
-    if all(layer.seen.own_forwards for layer in layers_of(evidence)):
+    if all(layer.activity.own_forwards for layer in layers_of(evidence)):
         return why, f"have the forward of {name_list(names)} update only while self.training"
     return (
         why,
@@ -102,25 +107,25 @@ def _explain_update_in_eval(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
-def _is_flipped(evidence: Evidence) -> bool:
-    layer, seen = evidence.layer, evidence.layer.seen
+def _is_flipped(evidence: ChangeEvidence) -> bool:
+    layer, seen = evidence.layer, evidence.layer.activity
     in_training = seen.batches + seen.own_forwards > seen.in_eval or seen.in_compiled_code
     return evidence.normalised and not layer.began_in_training and (seen.flipped or in_training)
 
 
-def _explain_flip(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_flip(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names = names_of(evidence)
     return f"{name_list(names)} {flipped(names)} {_did(evidence)}", _keep_in_eval(evidence)
 
 
-def _is_in_training(evidence: Evidence) -> bool:
+def _is_in_training(evidence: ChangeEvidence) -> bool:
     return evidence.normalised and evidence.layer.began_in_training
 
 
-def _explain_training(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_training(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names, layers = names_of(evidence), layers_of(evidence)
     why = f"{name_list(names)} {one_or_many(names, '', 'each ')}{_did(evidence)}"
-    seen = layers[0].seen
+    seen = layers[0].activity
     if seen.put_in_training is None:
         why += ", in training mode since before the step"
         if seen.ran_at is not None and seen.ran_at.tool is not None:
@@ -130,20 +135,20 @@ def _explain_training(evidence: list[Evidence]) -> tuple[str, str]:
     return why, _keep_in_eval(evidence)
 
 
-def _keep_in_eval(evidence: list[Evidence]) -> str:
-    return keep_in_eval(names_of(evidence), evidence[0].layer.seen.put_in_training)
+def _keep_in_eval(evidence: list[ChangeEvidence]) -> str:
+    return keep_in_eval(names_of(evidence), evidence[0].layer.activity.put_in_training)
 
 
-def _did(evidence: list[Evidence]) -> str:
+def _did(evidence: list[ChangeEvidence]) -> str:
     """Return what layers did, as far as it was seen."""
     layers = layers_of(evidence)
-    eager = [layer.seen.batches or layer.seen.failed for layer in layers]
-    own = [layer.seen.own_forwards for layer in layers]
+    eager = [layer.activity.batches or layer.activity.failed for layer in layers]
+    own = [layer.activity.own_forwards for layer in layers]
     if all(eager):
         return f"normalised {_batches(eager)} with batch statistics{_in_backward(layers)}"
     if all(own):
         its = one_or_many(names_of(evidence), "its", "their")
-        mode = "" if all(layer.seen.in_eval for layer in layers) else " in training mode"
+        mode = "" if all(layer.activity.in_eval for layer in layers) else " in training mode"
         return f"ran {_batches(own)}{mode}, by a forward of {its} own"
     return "normalised with batch statistics, some of it in compiled code"
 
@@ -152,19 +157,19 @@ def _batches(counts: list[int]) -> str:
     return span(counts, "batch", "batches")
 
 
-def _in_backward(layers: list[Layer]) -> str:
-    counts = [layer.seen.recomputed for layer in layers]
-    partly = any(0 < layer.seen.recomputed < layer.seen.batches for layer in layers)
+def _in_backward(layers: list[LayerEvidence]) -> str:
+    counts = [layer.activity.recomputed for layer in layers]
+    partly = any(0 < layer.activity.recomputed < layer.activity.batches for layer in layers)
     return f", {max(counts)} of them again in backward" if partly else ""
 
 
-def _is_shared(evidence: Evidence) -> bool:
-    return evidence.change.of_statistics and bool(evidence.layer.seen.shared_with)
+def _is_shared(evidence: ChangeEvidence) -> bool:
+    return evidence.change.of_statistics and bool(evidence.layer.activity.shared_with)
 
 
-def _explain_shared(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_shared(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names, layers = name_list(names_of(evidence)), layers_of(evidence)
-    others = name_list(list(dict.fromkeys(layer.seen.shared_with for layer in layers)))
+    others = name_list(list(dict.fromkeys(layer.activity.shared_with for layer in layers)))
     return (
         f"statistics of {names} are the same memory as those of {others}, which normalised with "
         "batch statistics",
@@ -172,11 +177,11 @@ def _explain_shared(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
-def _is_of_stranger(evidence: Evidence) -> bool:
+def _is_of_stranger(evidence: ChangeEvidence) -> bool:
     return evidence.change.of_statistics and evidence.stranger is not None
 
 
-def _explain_stranger(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_stranger(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names = name_list(names_of(evidence))
     return (
         f"statistics of {names} moved without a forward of the layer with batch statistics; "
@@ -186,56 +191,56 @@ def _explain_stranger(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
-NO_STORED_STATISTICS: Rule[Evidence] = Rule(
+NO_STORED_STATISTICS: Rule[ChangeEvidence] = Rule(
     cause="no-stored-statistics",
     applies=_lacks_statistics,
     explain=_explain_lacking,
     place=_put_in_training,
     did=PUT_IN_TRAINING,
 )
-RECOMPUTATION: Rule[Evidence] = Rule(
+RECOMPUTATION: Rule[ChangeEvidence] = Rule(
     cause="recomputation",
     applies=_is_recomputed,
     explain=_explain_recomputation,
     place=_ran_at,
     did="run by",
 )
-UPDATE_BY_OTHERS: Rule[Evidence] = Rule(
+UPDATE_BY_OTHERS: Rule[ChangeEvidence] = Rule(
     cause="update-in-eval",
     applies=_is_updated_by_others,
     explain=_explain_others,
     place=_ran_at,
     did="by",
 )
-UPDATE_IN_EVAL: Rule[Evidence] = Rule(
+UPDATE_IN_EVAL: Rule[ChangeEvidence] = Rule(
     cause="update-in-eval",
     applies=_updates_in_eval,
     explain=_explain_update_in_eval,
     place=_ran_at,
     did="run by",
 )
-MODE_FLIP: Rule[Evidence] = Rule(
+MODE_FLIP: Rule[ChangeEvidence] = Rule(
     cause="mode-flip",
     applies=_is_flipped,
     explain=_explain_flip,
     place=_put_in_training,
     did=PUT_IN_TRAINING,
 )
-TRAINING_MODE: Rule[Evidence] = Rule(
+TRAINING_MODE: Rule[ChangeEvidence] = Rule(
     cause="training-mode",
     applies=_is_in_training,
     explain=_explain_training,
     place=_put_in_training,
     did=PUT_IN_TRAINING,
 )
-UPDATE_OF_SHARED: Rule[Evidence] = Rule(
+UPDATE_OF_SHARED: Rule[ChangeEvidence] = Rule(
     cause="update-in-eval",
     applies=_is_shared,
     explain=_explain_shared,
     place=_ran_at,
     did="run by",
 )
-UPDATE_BY_STRANGER: Rule[Evidence] = Rule(
+UPDATE_BY_STRANGER: Rule[ChangeEvidence] = Rule(
     cause="update-in-eval",
     applies=_is_of_stranger,
     explain=_explain_stranger,

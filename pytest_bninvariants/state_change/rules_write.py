@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pytest_bninvariants.diagnosis.rule import Rule
 from pytest_bninvariants.diagnosis.wording import clauses, give_own_memory, name_list, one_or_many
-from pytest_bninvariants.state_change.evidence import IDENTITY, Evidence, layers_of
-from pytest_bninvariants.state_change.tensor_history import Stepped
+from pytest_bninvariants.state_change.evidence import IDENTITY, ChangeEvidence, layers_of
+from pytest_bninvariants.state_change.tensor_history import OptimizerStep
 from pytest_bninvariants.verdict import Place
 
 _REPLACED = {
@@ -18,22 +18,22 @@ _REPLACED = {
 }
 
 
-def _is_loaded(evidence: Evidence) -> bool:
-    return _is_written(evidence) and evidence.handled.loaded is not None
+def _is_loaded(evidence: ChangeEvidence) -> bool:
+    return _is_written(evidence) and evidence.history.loaded is not None
 
 
-def _explain_loaded(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_loaded(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     return (
         f"{_tensors(evidence)} got other values from a state_dict during the step",
         "load checkpoints before the guarded step, or leave these names out of what is loaded",
     )
 
 
-def _is_broadcast(evidence: Evidence) -> bool:
-    return _is_written(evidence) and evidence.handled.collective is not None
+def _is_broadcast(evidence: ChangeEvidence) -> bool:
+    return _is_written(evidence) and evidence.history.collective is not None
 
 
-def _explain_broadcast(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_broadcast(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     return (
         f"{_tensors(evidence)} got other values from an exchange between processes",
         "have every rank start from the same state (load the checkpoint on all of them before "
@@ -41,12 +41,12 @@ def _explain_broadcast(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
-def _is_cast(evidence: Evidence) -> bool:
-    others = evidence.normalised or evidence.handled.stepped is not None
+def _is_cast(evidence: ChangeEvidence) -> bool:
+    others = evidence.normalised or evidence.history.stepped is not None
     return _is_written(evidence) and bool(evidence.casts) and not others
 
 
-def _told_of_casts(evidence: list[Evidence]) -> list[str]:
+def _told_of_casts(evidence: list[ChangeEvidence]) -> list[str]:
     """Tell of tensors that were cast and cast back: all by one type, if one explains all."""
     if not evidence:
         return []
@@ -55,7 +55,7 @@ def _told_of_casts(evidence: list[Evidence]) -> list[str]:
     return [f"{_tensors(evidence)} {_was(evidence)} cast to {told} and back"]
 
 
-def _explain_replaced(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_replaced(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     swapped = [layer for layer in layers_of(evidence) if layer.replaced and layer.before]
     told = [
         f"{layer.name or 'the model'} was {layer.before} and is "
@@ -83,16 +83,16 @@ def _explain_replaced(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
-def _stepped(evidence: Evidence) -> Stepped | None:
-    return evidence.handled.stepped if _is_written(evidence) else None
+def _stepped(evidence: ChangeEvidence) -> OptimizerStep | None:
+    return evidence.history.stepped if _is_written(evidence) else None
 
 
-def _has_gradient(evidence: Evidence) -> bool:
+def _has_gradient(evidence: ChangeEvidence) -> bool:
     stepped = _stepped(evidence)
     return stepped is not None and stepped.gradient == "nonzero"
 
 
-def _explain_gradient(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_gradient(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     why, fix = _explain_untied(evidence)
     tied = [each for each in evidence if each.tied]
     if not tied:
@@ -108,10 +108,10 @@ def _explain_gradient(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
-def _explain_untied(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_untied(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names = _tensors(evidence)
     why = f"{names} moved in a step of {_optimizer(evidence)}, with a gradient"
-    if all(each.handled.stepped and each.handled.stepped.shares for each in evidence):
+    if all(each.history.stepped and each.history.stepped.shares for each in evidence):
         held = one_or_many([each.change.name for each in evidence], "another tensor", "others")
         return (
             f"{why}; the optimizer holds {held} of the same memory",
@@ -133,16 +133,16 @@ def _explain_untied(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
-def _decays(evidence: Evidence) -> bool:
+def _decays(evidence: ChangeEvidence) -> bool:
     stepped = _stepped(evidence)
     if stepped is None or stepped.gradient == "nonzero":
         return False
     return evidence.factor is not None or (stepped.decay > 0 and not stepped.state)
 
 
-def _explain_decay(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_decay(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     first = evidence[0]
-    stepped = first.handled.stepped
+    stepped = first.history.stepped
     assert stepped is not None
     shrank = "" if first.factor is None else f", all values by the factor {first.factor:.6g}"
     decay = f" (weight_decay={stepped.decay:g})" if stepped.decay else ""
@@ -153,13 +153,13 @@ def _explain_decay(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
-def _is_stale(evidence: Evidence) -> bool:
+def _is_stale(evidence: ChangeEvidence) -> bool:
     stepped = _stepped(evidence)
     return stepped is not None and stepped.gradient != "nonzero" and stepped.state
 
 
-def _explain_stale(evidence: list[Evidence]) -> tuple[str, str]:
-    stepped = evidence[0].handled.stepped
+def _explain_stale(evidence: list[ChangeEvidence]) -> tuple[str, str]:
+    stepped = evidence[0].history.stepped
     assert stepped is not None
     names = _tensors(evidence)
     return (
@@ -175,12 +175,12 @@ def _explain_stale(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
-def _no_gradient(stepped: Stepped) -> str:
+def _no_gradient(stepped: OptimizerStep) -> str:
     return "a gradient of zeros" if stepped.gradient == "zero" else "no gradient"
 
 
-def _explain_in_place(evidence: list[Evidence]) -> tuple[str, str]:
-    stepped = evidence[0].handled.stepped
+def _explain_in_place(evidence: list[ChangeEvidence]) -> tuple[str, str]:
+    stepped = evidence[0].history.stepped
     names = _tensors(evidence)
     if stepped is not None:
         return (
@@ -194,7 +194,7 @@ def _explain_in_place(evidence: list[Evidence]) -> tuple[str, str]:
     ran = [layer.name for layer in layers_of(buffers) if layer.ran]
     if ran:
         why += f"; the forward of {name_list(ran)} ran, and may do it"
-    holder = evidence[0].handled.held_by
+    holder = evidence[0].history.held_by
     if holder:
         why += f"; {holder} holds {_it(evidence)} and stepped without moving {_it(evidence)}, but "
         why += "what wraps it may have"
@@ -203,7 +203,7 @@ def _explain_in_place(evidence: list[Evidence]) -> tuple[str, str]:
     return why, "run this test with --bn-trace, which names the operator and the line"
 
 
-def _explain_eps(evidence: list[Evidence]) -> tuple[str, str]:
+def _explain_eps(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names = name_list([each.change.name for each in evidence])
     return (
         f"eps of {names} {_was(evidence)} set, which every output depends on, in eval too",
@@ -211,83 +211,83 @@ def _explain_eps(evidence: list[Evidence]) -> tuple[str, str]:
     )
 
 
-def _it(evidence: list[Evidence]) -> str:
+def _it(evidence: list[ChangeEvidence]) -> str:
     return one_or_many([each.change.name for each in evidence], "it", "them")
 
 
-def _its(evidence: list[Evidence]) -> str:
+def _its(evidence: list[ChangeEvidence]) -> str:
     return one_or_many([each.change.name for each in evidence], "its", "their")
 
 
-def _was(evidence: list[Evidence]) -> str:
+def _was(evidence: list[ChangeEvidence]) -> str:
     return one_or_many([each.change.name for each in evidence], "was", "were")
 
 
-def _is_written(evidence: Evidence) -> bool:
+def _is_written(evidence: ChangeEvidence) -> bool:
     change = evidence.change
     return change.of_tensor and change.kind not in IDENTITY and change.kind != "initialised"
 
 
-def _tensors(evidence: list[Evidence]) -> str:
+def _tensors(evidence: list[ChangeEvidence]) -> str:
     return name_list([each.change.name for each in evidence])
 
 
-def _optimizer(evidence: list[Evidence]) -> str:
-    stepped = evidence[0].handled.stepped
+def _optimizer(evidence: list[ChangeEvidence]) -> str:
+    stepped = evidence[0].history.stepped
     assert stepped is not None
     return f"{stepped.optimizer} (group {stepped.group})"
 
 
-def _place_of_step(evidence: Evidence) -> Place | None:
-    return None if evidence.handled.stepped is None else evidence.handled.stepped.place
+def _place_of_step(evidence: ChangeEvidence) -> Place | None:
+    return None if evidence.history.stepped is None else evidence.history.stepped.place
 
 
-LOADED: Rule[Evidence] = Rule(
+LOADED: Rule[ChangeEvidence] = Rule(
     cause="loaded",
     applies=_is_loaded,
     explain=_explain_loaded,
-    place=lambda evidence: evidence.handled.loaded,
+    place=lambda evidence: evidence.history.loaded,
     did="loaded by",
 )
-BROADCAST: Rule[Evidence] = Rule(
+BROADCAST: Rule[ChangeEvidence] = Rule(
     cause="broadcast",
     applies=_is_broadcast,
     explain=_explain_broadcast,
-    place=lambda evidence: evidence.handled.collective,
+    place=lambda evidence: evidence.history.collective,
     did="exchanged by",
 )
-REPLACED: Rule[Evidence] = Rule(
+REPLACED: Rule[ChangeEvidence] = Rule(
     cause="replaced",
     applies=lambda evidence: evidence.replaced or _is_cast(evidence),
     explain=_explain_replaced,
 )
-EPS_SET: Rule[Evidence] = Rule(
+EPS_SET: Rule[ChangeEvidence] = Rule(
     cause="eps-set",
     applies=lambda evidence: evidence.change.kind == "eps",
     explain=_explain_eps,
 )
-GRADIENT_STEP: Rule[Evidence] = Rule(
+GRADIENT_STEP: Rule[ChangeEvidence] = Rule(
     cause="gradient-step",
     applies=_has_gradient,
     explain=_explain_gradient,
     place=_place_of_step,
     did="stepped by",
 )
-WEIGHT_DECAY: Rule[Evidence] = Rule(
+WEIGHT_DECAY: Rule[ChangeEvidence] = Rule(
     cause="weight-decay",
     applies=_decays,
     explain=_explain_decay,
     place=_place_of_step,
     did="stepped by",
 )
-STALE_MOMENTUM: Rule[Evidence] = Rule(
+STALE_MOMENTUM: Rule[ChangeEvidence] = Rule(
     cause="stale-momentum",
     applies=_is_stale,
     explain=_explain_stale,
     place=_place_of_step,
     did="stepped by",
 )
-IN_PLACE: Rule[Evidence] = Rule(
+IN_PLACE: Rule[ChangeEvidence] = Rule(
     cause="in-place",
     applies=_is_written,
     explain=_explain_in_place,

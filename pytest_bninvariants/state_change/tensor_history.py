@@ -38,7 +38,7 @@ _GLANCE = 16  # values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stepped:
+class OptimizerStep:
     """A step of an optimizer that moved a tensor.
 
     Args:
@@ -61,7 +61,7 @@ class Stepped:
 
 
 @dataclass(slots=True)
-class Handled:
+class TensorHistory:
     """What operations did to one tensor.
 
     Args:
@@ -72,15 +72,15 @@ class Handled:
     """
 
     held_by: str = ""
-    stepped: Stepped | None = None
+    stepped: OptimizerStep | None = None
     loaded: Place | None = None
     collective: Place | None = None
 
 
-_UNTOUCHED = Handled()
+_UNTOUCHED = TensorHistory()
 
 
-class Operations:
+class OperationLog:
     """Follow some tensors through optimizer steps, loads and collectives.
 
     Args:
@@ -89,7 +89,7 @@ class Operations:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tensors
-        self._handled: dict[int, Handled] = {}
+        self._handled: dict[int, TensorHistory] = {}
 
     @cached_property
     def _followed(self) -> dict[int, Tensor]:
@@ -100,20 +100,20 @@ class Operations:
         """Tell whether anything was done to any."""
         return bool(self._handled)
 
-    def of(self, tensor: Tensor) -> Handled:
+    def of(self, tensor: Tensor) -> TensorHistory:
         """Return what was done to a tensor."""
         return self._handled.get(id(tensor), _UNTOUCHED)
 
-    def _to(self, tensor: Tensor) -> Handled:
+    def _to(self, tensor: Tensor) -> TensorHistory:
         """Return what was done to a tensor, to be added to."""
-        return self._handled.setdefault(id(tensor), Handled())
+        return self._handled.setdefault(id(tensor), TensorHistory())
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
     ) -> Finish | None:
         """Look at what an optimizer holds; return what looks again after its step."""
         held = [
-            _Held(followed, parameter, number)
+            _OptimizedTensor(followed, parameter, number)
             for number, group in enumerate(optimizer.param_groups)
             for parameter in group["params"]
             for followed in self._sharing(parameter)
@@ -125,7 +125,7 @@ class Operations:
         if not held:
             return None
         with undisturbed():
-            steps = [_Step.about_to(optimizer, each, closure=closure) for each in held]
+            steps = [_PendingStep.about_to(optimizer, each, closure=closure) for each in held]
 
         def finish() -> None:
             with undisturbed():
@@ -199,7 +199,7 @@ def _slots(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
                     yield registry, name, tensor
 
 
-class _Held(NamedTuple):
+class _OptimizedTensor(NamedTuple):
     """A tensor that an optimizer is about to move, if it does.
 
     Args:
@@ -214,14 +214,14 @@ class _Held(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Step:
+class _PendingStep:
     """One tensor, about to go through an optimizer's step.
 
     Without a gradient it should not move, so it is only glanced at: watching what is frozen rightly
     must cost next to nothing.
     """
 
-    held: _Held
+    held: _OptimizedTensor
     gradient: Gradient | None
     state: bool
     content: Content | None
@@ -229,7 +229,9 @@ class _Step:
     version: int | None
 
     @classmethod
-    def about_to(cls, optimizer: Optimizer, held: _Held, *, closure: bool) -> _Step:
+    def about_to(
+        cls, optimizer: Optimizer, held: _OptimizedTensor, *, closure: bool
+    ) -> _PendingStep:
         tensor = held.tensor
         gradient = None if closure else gradient_of(held.parameter)
         return cls(
@@ -250,11 +252,11 @@ class _Step:
         now = _glance(tensor)
         return self.glance is not None and now is not None and not torch.equal(self.glance, now)
 
-    def told(self, optimizer: Optimizer) -> tuple[Tensor, Stepped]:
+    def told(self, optimizer: Optimizer) -> tuple[Tensor, OptimizerStep]:
         """Return the tensor and its step, after it; a closure has computed the gradient by now."""
         group = optimizer.param_groups[self.held.group]
         now = gradient_of(self.held.parameter) if self.gradient is None else self.gradient
-        return self.held.tensor, Stepped(
+        return self.held.tensor, OptimizerStep(
             optimizer=type(optimizer).__name__,
             group=self.held.group,
             gradient=now,

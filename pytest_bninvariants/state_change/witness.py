@@ -37,13 +37,13 @@ from pytest_bninvariants.selection.model_names import (
 )
 from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.snapshot.tensor_bytes import address, addresses, by_address, version
-from pytest_bninvariants.state_change.tensor_history import Handled, Operations
+from pytest_bninvariants.state_change.tensor_history import OperationLog, TensorHistory
 from pytest_bninvariants.torch_internals.dynamo import passed_over
 from pytest_bninvariants.verdict import Place
 
 
 @dataclass(slots=True)
-class Seen(ModeHistory):
+class LayerActivity(ModeHistory):
     """What a witness saw of one BN layer.
 
     Args:
@@ -90,25 +90,25 @@ class Seen(ModeHistory):
         )
 
 
-_UNSEEN = Seen()
+_UNSEEN = LayerActivity()
 _TELLING = ("running_mean", "weight")
 
 
-class _ByIdentity:
+class ActivityByModule:
     """What was seen of modules, as long as they live; modules may define equality as they like."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[weakref.ref[nn.Module], Seen]] = {}
+        self._seen: dict[int, tuple[weakref.ref[nn.Module], LayerActivity]] = {}
 
-    def get(self, module: nn.Module | None) -> Seen | None:
+    def get(self, module: nn.Module | None) -> LayerActivity | None:
         """Return what was seen of a module."""
         return self._seen[id(module)][1] if id(module) in self._seen else None
 
-    def of(self, module: nn.Module) -> Seen:
+    def of(self, module: nn.Module) -> LayerActivity:
         """Return what was seen of a module, to be added to."""
         key, seen = id(module), self._seen
         if key not in seen:
-            seen[key] = weakref.ref(module, lambda _: seen.pop(key, None) and None), Seen()
+            seen[key] = weakref.ref(module, lambda _: seen.pop(key, None) and None), LayerActivity()
         return seen[key][1]
 
 
@@ -139,15 +139,15 @@ class Witness(Watcher):
         )
         watched = selection.tensors.tensors
         self._versions = _versions(names)
-        self._operations = Operations(watched)
+        self._operations = OperationLog(watched)
         self._ran: set[int] = set()
-        self._strangers = _Strangers(set(modules), watched)
+        self._strangers = OutsideModules(set(modules), watched)
         self._forward_seen = False
         self._optimizer_seen = False
         self.stepped_for: set[int] = set()
         self._compiled_seen = not installation.sees_compiled_code()
         self._began_in_training = {id(m) for m in selection.modules.values() if m.training}
-        self._seen = _ByIdentity()
+        self._seen = ActivityByModule()
 
     @cached_property
     def _bn_layers(self) -> list[nn.Module]:
@@ -278,7 +278,7 @@ class Witness(Watcher):
             if isinstance(layer, _NormBase) and uses_batch_statistics(layer):
                 self._seen.of(layer).beside_compiled_code = True
 
-    def seen_of(self, module: nn.Module | None) -> Seen:
+    def seen_of(self, module: nn.Module | None) -> LayerActivity:
         """Return what was seen of a module."""
         return self._seen.get(module) or _UNSEEN
 
@@ -297,7 +297,7 @@ class Witness(Watcher):
         """Tell whether any operation was given a watched tensor."""
         return self._operations.touched
 
-    def done_to(self, tensor: Tensor) -> Handled:
+    def done_to(self, tensor: Tensor) -> TensorHistory:
         """Return what operations did to a watched tensor."""
         return self._operations.of(tensor)
 
@@ -314,13 +314,13 @@ class Witness(Watcher):
         """Tell whether code ran that nobody can see into."""
         return self._compiled_seen
 
-    def used_batch_statistics(self, seen: Seen) -> bool:
+    def used_batch_statistics(self, seen: LayerActivity) -> bool:
         """Tell whether a layer did normalise with batch statistics, as far as its mode tells."""
         all_compiled = seen.beside_compiled_code and not self._forward_seen
         return seen.batches > 0 or seen.in_compiled_code or all_compiled
 
 
-class _Strangers:
+class OutsideModules:
     """Modules outside of a model that hold memory of its tensors, as traced and exported ones do.
 
     Args:

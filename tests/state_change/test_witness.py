@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pytest_bninvariants.selection.scope import Scope, select
-from pytest_bninvariants.state_change.witness import Seen, Witness
+from pytest_bninvariants.state_change.witness import LayerActivity, Witness
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def test_batches_are_counted_by_layer(net: Any, batch: Tensor) -> None:
         for _ in range(3):
             net(batch)
     assert witness.seen_of(net.neck).batches == 3
-    assert witness.seen_of(net.backbone.bn) == Seen()
+    assert witness.seen_of(net.backbone.bn) == LayerActivity()
 
 
 def test_a_batch_in_eval_is_not_counted_and_one_after_a_flip_is(net: Any, batch: Tensor) -> None:
@@ -124,8 +124,8 @@ def test_a_helper_that_sets_and_restores_a_mode_is_not_blamed(net: Any, batch: T
 def test_unwatched_layers_are_not_placed(net: Any, batch: Tensor) -> None:
     with watched(net, "neck") as witness:
         net.train()
-    assert witness.seen_of(net.neck) != Seen()
-    assert witness.seen_of(net.backbone.bn) == Seen()
+    assert witness.seen_of(net.neck) != LayerActivity()
+    assert witness.seen_of(net.backbone.bn) == LayerActivity()
 
 
 def test_recomputation_is_counted_as_it_runs(net: Any, batch: Tensor) -> None:

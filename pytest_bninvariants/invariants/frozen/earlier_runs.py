@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_bninvariants.snapshot.tensors import KeptTensor
-    from pytest_bninvariants.state_change.before_after import Before
+    from pytest_bninvariants.state_change.before_after import StateBefore
     from pytest_bninvariants.verdict import Cause, Change
 
 NOTE = "compared with the state before an earlier run of this test, which the model has outlived"
@@ -39,7 +39,7 @@ class Broken:
     """
 
     model: nn.Module
-    before: Before
+    before: StateBefore
     changes: tuple[Change, ...]
     causes: tuple[Cause, ...]
 
@@ -48,7 +48,7 @@ class Broken:
         """Return the changes that are there when the next run begins, if the model is as left."""
         return frozenset(each for each in self.changes if each.kind != "batch-statistics")
 
-    def is_as_left(self, now: Before) -> bool:
+    def is_as_left(self, now: StateBefore) -> bool:
         """Tell whether what is watched differs from the snapshot as it did when the run ended."""
         found = self.before.changes(now.selection)
         return set(found) == {change for change in self.changes if change.of_tensor}

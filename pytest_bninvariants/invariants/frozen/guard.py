@@ -19,7 +19,7 @@ from pytest_bninvariants.invariants.signature import (
 )
 from pytest_bninvariants.invariants.trains.guard import trains as train_guard
 from pytest_bninvariants.selection.scope import Scope
-from pytest_bninvariants.state_change.before_after import Before, take
+from pytest_bninvariants.state_change.before_after import StateBefore, read_state_before
 from pytest_bninvariants.state_change.compare import compare
 from pytest_bninvariants.state_change.witness import Witness
 from pytest_bninvariants.trace import tracer
@@ -42,7 +42,7 @@ class FrozenGuard(Guard):
 
     def __init__(self, spelling: str, noun: str, model: nn.Module, scope: Scope) -> None:
         super().__init__(model, spelling)
-        self._before: Before | None = None
+        self._before: StateBefore | None = None
         self._slot = Slot()
         self._earlier: Broken | None = None
         self._noun = noun
@@ -51,7 +51,9 @@ class FrozenGuard(Guard):
         self._tracer: Tracer | None = None
 
     def _begin(self) -> None:
-        now = take(self.model, self._scope, earlier_runs.to_keep_exactly(self.model, self.spelled))
+        now = read_state_before(
+            self.model, self._scope, earlier_runs.to_keep_exactly(self.model, self.spelled)
+        )
         self._slot = earlier_runs.slot(self.model, self.spelled)
         last = self._slot.last
         self._earlier = last if last is not None and last.is_as_left(now) else None

@@ -17,12 +17,12 @@ from pytest_bninvariants.invariants.same_output.outputs import Outputs
 from pytest_bninvariants.invariants.signature import insist_on_models, model_of, refusing, spelled
 from pytest_bninvariants.selection.model_names import all_tensors
 from pytest_bninvariants.selection.scope import Scope, submodules
-from pytest_bninvariants.state_change.before_after import Before, take
-from pytest_bninvariants.state_change.compare import Findings, compare
+from pytest_bninvariants.state_change.before_after import StateBefore, read_state_before
+from pytest_bninvariants.state_change.compare import StateDifference, compare
 from pytest_bninvariants.state_change.witness import Witness
 from pytest_bninvariants.verdict import Change, Verdict
 
-_NOTHING = Findings(changes=(), causes=(), hazards=(), touched=False)
+_NOTHING = StateDifference(changes=(), causes=(), hazards=(), touched=False)
 
 
 class OutputGuard(Guard):
@@ -46,7 +46,7 @@ class OutputGuard(Guard):
         self._modules, self._call = modules, call
         self._tolerance = tolerance
         self._outputs: dict[str, Outputs] = {}
-        self._before: Before | None = None
+        self._before: StateBefore | None = None
         self._witness: Witness | None = None
 
     def _begin(self) -> None:
@@ -54,7 +54,7 @@ class OutputGuard(Guard):
             self._outputs[name] = self._run(module, name)
         if any(True for module in self._now().values() for _ in all_tensors(module)):
             scope = self._scope()
-            self._before = take(self.model, scope)
+            self._before = read_state_before(self.model, scope)
             self._witness = Witness(self.model, self._before.selection)
             self._witness.start()
 
@@ -162,7 +162,7 @@ def _outputs(module: nn.Module, call: Call, name: str, tolerance: Tolerance, gua
     return first
 
 
-def _state_note(findings: Findings) -> str:
+def _state_note(findings: StateDifference) -> str:
     changes = [change for change in findings.changes if change.of_tensor]
     if not findings.changes:
         return (
