@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pytest_bninvariants.batchnorm.arithmetic import Arithmetic, sum_depth
 from pytest_bninvariants.batchnorm.reference import (
     ReferenceBatchNorm,
     Statistics,
@@ -19,14 +20,12 @@ from pytest_bninvariants.batchnorm.reference import (
     unrows,
 )
 from pytest_bninvariants.batchnorm.tolerance import (
-    Arithmetic,
+    Normalisation,
     NormalisationBounds,
     gradient_bounds,
-    normalisation_bounds,
     output_bound,
     running_bound,
     statistics_bounds,
-    sum_depth,
 )
 
 
@@ -75,75 +74,72 @@ class ReferenceTwin:
         Args:
             x: shape (N, C, *), as the layer gets it.
         """
-        values, depth = rows(x), _depth(x)
-        from_batch = self.reference.uses_batch_statistics
-        statistics = Statistics(*(each.clone() for each in self.reference.statistics(values)))
+        batch, old = self._normalisation(x), self._state()
+        y = self.reference(x)
+        if old is not None and x.numel() and self.reference.tracks:
+            self._advance(old, batch)
+        return BatchExpectation(batch, y)
+
+    def _normalisation(self, x: Tensor) -> Normalisation:
+        """Return how the layer normalises a batch in its present mode and state."""
+        bn, values, depth = self.reference, rows(x), _depth(x)
+        from_batch = bn.uses_batch_statistics
+        statistics = Statistics(*(each.clone() for each in bn.statistics(values)))
         errors = self._state_errors
         if from_batch:
             errors = statistics_bounds(values, statistics, depth, self.arithmetic)
-        old = self._state()
-        y = self.reference(x)
-        if old is not None and values.numel() and self.reference.tracks:
-            self._advance(old, statistics, errors, values.shape[1])
-        return BatchExpectation(self, x, y, values, statistics, errors, depth, from_batch)
+        ones = torch.ones(bn.num_features, dtype=torch.float64)
+        return Normalisation(
+            values=values,
+            statistics=statistics,
+            errors=errors,
+            eps=bn.eps,
+            weight=ones if bn.weight is None else bn.weight.detach(),
+            bias=0 * ones if bn.bias is None else bn.bias.detach(),
+            from_batch=from_batch,
+            depth=depth,
+            arithmetic=self.arithmetic,
+        )
 
     def _state(self) -> Statistics | None:
         mean, var = self.reference.running_mean, self.reference.running_var
         return None if mean is None or var is None else Statistics(mean.clone(), var.clone())
 
-    def _advance(self, old: Statistics, batch: Statistics, errors: Statistics, n: int) -> None:
+    def _advance(self, old: Statistics, batch: Normalisation) -> None:
+        """Carry the bounds of the running statistics on, over a batch that was tracked."""
         new = self._state()
         assert new is not None
-        states = zip(old, self._state_errors, new, strict=True)
-        m = self.reference.factor
-        self._state_errors = _running_bounds(states, batch, errors, n, m, self.arithmetic)
+        self._state_errors = _running_bounds(
+            zip(old, self._state_errors, new, strict=True),
+            batch.statistics,
+            batch.errors,
+            batch.values.shape[1],
+            self.reference.factor,
+            self.arithmetic,
+        )
 
 
 class BatchExpectation:
-    """What a layer must make of one batch."""
+    """What a layer must make of one batch.
 
-    def __init__(
-        self,
-        twin: ReferenceTwin,
-        x: Tensor,
-        y: Tensor,
-        values: Tensor,
-        statistics: Statistics,
-        errors: Statistics,
-        depth: int,
-        from_batch: bool,
-    ) -> None:
-        reference = twin.reference
-        self._reference, self._arithmetic = reference, twin.arithmetic
-        self._shape, self._y, self._values = x.shape, y, values
-        self._statistics, self._errors = statistics, errors
-        self._depth, self._from_batch = depth, from_batch
-        ones = torch.ones(reference.num_features, dtype=torch.float64)
-        weight, bias = reference.weight, reference.bias
-        self._weight = ones if weight is None else weight.detach()
-        self._bias = 0 * ones if bias is None else bias.detach()
+    Args:
+        batch: how the layer normalises it.
+        y: the true output.
+    """
 
-    @cached_property
+    def __init__(self, batch: Normalisation, y: Tensor) -> None:
+        self._batch, self._y, self._shape = batch, y, y.shape
+
+    @property
     def bounds(self) -> NormalisationBounds:
         """Return the bounds of what the batch is normalised with."""
-        return normalisation_bounds(
-            self._statistics, self._errors, self._reference.eps, self._arithmetic
-        )
+        return self._batch.bounds
 
     @cached_property
     @torch.no_grad()
     def output(self) -> BoundedValue:
         """Return the output, shape (N, C, *)."""
-        bound = output_bound(
-            self._values,
-            rows(self._y),
-            self._statistics,
-            self.bounds,
-            self._reference.eps,
-            self._weight,
-            self._bias,
-            self._arithmetic,
-        )
+        bound = output_bound(self._batch, rows(self._y))
         return BoundedValue(self._y, unrows(bound, self._shape))
 
     @torch.no_grad()
@@ -153,22 +149,11 @@ class BatchExpectation:
         Args:
             grad: the gradient with respect to the output, shape (N, C, *).
         """
-        g = rows(grad)
+        batch, g = self._batch, rows(grad)
         true = gradients_of(
-            self._values, g, self._statistics, self._reference.eps, self._weight, self._from_batch
+            batch.values, g, batch.statistics, batch.eps, batch.weight, batch.from_batch
         )
-        bounds = gradient_bounds(
-            self._values,
-            g,
-            self._statistics,
-            self.bounds,
-            true,
-            self._reference.eps,
-            self._weight,
-            self._depth,
-            self._arithmetic,
-            from_batch=self._from_batch,
-        )
+        bounds = gradient_bounds(batch, g, true)
         return (
             BoundedValue(unrows(true.input, self._shape), unrows(bounds.input, self._shape)),
             BoundedValue(true.weight, bounds.weight),

@@ -1,129 +1,21 @@
 """How far off a correct BatchNorm may be: bounds that follow from the arithmetic and the data.
 
-Nothing here is tuned. docs/tolerance.md derives each bound; the method is that of Higham, "Accuracy
-and Stability of Numerical Algorithms", chapters 3 and 4: a result of k roundings is off by at most
-gamma(k) = k u / (1 - k u), and a sum by gamma(h) sum|x|, where h is the most additions that a term
-goes through. All tensors are float64: rows (C, n) of a batch, and vectors (C,) of a channel's.
+Nothing here is tuned: docs/tolerance.md derives each bound, and each number in it. All tensors are
+float64: rows (C, n) of a batch, and vectors (C,) of a channel's.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pytest_bninvariants.batchnorm.arithmetic import UNIT, Arithmetic, gamma
 from pytest_bninvariants.batchnorm.reference import BatchNormGradients, Statistics
-
-FLOAT64 = torch.float64
-UNIT = {
-    torch.float64: 2.0**-53,
-    torch.float32: 2.0**-24,
-    torch.float16: 2.0**-11,
-    torch.bfloat16: 2.0**-8,
-}
-TINY = {
-    torch.float64: 5e-324,
-    torch.float32: 2.0**-150,
-    torch.float16: 2.0**-25,
-    torch.bfloat16: 2.0**-134,
-}
-_HALF = (torch.float16, torch.bfloat16)
-
-
-def gamma(k: float, unit: float) -> float:
-    """Return the relative error of k roundings, infinite where k u reaches 1."""
-    return k * unit / (1 - k * unit) if k * unit < 1 else math.inf
-
-
-def cascade_depth(n: int) -> int:
-    """Return the most additions that a term of `torch.sum` over n float32 values goes through.
-
-    Four levels of at least 16 terms each, then the lanes of a vector and their remainder
-    (`aten/src/ATen/native/cpu/SumKernel.cpp`, cascade_sum).
-    """
-    return min(n, 4 * max(16, math.ceil(2 * math.sqrt(math.sqrt(n)))) + 32)
-
-
-def sum_depth(
-    samples: int, positions: int, dtype: torch.dtype, device: str, *, rowwise: bool, threads: int
-) -> int:
-    """Return the most additions that a term of a channel's sum goes through.
-
-    Args:
-        samples: N.
-        positions: L, positions of a sample.
-        dtype: of the input.
-        device: type of the device, such as `cpu`.
-        rowwise: whether a channel's positions lie side by side in memory: contiguous, L > 1.
-        threads: how many threads share the sum, on the CPU.
-    """
-    n = samples * positions
-    if device != "cpu":  # at least one warp shares a channel, and then reduces in a tree
-        return math.ceil(n / 32) + 16
-    if dtype is not torch.float32:  # torch.batch_norm adds one by one
-        return n + 1
-    if rowwise:
-        return samples + cascade_depth(positions) + threads
-    return max(math.ceil(n / threads) + 1, cascade_depth(n)) + threads
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arithmetic:
-    """The arithmetic that a layer may use.
-
-    Args:
-        operations: dtype of single operations.
-        sums: dtype of sums.
-        input: dtype of input, output and the input's gradient.
-        state: dtype of parameters, their gradients and running statistics.
-    """
-
-    operations: torch.dtype
-    sums: torch.dtype
-    input: torch.dtype
-    state: torch.dtype
-
-    @property
-    def unit(self) -> float:
-        """Return the unit roundoff of single operations."""
-        return UNIT[self.operations]
-
-    @property
-    def sum_unit(self) -> float:
-        """Return the unit roundoff of sums."""
-        return UNIT[self.sums]
-
-    @classmethod
-    def for_dtypes(cls, input_dtype: torch.dtype, state_dtype: torch.dtype) -> Arithmetic:
-        """Return what dtypes ask for: float32 inside, half only where all tensors are half."""
-        widest = FLOAT64 if FLOAT64 in (input_dtype, state_dtype) else torch.float32
-        all_half = input_dtype in _HALF and state_dtype in _HALF
-        return cls(
-            operations=state_dtype if all_half else widest,
-            sums=widest,
-            input=input_dtype,
-            state=state_dtype,
-        )
-
-    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return by how much a value changes when it is stored in a dtype."""
-        unit = 0.0 if UNIT[dtype] <= self.unit and dtype not in _HALF else UNIT[dtype]
-        return unit * value.abs() + TINY[dtype]
-
-    def underflow(self, scale: Tensor, weight: Tensor) -> Tensor:
-        """Return what intermediate results near zero lose before they are multiplied."""
-        return 4 * TINY[self.operations] * (1 + scale) * (1 + weight.abs())
-
-    def gamma(self, k: int) -> float:
-        """Return the relative error of k operations."""
-        return gamma(k, self.unit)
-
-    def widened(self, bound: Tensor) -> Tensor:
-        """Return a bound with the reference's own error, which is that of float64."""
-        return bound * (1 + UNIT[FLOAT64] / self.unit)
 
 
 class NormalisationBounds(NamedTuple):
@@ -142,6 +34,53 @@ class NormalisationBounds(NamedTuple):
     posed: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """How a layer normalises a batch: the true numbers, and how far off its own may be.
+
+    Args:
+        values: the input, rows (C, n).
+        statistics: the true ones, shape (C,).
+        errors: the bounds of the layer's statistics, shape (C,).
+        eps: the layer's.
+        weight: shape (C,).
+        bias: shape (C,).
+        from_batch: whether the statistics are the batch's.
+        depth: of a channel's sums, see `sum_depth`.
+        arithmetic: the layer's.
+    """
+
+    values: Tensor
+    statistics: Statistics
+    errors: Statistics
+    eps: float
+    weight: Tensor
+    bias: Tensor
+    from_batch: bool
+    depth: int
+    arithmetic: Arithmetic
+
+    @cached_property
+    def bounds(self) -> NormalisationBounds:
+        """Return the bounds of what the batch is normalised with."""
+        return normalisation_bounds(self.statistics, self.errors, self.eps, self.arithmetic)
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Return r = (var + eps)^-1/2, shape (C,)."""
+        return (self.statistics.var + self.eps).rsqrt()
+
+    @cached_property
+    def magnitude(self) -> Tensor:
+        """Return |x| + |mean|, rows (C, n): what rounding x and mean apart is paid for."""
+        return self.values.abs() + self.statistics.mean.abs()[:, None]
+
+    @property
+    def sum_error(self) -> float:
+        """Return G, the relative error of a channel's sums."""
+        return gamma(self.depth, self.arithmetic.sum_unit)
+
+
 def statistics_bounds(values: Tensor, true: Statistics, depth: int, a: Arithmetic) -> Statistics:
     """Return bounds of a batch's mean and biased variance.
 
@@ -153,19 +92,19 @@ def statistics_bounds(values: Tensor, true: Statistics, depth: int, a: Arithmeti
     """
     g = gamma(depth, a.sum_unit)
     if math.isinf(g):
-        return Statistics(_nothing(true.mean), _nothing(true.var))
+        return Statistics(_unbounded(true.mean), _unbounded(true.var))
     magnitude = values.abs().mean(1)
     mean = g * magnitude + a.gamma(2) * true.mean.abs()
     var = (g + a.gamma(4)) * (true.var + mean.square()) + mean.square()
     # Welford's update is off by gamma(h) kappa var, kappa^2 = 1 + mean^2 / var
     var = var + g * (true.var * (true.var + true.mean.square())).sqrt()
-    if a.operations is torch.float16:  # a sum of squares that is kept in it may overflow
+    if a.operations is torch.float16:  # torch 2.4 keeps the sum of squares in it: it may overflow
         squares = values.shape[1] * true.var
-        var = torch.where(2 * squares > torch.finfo(torch.float16).max, _nothing(var), var)
+        var = torch.where(2 * squares > torch.finfo(torch.float16).max, _unbounded(var), var)
     return Statistics(mean, var)
 
 
-def _nothing(value: Tensor) -> Tensor:
+def _unbounded(value: Tensor) -> Tensor:
     """Return the bound of what nothing bounds; an infinite gamma times 0 would be NaN."""
     return torch.full_like(value, math.inf)
 
@@ -181,39 +120,26 @@ def normalisation_bounds(
     total = true.var + eps
     posed = errors.var < total / 2
     gap = torch.where(posed, total - errors.var, torch.ones_like(total))
-    return NormalisationBounds(errors.mean, errors.var, errors.var / (2 * gap) + a.gamma(3), posed)
+    scale = errors.var / (2 * gap) + a.gamma(3)
+    return NormalisationBounds(errors.mean, errors.var, scale, posed)
 
 
-def output_bound(
-    values: Tensor,
-    y: Tensor,
-    true: Statistics,
-    bounds: NormalisationBounds,
-    eps: float,
-    weight: Tensor,
-    bias: Tensor,
-    a: Arithmetic,
-) -> Tensor:
+def output_bound(batch: Normalisation, y: Tensor) -> Tensor:
     """Return the bound of the output, rows (C, n); it covers (x - mean) r w + b and x s + t alike.
 
     Args:
-        values: the input, rows (C, n).
+        batch: how the layer normalises it.
         y: the true output, rows (C, n).
-        true: the true statistics.
-        bounds: the bounds of what is made of them.
-        eps: the layer's.
-        weight: shape (C,).
-        bias: shape (C,).
-        a: the layer's arithmetic.
     """
-    scale = weight.abs() * (true.var + eps).rsqrt()
+    a, bounds, mean = batch.arithmetic, batch.bounds, batch.statistics.mean
+    scale = batch.weight.abs() * batch.scale
     reached = scale * (1 + bounds.scale) * (1 + a.gamma(4))
-    near = bounds.mean[:, None] + a.gamma(3) * (values.abs() + true.mean.abs()[:, None])
-    far = (values - true.mean[:, None]).abs() * (scale * (bounds.scale + a.gamma(4)))[:, None]
-    bound = reached[:, None] * near + far + (a.gamma(3) * bias.abs())[:, None]
-    bound = bound + a.unit * y.abs() + a.rounded(y, a.input)
-    bound = bound + a.underflow((true.var + eps).rsqrt(), weight)[:, None]
-    return a.widened(bound).masked_fill(~bounds.posed[:, None], math.inf)
+    near = bounds.mean[:, None] + a.gamma(3) * batch.magnitude
+    far = (batch.values - mean[:, None]).abs() * (scale * (bounds.scale + a.gamma(4)))[:, None]
+    bound = reached[:, None] * near + far + (a.gamma(3) * batch.bias.abs())[:, None]
+    bound = bound + a.unit * y.abs() + a.storing_error(y, a.input)
+    bound = bound + a.underflow_error(batch.scale, batch.weight)[:, None]
+    return a.with_reference_error(bound).masked_fill(~bounds.posed[:, None], math.inf)
 
 
 def running_bound(
@@ -240,76 +166,70 @@ def running_bound(
     reach = abs(1 - m) + abs(m)  # old + m (batch - old) rounds m old, too
     mixing = own * (reach * (old.abs() + old_bound) + abs(m) * (batch.abs() + batch_bound))
     bound = abs(1 - m) * old_bound + abs(m) * batch_bound + mixing
-    bound = torch.where((old_bound + batch_bound).isinf(), _nothing(bound), bound)
-    return a.widened(bound + a.rounded(new, a.state))
+    bound = torch.where((old_bound + batch_bound).isinf(), _unbounded(bound), bound)
+    return a.with_reference_error(bound + a.storing_error(new, a.state))
 
 
 def gradient_bounds(
-    values: Tensor,
-    grad: Tensor,
-    true: Statistics,
-    bounds: NormalisationBounds,
-    gradients: BatchNormGradients,
-    eps: float,
-    weight: Tensor,
-    depth: int,
-    a: Arithmetic,
-    *,
-    from_batch: bool,
+    batch: Normalisation, grad: Tensor, true: BatchNormGradients
 ) -> BatchNormGradients:
     """Return bounds of the gradients: input (C, n), weight (C,), bias (C,).
 
     Args:
-        values: the input, rows (C, n).
+        batch: how the layer normalises it.
         grad: the gradient with respect to the output, rows (C, n).
-        true: the true statistics.
-        bounds: the bounds of what is made of them.
-        gradients: the true gradients, the input's as rows (C, n).
-        eps: the layer's.
-        weight: shape (C,).
-        depth: of a channel's sums, see `sum_depth`.
-        a: the layer's arithmetic.
-        from_batch: whether the statistics are the batch's.
+        true: the true gradients, the input's as rows (C, n).
     """
-    n = values.shape[1]
-    g_sum = gamma(depth, a.sum_unit)
-    r = (true.var + eps).rsqrt()
-    reached = r * (1 + bounds.scale)
-    deviation = (values - true.mean[:, None]).abs()
-    size = grad.abs()
-    total = size.sum(1)
-
-    of_bias = (g_sum + a.unit) * total
-    # a layer may sum g x and g mean apart, or fold the scale: it pays for x, and not for x - mean
-    paid = values.abs() + true.mean.abs()[:, None]
-    of_weight = reached * (
-        (g_sum + a.gamma(3)) * (size * paid).sum(1) + bounds.mean * (1 + g_sum) * total
-    ) + gradients.weight.abs() * (bounds.scale + a.gamma(2))
-
-    factor = weight.abs() * r
-    own = gradients.input.abs() * (bounds.scale + a.gamma(8))[:, None]
-    if not from_batch:
-        of_input = own
-    else:
-        p = gradients.weight.abs() / n
-        p_bound = of_weight / n + a.gamma(2) * p
-        bar = gradients.bias.abs() / n
-        bar_bound = of_bias / n + a.unit * bar
-        xh = deviation * r[:, None]
-        constant = bar_bound + (g_sum + a.unit) * p + a.gamma(8) * bar
-        constant = constant + reached * bounds.mean * (p + p_bound)
-        linear = p_bound + p * (bounds.scale + 2 * a.gamma(8))
-        inner = constant[:, None] + xh * linear[:, None] + a.gamma(8) * size
-        inner = inner + a.gamma(3) * (p * reached)[:, None] * paid
-        of_input = (factor * (1 + bounds.scale))[:, None] * inner + own
-    of_input = of_input + a.underflow(r, weight)[:, None]
-    of_input = a.widened(of_input + a.rounded(gradients.input, a.input))
-    of_weight = of_weight + a.underflow(r, torch.zeros_like(r))
-    of_weight = a.widened(of_weight + a.rounded(gradients.weight, a.state))
-    if math.isinf(g_sum):
-        of_weight, of_bias = _nothing(of_weight), _nothing(of_bias)
+    a, posed = batch.arithmetic, batch.bounds.posed
+    of_bias = (batch.sum_error + a.unit) * grad.abs().sum(1)
+    of_weight = _weight_gradient_bound(batch, grad, true.weight)
+    of_input = true.input.abs() * (batch.bounds.scale + a.gamma(8))[:, None]
+    if batch.from_batch:
+        of_input = _error_by_statistics(batch, grad, true, of_weight, of_bias) + of_input
+    of_input = of_input + a.underflow_error(batch.scale, batch.weight)[:, None]
+    of_input = a.with_reference_error(of_input + a.storing_error(true.input, a.input))
+    of_weight = of_weight + a.underflow_error(batch.scale, torch.zeros_like(batch.scale))
+    of_weight = a.with_reference_error(of_weight + a.storing_error(true.weight, a.state))
+    if math.isinf(batch.sum_error):
+        of_weight, of_bias = _unbounded(of_weight), _unbounded(of_bias)
     return BatchNormGradients(
-        of_input.masked_fill(~bounds.posed[:, None], math.inf),
-        of_weight.masked_fill(~bounds.posed, math.inf),
-        a.widened(of_bias + a.rounded(gradients.bias, a.state)),
+        of_input.masked_fill(~posed[:, None], math.inf),
+        of_weight.masked_fill(~posed, math.inf),
+        a.with_reference_error(of_bias + a.storing_error(true.bias, a.state)),
     )
+
+
+def _weight_gradient_bound(batch: Normalisation, grad: Tensor, true: Tensor) -> Tensor:
+    """Return the bound of the weight's gradient before it is stored, shape (C,)."""
+    a, bounds, sum_error = batch.arithmetic, batch.bounds, batch.sum_error
+    size = grad.abs()
+    # a layer may sum g x and g mean apart, or fold the scale: it pays for x, and not for x - mean
+    by_sum = (sum_error + a.gamma(3)) * (size * batch.magnitude).sum(1)
+    by_mean = bounds.mean * (1 + sum_error) * size.sum(1)
+    reached = batch.scale * (1 + bounds.scale)
+    return reached * (by_sum + by_mean) + true.abs() * (bounds.scale + a.gamma(2))
+
+
+def _error_by_statistics(
+    batch: Normalisation,
+    grad: Tensor,
+    true: BatchNormGradients,
+    weight_bound: Tensor,
+    bias_bound: Tensor,
+) -> Tensor:
+    """Return what the input's gradient is off by since the statistics depend on it, rows (C, n).
+
+    docs/tolerance.md, "Gradients", has the parts by these names: k, q, dk, dq.
+    """
+    a, bounds, n = batch.arithmetic, batch.bounds, batch.values.shape[1]
+    reached = batch.scale * (1 + bounds.scale)
+    q, k = true.weight.abs() / n, true.bias.abs() / n
+    dq = weight_bound / n + a.gamma(2) * q
+    dk = bias_bound / n + a.unit * k
+    constant = dk + (batch.sum_error + a.unit) * q + a.gamma(8) * k
+    constant = constant + reached * bounds.mean * (q + dq)
+    linear = dq + q * (bounds.scale + 2 * a.gamma(8))
+    xh = (batch.values - batch.statistics.mean[:, None]).abs() * batch.scale[:, None]
+    inner = constant[:, None] + xh * linear[:, None] + a.gamma(8) * grad.abs()
+    inner = inner + a.gamma(3) * (q * reached)[:, None] * batch.magnitude
+    return (batch.weight.abs() * batch.scale * (1 + bounds.scale))[:, None] * inner

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bninvariants.batchnorm.tolerance import UNIT
+from pytest_bninvariants.batchnorm.arithmetic import UNIT
 from pytest_bninvariants.checks import is_number
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.snapshot.tensors import KeptTensor

@@ -15,6 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.batchnorm import expectation
+from pytest_bninvariants.batchnorm.arithmetic import (
+    TINY,
+    UNIT,
+    Arithmetic,
+    cascade_depth,
+    gamma,
+    sum_depth,
+)
 from pytest_bninvariants.batchnorm.cases import DENSE, LAYOUTS, Batch, Case
 from pytest_bninvariants.batchnorm.expectation import BatchExpectation, BoundedValue, ReferenceTwin
 from pytest_bninvariants.batchnorm.reference import (
@@ -23,16 +31,7 @@ from pytest_bninvariants.batchnorm.reference import (
     batch_statistics,
     rows,
 )
-from pytest_bninvariants.batchnorm.tolerance import (
-    TINY,
-    UNIT,
-    Arithmetic,
-    cascade_depth,
-    gamma,
-    normalisation_bounds,
-    statistics_bounds,
-    sum_depth,
-)
+from pytest_bninvariants.batchnorm.tolerance import normalisation_bounds, statistics_bounds
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 PRECISIONS = {  # dtype of the input, dtype of the state, largest kappa
@@ -491,8 +490,8 @@ def test_only_a_layer_whose_tensors_are_all_half_may_compute_in_half(half: torch
     assert (all_half.unit, all_half.sum_unit) == (UNIT[half], UNIT[F32])
     assert (mixed.unit, mixed.sum_unit) == (UNIT[F32], UNIT[F32])
     value = torch.ones(1, dtype=F64)
-    assert mixed.rounded(value, half) == UNIT[half] + TINY[half]
-    assert mixed.rounded(value, F32) == TINY[F32]
+    assert mixed.storing_error(value, half) == UNIT[half] + TINY[half]
+    assert mixed.storing_error(value, F32) == TINY[F32]
 
 
 def test_float64_anywhere_asks_for_float64() -> None:
@@ -503,8 +502,8 @@ def test_float64_anywhere_asks_for_float64() -> None:
 
 def test_the_error_of_the_reference_is_added() -> None:
     bound = torch.ones(1, dtype=F64)
-    assert Arithmetic.for_dtypes(F64, F64).widened(bound) == 2
-    assert Arithmetic.for_dtypes(F32, F32).widened(bound) == 1 + 2.0**-29
+    assert Arithmetic.for_dtypes(F64, F64).with_reference_error(bound) == 2
+    assert Arithmetic.for_dtypes(F32, F32).with_reference_error(bound) == 1 + 2.0**-29
 
 
 @pytest.mark.parametrize("dtype", [F64, F16, BF16])

@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from pytest_bninvariants.batchnorm.arithmetic import Arithmetic
 from pytest_bninvariants.batchnorm.cases import Batch, Case, literal
 from pytest_bninvariants.batchnorm.expectation import BoundedValue, ReferenceTwin
 from pytest_bninvariants.batchnorm.laws.subject import LayerUnderTest
 from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm
-from pytest_bninvariants.batchnorm.tolerance import Arithmetic
 from pytest_bninvariants.errors import GateError, LawBroken
 
 _SHOWN = 8  # channels of a report

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants.batchnorm.tolerance import UNIT
+from pytest_bninvariants.batchnorm.arithmetic import UNIT
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.evaluation.batches import Batch, Order, described, tensors_of
 from pytest_bninvariants.evaluation.eval_mode import Call, in_eval

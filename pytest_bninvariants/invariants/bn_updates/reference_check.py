@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
+from pytest_bninvariants.batchnorm.arithmetic import UNIT, Arithmetic
 from pytest_bninvariants.batchnorm.expectation import BoundedValue, expected_statistics
 from pytest_bninvariants.batchnorm.reference import Statistics, batch_statistics, rows
-from pytest_bninvariants.batchnorm.tolerance import UNIT, Arithmetic
 from pytest_bninvariants.invariants.bn_updates.state_history import State, Wrong
 from pytest_bninvariants.selection.bn_layers import STATISTICS, counts_batches
 from pytest_bninvariants.snapshot.tensor_bytes import are_backed, version

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
-from pytest_bninvariants.batchnorm.tolerance import UNIT
+from pytest_bninvariants.batchnorm.arithmetic import UNIT
 from pytest_bninvariants.diagnosis.wording import name_list, one_or_many
 from pytest_bninvariants.invariants.in_sync.average_tensor import Average
 from pytest_bninvariants.invariants.in_sync.pair import Pair, expression, left_behind

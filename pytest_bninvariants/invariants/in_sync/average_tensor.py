@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pytest_bninvariants.batchnorm.tolerance import TINY, UNIT, gamma
+from pytest_bninvariants.batchnorm.arithmetic import TINY, UNIT, gamma
 from pytest_bninvariants.evaluation.rounding import distances
 from pytest_bninvariants.selection.model_names import WatchedTensor
 from pytest_bninvariants.snapshot.tensors import KeptTensor

@@ -10,11 +10,11 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import Tensor, nn
 
+from pytest_bninvariants.batchnorm.arithmetic import Arithmetic
 from pytest_bninvariants.batchnorm.cases import DENSE, LAYOUTS, Case
 from pytest_bninvariants.batchnorm.expectation import BoundedValue, ReferenceTwin
 from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm, batch_statistics, rows
 from pytest_bninvariants.batchnorm.strategies import bn_cases
-from pytest_bninvariants.batchnorm.tolerance import Arithmetic
 from tests.benchmarks.accuracy.defects import DEFECTS, Plain
 
 PRECISIONS = {  # dtype of the input, dtype of the state
