@@ -1,6 +1,6 @@
 """Measure what a guard costs beside what people write by hand, on five shapes of models.
 
-Run as `python -m tests.benchmarks.cost.cost`; docs/performance.md has the table.
+Run as `python -m tests.benchmarks.speed.cost`; docs/performance.md has the table.
 """
 
 from __future__ import annotations
