@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pytest_bninvariants import catalogue
+
 if TYPE_CHECKING:
     from pytest_bninvariants.batchnorm.laws.conform import assert_bn_conforms as assert_bn_conforms
     from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm as ReferenceBatchNorm
@@ -31,57 +33,28 @@ if TYPE_CHECKING:
     from pytest_bninvariants.invariants.trains.guard import trains as trains
     from pytest_bninvariants.verdict import Verdict as Verdict
 
-_HOMES = {
-    "FrozenStateChanged": "pytest_bninvariants.errors",
-    "GateError": "pytest_bninvariants.errors",
-    "InvariantBroken": "pytest_bninvariants.errors",
-    "InvariantHazard": "pytest_bninvariants.errors",
-    "LawBroken": "pytest_bninvariants.errors",
-    "ReferenceBatchNorm": "pytest_bninvariants.batchnorm.reference",
-    "trains": "pytest_bninvariants.invariants.trains.guard",
-    "bn_updates": "pytest_bninvariants.invariants.bn_updates.guard",
-    "assert_same_output": "pytest_bninvariants.invariants.same_output.guard",
-    "batch_invariant": "pytest_bninvariants.invariants.batch_invariant.guard",
-    "in_sync": "pytest_bninvariants.invariants.in_sync.guard",
-    "same_output": "pytest_bninvariants.invariants.same_output.guard",
-    "TrainBatch": "pytest_bninvariants.batchnorm.train_batches",
-    "accumulates": "pytest_bninvariants.invariants.accumulates.check",
-    "assert_bn_conforms": "pytest_bninvariants.batchnorm.laws.conform",
-    "Verdict": "pytest_bninvariants.verdict",
-    "Guard": "pytest_bninvariants.invariants.guard",
-    "frozen": "pytest_bninvariants.invariants.frozen.guard",
-    "frozen_bn": "pytest_bninvariants.invariants.frozen.guard",
-    "train_batches": "pytest_bninvariants.batchnorm.train_batches",
+_HOMES = {name: invariant.module for name, invariant in catalogue.INVARIANTS.items()} | {
+    "FrozenStateChanged": "errors",
+    "GateError": "errors",
+    "Guard": "invariants.guard",
+    "InvariantBroken": "errors",
+    "InvariantHazard": "errors",
+    "LawBroken": "errors",
+    "ReferenceBatchNorm": "batchnorm.reference",
+    "TrainBatch": "batchnorm.train_batches",
+    "Verdict": "verdict",
+    "assert_bn_conforms": "batchnorm.laws.conform",
+    "assert_same_output": "invariants.same_output.guard",
+    "train_batches": "batchnorm.train_batches",
 }
-__all__ = [
-    "FrozenStateChanged",
-    "GateError",
-    "Guard",
-    "InvariantBroken",
-    "InvariantHazard",
-    "LawBroken",
-    "ReferenceBatchNorm",
-    "TrainBatch",
-    "Verdict",
-    "accumulates",
-    "assert_bn_conforms",
-    "assert_same_output",
-    "batch_invariant",
-    "bn_updates",
-    "frozen",
-    "frozen_bn",
-    "in_sync",
-    "same_output",
-    "train_batches",
-    "trains",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     # PEP 562: this package is imported in every pytest run of its environment, torch must not be.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The fixtures: the guards, and the devices to run on."""
+"""The fixtures: the invariants of the catalogue, the kit's, and the devices to run on."""
 
 from __future__ import annotations
 
@@ -7,81 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import pytest_bninvariants
+from pytest_bninvariants.catalogue import INVARIANTS
 from pytest_bninvariants.plugin.options import SETTINGS
 
 if TYPE_CHECKING:
     import torch
 
     from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm
-    from pytest_bninvariants.invariants.guard import Guard
-    from pytest_bninvariants.verdict import Verdict
 
 
-@pytest.fixture(scope="session")
-def frozen_bn() -> Callable[..., Guard]:
-    """Guard BN layers: `with frozen_bn(model, "backbone"): train_step(model, batch)`."""
-    from pytest_bninvariants.invariants.frozen.guard import frozen_bn
+def _hands_out(name: str, doc: str) -> Any:
+    """Return a fixture that hands out an invariant."""
 
-    return frozen_bn
+    def fixture() -> Callable[..., Any]:
+        invariant: Callable[..., Any] = getattr(pytest_bninvariants, name)
+        return invariant
 
-
-@pytest.fixture(scope="session")
-def frozen() -> Callable[..., Guard]:
-    """Guard parameters and buffers: `with frozen(model, "backbone"): train_step(model, batch)`."""
-    from pytest_bninvariants.invariants.frozen.guard import frozen
-
-    return frozen
+    fixture.__name__, fixture.__doc__ = name, doc
+    return pytest.fixture(scope="session")(fixture)
 
 
-@pytest.fixture(scope="session")
-def bn_updates() -> Callable[..., Guard]:
-    """Count updates of statistics: `with bn_updates(model, times=2): train_step(model, batch)`."""
-    from pytest_bninvariants.invariants.bn_updates.guard import bn_updates
-
-    return bn_updates
-
-
-@pytest.fixture(scope="session")
-def accumulates() -> Callable[..., Verdict]:
-    """Hold that micro-batches' gradients add up: `accumulates(model, batch, 4, loss=loss)`."""
-    from pytest_bninvariants.invariants.accumulates.check import accumulates
-
-    return accumulates
-
-
-@pytest.fixture(scope="session")
-def trains() -> Callable[..., Guard]:
-    """Hold that parameters move: `with trains(model, "head"): train_step(model, batch)`."""
-    from pytest_bninvariants.invariants.trains.guard import trains
-
-    return trains
-
-
-@pytest.fixture(scope="session")
-def same_output() -> Callable[..., Guard]:
-    """Hold that eval outputs stay: `with same_output(model, images): convert(model)`."""
-    from pytest_bninvariants.invariants.same_output.guard import same_output
-
-    return same_output
-
-
-@pytest.fixture(scope="session")
-def batch_invariant() -> Callable[..., Verdict]:
-    """Hold that samples do not depend on each other in eval: `batch_invariant(model, images)`."""
-    from pytest_bninvariants.invariants.batch_invariant.guard import batch_invariant
-
-    return batch_invariant
-
-
-@pytest.fixture(scope="session")
-def in_sync() -> Callable[..., Verdict | Guard]:
-    """Hold that two models' buffers agree, or that one averages the other: `in_sync(model, ema)`.
-
-    An average: `with in_sync(model, ema, decay=0.99): train_step(model, batch)`.
-    """
-    from pytest_bninvariants.invariants.in_sync.guard import in_sync
-
-    return in_sync
+for _name, _invariant in INVARIANTS.items():
+    globals()[_name] = _hands_out(_name, _invariant.fixture)  # pytest looks among a module's names
 
 
 @pytest.fixture(scope="session")

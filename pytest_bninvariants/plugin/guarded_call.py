@@ -14,14 +14,14 @@ import pytest
 from pytest_bninvariants.errors import GateError, InvariantBroken
 from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.invariants.guard import Guard, conclude
-from pytest_bninvariants.plugin.marker_guards import Request, guard_of
+from pytest_bninvariants.plugin.marker_guards import MarkerRequest, make_guard
 from pytest_bninvariants.plugin.markers import spelled
 from pytest_bninvariants.plugin.model_lookup import values_of
 from pytest_bninvariants.plugin.raise_at_test import line_of, raise_at
 from pytest_bninvariants.snapshot.restore import ModelState
 
 
-class Step:
+class GuardedStep:
     """Guard one run of a test's function; a context manager.
 
     Args:
@@ -79,8 +79,8 @@ class Step:
         values = values_of(self._item, self._arguments)
         for mark in self._marks:
             with _asked_for_by(mark):
-                request = Request.of(mark)
-                guard = guard_of(request, values)
+                request = MarkerRequest.of(mark)
+                guard = make_guard(request, values)
             for part in guard.parts:
                 part.made = line_of(self._function)
             self._guards.append(guard)
@@ -132,7 +132,7 @@ def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, 
         owner, name = (item.instance, "_callTestMethod") if isolated else (item, "obj")  # type: ignore[attr-defined]
         with _swapped(owner, name, _stepping(item, marks, getattr(owner, name), of=function)):
             return (yield)
-    with Step(item, marks, function):
+    with GuardedStep(item, marks, function):
         return (yield)
 
 
@@ -158,13 +158,13 @@ def _stepping(
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        with Step(item, marks, test, kwargs, put_back=put_back):
+        with GuardedStep(item, marks, test, kwargs, put_back=put_back):
             return function(*args, **kwargs)
 
     @functools.wraps(function)
     async def run_async(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        with Step(item, marks, test, kwargs, put_back=put_back):
+        with GuardedStep(item, marks, test, kwargs, put_back=put_back):
             return await function(*args, **kwargs)
 
     return run_async if inspect.iscoroutinefunction(function) else run

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import pytest
 
-import pytest_bninvariants
+from pytest_bninvariants.catalogue import INVARIANTS
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.plugin.markers import MARKERS
-from pytest_bninvariants.plugin.model_lookup import Value, find, follow
+from pytest_bninvariants.plugin.model_lookup import TestValue, find, follow
 
-Values = Mapping[str, Value]
-_GuardAndSources = tuple[Guard, tuple[str, ...]]
-"""A guard, and where each of its models was found."""
+Values = Mapping[str, TestValue]
 
 
-class Request(NamedTuple):
+class MarkerRequest(NamedTuple):
     """A guard that a marker asks for.
 
     Args:
@@ -35,7 +34,7 @@ class Request(NamedTuple):
     model: str | None
 
     @classmethod
-    def of(cls, mark: pytest.Mark) -> Request:
+    def of(cls, mark: pytest.Mark) -> MarkerRequest:
         """Read a marker.
 
         Raises:
@@ -60,7 +59,7 @@ class Request(NamedTuple):
         return cls(name=mark.name, modules=mark.args, options=options, model=model)
 
 
-def guard_of(request: Request, values: Values) -> Guard:
+def make_guard(request: MarkerRequest, values: Values) -> Guard:
     """Return the guard that a marker asks for.
 
     Args:
@@ -70,37 +69,43 @@ def guard_of(request: Request, values: Values) -> Guard:
     Raises:
         GateError: the model, or an input, is not found.
     """
-    guard, sources = _MAKERS.get(request.name, _around_model)(request, values)
+    marker, home = MARKERS[request.name], INVARIANTS[request.name].module
+    make = getattr(import_module(f"pytest_bninvariants.{home}"), marker.maker or request.name)
+    call = _CALLS[marker.takes](request, values)
+    guard: Guard = make(*call.args, **call.options)
     for part in guard.parts:
-        part.sources = sources
+        part.sources = call.sources
     return guard
 
 
-def _around_model(request: Request, values: Values) -> _GuardAndSources:
+class _Call(NamedTuple):
+    """What the function that makes a guard is called with, and where its models were found."""
+
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    sources: tuple[str, ...]
+
+
+def _with_model(request: MarkerRequest, values: Values) -> _Call:
     model, source = find(values, request.model)
-    make = getattr(pytest_bninvariants, request.name)
-    return make(model, *request.modules, **request.options), (source,)
+    return _Call((model, *request.modules), request.options, (source,))
 
 
-def _same_output(request: Request, values: Values) -> _GuardAndSources:
-    from pytest_bninvariants.invariants.same_output.guard import same_output
-
+def _with_arguments(request: MarkerRequest, values: Values) -> _Call:
     model, source = find(values, request.model)
-    options = dict(request.options)
+    options = {**request.options, "modules": request.modules}
     inputs = _inputs(request.name, values, options.pop("inputs", None))
-    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-    guard = same_output(model, *args, modules=request.modules, **options, **kwargs)
-    return guard, (source,)
+    if isinstance(inputs, dict):
+        return _Call((model,), dict(**options, **inputs), (source,))  # none may be given twice
+    return _Call((model, *inputs), options, (source,))
 
 
-def _batch_invariant(request: Request, values: Values) -> _GuardAndSources:
-    from pytest_bninvariants.invariants.batch_invariant.guard import batch_guard
-
+def _with_batch(request: MarkerRequest, values: Values) -> _Call:
     model, source = find(values, request.model)
-    options = dict(request.options)
+    options = {**request.options, "modules": request.modules}
     inputs = _inputs(request.name, values, options.pop("inputs", None))
-    single = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
-    return batch_guard(model, single, modules=request.modules, **options), (source,)
+    batch = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
+    return _Call((model, batch), options, (source,))
 
 
 def _inputs(name: str, values: Values, given: object) -> tuple[Any, ...] | dict[str, Any]:
@@ -117,23 +122,22 @@ def _inputs(name: str, values: Values, given: object) -> tuple[Any, ...] | dict[
     )
 
 
-def _in_sync(request: Request, values: Values) -> _GuardAndSources:
-    from pytest_bninvariants.invariants.in_sync.guard import sync_guard
-
+def _with_two_models(request: MarkerRequest, values: Values) -> _Call:
     paths, names = request.modules[:2], request.modules[2:]
     if not paths or not all(isinstance(path, str) for path in paths):
         raise GateError(
-            "@pytest.mark.in_sync takes two models first, by the names of fixtures or dotted "
-            "paths, as in in_sync('model', 'ema'), or one that is to be the same on all ranks; "
-            f"got {shown(paths)}"
+            f"@pytest.mark.{request.name} takes two models first, by the names of fixtures or "
+            f"dotted paths, as in {request.name}('model', 'ema'), or one that is to be the same on "
+            f"all ranks; got {shown(paths)}"
         )
     found = [find(values, path, "") for path in paths]
     (one, of_one), (other, of_other) = found[0], found[-1] if found[1:] else (None, "")
-    return sync_guard(one, other, *names, **request.options), (of_one, of_other)
+    return _Call((one, other, *names), request.options, (of_one, of_other))
 
 
-_MAKERS: dict[str, Callable[[Request, Values], _GuardAndSources]] = {
-    "same_output": _same_output,
-    "batch_invariant": _batch_invariant,
-    "in_sync": _in_sync,
+_CALLS = {
+    "model": _with_model,
+    "model and arguments": _with_arguments,
+    "model and batch": _with_batch,
+    "two models": _with_two_models,
 }

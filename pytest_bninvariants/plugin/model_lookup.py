@@ -14,7 +14,7 @@ from pytest_bninvariants.selection.model_names import all_tensors, named_modules
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
+class TestValue:
     """Something that a test has at hand.
 
     Args:
@@ -29,7 +29,7 @@ class Value:
 
 
 def find(
-    values: Mapping[str, Value], path: str | None, option: str = "model="
+    values: Mapping[str, TestValue], path: str | None, option: str = "model="
 ) -> tuple[nn.Module, str]:
     """Return the model and where it was found.
 
@@ -66,17 +66,17 @@ def _has_state(module: nn.Module) -> bool:
     return any(True for _ in all_tensors(module))
 
 
-def _outermost(candidates: Mapping[str, Value]) -> dict[str, Value]:
+def _outermost(candidates: Mapping[str, TestValue]) -> dict[str, TestValue]:
     """Leave out modules that are part of another candidate, and second names of one module."""
     below = {id(part) for v in candidates.values() for name, part in named_modules(v.value) if name}
-    found: dict[int, tuple[str, Value]] = {}
+    found: dict[int, tuple[str, TestValue]] = {}
     for name, value in candidates.items():
         if id(value.value) not in below:
             found.setdefault(id(value.value), (name, value))
     return dict(found.values())
 
 
-def _follow(values: Mapping[str, Value], path: str, option: str) -> tuple[nn.Module, str]:
+def _follow(values: Mapping[str, TestValue], path: str, option: str) -> tuple[nn.Module, str]:
     found = follow(values, path, option)
     if not isinstance(found.value, nn.Module):
         first = path if path in values else path.split(".")[0]
@@ -85,7 +85,7 @@ def _follow(values: Mapping[str, Value], path: str, option: str) -> tuple[nn.Mod
     return found.value, found.source
 
 
-def follow(values: Mapping[str, Value], path: str, option: str) -> Value:
+def follow(values: Mapping[str, TestValue], path: str, option: str) -> TestValue:
     """Return what a path leads to.
 
     Args:
@@ -117,7 +117,7 @@ def follow(values: Mapping[str, Value], path: str, option: str) -> Value:
                 f"{option}{path!r}: {so_far!r} is a {type(value).__name__} and has no {part!r}"
                 f"{hint}"
             ) from None
-    return Value(values[first].source if not rest else f"{path!r}", value)
+    return TestValue(values[first].source if not rest else f"{path!r}", value)
 
 
 def _step(value: Any, part: str) -> Any:
@@ -128,7 +128,7 @@ def _step(value: Any, part: str) -> Any:
     return getattr(value, part)
 
 
-def _none_found(values: Mapping[str, Value]) -> str:
+def _none_found(values: Mapping[str, TestValue]) -> str:
     hint = _hint(values, "model=")
     if hint:
         return f"no fixture of the test is a model{hint}"
@@ -142,7 +142,7 @@ def _none_found(values: Mapping[str, Value]) -> str:
     )
 
 
-def _hint(values: Mapping[str, Value], option: str) -> str:
+def _hint(values: Mapping[str, TestValue], option: str) -> str:
     """Say where modules are that a path could lead to."""
     paths = [f"{name}.{part}" for name, v in values.items() for part in _modules_in(v.value)]
     if not paths:
@@ -165,15 +165,15 @@ def _modules_in(value: object) -> Iterator[str]:
             yield str(name)
 
 
-def values_of(item: pytest.Item, arguments: Mapping[str, Any]) -> dict[str, Value]:
+def values_of(item: pytest.Item, arguments: Mapping[str, Any]) -> dict[str, TestValue]:
     """Return what a test has at hand: its fixtures, its arguments, its instance's attributes."""
     fixtures = getattr(item, "funcargs", None) or {}
     asked = getattr(getattr(item, "_fixtureinfo", None), "argnames", fixtures)
-    values = {n: Value(f"fixture {n!r}", value, n in asked) for n, value in fixtures.items()}
+    values = {n: TestValue(f"fixture {n!r}", value, n in asked) for n, value in fixtures.items()}
     for name, value in arguments.items():
-        values.setdefault(name, Value(f"argument {name!r}", value))
+        values.setdefault(name, TestValue(f"argument {name!r}", value))
     instance = getattr(item, "instance", None)
     for owner in () if instance is None else (instance, *type(instance).__mro__):
         for name, value in getattr(owner, "__dict__", {}).items():
-            values.setdefault(f"self.{name}", Value(f"self.{name}", value, asked=False))
+            values.setdefault(f"self.{name}", TestValue(f"self.{name}", value, asked=False))
     return values
