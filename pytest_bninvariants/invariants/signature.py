@@ -1,4 +1,4 @@
-"""How a guard is spelled, and what may be passed to one."""
+"""How an invariant is called: what it refuses, and how a guard is spelled."""
 
 from __future__ import annotations
 
@@ -14,9 +14,111 @@ from pytest_bninvariants.errors import GateError, shown
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def spelled(invariant: str, modules: tuple[str, ...], **options: object) -> str:
+def refuse_wrong_calls(*, models: int = 1) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Return a decorator that makes a wrong call of an invariant a GateError.
+
+    A TypeError would pass for the failure that a bare `xfail` expects; a GateError does not.
+
+    Args:
+        models: how many of the first arguments are models.
+    """
+
+    def decorate(invariant: Callable[_P, _R]) -> Callable[_P, _R]:
+        accepted = inspect.signature(invariant)
+
+        @wraps(invariant)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            __tracebackhide__ = True
+            try:
+                given = accepted.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                hint = _what_it_takes(accepted, kwargs)
+                raise GateError(f"{invariant.__name__}(): {error}{hint}") from None
+            for name in list(accepted.parameters)[:models]:
+                value = given.get(name)
+                is_default = value is accepted.parameters[name].default
+                if not (is_default or isinstance(value, nn.Module)):
+                    raise GateError(_not_a_model(invariant.__name__, accepted, name, value))
+            return invariant(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def _what_it_takes(accepted: inspect.Signature, given: Collection[str]) -> str:
+    """Return the end of a message about arguments that do not fit: what was meant, what does."""
+    names = list(accepted.parameters)
+    unknown = [name for name in given if name not in names]
+    near = [difflib.get_close_matches(name, names, n=1) for name in unknown]
+    meant = "".join(f"; did you mean {match[0]}=?" for match in near if match)
+    return f"{meant} (it takes {', '.join(names)})"
+
+
+def _not_a_model(invariant: str, accepted: inspect.Signature, name: str, value: object) -> str:
+    is_first = name == next(iter(accepted.parameters))
+    which, place = ("the", "first") if is_first else ("another", "second")
+    return (
+        f"{invariant}({_required(accepted)}) takes {which} model, a torch.nn.Module, {place}; "
+        f"got {shown(value)}"
+    )
+
+
+def _required(accepted: inspect.Signature) -> str:
+    """Return a signature without its options, e.g. `model, *modules`."""
+    named = accepted.parameters.values()
+    parts = [each.name for each in named if each.kind in _POSITIONAL]
+    parts += [f"*{each.name}" for each in named if each.kind is each.VAR_POSITIONAL]
+    keywords = [e.name for e in named if e.kind is e.KEYWORD_ONLY and e.default is e.empty]
+    return ", ".join([*parts, *(["*", *keywords] if keywords else [])])
+
+
+def module_names(model: nn.Module, modules: tuple[object, ...]) -> tuple[str, ...]:
+    """Return the names of modules that an invariant was given.
+
+    Raises:
+        GateError: if one is not a name; it says how to write it.
+    """
+    names = tuple(module for module in modules if isinstance(module, str))
+    for module in modules:
+        if not isinstance(module, str):
+            raise GateError(f"{_how_to_name(model, module)}; got {shown(module)}")
+    return names
+
+
+def _how_to_name(model: nn.Module, module: object) -> str:
+    if isinstance(module, nn.Module):
+        names = [name for name, part in model.named_modules() if part is module]
+        return f"modules are given by name: {_example(names)}"
+    if isinstance(module, (list, tuple, set)):
+        names = [name for name in module if isinstance(name, str)]
+        return f"names are given one by one: {_example(names)}"
+    return "modules are given by qualified name, such as 'backbone.bn1'"
+
+
+def _example(names: list[str]) -> str:
+    return f"write {', '.join(map(repr, names))}" if names else "such as 'backbone.bn1'"
+
+
+def option_names(value: object, option: str = "exclude") -> tuple[str, ...]:
+    """Return an option's value as a tuple: a name, or several names.
+
+    Raises:
+        GateError: if it is neither.
+    """
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, Collection):  # no iterator: a marker's is used up by the first test
+        raise GateError(f"{option}= takes a name or several names; got {shown(value)}")
+    for name in names:
+        if not isinstance(name, str):
+            raise GateError(f"{option}= takes a name or several names; got {shown(name)}")
+    return tuple(names)
+
+
+def spell(invariant: str, modules: tuple[str, ...], **options: object) -> str:
     """Return a guard as its user wrote it.
 
     Args:
@@ -27,102 +129,3 @@ def spelled(invariant: str, modules: tuple[str, ...], **options: object) -> str:
     arguments = [repr(name) for name in modules]
     arguments += [f"{name}={value!r}" for name, value in options.items()]
     return f"{invariant}({', '.join(arguments)})"
-
-
-def model_of(
-    invariant: str, model: object, signature: str = "(model, *modules)", place: str = "first"
-) -> nn.Module:
-    """Return the model that a guard was given.
-
-    Args:
-        invariant: its name.
-        model: what it was given.
-        signature: how it is called.
-        place: where the model stands among its arguments.
-
-    Raises:
-        GateError: it is none.
-    """
-    if not isinstance(model, nn.Module):
-        which = "the" if place == "first" else "another"
-        raise GateError(
-            f"{invariant}{signature} takes {which} model, a torch.nn.Module, {place}; "
-            f"got {shown(model)}"
-        )
-    return model
-
-
-def insist_on_models(invariant: str, one: object, other: object, signature: str) -> None:
-    """Refuse what is no model in the first or the second place; arguments as `model_of`."""
-    for model, place in ((one, "first"), (other, "second")):
-        model_of(invariant, model, signature, place)
-
-
-def names_among(model: object, modules: tuple[object, ...]) -> tuple[str, ...]:
-    """Return the modules' names, or say how to write what was passed instead of names.
-
-    Raises:
-        GateError: a module was passed itself, or a list of names.
-    """
-    for module in modules:
-        if isinstance(module, nn.Module) and isinstance(model, nn.Module):
-            names = [name for name, part in model.named_modules() if part is module]
-            raise GateError(f"modules are given by name: {_advice(names)}; got {shown(module)}")
-        if isinstance(module, (list, tuple, set)):
-            names = [name for name in module if isinstance(name, str)]
-            raise GateError(f"names are given one by one: {_advice(names)}; got {shown(module)}")
-    return modules  # type: ignore[return-value]
-
-
-def _advice(names: list[str]) -> str:
-    return f"write {', '.join(map(repr, names))}" if names else "such as 'backbone.bn1'"
-
-
-def refusing(invariant: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Have a wrong call of an invariant be an error of the gate, which xfail does not hide.
-
-    Args:
-        invariant: the function that users call.
-    """
-
-    @wraps(invariant)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        __tracebackhide__ = True
-        try:
-            return invariant(*args, **kwargs)
-        except TypeError:
-            wrong = _why_refused(invariant, args, kwargs)
-            if wrong is None:
-                raise
-        raise GateError(wrong)
-
-    return call
-
-
-def _why_refused(
-    invariant: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
-) -> str | None:
-    """Say what is wrong with a call, if its arguments do not fit; None: it is something else."""
-    accepted = inspect.signature(invariant)
-    try:
-        accepted.bind(*args, **kwargs)
-    except TypeError as error:
-        public = [name for name in accepted.parameters if not name.startswith("_")]
-        unknown = [name for name in kwargs if name not in accepted.parameters]
-        near = [difflib.get_close_matches(name, public, n=1) for name in unknown]
-        meant = "".join(f"; did you mean {match[0]}=?" for match in near if match)
-        return f"{invariant.__name__}(): {error}{meant} (it takes {', '.join(public)})"
-    return None
-
-
-def names_of(value: object, option: str = "exclude") -> tuple[str, ...]:
-    """Return an option's value as a tuple: a name, or several names.
-
-    Raises:
-        GateError: it is neither.
-    """
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, Collection):  # no iterator: a marker's is used up by the first test
-        return tuple(value)
-    raise GateError(f"{option}= takes a name or several names; got {shown(value)}")

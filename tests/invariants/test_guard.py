@@ -20,11 +20,9 @@ from torch import Tensor, nn
 from pytest_bninvariants import (
     FrozenStateChanged,
     GateError,
-    bn_updates,
     frozen,
     frozen_bn,
     same_output,
-    trains,
 )
 from pytest_bninvariants.errors import shown
 from pytest_bninvariants.instrumentation import observer_api
@@ -393,25 +391,6 @@ def test_a_guard_that_is_entered_is_known_until_it_is_left(net: Any, batch: Tens
         assert "was entered and never left" in guard.left_open
         net(batch)
     assert entered == {}
-
-
-@pytest.mark.parametrize("call", [frozen_bn, frozen, bn_updates, trains])
-def test_an_unknown_keyword_is_an_error_of_the_gate(net: Any, call: Any) -> None:
-    with pytest.raises(
-        GateError, match=r"got an unexpected keyword argument 'exclud'; did you mean"
-    ):
-        call(net, exclud="neck")
-    with pytest.raises(GateError, match="missing a required argument: 'model'"):
-        call()
-
-
-def test_a_type_error_of_a_users_own_is_theirs(net: Any) -> None:
-    class Names(tuple):
-        def __iter__(self) -> Iterator[str]:
-            raise TypeError("mine")
-
-    with pytest.raises(TypeError, match="mine"):
-        frozen(net, exclude=Names())
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit])

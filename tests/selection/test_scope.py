@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 from pytest_bninvariants import FrozenStateChanged, GateError, frozen, frozen_bn, run_config
-from pytest_bninvariants.invariants.signature import names_of
+from pytest_bninvariants.invariants.signature import option_names
 from pytest_bninvariants.run_config import ask
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.model_names import ModelNames, covers
@@ -119,7 +119,7 @@ def test_brackets_are_letters_of_a_name() -> None:
     ],
 )
 def test_exclude_takes_a_name_or_several(exclude: object, left: set[str]) -> None:
-    scope = Scope(exclude=names_of(exclude), bn_only=True)
+    scope = Scope(exclude=option_names(exclude), bn_only=True)
     selection = select(deep(), scope)
     assert {watched.layer for watched in selection.tensors.values()} == left
     assert set(selection.bn_layers) == left
@@ -563,7 +563,7 @@ def test_bn_layers_that_hold_no_tensors_are_not_said_to_be_missing() -> None:
 
 @pytest.mark.parametrize("exclude", ["layer2", "stem.conv", ["stem", "layer2"], ""])
 def test_an_exclude_that_leaves_nothing_out_or_nothing_in_is_a_gate_error(exclude: object) -> None:
-    scope = {"exclude": names_of(exclude), "bn_only": True}
+    scope = {"exclude": option_names(exclude), "bn_only": True}
     problem = "leaves nothing" if exclude == "" else "matches nothing that is watched"
     with pytest.raises(GateError, match=problem):
         tensors(deep(), **scope)

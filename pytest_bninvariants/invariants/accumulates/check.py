@@ -13,12 +13,12 @@ from pytest_bninvariants.errors import GateError, InvariantBroken, shown
 from pytest_bninvariants.evaluation.batches import samples_in
 from pytest_bninvariants.invariants.accumulates.gradient_comparison import Comparison, compare
 from pytest_bninvariants.invariants.accumulates.gradients import Gradients
-from pytest_bninvariants.invariants.signature import model_of, refusing
+from pytest_bninvariants.invariants.signature import refuse_wrong_calls
 from pytest_bninvariants.reporting.verdict_text import render
 from pytest_bninvariants.verdict import Cause, Change, Verdict
 
 
-@refusing
+@refuse_wrong_calls()
 def accumulates(
     model: nn.Module,
     batch: Any,
@@ -53,7 +53,6 @@ def accumulates(
             random numbers, or it does not run in float64.
     """
     __tracebackhide__ = True
-    model_of("accumulates", model, "(model, batch, k, *, loss)")
     _check(batch, k, loss=loss, weight=weight)
     verdict = _judge(model, k, samples_in(batch), compare(model, batch, k, loss, weight))
     if not verdict.holds:

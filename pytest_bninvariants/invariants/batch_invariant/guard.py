@@ -18,7 +18,7 @@ from pytest_bninvariants.invariants.batch_invariant.sample_mixing import (
 )
 from pytest_bninvariants.invariants.batch_invariant.trial import Trial
 from pytest_bninvariants.invariants.guard import Guard, at_once
-from pytest_bninvariants.invariants.signature import model_of, refusing, spelled
+from pytest_bninvariants.invariants.signature import refuse_wrong_calls, spell
 from pytest_bninvariants.selection.scope import submodules
 from pytest_bninvariants.verdict import Cause, Change, Verdict
 
@@ -44,7 +44,7 @@ class BatchGuard(Guard):
         tolerance: Tolerance,
         examples: int,
     ) -> None:
-        super().__init__(model, spelled("batch_invariant", modules, **tolerance.options))
+        super().__init__(model, spell("batch_invariant", modules, **tolerance.options))
         self._modules, self._batch, self._tolerance = modules, batch, tolerance
         self._examples = examples
 
@@ -111,7 +111,7 @@ def _culprit(module: nn.Module, name: str | None) -> str:
     return f"no BN layer normalised with batch statistics; samples are first mixed in {where}"
 
 
-@refusing
+@refuse_wrong_calls()
 def batch_invariant(
     module: nn.Module,
     inputs: Any,
@@ -157,9 +157,8 @@ def batch_guard(
     examples: int = EXAMPLES,
 ) -> BatchGuard:
     """Return a guard that holds it when a step ends; arguments as `batch_invariant`."""
-    model = model_of("batch_invariant", module, "(module, inputs)")
     if not is_int(examples) or examples < 1:
         raise GateError(f"examples= takes a number from 1; got {shown(examples)}")
     names = (modules,) if isinstance(modules, str) else tuple(modules)
-    batch = Batch.of(inputs, spelled("batch_invariant", names))
-    return BatchGuard(model, names, batch, Tolerance(rtol, atol), examples)
+    batch = Batch.of(inputs, spell("batch_invariant", names))
+    return BatchGuard(module, names, batch, Tolerance(rtol, atol), examples)

@@ -17,11 +17,10 @@ from pytest_bninvariants.invariants.bn_updates.state_history import Wrong
 from pytest_bninvariants.invariants.bn_updates.update_log import Ledger
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.signature import (
-    model_of,
-    names_among,
-    names_of,
-    refusing,
-    spelled,
+    module_names,
+    option_names,
+    refuse_wrong_calls,
+    spell,
 )
 from pytest_bninvariants.selection.bn_layers import has_stored_statistics
 from pytest_bninvariants.selection.scope import Scope, layers_of, select
@@ -181,7 +180,7 @@ def _notes(found: list[Found]) -> Iterator[str]:
         yield f"the values of {name_list(unjudged)} were not held against the reference"
 
 
-@refusing
+@refuse_wrong_calls()
 def bn_updates(
     model: nn.Module,
     *modules: str,
@@ -219,9 +218,9 @@ def bn_updates(
         raise GateError(f'per= takes "step" or "optimizer_step"; got {shown(per)}')
     if times == "forwards" and per != "step":
         raise GateError('times="forwards" counts for each forward: leave per= out')
-    scope = Scope(modules=names_among(model, modules), exclude=names_of(exclude), bn_only=True)
+    scope = Scope(modules=module_names(model, modules), exclude=option_names(exclude), bn_only=True)
     options: dict[str, object] = {} if times == 1 else {"times": times}
     options |= {} if per == "step" else {"per": per}
     options |= {"exclude": exclude} if scope.exclude else {}
-    spelling = spelled("bn_updates", scope.modules, **options)
-    return UpdatesGuard(model_of("bn_updates", model), scope, times, per, spelling)
+    spelling = spell("bn_updates", scope.modules, **options)
+    return UpdatesGuard(model, scope, times, per, spelling)

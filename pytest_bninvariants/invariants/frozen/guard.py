@@ -11,13 +11,12 @@ from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.invariants.frozen.earlier_runs import Broken, Slot
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.signature import (
-    model_of,
-    names_among,
-    names_of,
-    refusing,
-    spelled,
+    module_names,
+    option_names,
+    refuse_wrong_calls,
+    spell,
 )
-from pytest_bninvariants.invariants.trains.guard import trains as train_guard
+from pytest_bninvariants.invariants.trains.guard import TrainsGuard
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.state_change.before_after import StateBefore, read_state_before
 from pytest_bninvariants.state_change.compare import compare
@@ -110,19 +109,20 @@ class FrozenGuard(Guard):
 def _guard(
     invariant: str,
     noun: str,
-    model: object,
+    model: nn.Module,
     scope: Scope,
     trains: Iterable[str] | str | None,
 ) -> Guard:
-    names = () if trains is None else names_of(trains, "trains")
+    names = () if trains is None else option_names(trains, "trains")
     if not names and trains is not None:
         raise GateError(f"trains= names what must train, and {shown(trains)} names nothing")
-    spelling = _spelled(invariant, scope, names)
-    guard = FrozenGuard(spelling, noun, model_of(invariant, model), scope)
-    return guard.bring(train_guard(guard.model, *names)) if names else guard
+    guard = FrozenGuard(_spelling(invariant, scope, names), noun, model, scope)
+    if not names:
+        return guard
+    return guard.bring(TrainsGuard(model, Scope(modules=names), spell("trains", names)))
 
 
-def _spelled(invariant: str, scope: Scope, trains: tuple[str, ...]) -> str:
+def _spelling(invariant: str, scope: Scope, trains: tuple[str, ...]) -> str:
     options: dict[str, object] = {}
     if not scope.parameters:
         options["parameters"] = False
@@ -133,10 +133,10 @@ def _spelled(invariant: str, scope: Scope, trains: tuple[str, ...]) -> str:
     for name, names in (("exclude", scope.exclude), ("trains", trains)):
         if names:
             options[name] = names[0] if len(names) == 1 else list(names)
-    return spelled(invariant, scope.modules, **options)
+    return spell(invariant, scope.modules, **options)
 
 
-@refusing
+@refuse_wrong_calls()
 def frozen_bn(
     model: nn.Module,
     *modules: str,
@@ -168,8 +168,8 @@ def frozen_bn(
         InvariantBroken: when left, if what is named in `trains` did not move.
     """
     scope = Scope(
-        modules=names_among(model, modules),
-        exclude=names_of(exclude),
+        modules=module_names(model, modules),
+        exclude=option_names(exclude),
         parameters=parameters,
         buffers=buffers,
         allow_batch_stats=allow_batch_stats,
@@ -178,7 +178,7 @@ def frozen_bn(
     return _guard("frozen_bn", "frozen BN layer", model, scope, trains)
 
 
-@refusing
+@refuse_wrong_calls()
 def frozen(
     model: nn.Module,
     *modules: str,
@@ -193,8 +193,8 @@ def frozen(
     Args, returns and raises as `frozen_bn`.
     """
     scope = Scope(
-        modules=names_among(model, modules),
-        exclude=names_of(exclude),
+        modules=module_names(model, modules),
+        exclude=option_names(exclude),
         parameters=parameters,
         buffers=buffers,
         allow_batch_stats=allow_batch_stats,

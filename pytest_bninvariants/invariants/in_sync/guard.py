@@ -15,11 +15,10 @@ from pytest_bninvariants.invariants.in_sync.average_guard import AverageGuard, B
 from pytest_bninvariants.invariants.in_sync.pair import Pair, insist_on_copies, is_one, left_behind
 from pytest_bninvariants.invariants.in_sync.ranks import RanksGuard
 from pytest_bninvariants.invariants.signature import (
-    insist_on_models,
-    names_among,
-    names_of,
-    refusing,
-    spelled,
+    module_names,
+    option_names,
+    refuse_wrong_calls,
+    spell,
 )
 from pytest_bninvariants.selection.bn_layers import BN_STATE
 from pytest_bninvariants.selection.model_names import WatchedTensor
@@ -121,7 +120,6 @@ def _is_initial(tensor: Tensor, key: str) -> bool:
 
 
 @overload
-@refusing
 def in_sync(
     one: nn.Module,
     other: nn.Module | None = ...,
@@ -143,6 +141,7 @@ def in_sync(
 ) -> Guard: ...
 
 
+@refuse_wrong_calls(models=2)
 def in_sync(
     one: nn.Module,
     other: nn.Module | None = None,
@@ -202,7 +201,6 @@ def sync_guard(
     buffers: Buffers | None = None,
 ) -> Guard:
     """Return a guard that holds it when a step ends; arguments as `in_sync`."""
-    insist_on_models("in_sync", one, one if other is None else other, "(one, other, *modules)")
     if one is other:
         raise GateError("in_sync takes two models; got the same one twice")
     if decay is not None and not (is_number(decay) and 0 <= decay <= 1):
@@ -211,15 +209,15 @@ def sync_guard(
         told = "is for decay=" if decay is None else 'takes "copied" or "averaged"'
         raise GateError(f"buffers= {told}; got {shown(buffers)}")
     scope = Scope(
-        modules=names_among(one, modules),
-        exclude=names_of(exclude),
+        modules=module_names(one, modules),
+        exclude=option_names(exclude),
         parameters=decay is not None if parameters is None else parameters,
     )
     given = {"parameters": parameters, "decay": decay, "buffers": buffers}
     options: dict[str, object] = {n: value for n, value in given.items() if value is not None}
     if scope.exclude:
         options["exclude"] = exclude
-    spelling = spelled("in_sync", scope.modules, **options)
+    spelling = spell("in_sync", scope.modules, **options)
     if other is None:
         if decay is not None:
             raise GateError("in_sync(decay=...) takes the model and its average")

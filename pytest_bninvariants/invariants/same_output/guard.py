@@ -14,7 +14,7 @@ from pytest_bninvariants.evaluation.rounding import Tolerance
 from pytest_bninvariants.invariants.guard import Guard, at_once
 from pytest_bninvariants.invariants.same_output.module_differences import unlike
 from pytest_bninvariants.invariants.same_output.outputs import Outputs
-from pytest_bninvariants.invariants.signature import insist_on_models, model_of, refusing, spelled
+from pytest_bninvariants.invariants.signature import refuse_wrong_calls, spell
 from pytest_bninvariants.selection.model_names import all_tensors
 from pytest_bninvariants.selection.scope import Scope, submodules
 from pytest_bninvariants.state_change.before_after import StateBefore, read_state_before
@@ -42,7 +42,7 @@ class OutputGuard(Guard):
         call: Call,
         tolerance: Tolerance,
     ) -> None:
-        super().__init__(model, spelled("same_output", modules, **tolerance.options))
+        super().__init__(model, spell("same_output", modules, **tolerance.options))
         self._modules, self._call = modules, call
         self._tolerance = tolerance
         self._outputs: dict[str, Outputs] = {}
@@ -113,7 +113,7 @@ class TwinGuard(Guard):
     """
 
     def __init__(self, one: nn.Module, other: nn.Module, call: Call, tolerance: Tolerance) -> None:
-        super().__init__(other, spelled("assert_same_output", (), **tolerance.options))
+        super().__init__(other, spell("assert_same_output", (), **tolerance.options))
         self._one, self._call, self._tolerance = one, call, tolerance
 
     def _begin(self) -> None:
@@ -173,7 +173,7 @@ def _state_note(findings: StateDifference) -> str:
     return f"of its state {len(changes or findings.changes)} differ: {told}"
 
 
-@refusing
+@refuse_wrong_calls()
 def same_output(
     module: nn.Module,
     /,
@@ -204,13 +204,12 @@ def same_output(
         InvariantBroken: when left, if an output changed.
     """
     names = (modules,) if isinstance(modules, str) else tuple(modules)
-    model = model_of("same_output", module, "(module, *inputs)")
     _insist_on_inputs("same_output", inputs, named_inputs)
     call = Call.of(inputs, named_inputs)
-    return OutputGuard(model, names, call, Tolerance(rtol, atol))
+    return OutputGuard(module, names, call, Tolerance(rtol, atol))
 
 
-@refusing
+@refuse_wrong_calls(models=2)
 def assert_same_output(
     one: nn.Module,
     other: nn.Module,
@@ -237,7 +236,6 @@ def assert_same_output(
         GateError: two runs in a row of a module differ, or one raises.
         InvariantBroken: an output differs.
     """
-    insist_on_models("assert_same_output", one, other, "(one, other, *inputs)")
     _insist_on_inputs("assert_same_output", inputs, named_inputs)
     guard = TwinGuard(one, other, Call.of(inputs, named_inputs), Tolerance(rtol, atol))
     return at_once(guard)

@@ -6,17 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
 
-from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants.bn_updates.layer_result import Found
 from pytest_bninvariants.invariants.bn_updates.rules import diagnose as diagnose_updates
 from pytest_bninvariants.invariants.bn_updates.update_log import Ledger
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.signature import (
-    model_of,
-    names_among,
-    names_of,
-    refusing,
-    spelled,
+    module_names,
+    option_names,
+    refuse_wrong_calls,
+    spell,
 )
 from pytest_bninvariants.invariants.trains.parameter_log import Trainees
 from pytest_bninvariants.invariants.trains.rules import Parameter, diagnose
@@ -144,7 +143,7 @@ def _change_of_layer(found: Found) -> Change:
     return Change(name=found.name, layer=found.name, kind="still", text=text)
 
 
-@refusing
+@refuse_wrong_calls()
 def trains(
     model: nn.Module,
     *modules: str,
@@ -167,10 +166,10 @@ def trains(
         GateError: when entered, if there is nothing to train.
         InvariantBroken: when left, if something did not move.
     """
-    if not isinstance(buffers, bool):
-        raise GateError(f"buffers= takes True or False; got {shown(buffers)}")
-    scope = Scope(modules=names_among(model, modules), exclude=names_of(exclude), buffers=buffers)
+    scope = Scope(
+        modules=module_names(model, modules), exclude=option_names(exclude), buffers=buffers
+    )
     options: dict[str, object] = {} if buffers else {"buffers": False}
     options |= {"exclude": exclude} if scope.exclude else {}
-    spelling = spelled("trains", scope.modules, **options)
-    return TrainsGuard(model_of("trains", model), scope, spelling)
+    spelling = spell("trains", scope.modules, **options)
+    return TrainsGuard(model, scope, spelling)
