@@ -17,7 +17,7 @@ from pytest_bninvariants.plugin.options import SETTINGS, Settings, refuse
 
 if TYPE_CHECKING:
     from pytest_bninvariants.batchnorm.laws import Law
-    from pytest_bninvariants.batchnorm.laws.subject import LayerUnderTest
+    from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
 
 _DEFAULT = ("torch.nn:BatchNorm1d", "torch.nn:BatchNorm2d", "torch.nn:BatchNorm3d")
 _PLAN = pytest.StashKey["Plan"]()
@@ -112,7 +112,7 @@ def insist_on_use(config: pytest.Config) -> None:
 
 
 def _subjects(settings: Settings) -> Iterator[LayerUnderTest]:
-    from pytest_bninvariants.batchnorm.laws.subject import parse
+    from pytest_bninvariants.batchnorm.trials.impl_spec import parse_impl
 
     here = str(Path.cwd())
     if here not in sys.path:
@@ -121,7 +121,7 @@ def _subjects(settings: Settings) -> Iterator[LayerUnderTest]:
     found = {}
     for spec in specs:
         try:
-            found[spec] = parse(spec, settings.devices[0])
+            found[spec] = parse_impl(spec, settings.devices[0])
         except ValueError as error:
             raise pytest.UsageError(f"--bn-impl={spec}: {error}") from None
     labels = Counter(subject.label for subject in found.values())

@@ -19,7 +19,7 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     run_forward,
     set_mode,
 )
-from pytest_bninvariants.batchnorm.laws.trial import LawTrial
+from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 _WAYS = tuple(product(("train", "eval"), ("enable_grad", "no_grad")))
 _PROCESS: dict[str, tuple[str, Callable[[Any], None]]] = {

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from pytest_bninvariants.batchnorm.cases import Case
 from pytest_bninvariants.batchnorm.laws import Law, choose_laws
-from pytest_bninvariants.batchnorm.laws.subject import LayerUnderTest
-from pytest_bninvariants.batchnorm.laws.trial import ComparisonTally, LawTrial
+from pytest_bninvariants.batchnorm.trials.comparison import ComparisonTally
+from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
+from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
 from pytest_bninvariants.errors import GateError, LawBroken, shown
 from pytest_bninvariants.option_values import DTYPES, EFFORTS, cases
 
@@ -57,7 +58,7 @@ def check_law(
         own = ComparisonTally()
         with torch.enable_grad():  # and what a layer leaves it at is its own case's
             law.check(LawTrial(law.name, law.statement, subject, case, own), case)
-        tally.take(own)
+        tally.add_case(own)
 
     try:
         with _threads(law.threads):

@@ -11,7 +11,7 @@ from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
 from pytest_bninvariants.batchnorm.expectation import BoundedValue, ReferenceTwin
 from pytest_bninvariants.batchnorm.laws.registry import law
 from pytest_bninvariants.batchnorm.laws.steps import EVAL_CASES, build_in_mode, run_forward
-from pytest_bninvariants.batchnorm.laws.trial import LawTrial
+from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 
 def _gradients(

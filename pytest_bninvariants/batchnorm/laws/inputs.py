@@ -18,7 +18,7 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     run_forward,
     set_mode,
 )
-from pytest_bninvariants.batchnorm.laws.trial import LawTrial
+from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 from pytest_bninvariants.option_values import HALF
 
 _KEEP_STATISTICS = "kept = [layer.running_mean.clone(), layer.running_var.clone()]"

@@ -11,8 +11,8 @@ from typing import Any
 from hypothesis.strategies import SearchStrategy
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
-from pytest_bninvariants.batchnorm.laws.trial import LawTrial
 from pytest_bninvariants.batchnorm.strategies import bn_cases
+from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 from pytest_bninvariants.option_values import DTYPES
 
 LAWS: dict[str, Law] = {}

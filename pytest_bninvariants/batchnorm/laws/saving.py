@@ -15,7 +15,7 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     check_state_unchanged,
     run_forward,
 )
-from pytest_bninvariants.batchnorm.laws.trial import LawTrial
+from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 
 @law(("float32", "bfloat16"), frozen=True, **FEW_CASES | {"momentum": False})

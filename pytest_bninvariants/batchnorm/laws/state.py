@@ -20,7 +20,7 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     check_training_results,
     run_forward,
 )
-from pytest_bninvariants.batchnorm.laws.trial import LawTrial
+from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 
 @law(FLOAT32_ONLY, **FEW_CASES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_bninvariants.batchnorm.expectation import BatchExpectation, ReferenceTwin
-from pytest_bninvariants.batchnorm.laws.trial import LawTrial
+from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 STATE_NAMES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 EVAL_CASES: dict[str, Any] = {"modes": (False,), "momentum": False}

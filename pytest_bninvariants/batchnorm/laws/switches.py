@@ -15,7 +15,7 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     run_forward,
     set_mode,
 )
-from pytest_bninvariants.batchnorm.laws.trial import LawTrial
+from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 
 @law(("float32",), share=0.3, modes=(True, True), layouts=CONTIGUOUS, max_values=256)

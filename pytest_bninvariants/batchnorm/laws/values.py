@@ -16,7 +16,7 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     run_forward,
     set_mode,
 )
-from pytest_bninvariants.batchnorm.laws.trial import LawTrial
+from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 
 @law()

@@ -16,8 +16,9 @@ from pytest_bninvariants.batchnorm.cases import Batch, Case
 from pytest_bninvariants.batchnorm.expectation import BoundedValue
 from pytest_bninvariants.batchnorm.laws import LAWS, Law
 from pytest_bninvariants.batchnorm.laws.conform import assert_bn_conforms, check_law
-from pytest_bninvariants.batchnorm.laws.subject import LayerUnderTest
-from pytest_bninvariants.batchnorm.laws.trial import ComparisonTally, LawTrial
+from pytest_bninvariants.batchnorm.trials.comparison import ComparisonTally
+from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
+from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
 from pytest_bninvariants.errors import GateError, LawBroken
 
 LAYER = LayerUnderTest.from_factory(nn.BatchNorm1d)
@@ -93,7 +94,7 @@ def test_a_case_weighs_no_more_for_having_many_batches() -> None:
 def test_a_case_counts_for_its_share() -> None:
     tally = ComparisonTally()
     for posed, ill_posed in ((3, 1), (0, 0), (1, 1)):
-        tally.take(ComparisonTally(posed=posed, ill_posed=ill_posed))
+        tally.add_case(ComparisonTally(posed=posed, ill_posed=ill_posed))
     assert tally == ComparisonTally(posed=4, ill_posed=2, examples=3, unjudged=0.75)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.batchnorm.laws import LAWS, choose_laws
 from pytest_bninvariants.batchnorm.laws.conform import check_law
-from pytest_bninvariants.batchnorm.laws.subject import LayerUnderTest
+from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
 from pytest_bninvariants.errors import LawBroken
 
 _SPEC = importlib.util.spec_from_file_location("broken", Path(__file__).with_name("broken.py"))

@@ -1,13 +1,11 @@
-"""The layer under test: found by name, its arguments parsed, its ranks declared or found out."""
+"""The layer under test: what makes it, and the ranks of its inputs, declared or found out."""
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -16,10 +14,6 @@ from torch import nn
 from pytest_bninvariants.errors import shown
 
 RANKS = {"1d": (2, 3), "2d": (4,), "3d": (5,), "nd": (2, 3, 4, 5)}
-SPELLING = (
-    "MODULE:CLASS, MODULE:CLASS(name=literal, ...), each with @1d, @2d, @3d or @nd or without"
-)
-
 _CHANNELS = 3
 
 
@@ -138,66 +132,6 @@ class LayerUnderTest:
             return f"# {self.name} is yours: {self.factory!r}"
         tail = "" if outer == [self.name] else f"\n{self.name} = {'.'.join(outer)}"
         return f"from {module} import {outer[0]}{tail}"
-
-
-def parse(spec: str, device: str = "cpu") -> LayerUnderTest:
-    """Return the subject that a text names.
-
-    Args:
-        spec: as `SPELLING` says.
-        device: where ranks are found out, if need be.
-
-    Raises:
-        ValueError: the text cannot be read, or what it names is not there; the message says why.
-    """
-    match = re.fullmatch(r"([\w.]+):([\w.]+)(\(.*\))?(?:@(\w+))?", spec, re.DOTALL)
-    if match is None:
-        raise ValueError(f"cannot be read{_suggest_a_colon(spec)}; accepted is {SPELLING}")
-    module, path, arguments, rank = match.groups()
-    try:
-        found: Any = import_module(module)
-    except Exception as error:  # a user's module fails in its own ways, and each is the answer
-        raise ValueError(f"importing {module} fails: {type(error).__name__}: {error}") from error
-    for part in path.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{module} has no {path}")
-        found = getattr(found, part)
-    try:
-        return LayerUnderTest.from_factory(
-            found, rank=rank, keywords=_keywords(arguments), device=device
-        )
-    except TypeError as error:
-        raise ValueError(str(error)) from None
-
-
-def _suggest_a_colon(spec: str) -> str:
-    """Say how to write what is a dotted path all along."""
-    path = re.match(r"([\w.]+)\.(\w+)(?![\w.:])", spec)
-    return f": write {path[1]}:{path[2]}" if path else ""
-
-
-def _keywords(arguments: str | None) -> dict[str, Any]:
-    """Return keyword arguments from their text; literals only, nothing is evaluated."""
-    if not arguments:
-        return {}
-    try:
-        call = ast.parse(f"f{arguments}", mode="eval").body
-    except SyntaxError:
-        call = None
-    names = [each.arg for each in getattr(call, "keywords", ())]
-    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or _has_repeats(names):
-        raise ValueError(f"{arguments}: these are no arguments")
-    if call.args or None in names:
-        raise ValueError(f"{arguments}: give arguments by name")
-    try:
-        return {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
-    except ValueError:
-        said = f"{arguments}: arguments are literals, such as False or 0.1"
-        raise ValueError(said) from None
-
-
-def _has_repeats(names: list[str | None]) -> bool:
-    return len(set(names)) < len(names)
 
 
 def _declared_ranks(factory: Callable[..., Any]) -> tuple[int, ...]:

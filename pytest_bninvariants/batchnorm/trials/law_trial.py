@@ -7,59 +7,28 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from types import CodeType
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from pytest_bninvariants.batchnorm.arithmetic import Arithmetic
-from pytest_bninvariants.batchnorm.cases import Batch, Case, literal
+from pytest_bninvariants.batchnorm.cases import Batch, Case
 from pytest_bninvariants.batchnorm.expectation import BoundedValue, ReferenceTwin
-from pytest_bninvariants.batchnorm.laws.subject import LayerUnderTest
 from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm
+from pytest_bninvariants.batchnorm.trials.comparison import ComparisonTally, TensorComparison
+from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
+from pytest_bninvariants.batchnorm.trials.report import brief, law_report
+from pytest_bninvariants.batchnorm.trials.script import Script
 from pytest_bninvariants.errors import GateError, LawBroken
 
-_SHOWN = 8  # channels of a report
-_DEFAULTS = {
+_DEFAULTS = {  # of nn.BatchNorm's constructor: a snippet leaves them out
     "eps": 1e-5,
     "momentum": 0.1,
     "affine": True,
     "track_running_stats": True,
     "bias": True,
 }
-
-
-@dataclass(slots=True)
-class ComparisonTally:
-    """Count what was compared.
-
-    Args:
-        posed: comparisons; one in which some channels have no bound counts for its share.
-        ill_posed: comparisons that were not made, likewise.
-        examples: cases that were run.
-        unjudged: how many of these, each counted for its share of ill-posed comparisons.
-    """
-
-    posed: float = 0
-    ill_posed: float = 0
-    examples: int = 0
-    unjudged: float = 0
-
-    def take(self, case: ComparisonTally) -> None:
-        """Count what was compared in a case."""
-        self.posed += case.posed
-        self.ill_posed += case.ill_posed
-        self.examples += 1
-        self.unjudged += case.ill_posed / (case.posed + case.ill_posed or 1)
-
-
-@lru_cache(maxsize=4096)
-def _compiled(line: str, mode: str) -> CodeType:
-    return compile(line, "<law>", mode)
 
 
 class LawTrial:
@@ -74,47 +43,39 @@ class LawTrial:
     """
 
     def __init__(
-        self, law: str, statement: str, subject: LayerUnderTest, case: Case, tally: ComparisonTally
+        self,
+        law: str,
+        statement: str,
+        subject: LayerUnderTest,
+        case: Case,
+        tally: ComparisonTally,
     ) -> None:
         self.law, self.statement, self.subject, self.case = law, statement, subject, case
         self.tally = tally
-        self._names: dict[str, Any] = {"torch": torch, subject.name: subject.factory}
-        self._lines: list[str | Callable[[], list[str]]] = []
+        names = {"torch": torch, subject.name: subject.factory}
+        self._script = Script(["import torch", subject.import_line()], names)
 
     def evaluate(self, expression: str) -> Any:
         """Return what an expression gives; if it raises, that breaks the law."""
         try:
-            return eval(_compiled(expression, "eval"), self._names)
+            return self._script.evaluate(expression)
         except Exception as error:  # whatever the layer raises is the finding
             self._fail_raising(expression, error)
 
     def run(self, *lines: str) -> None:
         """Run lines of code; if one raises, that breaks the law."""
         for line in lines:
-            self._lines.append(line)
             try:
-                exec(_compiled(line, "exec"), self._names)
+                self._script.run(line)
             except Exception as error:  # whatever the layer raises is the finding
                 self._fail_raising(line, error)
 
     def _fail_raising(self, line: str, error: Exception) -> NoReturn:
         self.fail(f"`{line}` raised {type(error).__name__}: {error}", None, cause=error)
 
-    def bind(self, name: str, value: Any, source: Callable[[], list[str]]) -> None:
-        """Bind a name; the source is asked for lines of code that do so if the law is broken."""
-        self._names[name] = value
-        self._lines.append(source)
-
-    def bind_value(self, name: str, value: Tensor) -> None:
-        """Bind a name to a copy of a tensor, which a report prints whole as it was before."""
-        self.bind(name, value.clone(), lambda: [f"{name} = {literal(value)}"])
-
     def for_case(self, case: Case) -> LawTrial:
         """Return a new trial of the same law, on another case."""
         return LawTrial(self.law, self.statement, self.subject, case, self.tally)
-
-    def _settings(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {name: getattr(self.case, name) for name in _DEFAULTS} | arguments
 
     def make_layer(self, **arguments: Any) -> None:
         """Make the layer of the case, as `layer`, in a new layer's state.
@@ -130,6 +91,9 @@ class LawTrial:
         if cast == ".to(torch.float32)":
             cast = ""
         self.run(f"layer = {self.subject.call(case.channels, **given)}{cast}")
+
+    def _settings(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {name: getattr(self.case, name) for name in _DEFAULTS} | arguments
 
     def build_layer(self, **arguments: Any) -> None:
         """Make the layer of the case, in its state, as `layer`; arguments as `make_layer`."""
@@ -157,11 +121,15 @@ class LawTrial:
         input_dtype, state_dtype = (getattr(torch, n) for n in (case.dtype, case.state_dtype))
         return ReferenceTwin(reference, Arithmetic.for_dtypes(input_dtype, state_dtype))
 
+    def bind_value(self, name: str, value: Tensor) -> None:
+        """Bind a name to a copy of a tensor, which a report prints whole as it was before."""
+        self._script.bind_value(name, value)
+
     def bind_batch(self, batch: Batch, *, grad: bool = False) -> Tensor:
         """Bind `x` to a batch, and return it."""
         x = batch.tensor(self.case.device)
         moved = [] if self.case.device == "cpu" else [f"x = x.to({self.case.device!r})"]
-        self.bind("x", x, lambda: [*batch.source(), *moved])
+        self._script.bind("x", x, lambda: [*batch.source(), *moved])
         if grad:
             self.run("x = x.detach().requires_grad_()")
         return x.detach()
@@ -193,66 +161,28 @@ class LawTrial:
             shape = tuple(expected.value.shape)
             said = f"{expression} has shape {tuple(got.shape)}, expected {shape}"
             self.fail(said, f"{expression}.shape == {shape}")
-        got64, value, bound = (each.detach().to("cpu", torch.float64) for each in (got, *expected))
-        if bound.numel():
-            self._count(bound, axis)
-        right = (got64 - value).abs() <= bound
-        if not bool(right.all()):
-            limit = torch.finfo(got.dtype).max if got.dtype.is_floating_point else math.inf
-            past = got64.isinf() & (got64.sign() == value.sign()) & (value.abs() + bound > limit)
-            right = right | bound.isinf() | past
-        if not bool(right.all()):
-            self._report(expression, got64, value, bound, ~right, axis)
+        comparison = TensorComparison.from_tensors(got, expected, axis)
+        if got.numel():
+            self._count(comparison.unbounded_share())
+        wrong = comparison.wrong()
+        if bool(wrong.any()):
+            self._fail_far_off(expression, comparison, wrong)
 
-    def _count(self, bound: Tensor, axis: int) -> None:
-        share = 0.0
-        if not bool(bound.isfinite().all()):
-            if bound.isnan().any():
-                raise GateError(f"{self.law}: a bound is NaN, so nothing was compared")
-            share = int(_by_channel(bound, axis).isinf().any(1).sum()) / bound.shape[axis]
-        self.tally.ill_posed += share
-        self.tally.posed += 1 - share
+    def _count(self, ill_posed: float) -> None:
+        if math.isnan(ill_posed):
+            raise GateError(f"{self.law}: a bound is NaN, so nothing was compared")
+        self.tally.add_comparison(ill_posed)
 
-    def _report(
-        self, expression: str, got: Tensor, value: Tensor, bound: Tensor, wrong: Tensor, axis: int
+    def _fail_far_off(
+        self, expression: str, comparison: TensorComparison, wrong: Tensor
     ) -> NoReturn:
-        ratio = torch.where(wrong, (got - value).abs() / bound, torch.zeros_like(bound))
-        ratio = ratio.nan_to_num(nan=math.inf, posinf=math.inf)
-        by_channel = [_by_channel(each, axis) for each in (ratio, got, value, bound, wrong)]
-        rows = []
-        bad = by_channel[4].any(1).nonzero().flatten().tolist()
-        for c in bad[:_SHOWN]:
-            i = int(by_channel[0][c].argmax())
-            r, g, v, b = (float(t[c, i]) for t in by_channel[:4])
-            rows.append(f"  {c:>7}  {i:>5}  {v:<23.16g}  {g:<23.16g}  {b:<9.2g}  {r:.3g}")
-        more = [f"  and {len(bad) - _SHOWN} more channels"] if len(bad) > _SHOWN else []
-        head = f"  channel     at  {'expected':23}  {'got':23}  {'bound':9}  error/bound"
-        count = f"{len(bad)} of {len(by_channel[4])} channels"
-        self._lines.append(
-            lambda: [
-                f"expected = {literal(value)}",
-                f"bound = {literal(bound)}",
-            ]
-        )
+        count, table = comparison.table(wrong)
+        self._script.keep(comparison.source)
         self.fail(
             f"{expression} is off in {count}",
             f"(({expression}).detach().cpu().double() - expected).abs().le(bound).all()",
-            table=[head, *rows, *more],
+            table=table,
         )
-
-    def require(self, condition: str, message: str) -> None:
-        """Hold that an expression is true.
-
-        Args:
-            condition: the expression.
-            message: what is said if it is not; braces hold expressions.
-        """
-        if not self.evaluate(condition):
-            self.fail(self._filled(message), condition)
-
-    def _filled(self, message: str) -> str:
-        """Return a message with the values of the expressions in its braces."""
-        return re.sub(r"\{(.+?)\}", lambda match: _brief(self.evaluate(match[1])), message)
 
     def check_same(self, first: str, second: str, what: str) -> None:
         """Hold that two tensors have the same dtype, shape and values, NaN equal to NaN."""
@@ -267,18 +197,32 @@ class LawTrial:
         if not equal:
             exactly = "rtol=0, atol=0, equal_nan=True"
             code = f"torch.testing.assert_close({first}, {second}, {exactly}) is None"
-            self.fail(f"{what}: {_brief(a)}, and it was {_brief(b)}", code)
+            self.fail(f"{what}: {brief(a)}, and it was {brief(b)}", code)
+
+    def require(self, condition: str, message: str) -> None:
+        """Hold that an expression is true.
+
+        Args:
+            condition: the expression.
+            message: what is said if it is not; braces hold expressions.
+        """
+        if not self.evaluate(condition):
+            self.fail(self._filled(message), condition)
+
+    def _filled(self, message: str) -> str:
+        """Return a message with the values of the expressions in its braces."""
+        return re.sub(r"\{(.+?)\}", lambda match: brief(self.evaluate(match[1])), message)
 
     def check_raises(self, line: str, *kinds: type[Exception]) -> None:
         """Hold that a line raises one of these errors."""
         raised: Exception | None = None
         try:
-            exec(_compiled(line, "exec"), self._names)
+            self._script.try_out(line)
         except kinds:
             return
         except Exception as error:  # another error is a finding, too
             raised = error
-        self._lines.append(line)
+        self._script.keep(line)
         names = " or ".join(kind.__name__ for kind in kinds)
         got = "nothing" if raised is None else f"{type(raised).__name__} ({raised})"
         check = "False" if raised is None else None
@@ -300,41 +244,7 @@ class LawTrial:
             table: expected and got.
             cause: what the layer raised.
         """
-        case = self.case
-        head = f"{self.subject.label} breaks the law {self.law}: {said}"
-        snippet = self._snippet(check)
-        settings = f"{case.dtype} on {case.device}, state in {case.state_dtype}"
-        text = [head, "", f"law   {self.statement}", f"case  {settings}; {_described(case)}"]
-        text += ["", *table] if table else []
-        text += ["", "this reproduces it:", "", *(f"    {line}" for line in snippet)]
-        raise LawBroken("\n".join(text), self.law, "\n".join(snippet)) from cause
-
-    def _snippet(self, check: str | None) -> list[str]:
-        lines = ["import torch", self.subject.import_line(), ""]
-        for each in self._lines:
-            lines += [each] if isinstance(each, str) else each()
-        if check is not None:
-            lines.append(f"assert {check}")
-        return [part for line in lines for part in line.split("\n")]
-
-
-def _by_channel(values: Tensor, axis: int) -> Tensor:
-    """Return values as rows, one a channel."""
-    return values.transpose(0, axis).flatten(1) if values.dim() > 1 else values[:, None]
-
-
-def _brief(value: object) -> str:
-    if isinstance(value, Tensor):
-        many = value.numel() > _SHOWN
-        shown = f"shape {tuple(value.shape)}" if many else str(value.detach().cpu().tolist())
-        return f"{shown} ({str(value.dtype).removeprefix('torch.')})"
-    return repr(value)
-
-
-def _described(case: Case) -> str:
-    shapes = ", ".join(
-        f"{batch.shape} {batch.layout}" + (f" at {batch.kappa:g} sigma" if batch.kappa else "")
-        for batch in case.batches
-    )
-    modes = ", ".join("train" if training else "eval" for training in case.modes)
-    return f"batches {shapes}; modes {modes}"
+        headline = f"{self.subject.label} breaks the law {self.law}: {said}"
+        snippet = self._script.text(check)
+        report = law_report(headline, self.statement, self.case, table or [], snippet)
+        raise LawBroken(report, self.law, "\n".join(snippet)) from cause

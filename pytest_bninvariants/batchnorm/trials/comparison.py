@@ -1,0 +1,123 @@
+"""A layer's tensor beside its true value: where it is off by more than the bound."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pytest_bninvariants.batchnorm.cases import literal
+from pytest_bninvariants.batchnorm.expectation import BoundedValue
+
+_SHOWN_CHANNELS = 8
+
+
+@dataclass(slots=True)
+class ComparisonTally:
+    """Count what was compared.
+
+    Args:
+        posed: comparisons; one in which some channels have no bound counts for its share.
+        ill_posed: comparisons that were not made, likewise.
+        examples: cases that were run.
+        unjudged: how many of these, each counted for its share of ill-posed comparisons.
+    """
+
+    posed: float = 0
+    ill_posed: float = 0
+    examples: int = 0
+    unjudged: float = 0
+
+    def add_comparison(self, ill_posed: float) -> None:
+        """Count a comparison, given its share of channels without a bound."""
+        self.ill_posed += ill_posed
+        self.posed += 1 - ill_posed
+
+    def add_case(self, case: ComparisonTally) -> None:
+        """Count what was compared in a case."""
+        self.posed += case.posed
+        self.ill_posed += case.ill_posed
+        self.examples += 1
+        self.unjudged += case.ill_posed / (case.posed + case.ill_posed or 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorComparison:
+    """A layer's tensor, its true value and the bound, all in float64 on the CPU.
+
+    Args:
+        got: the layer's.
+        value: the true one.
+        bound: how far the layer's may be from it; infinite where nothing can be said.
+        dtype: the layer's.
+        axis: which axis counts channels.
+    """
+
+    got: Tensor
+    value: Tensor
+    bound: Tensor
+    dtype: torch.dtype
+    axis: int
+
+    @classmethod
+    def from_tensors(cls, got: Tensor, expected: BoundedValue, axis: int) -> TensorComparison:
+        """Return the comparison of a tensor in any dtype on any device."""
+        wide, value, bound = (
+            each.detach().to("cpu", torch.float64) for each in (got, expected.value, expected.bound)
+        )
+        return cls(wide, value, bound, got.dtype, axis)
+
+    def unbounded_share(self) -> float:
+        """Return the share of channels that have a place without a bound; NaN if a bound is NaN."""
+        if bool(self.bound.isfinite().all()):
+            return 0.0
+        if bool(self.bound.isnan().any()):
+            return math.nan
+        unbounded = self._by_channel(self.bound).isinf().any(1)
+        return int(unbounded.sum()) / self.bound.shape[self.axis]
+
+    def wrong(self) -> Tensor:
+        """Return where the layer's tensor is too far from its true value.
+
+        An infinity is right where the true value may lie past the largest number of the dtype.
+        """
+        right = (self.got - self.value).abs() <= self.bound
+        if not bool(right.all()):
+            floats = self.dtype.is_floating_point
+            largest = torch.finfo(self.dtype).max if floats else math.inf
+            same_sign = self.got.sign() == self.value.sign()
+            overflown = self.got.isinf() & same_sign & (self.value.abs() + self.bound > largest)
+            right = right | self.bound.isinf() | overflown
+        return ~right
+
+    def table(self, wrong: Tensor) -> tuple[str, list[str]]:
+        """Return in how many channels the tensor is wrong, and a table of the worst place of each.
+
+        Args:
+            wrong: where it is.
+        """
+        ratio = torch.where(wrong, (self.got - self.value).abs() / self.bound, 0.0)
+        ratio = self._by_channel(ratio.nan_to_num(nan=math.inf, posinf=math.inf))
+        columns = [self._by_channel(each) for each in (self.value, self.got, self.bound)]
+        bad = self._by_channel(wrong).any(1).nonzero().flatten().tolist()
+        lines = [f"  channel     at  {'expected':23}  {'got':23}  {'bound':9}  error/bound"]
+        for c in bad[:_SHOWN_CHANNELS]:
+            i = int(ratio[c].argmax())
+            value, got, bound = (float(column[c, i]) for column in columns)
+            worst = float(ratio[c, i])
+            lines.append(
+                f"  {c:>7}  {i:>5}  {value:<23.16g}  {got:<23.16g}  {bound:<9.2g}  {worst:.3g}"
+            )
+        more = len(bad) - _SHOWN_CHANNELS
+        lines += [f"  and {more} more channels"] if more > 0 else []
+        return f"{len(bad)} of {len(ratio)} channels", lines
+
+    def source(self) -> list[str]:
+        """Return code that makes the true value and the bound."""
+        return [f"expected = {literal(self.value)}", f"bound = {literal(self.bound)}"]
+
+    def _by_channel(self, values: Tensor) -> Tensor:
+        """Return values as rows, one a channel."""
+        return values.transpose(0, self.axis).flatten(1) if values.dim() > 1 else values[:, None]

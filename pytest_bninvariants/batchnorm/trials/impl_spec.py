@@ -1,0 +1,74 @@
+"""What `--bn-impl` names: a class by its path, with arguments and a rank."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib import import_module
+from typing import Any
+
+from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
+
+SPELLING = (
+    "MODULE:CLASS, MODULE:CLASS(name=literal, ...), each with @1d, @2d, @3d or @nd or without"
+)
+
+
+def parse_impl(spec: str, device: str = "cpu") -> LayerUnderTest:
+    """Return the layer under test that a text names.
+
+    Args:
+        spec: as `SPELLING` says.
+        device: where ranks are found out, if need be.
+
+    Raises:
+        ValueError: the text cannot be read, or what it names is not there; the message says why.
+    """
+    match = re.fullmatch(r"([\w.]+):([\w.]+)(\(.*\))?(?:@(\w+))?", spec, re.DOTALL)
+    if match is None:
+        raise ValueError(f"cannot be read{_suggest_a_colon(spec)}; accepted is {SPELLING}")
+    module, path, arguments, rank = match.groups()
+    try:
+        found: Any = import_module(module)
+    except Exception as error:  # a user's module fails in its own ways, and each is the answer
+        raise ValueError(f"importing {module} fails: {type(error).__name__}: {error}") from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{module} has no {path}")
+        found = getattr(found, part)
+    try:
+        return LayerUnderTest.from_factory(
+            found, rank=rank, keywords=_keywords(arguments), device=device
+        )
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _suggest_a_colon(spec: str) -> str:
+    """Say how to write what is a dotted path all along."""
+    path = re.match(r"([\w.]+)\.(\w+)(?![\w.:])", spec)
+    return f": write {path[1]}:{path[2]}" if path else ""
+
+
+def _keywords(arguments: str | None) -> dict[str, Any]:
+    """Return keyword arguments from their text; literals only, nothing is evaluated."""
+    if not arguments:
+        return {}
+    try:
+        call = ast.parse(f"f{arguments}", mode="eval").body
+    except SyntaxError:
+        call = None
+    names = [each.arg for each in getattr(call, "keywords", ())]
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or _has_repeats(names):
+        raise ValueError(f"{arguments}: these are no arguments")
+    if call.args or None in names:
+        raise ValueError(f"{arguments}: give arguments by name")
+    try:
+        return {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+    except ValueError:
+        said = f"{arguments}: arguments are literals, such as False or 0.1"
+        raise ValueError(said) from None
+
+
+def _has_repeats(names: list[str | None]) -> bool:
+    return len(set(names)) < len(names)

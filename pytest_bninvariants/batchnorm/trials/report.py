@@ -1,0 +1,46 @@
+"""The text of a broken law."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pytest_bninvariants.batchnorm.cases import Case
+
+_SHOWN_VALUES = 8
+
+
+def law_report(
+    headline: str, statement: str, case: Case, table: list[str], snippet: list[str]
+) -> str:
+    """Return the report of a layer that breaks a law.
+
+    Args:
+        headline: the news, one line.
+        statement: what the law says.
+        case: on which it was broken.
+        table: expected and got, if tensors were compared.
+        snippet: code that reproduces it.
+    """
+    settings = f"{case.dtype} on {case.device}, state in {case.state_dtype}"
+    lines = [headline, "", f"law   {statement}", f"case  {settings}; {_description(case)}"]
+    lines += ["", *table] if table else []
+    lines += ["", "this reproduces it:", "", *(f"    {line}" for line in snippet)]
+    return "\n".join(lines)
+
+
+def _description(case: Case) -> str:
+    shapes = ", ".join(
+        f"{batch.shape} {batch.layout}" + (f" at {batch.kappa:g} sigma" if batch.kappa else "")
+        for batch in case.batches
+    )
+    modes = ", ".join("train" if training else "eval" for training in case.modes)
+    return f"batches {shapes}; modes {modes}"
+
+
+def brief(value: object) -> str:
+    """Return a value as a report's headline shows it: of a large tensor the shape."""
+    if isinstance(value, Tensor):
+        many = value.numel() > _SHOWN_VALUES
+        shown = f"shape {tuple(value.shape)}" if many else str(value.detach().cpu().tolist())
+        return f"{shown} ({str(value.dtype).removeprefix('torch.')})"
+    return repr(value)
