@@ -15,7 +15,6 @@ from types import FrameType
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from pytest_bninvariants.audit.averaging_check import FrozenParameters
@@ -34,6 +33,7 @@ from pytest_bninvariants.selection.bn_layers import (
     uses_batch_statistics,
 )
 from pytest_bninvariants.selection.model_names import WatchedTensor, named_modules
+from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised
 from pytest_bninvariants.snapshot.tensors import Snapshot, changes_since, take_snapshot
 from pytest_bninvariants.torch_internals.dynamo import passed_over
 from pytest_bninvariants.torch_internals.isolation import in_transform, undisturbed
@@ -278,7 +278,7 @@ def _asks_for_none(parameter: Tensor) -> bool:
 
 def _is_readable(layer: nn.Module) -> bool:
     """Tell whether a layer has values, which are its own and not a function transform's."""
-    return not in_transform() and not is_lazy(_buffers(layer)["running_mean"])
+    return not in_transform() and not is_uninitialised(_buffers(layer)["running_mean"])
 
 
 def _buffers(layer: nn.Module) -> dict[str, Tensor]:

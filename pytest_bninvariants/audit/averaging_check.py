@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from pytest_bninvariants.instrumentation.observer_api import Finish
 from pytest_bninvariants.instrumentation.optimizers import held_by
 from pytest_bninvariants.selection.model_names import WatchedTensor
-from pytest_bninvariants.snapshot.tensor_bytes import version
+from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised, version
 from pytest_bninvariants.snapshot.tensors import changes_since, take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 
@@ -33,7 +32,7 @@ class FrozenParameters:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        parameters = (each for each in module.parameters() if not is_lazy(each))
+        parameters = (each for each in module.parameters() if not is_uninitialised(each))
         self._telling = sorted(parameters, key=Tensor.numel)[:_TELLING]
         self._averaged = False
         self._versions = self._versions_now()

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_bninvariants.errors import GateError
@@ -19,6 +18,7 @@ from pytest_bninvariants.instrumentation import installation
 from pytest_bninvariants.instrumentation.observer_api import Observer
 from pytest_bninvariants.selection.model_names import all_tensors
 from pytest_bninvariants.snapshot.restore import ModelState
+from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised
 
 _T = TypeVar("_T")
 
@@ -36,7 +36,7 @@ def in_eval(module: nn.Module, *heard_by: Observer) -> Iterator[None]:
     Raises:
         GateError: it has parameters that a first forward would make.
     """
-    if any(map(is_lazy, all_tensors(module))):
+    if any(map(is_uninitialised, all_tensors(module))):
         raise GateError(
             f"{type(module).__name__} has lazy parameters without values: run a forward first"
         )

@@ -27,6 +27,7 @@ from pytest_bninvariants.instrumentation.norm_calls import (
 )
 from pytest_bninvariants.instrumentation.observer_api import Observer
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
+from pytest_bninvariants.snapshot.tensor_bytes import have_values
 from pytest_bninvariants.torch_internals import dynamo
 from pytest_bninvariants.torch_internals.dynamo import unseen
 from pytest_bninvariants.torch_internals.patches import (
@@ -38,7 +39,6 @@ from pytest_bninvariants.torch_internals.patches import (
 )
 
 _Function = Callable[..., Any]
-_TRACERS = ("FakeTensor", "FunctionalTensor")
 _CALL = nn.Module._wrapped_call_impl.__code__  # nn.Module.__call__, unless somebody wrapped it
 _EVAL_FRAME = "torch._dynamo.eval_frame"
 
@@ -184,7 +184,7 @@ def _tell_compiled_in_place(frame: FrameType | None) -> None:
 def _have_values(tensors: list[Tensor]) -> bool:
     """Tell whether a forward is a real one, and not a tracer's on fake tensors."""
     with torch._C.DisableTorchFunction():  # a user's mode is not to hear of our questions
-        return not any(t.is_meta or type(t).__name__ in _TRACERS for t in tensors)
+        return have_values(tensors)
 
 
 # Dynamo skips the wrappers themselves, but tries to compile what they call where a model is

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from types import FrameType
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pytest_bninvariants.frames import place_of
-from pytest_bninvariants.snapshot.tensor_bytes import (
-    parts,
-)
+from pytest_bninvariants.snapshot.tensor_bytes import values_of
 from pytest_bninvariants.verdict import Place
 
 Gradient = Literal["nonzero", "zero", "none"]
@@ -35,13 +31,6 @@ def gradient_of(tensor: Tensor) -> Gradient:
     if grad is None:
         return "none"
     return "nonzero" if any(bool(values.any()) for values in values_of(grad)) else "zero"
-
-
-def values_of(grad: Tensor) -> Sequence[Tensor]:
-    """Return the tensors that hold a gradient's values."""
-    if grad.is_sparse:
-        return (grad._values(),)
-    return parts(grad) if is_traceable_wrapper_subclass(grad) else (grad,)
 
 
 def has_moments(optimizer: Optimizer, tensor: Tensor) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pytest_bninvariants.snapshot import memory
 from pytest_bninvariants.snapshot.fingerprints import CHUNK, Method, fingerprints, method_on
@@ -18,6 +18,7 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
     READ_ERRORS,
     Content,
     are_backed,
+    are_plain,
     as_bytes,
     in_words,
     join_key,
@@ -26,7 +27,6 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
 )
 
 _NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
-_PLAIN = frozenset({Tensor, nn.Parameter})
 _SMALL = 2**14  # bytes of a tensor that is copied and compared together with others
 _FULL = 2**15  # values that are copied together: as many as torch gives to one thread
 _COPIED_BY_BITS = frozenset(
@@ -37,12 +37,11 @@ _COPIED_BY_BITS = frozenset(
 )
 
 
-def are_plain(tensors: Sequence[Tensor]) -> bool:
+def fit_in_buckets(tensors: Sequence[Tensor]) -> bool:
     """Tell whether tensors are nothing but memory that may be copied together with others'."""
     return (
-        _PLAIN.issuperset(map(type, tensors))
+        are_plain(tensors)
         and _COPIED_BY_BITS.issuperset([tensor.dtype for tensor in tensors])
-        and not any(t.layout is not torch.strided or t.is_nested or t.is_meta for t in tensors)
         and are_backed(tensors)
     )
 
@@ -123,7 +122,7 @@ class Bucket:
         """Tell whether tensors elsewhere are what was kept, but for their bytes."""
         return (
             len(tensors) == len(self.keys)
-            and are_plain(tensors)
+            and fit_in_buckets(tensors)
             and all(t.dtype is self.dtype and t.device == self.device for t in tensors)
             and [tensor.shape for tensor in tensors] == self.shapes
         )
@@ -217,9 +216,9 @@ def fill_buckets(
     global _latest
     latest = _latest  # another thread may set another
     known = latest if latest is not None and latest.fits(tensors) else None
-    if known is None and not are_plain(list(tensors.values())):
-        tensors = {key: tensor for key, tensor in tensors.items() if are_plain([tensor])}
-    buckets = list(_buckets(tensors)) if known is None else [b.emptied() for b in known.buckets]
+    if known is None and not fit_in_buckets(list(tensors.values())):
+        tensors = {key: tensor for key, tensor in tensors.items() if fit_in_buckets([tensor])}
+    buckets = list(_arrange(tensors)) if known is None else [b.emptied() for b in known.buckets]
     for device in {bucket.device for bucket in buckets if bucket.is_large}:
         large = [bucket for bucket in buckets if bucket.is_large and bucket.device == device]
         _provide(device, large, ignore_budget=ignore_budget, prefer_exact=prefer_exact)
@@ -269,7 +268,7 @@ class _BucketPlan(NamedTuple):
 _latest: _BucketPlan | None = None
 
 
-def _buckets(tensors: Mapping[str, Tensor]) -> Iterator[Bucket]:
+def _arrange(tensors: Mapping[str, Tensor]) -> Iterator[Bucket]:
     """Yield buckets for plain tensors, not yet filled."""
     small: dict[tuple[torch.dtype, torch.device, int], list[str]] = {}
     for key, tensor in tensors.items():

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.selection.model_names import all_tensors, named_modules
+from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised
 
 
 class ModelState:
@@ -23,9 +23,9 @@ class ModelState:
             (module, module.training, [(r, dict(r)) for r in _registries(module)])
             for _, module in named_modules(model)
         ]
-        tensors = {id(t): t for t in all_tensors(model)}
+        tensors = {id(t): t for t in all_tensors(model) if not is_uninitialised(t)}
         with torch.no_grad():
-            self._tensors = [(t, t.detach().clone()) for t in tensors.values() if not is_lazy(t)]
+            self._tensors = [(t, t.detach().clone()) for t in tensors.values()]
 
     def restore(self) -> None:
         """Put it back, into the very tensors that the model held."""

@@ -1,26 +1,23 @@
-"""What a tensor's content is: the bytes of the plain dense tensors that make it up."""
+"""The one place that knows the kinds of tensors: of which bytes each is made up.
+
+To support another kind, add it to `_KINDS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import ge
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
+_PLAIN_TYPES = frozenset({Tensor, nn.Parameter})
+_TRACER_TYPES = frozenset({"FakeTensor", "FunctionalTensor"})
 _WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
-_COMPRESSED = {
-    torch.sparse_csr: ("crow_indices", "col_indices"),
-    torch.sparse_bsr: ("crow_indices", "col_indices"),
-    torch.sparse_csc: ("ccol_indices", "row_indices"),
-    torch.sparse_bsc: ("ccol_indices", "row_indices"),
-}
-_VALUES = frozenset({float, complex})
-_T = TypeVar("_T")
 Content = tuple[Tensor, ...]
 """Copies of the bytes of a tensor's parts."""
 
@@ -33,56 +30,167 @@ READ_ERRORS = (UnreadableTensor, RuntimeError, NotImplementedError, TypeError)
 """What a tensor may raise that cannot be read, tensors of other libraries' classes too."""
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor is of torch's own class and nothing but strided memory."""
+    return type(tensor) in _PLAIN_TYPES and not (
+        tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta
+    )
+
+
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether all tensors are plain, in less time than it takes to ask for each of many."""
+    return _PLAIN_TYPES.issuperset(map(type, tensors)) and not any(
+        t.layout is not torch.strided or t.is_nested or t.is_meta for t in tensors
+    )
+
+
+def is_uninitialised(tensor: Tensor) -> bool:
+    """Tell whether a tensor waits for a lazy module's first forward, and has not even a shape."""
+    return bool(is_lazy(tensor))
+
+
+def have_values(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether tensors are real ones, and not a tracer's or on the meta device."""
+    return not any(t.is_meta or type(t).__name__ in _TRACER_TYPES for t in tensors)
+
+
+class TensorKind(NamedTuple):
+    """A kind of tensor.
+
+    Args:
+        matches: tells whether a tensor is of this kind, if it is of none before it.
+        parts: returns the plain dense tensors whose bytes make up its content.
+        values: which of these hold its values; the others say where they belong, or what they mean.
+    """
+
+    matches: Callable[[Tensor], bool]
+    parts: Callable[[Tensor], tuple[Tensor, ...]]
+    values: slice = slice(None)
+
+
+def _has_no_values(tensor: Tensor) -> bool:
+    return tensor.is_meta or type(tensor).__name__ == "FakeTensor"
+
+
+def _refuse(tensor: Tensor) -> tuple[Tensor, ...]:
+    kind = "is fake" if type(tensor).__name__ == "FakeTensor" else "is on the meta device"
+    raise UnreadableTensor(f"it {kind} and has no values")
+
+
+def _wrapper_parts(tensor: Any) -> tuple[Tensor, ...]:
+    """Return what a wrapper subclass computes with: its tensors, and the numbers beside them.
+
+    Other values beside them, such as flags or a device mesh, are not part of its content, since
+    whether it requires a gradient is among them. Torch's own subclasses have sizes there as well.
+    """
+    names, context = tensor.__tensor_flatten__()
+    leaves = [getattr(tensor, name) for name in names] + tree_leaves(context)
+    found = [part for leaf in leaves if isinstance(leaf, Tensor) for part in parts(leaf)]
+    is_torchs = type(tensor).__module__.startswith("torch.")
+    types = (float, complex) if is_torchs else (float, complex, int)
+    numbers = [leaf for leaf in leaves if type(leaf) in types]
+    if numbers:
+        found.append(torch.frombuffer(bytearray(repr(numbers), "utf-8"), dtype=torch.uint8))
+    return tuple(found)
+
+
+def _coo_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    tensor = tensor.detach()
+    return tensor._indices(), tensor._values()
+
+
+def _row_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    tensor = tensor.detach()
+    return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+
+
+def _column_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    tensor = tensor.detach()
+    return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+
+
+def _quantized_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    tensor = tensor.detach()
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        scale = [tensor.q_scale(), tensor.q_zero_point()]
+        return tensor.int_repr(), torch.tensor(scale, dtype=torch.float64)
+    axis = torch.tensor([tensor.q_per_channel_axis()])
+    scales, zeros = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+    return tensor.int_repr(), scales, zeros, axis
+
+
+def _has_layout(*layouts: torch.layout) -> Callable[[Tensor], bool]:
+    return lambda tensor: tensor.layout in layouts
+
+
+_WRAPPER = TensorKind(is_traceable_wrapper_subclass, _wrapper_parts)
+_DENSE = TensorKind(
+    lambda tensor: True, lambda tensor: (tensor.detach().resolve_conj().resolve_neg(),)
+)
+_KINDS = (
+    TensorKind(is_lazy, lambda tensor: ()),
+    _WRAPPER,
+    TensorKind(_has_no_values, _refuse),
+    TensorKind(_has_layout(torch.sparse_coo), _coo_parts, slice(1, None)),
+    TensorKind(_has_layout(torch.sparse_csr, torch.sparse_bsr), _row_parts, slice(2, None)),
+    TensorKind(_has_layout(torch.sparse_csc, torch.sparse_bsc), _column_parts, slice(2, None)),
+    TensorKind(
+        lambda tensor: tensor.is_nested,
+        lambda tensor: tuple(part for piece in tensor.detach().unbind() for part in parts(piece)),
+    ),
+    TensorKind(lambda tensor: tensor.is_mkldnn, lambda tensor: (tensor.detach().to_dense(),)),
+    TensorKind(lambda tensor: tensor.is_quantized, _quantized_parts, slice(1)),
+    _DENSE,
+)
+
+
+def _kind_of(tensor: Tensor) -> TensorKind:
+    return next(kind for kind in _KINDS if kind.matches(tensor))
+
+
 def parts(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return the plain dense tensors whose bytes make up a tensor's content.
 
     Raises:
         UnreadableTensor: the tensor has no values that could be read, as on the meta device.
     """
-    if is_lazy(tensor):
-        return ()
-    if is_traceable_wrapper_subclass(tensor):
-        return tuple(_of_wrapper(tensor))
-    tensor = tensor.detach()
-    if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
-        kind = "is fake" if type(tensor).__name__ == "FakeTensor" else "is on the meta device"
-        raise UnreadableTensor(f"it {kind} and has no values")
-    if tensor.layout == torch.sparse_coo:
-        return tensor._indices(), tensor._values()
-    if tensor.layout in _COMPRESSED:
-        rows, columns = _COMPRESSED[tensor.layout]
-        return getattr(tensor, rows)(), getattr(tensor, columns)(), tensor.values()
-    if tensor.is_nested:
-        return tuple(part for piece in tensor.unbind() for part in parts(piece))
-    if tensor.is_mkldnn:
-        return (tensor.to_dense(),)
-    if tensor.is_quantized:
-        return tensor.int_repr(), *_quantizer(tensor)
-    return (tensor.resolve_conj().resolve_neg(),)
+    return _kind_of(tensor).parts(tensor)
 
 
-def _of_wrapper(tensor: Any) -> Iterator[Tensor]:
-    """Yield what a wrapper subclass computes with: its tensors, and the numbers beside them.
+def values_of(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the plain dense tensors that hold a tensor's values.
 
-    Other values beside them, such as flags or a device mesh, are none of its content: among them
-    is whether it asks for a gradient. Torch's own subclasses have sizes there as well.
+    Raises:
+        UnreadableTensor: the tensor has no values that could be read, as on the meta device.
     """
-    names, context = tensor.__tensor_flatten__()
-    leaves = [getattr(tensor, name) for name in names] + tree_leaves(context)
-    for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            yield from parts(leaf)
-    kinds = _VALUES if type(tensor).__module__.startswith("torch.") else {*_VALUES, int}
-    numbers = [leaf for leaf in leaves if type(leaf) in kinds]
-    if numbers:
-        yield torch.frombuffer(bytearray(repr(numbers), "utf-8"), dtype=torch.uint8)
+    if is_plain(tensor):
+        return (tensor,)
+    kind = _kind_of(tensor)
+    return kind.parts(tensor)[kind.values]
 
 
-def _quantizer(tensor: Tensor) -> tuple[Tensor, ...]:
-    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-        return (torch.tensor([tensor.q_scale(), tensor.q_zero_point()], dtype=torch.float64),)
-    axis = torch.tensor([tensor.q_per_channel_axis()])
-    return tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points(), axis
+def dense_values(tensor: Tensor) -> Tensor | None:
+    """Return a tensor's values as one plain dense tensor, if it keeps them so in its own dtype."""
+    kind = _DENSE if is_plain(tensor) and not tensor.is_quantized else _kind_of(tensor)
+    if kind is _WRAPPER:
+        found = parts(tensor)
+        return found[0] if len(found) == 1 and found[0].dtype == tensor.dtype else None
+    return tensor if kind is _DENSE else None
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
+    """Return a tensor's shape: none before it is initialised, () where its pieces have shapes."""
+    if is_lazy(tensor):
+        return None
+    return () if tensor.layout is torch.strided and tensor.is_nested else tuple(tensor.shape)
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Tell whether a tensor has values that can be read."""
+    try:
+        return bool([as_bytes(part) for part in parts(tensor)])
+    except READ_ERRORS:
+        return False
 
 
 def as_bytes(part: Tensor) -> Tensor:
@@ -145,35 +253,6 @@ def join_values(tensors: list[Tensor]) -> Tensor:
 def same_bytes(kept: Tensor, now: Tensor) -> bool:
     """Compare two flat uint8 tensors."""
     return kept.numel() == now.numel() and torch.equal(*in_words(kept, now))
-
-
-def address(tensor: Tensor) -> int:
-    """Return where a tensor's values lie, which its aliases share; 0 if nowhere."""
-    with torch._C.DisableTorchFunction():
-        return _address(tensor)
-
-
-def addresses(tensors: Iterable[Tensor]) -> set[int]:
-    """Return where the values of tensors lie."""
-    with torch._C.DisableTorchFunction():
-        return {_address(tensor) for tensor in tensors} - {0}
-
-
-def _address(tensor: Tensor) -> int:
-    try:
-        return 0 if is_lazy(tensor) or tensor.is_meta else tensor.data_ptr()
-    except RuntimeError:  # sparse and fake tensors have no address
-        return 0
-
-
-def by_address(held: Iterable[tuple[object, _T]]) -> dict[int, list[_T]]:
-    """Group what goes with tensors by where their values lie; what goes with others is left out."""
-    found: dict[int, list[_T]] = {}
-    for tensor, each in held:
-        at = address(tensor) if isinstance(tensor, Tensor) else 0
-        if at:
-            found.setdefault(at, []).append(each)
-    return found
 
 
 def version(tensor: Tensor) -> int | None:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.selection.lazy_mapping import LazyMapping
@@ -23,6 +22,7 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
     has_content,
     parts,
     same_bytes,
+    shape_of,
 )
 from pytest_bninvariants.verdict import Change, ChangeKind
 
@@ -38,16 +38,10 @@ class TensorSpec(NamedTuple):
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> TensorSpec:
         """Read them off a tensor."""
-        return cls(tensor.dtype, _shape(tensor), tensor.layout, tensor.device)
+        return cls(tensor.dtype, shape_of(tensor), tensor.layout, tensor.device)
 
     def __str__(self) -> str:
         return "uninitialised" if self.shape is None else f"{_name(self.dtype)} {self.shape}"
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...] | None:
-    if is_lazy(tensor):
-        return None
-    return tuple(tensor.shape) if tensor.layout != torch.strided or not tensor.is_nested else ()
 
 
 def _name(value: torch.dtype | torch.layout) -> str:
@@ -115,7 +109,7 @@ class KeptTensor(NamedTuple):
         return None if flat is None else TensorCopy(spec, (flat,), (spec.shape or (),))
 
     @property
-    def plain_bytes(self) -> Tensor | None:
+    def value_bytes(self) -> Tensor | None:
         """Return its bytes if they are its values, one after another, and are kept."""
         found, spec = self.parts, self.spec
         if found is None or len(found.content) != 1 or spec.layout != torch.strided:
@@ -140,11 +134,6 @@ class KeptTensor(NamedTuple):
     def shape(self) -> tuple[int, ...] | None:
         """Return its shape; None while it was uninitialised."""
         return self.spec.shape
-
-    @property
-    def layout(self) -> torch.layout:
-        """Return its layout."""
-        return self.spec.layout
 
 
 class Snapshot(LazyMapping[KeptTensor]):
@@ -352,7 +341,7 @@ def _difference(before: KeptTensor, tensor: Tensor) -> tuple[ChangeKind, str] | 
     same_shapes = tuple(tuple(part.shape) for part in found) == kept.shapes
     if same_shapes and all(map(same_bytes, kept.content, now)):
         return None
-    old = before.plain_bytes
+    old = before.value_bytes
     if old is not None and len(now) == 1 and now[0].numel() == old.numel():
         return "values", value_difference.difference(old, now[0], spec.dtype, kept.shapes[0])
     return "values", "content differs"

@@ -9,13 +9,12 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pytest_bninvariants.selection.bn_layers import BN_STATE, STATISTICS
 from pytest_bninvariants.selection.model_names import all_tensors
 from pytest_bninvariants.selection.scope import Scope
-from pytest_bninvariants.snapshot.tensor_bytes import address, join_key, join_values, parts
+from pytest_bninvariants.snapshot.addresses import address
+from pytest_bninvariants.snapshot.tensor_bytes import dense_values, join_key, join_values
 from pytest_bninvariants.state_change.before_after import SETTINGS, StateAfter, StateBefore
 from pytest_bninvariants.state_change.witness import Witness
 from pytest_bninvariants.verdict import Change, Hazard
@@ -202,14 +201,7 @@ def _readable(layer: nn.Module | None, name: str) -> Tensor | None:
     """Return one of a layer's tensors, if its values can be read."""
     buffers = {} if layer is None else layer._buffers  # looked at first: asking a module is slow
     value = buffers[name] if name in buffers else getattr(layer, name, None)
-    if not isinstance(value, Tensor):
-        return None
-    if is_traceable_wrapper_subclass(value):
-        found = parts(value)
-        value = found[0] if len(found) == 1 and found[0].dtype == value.dtype else None
-    if value is None or is_lazy(value) or value.is_meta or value.layout is not torch.strided:
-        return None
-    return value
+    return dense_values(value) if isinstance(value, Tensor) else None
 
 
 def _is_initial(layer: nn.Module | None) -> bool:

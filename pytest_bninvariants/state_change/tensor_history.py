@@ -22,12 +22,12 @@ from pytest_bninvariants.instrumentation.optimizers import (
     skips_parameters_without_gradient,
 )
 from pytest_bninvariants.selection.model_names import named_modules
+from pytest_bninvariants.snapshot.addresses import address, group_by_address
 from pytest_bninvariants.snapshot.tensor_bytes import (
     Content,
-    address,
-    by_address,
     content_of,
     extent,
+    is_plain,
     same_content,
     version,
 )
@@ -147,7 +147,7 @@ class OperationLog:
 
     @cached_property
     def _by_address(self) -> dict[int, list[Tensor]]:
-        return by_address((tensor, tensor) for tensor in self._followed.values())
+        return group_by_address((tensor, tensor) for tensor in self._followed.values())
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
         """Look at what a module holds; return what looks again after its load_state_dict()."""
@@ -268,7 +268,7 @@ class _PendingStep:
 
 def _glance(tensor: Tensor) -> Tensor | None:
     """Return the bytes of a tensor's first values in memory."""
-    if tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Parameter):
+    if not is_plain(tensor):
         return None
     count = min(_GLANCE, extent(tensor) // tensor.itemsize)  # an expanded one has fewer there
     return tensor.detach().as_strided((count,), (1,)).clone().view(torch.uint8)

@@ -19,7 +19,7 @@ def floats(kept: KeptTensor, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
 
     None where they are not, or where it has another dtype, shape or layout.
     """
-    old = kept.plain_bytes
+    old = kept.value_bytes
     if (
         old is None
         or not kept.dtype.is_floating_point

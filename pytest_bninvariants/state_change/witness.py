@@ -36,7 +36,8 @@ from pytest_bninvariants.selection.model_names import (
     own_tensors,
 )
 from pytest_bninvariants.selection.selection_plan import Selection
-from pytest_bninvariants.snapshot.tensor_bytes import address, addresses, by_address, version
+from pytest_bninvariants.snapshot.addresses import address, addresses, group_by_address
+from pytest_bninvariants.snapshot.tensor_bytes import version
 from pytest_bninvariants.state_change.tensor_history import OperationLog, TensorHistory
 from pytest_bninvariants.torch_internals.dynamo import passed_over
 from pytest_bninvariants.verdict import Place
@@ -225,7 +226,7 @@ class Witness(Watcher):
             if is_bn_layer(layer):
                 names = (join(key, name) for name in _TELLING)
                 found.append((next((held[name] for name in names if name in held), None), layer))
-        return by_address(found)
+        return group_by_address(found)
 
     def _tell_those_it_shares_with(self, layer: nn.Module) -> None:
         """Note of which watched layers a layer that is not watched updates the statistics."""

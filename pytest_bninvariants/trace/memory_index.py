@@ -6,12 +6,8 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor
-from torch.nn import Parameter
 
-from pytest_bninvariants.snapshot.tensor_bytes import READ_ERRORS, extent, parts
-
-_PLAIN = (Tensor, Parameter)
-_Span = tuple[int, int]
+from pytest_bninvariants.snapshot.addresses import spans
 
 
 class MemoryIndex:
@@ -22,11 +18,11 @@ class MemoryIndex:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        spans = [(*span, name) for name, tensor in tensors.items() for span in _spans(tensor)]
+        places = [(*span, name) for name, tensor in tensors.items() for span in spans(tensor)]
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._names: list[list[str]] = []
-        for start, end, name in sorted(spans):
+        for start, end, name in sorted(places):
             if self._ends and start < self._ends[-1]:
                 self._ends[-1] = max(self._ends[-1], end)
                 self._names[-1].append(name)
@@ -37,19 +33,9 @@ class MemoryIndex:
 
     def overlapping(self, tensor: Tensor) -> Iterator[str]:
         """Yield the names of tensors that may share memory with this one."""
-        for start, end in _spans(tensor):
+        for start, end in spans(tensor):
             block = max(bisect_right(self._starts, start) - 1, 0)
             while block < len(self._starts) and self._starts[block] < end:
                 if start < self._ends[block]:
                     yield from self._names[block]
                 block += 1
-
-
-def _spans(tensor: Tensor) -> list[_Span]:
-    """Return where a tensor's values lie, from and up to; nowhere for fake ones."""
-    try:
-        plain = type(tensor) in _PLAIN and not tensor.is_sparse
-        found = (tensor,) if plain else parts(tensor)
-        return [(part.data_ptr(), part.data_ptr() + extent(part)) for part in found]
-    except READ_ERRORS:
-        return []

@@ -21,13 +21,13 @@ def no_arrangement(monkeypatch: pytest.MonkeyPatch) -> None:
 def arranged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tensors were arranged, each time that any were."""
     times: list[int] = []
-    real = buckets._buckets
+    real = buckets._arrange
 
     def counting(tensors: dict[str, Tensor]) -> object:
         times.append(len(tensors))
         return real(tensors)
 
-    monkeypatch.setattr(buckets, "_buckets", counting)
+    monkeypatch.setattr(buckets, "_arrange", counting)
     return times
 
 
@@ -48,7 +48,7 @@ def contents(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for bucket in fill_buckets(tensors):
         for number, key in enumerate(bucket.keys):
-            flat = bucket.of(number)
+            flat = bucket.bytes_of(number)
             assert flat is not None
             found[key] = flat
     return found

@@ -8,12 +8,11 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.invariants.bn_updates.state_history import Lineage, State, statistics_of
 from pytest_bninvariants.invariants.bn_updates.update_log import Account, Ledger
 from pytest_bninvariants.selection.bn_layers import STATISTICS, counts_batches
-from pytest_bninvariants.snapshot.tensor_bytes import content_of
+from pytest_bninvariants.snapshot.tensor_bytes import is_readable
 from pytest_bninvariants.verdict import Change
 
 
@@ -197,7 +196,7 @@ def _counted(account: Account, now: nn.Module | None) -> int | None:
 
 def _unsound(layer: nn.Module) -> Iterator[tuple[str, str]]:
     for name, value in statistics_of(layer).items():
-        if name not in STATISTICS or is_lazy(value) or content_of(value) is None:
+        if name not in STATISTICS or not is_readable(value):
             continue
         values = value.detach().flatten().double()
         bad, negative = ~values.isfinite(), values < 0

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.batchnorm.arithmetic import UNIT, Arithmetic
 from pytest_bninvariants.batchnorm.expectation import BoundedValue, expected_statistics
 from pytest_bninvariants.batchnorm.reference import Statistics, batch_statistics, rows
 from pytest_bninvariants.invariants.bn_updates.state_history import State, Wrong
 from pytest_bninvariants.selection.bn_layers import STATISTICS, counts_batches
-from pytest_bninvariants.snapshot.tensor_bytes import are_backed, version
+from pytest_bninvariants.snapshot.tensor_bytes import (
+    are_backed,
+    is_plain,
+    is_uninitialised,
+    version,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +133,9 @@ def _normalised(layer: nn.Module, forward: Forward) -> Tensor | None:
     if given is None or channels is None or other:
         return None
     x = given.tensor
-    plain = type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided
-    if not plain or x.dtype not in UNIT or not 2 <= x.dim() <= 5:
+    if not is_plain(x) or x.dtype not in UNIT or not 2 <= x.dim() <= 5:
         return None
-    fits = is_lazy(channels) or x.shape[1] == channels.numel()
+    fits = is_uninitialised(channels) or x.shape[1] == channels.numel()
     return x.detach() if x.numel() > x.shape[1] and fits and given.is_as_it_was else None
 
 

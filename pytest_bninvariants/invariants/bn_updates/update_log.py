@@ -29,7 +29,7 @@ from pytest_bninvariants.invariants.bn_updates.state_history import (
 )
 from pytest_bninvariants.selection.bn_layers import has_known_forward, is_to_update
 from pytest_bninvariants.selection.model_names import all_tensors, named_modules
-from pytest_bninvariants.snapshot.tensor_bytes import address
+from pytest_bninvariants.snapshot.addresses import address
 from pytest_bninvariants.torch_internals.dynamo import passed_over
 from pytest_bninvariants.torch_internals.isolation import in_transform, undisturbed
 from pytest_bninvariants.verdict import Place

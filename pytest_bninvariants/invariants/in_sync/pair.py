@@ -11,7 +11,7 @@ from pytest_bninvariants.diagnosis.wording import name_list, quoted_list
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.selection.model_names import ModelNames, WatchedTensor
 from pytest_bninvariants.selection.scope import Scope, select
-from pytest_bninvariants.snapshot.tensor_bytes import address
+from pytest_bninvariants.snapshot.addresses import address
 from pytest_bninvariants.verdict import Cause
 
 

@@ -12,7 +12,7 @@ from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.in_sync.pair import covered
 from pytest_bninvariants.selection.scope import Scope
-from pytest_bninvariants.snapshot.tensor_bytes import Content
+from pytest_bninvariants.snapshot.tensor_bytes import Content, dense_values
 from pytest_bninvariants.snapshot.tensors import take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Change, Verdict
@@ -38,8 +38,10 @@ class Fingerprint(NamedTuple):
         for part in content:
             here = part.cpu()
             digest.update(ctypes.string_at(here.data_ptr(), here.numel()))
-        plain = tensor.numel() > 0 and not tensor.is_complex() and not tensor.is_quantized
-        mean = float(tensor.detach().to("cpu").double().mean()) if plain else None
+        values = dense_values(tensor)
+        mean = None
+        if values is not None and values.numel() > 0 and not values.is_complex():
+            mean = float(values.detach().to("cpu").double().mean())
         kind = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
         return cls(kind, digest.hexdigest(), mean)
 

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pytest_bninvariants.errors import shown
 from pytest_bninvariants.evaluation.pytrees import leaves
 from pytest_bninvariants.evaluation.rounding import Tolerance
 from pytest_bninvariants.selection.model_names import WatchedTensor
-from pytest_bninvariants.snapshot.tensors import KeptTensor, Snapshot, changes_since, take_snapshot
+from pytest_bninvariants.snapshot.tensors import Snapshot, changes_since, take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Change
 
@@ -72,7 +71,7 @@ class Outputs:
         for change in changes_since(kept, there, new):
             if change.name in mixed:
                 continue
-            if change.kind != "values" or tolerance.exact or not _plain(kept[change.name]):
+            if change.kind != "values" or tolerance.exact or kept[change.name].value_bytes is None:
                 yield change
             elif excess := tolerance.excess(kept[change.name], there[change.name].tensor):
                 yield replace(change, text=f"{change.text}; {excess} beyond the tolerance")
@@ -97,10 +96,6 @@ class Outputs:
 
 def _change(path: str, before: str, after: str) -> Change:
     return Change(name=path, layer=path, kind="values", text=f"{before} -> {after}")
-
-
-def _plain(kept: KeptTensor) -> bool:
-    return len(kept.content) == 1 and kept.layout == torch.strided
 
 
 def _equal(one: object, other: object) -> bool:

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants.instrumentation.installation import Watcher
 from pytest_bninvariants.instrumentation.observer_api import Finish
-from pytest_bninvariants.instrumentation.optimizers import Gradient, gradient_of, values_of
-from pytest_bninvariants.snapshot.tensor_bytes import content_of, same_content
+from pytest_bninvariants.instrumentation.optimizers import Gradient, gradient_of
+from pytest_bninvariants.snapshot.tensor_bytes import content_of, same_content, values_of
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 
 _RANK: dict[Gradient, int] = {"none": 0, "zero": 1, "nonzero": 2}
