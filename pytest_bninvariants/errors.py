@@ -77,6 +77,23 @@ class GateError(Exception):
     """
 
 
+class Refusal(GateError):
+    """Say why a guard cannot judge; the guard raises it as a GateError that begins with its name.
+
+    Args:
+        reason: why.
+        verb: what stands between the guard's name and the reason.
+    """
+
+    def __init__(self, reason: str, *, verb: str = "") -> None:
+        super().__init__(reason)
+        self.verb = verb
+
+    def by(self, guard: str) -> GateError:
+        """Return the error that users see, for a guard as its user wrote it."""
+        return GateError(f"{guard}{self.verb}: {self}")
+
+
 class InvariantHazard(UserWarning):
     """Say of an invariant that holds what may break it later."""
 

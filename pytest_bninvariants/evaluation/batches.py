@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.errors import GateError, Refusal, shown
 from pytest_bninvariants.evaluation.eval_mode import Call
 from pytest_bninvariants.evaluation.pytrees import leaves
 
@@ -31,16 +31,15 @@ class Batch:
     size: int
 
     @classmethod
-    def of(cls, inputs: Any, guard: str) -> Batch:
+    def of(cls, inputs: Any) -> Batch:
         """Read a batch, and keep a copy.
 
         Args:
             inputs: a tensor (N, ...), a tuple of what is passed by position, or a mapping of what
                 is passed by name; every tensor in it has N samples.
-            guard: the guard, as its user wrote it.
 
         Raises:
-            GateError: there are not two different samples.
+            Refusal: if there are not two different samples.
         """
         args, kwargs = _arguments(inputs)
         tensors = {
@@ -49,19 +48,19 @@ class Batch:
             if isinstance(leaf, Tensor)
         }
         if not tensors:
-            raise GateError(f"{guard}: there is no tensor in the inputs: {shown(inputs)}")
+            raise Refusal(f"there is no tensor in the inputs: {shown(inputs)}")
         sizes = {path: len(leaf) if leaf.dim() else 0 for path, leaf in tensors.items()}
         if len(set(sizes.values())) > 1 or 0 in sizes.values():
             told = ", ".join(f"{path} {tuple(leaf.shape)}" for path, leaf in tensors.items())
-            raise GateError(
-                f"{guard}: each tensor of the inputs has samples along its first axis, as many as "
+            raise Refusal(
+                "each tensor of the inputs has samples along its first axis, as many as "
                 f"the others; got {told}"
             )
         size = next(iter(sizes.values()))
         if size < 2:
-            raise GateError(f"{guard}: one sample has no batch mates: give a batch of two or more")
+            raise Refusal("one sample has no batch mates: give a batch of two or more")
         if not any(bool((leaf != leaf[:1]).any()) for leaf in tensors.values()):
-            raise GateError(f"{guard}: all {size} samples are equal, so mates cannot matter")
+            raise Refusal(f"all {size} samples are equal, so mates cannot matter")
         return cls(Call.of(args, kwargs), size)
 
     def part(self, order: Order) -> Call:

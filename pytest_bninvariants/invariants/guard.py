@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
-from pytest_bninvariants.errors import DriftNote, GateError, InvariantBroken, InvariantHazard
+from pytest_bninvariants.errors import (
+    DriftNote,
+    GateError,
+    InvariantBroken,
+    InvariantHazard,
+    Refusal,
+)
 from pytest_bninvariants.frames import drop_our_frames, relative, users_line
 from pytest_bninvariants.reporting.verdict_text import hazards_in_a_line, render
 from pytest_bninvariants.verdict import Verdict
@@ -109,14 +115,22 @@ class Guard:
         return " and ".join(filter(None, self.sources))
 
     def _begin(self) -> None:
-        """Keep what is needed of the model, and begin to watch."""
+        """Keep what is needed of the model, and begin to watch.
+
+        Raises:
+            Refusal: if there is nothing to watch, or it cannot be compared.
+        """
         raise NotImplementedError
 
     def _end(self) -> None:
         """Watch no longer; harmless where it does not watch."""
 
     def _judge(self) -> Verdict:
-        """Compare and explain, once, after `_begin` and `_end`."""
+        """Compare and explain, once, after `_begin` and `_end`.
+
+        Raises:
+            Refusal: if there is nothing to judge.
+        """
         raise NotImplementedError
 
     def start(self) -> None:
@@ -133,8 +147,10 @@ class Guard:
             self._started = True
             if self.companion is not None:
                 self.companion.start()
-        except BaseException:
+        except BaseException as error:
             self.stop()
+            if isinstance(error, Refusal):
+                raise error.by(self.spelled) from error.__cause__
             raise
         if not self._is_companion:
             entered[self._number] = self
@@ -179,7 +195,10 @@ class Guard:
         if not self._started:
             raise GateError(f"{self.spelled} was never started")
         self._started = False
-        self.verdict = self._judge()
+        try:
+            self.verdict = self._judge()
+        except Refusal as refusal:
+            raise refusal.by(self.spelled) from refusal.__cause__
         return self.verdict
 
 

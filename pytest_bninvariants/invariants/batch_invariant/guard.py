@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from pytest_bninvariants.checks import is_int
-from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.errors import GateError, Refusal, shown
 from pytest_bninvariants.evaluation.batches import Batch
 from pytest_bninvariants.evaluation.eval_mode import in_eval
 from pytest_bninvariants.evaluation.rounding import Tolerance
@@ -73,7 +73,7 @@ class BatchGuard(Guard):
         with ExitStack() as stack:
             stack.enter_context(in_eval(module, heard))
             batch, tolerance = self._batch, self._tolerance
-            trial = Trial(module, name or "output", batch, tolerance, self.spelled, stack)
+            trial = Trial(module, name or "output", batch, tolerance, stack)
             order, changes = trial.smallest(self._examples)
             causes = heard.causes(module, name) if changes else ()
             notes = [*_left_out(trial)]
@@ -160,5 +160,8 @@ def batch_guard(
     if not is_int(examples) or examples < 1:
         raise GateError(f"examples= takes a number from 1; got {shown(examples)}")
     names = (modules,) if isinstance(modules, str) else tuple(modules)
-    batch = Batch.of(inputs, spell("batch_invariant", names))
+    try:
+        batch = Batch.of(inputs)
+    except Refusal as refusal:
+        raise refusal.by(spell("batch_invariant", names)) from None
     return BatchGuard(module, names, batch, Tolerance(rtol, atol), examples)

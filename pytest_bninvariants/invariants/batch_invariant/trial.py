@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.errors import Refusal
 from pytest_bninvariants.evaluation.batches import Batch, Order, described
 from pytest_bninvariants.evaluation.precision import Cast
 from pytest_bninvariants.evaluation.rounding import Tolerance, distances
@@ -35,11 +35,10 @@ class Trial:
         name: what its output is called.
         batch: the whole batch.
         tolerance: how far values may be apart; exact: as far as rounding explains.
-        guard: the guard, as its user wrote it.
         stack: keeps copies of the module in eval.
 
     Raises:
-        GateError: nothing can be told from its outputs.
+        Refusal: if nothing can be told from its outputs.
     """
 
     def __init__(
@@ -48,10 +47,9 @@ class Trial:
         name: str,
         batch: Batch,
         tolerance: Tolerance,
-        guard: str,
         stack: ExitStack,
     ) -> None:
-        self._module, self._name, self._batch, self._guard = module, name, batch, guard
+        self._module, self._name, self._batch = module, name, batch
         self.batches = 0
         self.worst: dict[str, float] = {}
         whole = self._of_whole_batch()
@@ -74,8 +72,8 @@ class Trial:
         try:
             return run(self._module, self._batch.call, self._name)
         except Exception as error:  # whatever it raises, there is no output to judge
-            raise GateError(
-                f"{self._guard}: {type(self._module).__name__} in eval raised on the whole batch: "
+            raise Refusal(
+                f"{type(self._module).__name__} in eval raised on the whole batch: "
                 f"{type(error).__name__}: {error}"
             ) from error
 
@@ -96,14 +94,15 @@ class Trial:
     def _insist_on_rows(self, whole: Tensors) -> None:
         if not self._whole:
             told = ", ".join(f"{path} {tuple(tensor.shape)}" for path, tensor in whole.items())
-            raise GateError(
-                f"{self._guard}: no output has a row for each of the {self._batch.size} samples; "
+            raise Refusal(
+                f"no output has a row for each of the {self._batch.size} samples; "
                 f"there is {told or 'no tensor'}"
             )
         if not any(bool(distances(t, t[:1].expand_as(t)).any()) for t in self._whole.values()):
-            raise GateError(
-                f"{self._guard} cannot judge: the output is the same for all {self._batch.size} "
-                "samples, as with a last layer that begins with zeros"
+            raise Refusal(
+                f"the output is the same for all {self._batch.size} "
+                "samples, as with a last layer that begins with zeros",
+                verb=" cannot judge",
             )
 
     def _insist_on_repeatable(self) -> None:
@@ -113,10 +112,11 @@ class Trial:
         for path in self._whole:
             error, _ = level.compare(path, again.get(path), everyone)
             if error > 1:
-                raise GateError(
-                    f"{self._guard} cannot judge: two runs in eval in a row, on the same batch, "
+                raise Refusal(
+                    "two runs in eval in a row, on the same batch, "
                     f"differ in {path}: the forward draws random numbers in eval, as F.dropout "
-                    "does where it is not told training=self.training, or keeps a state"
+                    "does where it is not told training=self.training, or keeps a state",
+                    verb=" cannot judge",
                 )
 
     def judge(self, order: Order) -> list[Change]:

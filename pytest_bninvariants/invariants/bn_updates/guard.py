@@ -10,7 +10,7 @@ from torch import nn
 
 from pytest_bninvariants.checks import is_int
 from pytest_bninvariants.diagnosis.wording import name_list
-from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.errors import GateError, Refusal, shown
 from pytest_bninvariants.invariants.bn_updates.layer_result import Found
 from pytest_bninvariants.invariants.bn_updates.rules import diagnose
 from pytest_bninvariants.invariants.bn_updates.state_history import Wrong
@@ -58,8 +58,8 @@ class UpdatesGuard(Guard):
             if has_stored_statistics(layer)
         }
         if not self._layers:
-            raise GateError(
-                f"{self.spelled}: none of the BN layers has running statistics "
+            raise Refusal(
+                "none of the BN layers has running statistics "
                 "(track_running_stats=False): there is nothing to update"
             )
         self._ledger = Ledger(
@@ -109,8 +109,8 @@ class UpdatesGuard(Guard):
         """Raise where there is nothing to judge."""
         assert self._ledger is not None
         if not found:
-            raise GateError(
-                f"{self.spelled}: no BN layer is in training: all are in eval and frozen; "
+            raise Refusal(
+                "no BN layer is in training: all are in eval and frozen; "
                 "name those that must update"
             )
         ran = (f.account.forwards or f.lineage.written for f in found)
@@ -120,8 +120,8 @@ class UpdatesGuard(Guard):
                 "train step, on this very model, inside the guard"
             )
         if self._per == "optimizer_step" and not self._ledger.steps:
-            raise GateError(
-                f"{self.spelled}: no optimizer that holds the model's parameters stepped, so there "
+            raise Refusal(
+                "no optimizer that holds the model's parameters stepped, so there "
                 "is no step to count for"
             )
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.errors import Refusal
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.in_sync.average_rules import causes_of
 from pytest_bninvariants.invariants.in_sync.average_tensor import Average
@@ -46,11 +46,11 @@ class AverageGuard(Guard):
         return self._pair.one, self._pair.other
 
     def _begin(self) -> None:
-        first, second = self._pair.tensors(self._scope, self.spelled)
+        first, second = self._pair.tensors(self._scope)
         alone = sorted(first.keys() ^ second.keys())
         if alone:
-            raise GateError(
-                f"{self.spelled}: only one of the two models has {alone[0]!r}; leave it out with "
+            raise Refusal(
+                f"only one of the two models has {alone[0]!r}; leave it out with "
                 f"exclude={alone[0]!r}"
             )
         with undisturbed():
@@ -59,10 +59,10 @@ class AverageGuard(Guard):
         self._is_first = isinstance(count, Tensor) and count.numel() == 1 and not count.item()
 
     def _judge(self) -> Verdict:
-        first, second = self._pair.tensors(self._scope, self.spelled)
+        first, second = self._pair.tensors(self._scope)
         gone = sorted(self._kept.keys() - (first.keys() & second.keys()))
         if gone:
-            raise GateError(f"{self.spelled}: {gone[0]!r} is gone from one of the models")
+            raise Refusal(f"{gone[0]!r} is gone from one of the models")
         with undisturbed():
             averages = {
                 key: Average.of(kept, second[key], first[key], self._decay_of(kept))
@@ -73,7 +73,7 @@ class AverageGuard(Guard):
                 for key, average in averages.items()
                 if average.has_moved and is_one(first[key].tensor, second[key].tensor)
             ]
-            insist_on_copies(shared, self.spelled)
+            insist_on_copies(shared)
             every = [*averages.values()]
             changes = tuple(average.change for average in every if not average.holds)
             trained = [
@@ -82,8 +82,8 @@ class AverageGuard(Guard):
                 if first[key].tensor.requires_grad and average.is_to_move
             ]
             if not changes and not any(average.tells for average in trained or every):
-                raise GateError(
-                    f"{self.spelled}: nothing moved far enough to tell an average that was updated "
+                raise Refusal(
+                    "nothing moved far enough to tell an average that was updated "
                     "from one that was not: train and update inside the guard"
                     f"{_too_coarse(trained)}"
                 )

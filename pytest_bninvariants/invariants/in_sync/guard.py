@@ -51,8 +51,8 @@ class SyncGuard(Guard):
 
     def _judge(self) -> Verdict:
         pair = replace(self._pair, sources=self.sources)
-        first, second = pair.tensors(self._scope, self.spelled)
-        insist_on_copies([*_moving_together(first, second)], self.spelled)
+        first, second = pair.tensors(self._scope)
+        insist_on_copies([*_moving_together(first, second)])
         with undisturbed():
             new = [key for key in second if key not in first]
             found = changes_since(take_snapshot(first), second, new)

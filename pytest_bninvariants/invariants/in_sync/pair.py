@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from pytest_bninvariants.diagnosis.wording import name_list, quoted_list
-from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.errors import GateError, Refusal
 from pytest_bninvariants.selection.model_names import ModelNames, WatchedTensor
 from pytest_bninvariants.selection.scope import Scope, select
 from pytest_bninvariants.snapshot.addresses import address
@@ -43,33 +43,30 @@ class Pair:
         ]
         return ("the first", "the second") if found[0] == found[1] else (found[0], found[1])
 
-    def tensors(
-        self, scope: Scope, guard: str
-    ) -> tuple[dict[str, WatchedTensor], dict[str, WatchedTensor]]:
+    def tensors(self, scope: Scope) -> tuple[dict[str, WatchedTensor], dict[str, WatchedTensor]]:
         """Return what a scope covers in each, by name without wrapper prefixes.
 
         Args:
             scope: what is compared.
-            guard: the guard as its user wrote it.
 
         Raises:
-            GateError: there is nothing to compare, or both hold the very same tensors.
+            Refusal: if there is nothing to compare, or both hold the very same tensors.
         """
         try:
             first = covered(self.one, scope, complain=True)
             second = covered(self.other, scope, complain=False)
         except GateError as error:
             hint = "" if scope.parameters else "; parameters are compared with parameters=True"
-            raise GateError(f"{guard}: {error}{hint}") from None
+            raise Refusal(f"{error}{hint}") from None
         shared = first.keys() & second.keys()
         if not shared:
-            raise GateError(
-                f"{guard}: no name is in both models: one has {_first_names(first)}, the other "
+            raise Refusal(
+                f"no name is in both models: one has {_first_names(first)}, the other "
                 f"{_first_names(second)}"
             )
         if all(is_one(first[key].tensor, second[key].tensor) for key in shared):
-            raise GateError(
-                f"{guard}: both hold the very same tensors, so there is nothing to compare: copy "
+            raise Refusal(
+                "both hold the very same tensors, so there is nothing to compare: copy "
                 "the model with copy.deepcopy"
             )
         return first, second
@@ -80,17 +77,16 @@ def is_one(tensor: Tensor, other: Tensor) -> bool:
     return tensor is other or address(tensor) == address(other) != 0
 
 
-def insist_on_copies(shared: list[str], guard: str) -> None:
+def insist_on_copies(shared: list[str]) -> None:
     """Refuse tensors that two models share, and that are equal in both whatever is done to them.
 
     Args:
         shared: their names; none: all is well.
-        guard: the guard as its user wrote it.
     """
     if shared:
         what = "tensor" if len(shared) == 1 else "tensors"
-        raise GateError(
-            f"{guard}: both models hold the very same {what} {quoted_list(shared)}, so there is "
+        raise Refusal(
+            f"both models hold the very same {what} {quoted_list(shared)}, so there is "
             "nothing to compare: copy the model with copy.deepcopy, or leave out what they are to "
             "share with exclude="
         )

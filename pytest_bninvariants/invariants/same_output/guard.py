@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from pytest_bninvariants.diagnosis.wording import clauses
-from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.errors import GateError, Refusal
 from pytest_bninvariants.evaluation.eval_mode import Call
 from pytest_bninvariants.evaluation.rounding import Tolerance
 from pytest_bninvariants.invariants.guard import Guard, at_once
@@ -95,11 +95,11 @@ class OutputGuard(Guard):
     def _changes(self, name: str) -> list[Change]:
         module = self._now().get(name)
         if module is None:
-            raise GateError(f"{self.spelled}: {name!r} is no module of the model any more")
+            raise Refusal(f"{name!r} is no module of the model any more")
         return self._outputs[name].differences(self._run(module, name), self._tolerance)
 
     def _run(self, module: nn.Module, name: str) -> Outputs:
-        return _outputs(module, self._call, name, self._tolerance, self.spelled)
+        return _outputs(module, self._call, name, self._tolerance)
 
 
 class TwinGuard(Guard):
@@ -121,8 +121,7 @@ class TwinGuard(Guard):
 
     def _judge(self) -> Verdict:
         first, second = (
-            _outputs(module, self._call, "", self._tolerance, self.spelled)
-            for module in (self._one, self.model)
+            _outputs(module, self._call, "", self._tolerance) for module in (self._one, self.model)
         )
         changes = first.differences(second, self._tolerance)
         return Verdict(
@@ -139,25 +138,26 @@ class TwinGuard(Guard):
         )
 
 
-def _outputs(module: nn.Module, call: Call, name: str, tolerance: Tolerance, guard: str) -> Outputs:
+def _outputs(module: nn.Module, call: Call, name: str, tolerance: Tolerance) -> Outputs:
     """Return what a module gives in eval, twice in a row."""
     try:
         first, second = call.twice(module, lambda value: Outputs.of(value, name or "output"))
     except GateError:
         raise
     except Exception as error:  # whatever it raises, there is no output to judge
-        raise GateError(
-            f"{guard}: {type(module).__name__} in eval raised on these inputs: "
+        raise Refusal(
+            f"{type(module).__name__} in eval raised on these inputs: "
             f"{type(error).__name__}: {error}"
         ) from error
     differences = first.differences(second, tolerance)
     if differences:
         told = clauses([f"{change.name} {change.text}" for change in differences])
-        raise GateError(
-            f"{guard} cannot judge: two runs in eval in a row, on the same inputs, differ: {told}; "
+        raise Refusal(
+            f"two runs in eval in a row, on the same inputs, differ: {told}; "
             "its forward draws random numbers in eval, as F.dropout does where it is not told "
             "training=self.training, or keeps a state, or its kernels are not deterministic "
-            "(then give rtol= or atol=)"
+            "(then give rtol= or atol=)",
+            verb=" cannot judge",
         )
     return first
 

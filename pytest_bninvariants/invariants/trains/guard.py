@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
 
-from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.errors import Refusal
 from pytest_bninvariants.invariants.bn_updates.layer_result import Found
 from pytest_bninvariants.invariants.bn_updates.rules import diagnose as diagnose_updates
 from pytest_bninvariants.invariants.bn_updates.update_log import Ledger
@@ -58,8 +58,8 @@ class TrainsGuard(Guard):
                 if each.kind == "parameter" and self._is_meant(each.tensor)
             }
             if not parameters:
-                raise GateError(
-                    f"{self.spelled}: no parameter there "
+                raise Refusal(
+                    "no parameter there "
                     f"{'is' if self._scope.modules else 'has requires_grad=True'}: "
                     "there is nothing to train"
                 )
