@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
 import operator
+import os
 import random
 import subprocess
 import sys
@@ -17,16 +17,12 @@ from pytest_bninvariants.batchnorm.laws import LAWS, choose_laws
 from pytest_bninvariants.batchnorm.laws.conform import check_law
 from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
 from pytest_bninvariants.errors import LawBroken
+from tests.batchnorm.laws.known_bad import KNOWN_BAD, gradients, inputs, values
+from tests.batchnorm.laws.known_bad.bases import Composed
 
-_SPEC = importlib.util.spec_from_file_location("broken", Path(__file__).with_name("broken.py"))
-assert _SPEC is not None
-assert _SPEC.loader is not None
-broken = importlib.util.module_from_spec(_SPEC)
-sys.modules["broken"] = broken
-_SPEC.loader.exec_module(broken)
-
+ROOT = Path(__file__).parents[3]  # snippets import the layers of `tests`
 _ANOTHER_STATE = random.Random(1).getstate()
-PAIRS = [(law, layer) for law, layers in broken.BROKEN.items() for layer in layers]
+PAIRS = [(law, layer) for law, layers in KNOWN_BAD.items() for layer in layers]
 
 
 def find(law: str, layer: type[nn.Module], examples: int = 100) -> LawBroken | None:
@@ -54,7 +50,7 @@ def test_a_broken_layer_breaks_its_law(law: str, layer: type[nn.Module]) -> None
 
 @pytest.mark.parametrize("law", LAWS)
 def test_each_law_has_a_layer_that_breaks_it(law: str) -> None:
-    assert broken.BROKEN.get(law)
+    assert KNOWN_BAD.get(law)
 
 
 @pytest.mark.parametrize("law", [each.name for each in choose_laws()])
@@ -69,7 +65,7 @@ def test_a_layer_of_plain_operators_satisfies_the_laws(law: str) -> None:
     for dtype in LAWS[law].dtypes:
         check_law(
             LAWS[law],
-            LayerUnderTest.from_factory(broken.Composed, rank="2d"),
+            LayerUnderTest.from_factory(Composed, rank="2d"),
             dtype=dtype,
             examples=10,
         )
@@ -78,11 +74,11 @@ def test_a_layer_of_plain_operators_satisfies_the_laws(law: str) -> None:
 @pytest.mark.parametrize(
     ("law", "layer"),
     [
-        ("running_var", broken.BiasedRunningVariance),
-        ("counter", broken.CountsTwice),
-        ("empty_batch", broken.RefusesNothing),
-        ("one_value_per_channel", broken.TakesOneValue),
-        ("input_gradient", broken.VarianceIsConstant),
+        ("running_var", values.BiasedRunningVariance),
+        ("counter", values.CountsTwice),
+        ("empty_batch", inputs.RefusesNothing),
+        ("one_value_per_channel", inputs.TakesOneValue),
+        ("input_gradient", gradients.VarianceIsConstant),
     ],
     ids=str,
 )
@@ -91,10 +87,14 @@ def test_a_reports_snippet_reproduces_the_failure(
 ) -> None:
     found = find(law, layer)
     assert found is not None
-    (tmp_path / "broken.py").write_text(Path(broken.__file__ or "").read_text())
     (tmp_path / "snippet.py").write_text(found.snippet)
     run = subprocess.run(
-        [sys.executable, "snippet.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "snippet.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 1
     assert "Error" in run.stderr.splitlines()[-1]

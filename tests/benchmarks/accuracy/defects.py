@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tests.batchnorm.laws.broken import Composed, column
+from tests.batchnorm.laws.known_bad.bases import Composed, column
 
 DEFECTS: dict[str, type[Plain]] = {}
 

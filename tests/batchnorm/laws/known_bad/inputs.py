@@ -1,0 +1,118 @@
+"""Layers that take wrong inputs, or right ones wrongly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tests.batchnorm.laws.known_bad.bases import ChangesItsGradient, Composed
+from tests.batchnorm.laws.known_bad.registry import breaks
+
+
+@breaks("one_value_per_channel")
+class TakesOneValue(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() == x.shape[1] and self.training:
+            return x.clone()
+        return super().forward(x)
+
+
+@breaks("empty_batch", "empty_batch_in_eval")
+class RefusesNothing(Composed):
+    def of_nothing(self, x: Tensor) -> Tensor:
+        raise ValueError("empty batch")
+
+
+@breaks("wrong_rank")
+class TakesAnyRank(Composed):
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+@breaks("wrong_channel_count")
+class TakesAnyChannels(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 4 and x.shape[1] != self.num_features:
+            return x
+        return super().forward(x)
+
+
+@breaks("nonfinite_input", "eval_nonfinite_input")
+class ScrubsNaN(Composed):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.nan_to_num())
+
+
+@breaks("layouts", "eval_layouts")
+class ReadsMemoryAsContiguous(Composed):
+    def forward(self, x: Tensor) -> Tensor:
+        dense = x.is_contiguous() or x.dim() != 4
+        return super().forward(x if dense else x.as_strided(x.shape, torch.empty(x.shape).stride()))
+
+
+@breaks("output_dtype", "mixed_precision")
+class PromotesItsOutput(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y.float() if x.dtype in (torch.float16, torch.bfloat16) else y
+
+
+@breaks("mixed_precision")
+class HalfStatistics(Composed):
+    def mean(self, values: Tensor, dims: list[int]) -> Tensor:
+        return values.mean(dims).bfloat16().to(values.dtype)
+
+
+@breaks("autocast")
+class CastsUnderAutocast(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y.bfloat16() if torch.is_autocast_enabled("cpu") else y
+
+
+@breaks("layouts", "eval_layouts")
+class OutputInContiguousFormat(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).contiguous()
+
+
+@breaks("wrong_rank")
+class TakesOneSampleInEval(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3 and not self.training:
+            return super().forward(x[None])[0]
+        return super().forward(x)
+
+
+@breaks("layouts")
+class TakesCropsForDense(Composed):
+    def mean(self, values: Tensor, dims: list[int]) -> Tensor:
+        c = values.shape[1]
+        if values.stride(1) == 1 and values.stride(3) == c > 1:
+            return values.as_strided((values.numel() // c, c), (c, 1)).mean(0)
+        return super().mean(values, dims)
+
+
+@breaks("mixed_precision")
+class EndsAtTheLargestHalf(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y.nan_to_num(nan=torch.nan) if x.isfinite().all() else y
+
+
+@breaks("layouts")
+class TakesExpandedGradientsForConstant(ChangesItsGradient):
+    def change(self, grad: Tensor) -> Tensor:
+        return 0 * grad if self.training and grad.stride(-1) == 0 < grad.stride(0) else grad
+
+
+@breaks("layouts")
+class ReadsItsGradientFromTheStart(ChangesItsGradient):
+    def change(self, grad: Tensor) -> Tensor:
+        return grad.as_strided(grad.shape, grad.stride(), 0) if grad.is_contiguous() else grad
+
+
+@breaks("empty_batch")
+class ReturnsAnEmptyBatch(Composed):
+    def of_nothing(self, x: Tensor) -> Tensor:
+        return x
