@@ -3,6 +3,7 @@ from __future__ import annotations
 import operator
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -144,6 +145,14 @@ def test_a_setting_of_the_process_that_a_layer_changes_is_named_and_put_back(
 def test_every_law_states_what_it_says() -> None:
     for law in LAWS.values():
         assert law.statement.endswith("."), law.name
+
+
+def test_the_page_lists_each_law_with_what_it_states() -> None:
+    page = (ROOT / "docs" / "conformance.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`( \(frozen\))? \| (.+) \|$", page, re.MULTILINE)
+    listed = {name: (bool(frozen), statement) for name, frozen, statement in rows}
+    assert len(listed) == len(rows)
+    assert listed == {law.name: (law.frozen, law.statement) for law in LAWS.values()}
 
 
 def test_a_pattern_without_a_law_is_refused_by_name() -> None:
