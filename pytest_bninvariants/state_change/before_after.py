@@ -1,27 +1,20 @@
-"""A model before and after a step."""
+"""A model's watched state before and after a step."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from operator import itemgetter
+from functools import cached_property
 
-import torch
 from torch import nn
 
 from pytest_bninvariants.selection.model_names import ModelNames, ModelTree, TensorTable
 from pytest_bninvariants.selection.scope import Scope, select
 from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.snapshot.tensors import Snapshot, changes_since, take_snapshot
+from pytest_bninvariants.state_change.layer_settings import read_settings
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Change
-
-SETTINGS = ("momentum", "track_running_stats")
-_READ = ("eps", *SETTINGS)
-_PLAIN = frozenset({float, int, bool, type(None)})
-_ABSENT = object()
-_own = itemgetter(*_READ)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +43,7 @@ class StateBefore:
         return {*self.kept.tensors.columns.layers, *of_bn}
 
     def changes(self, now: Selection) -> list[Change]:
-        """Tell how the watched tensors differ by what is covered now."""
+        """Return how the watched tensors differ from what a selection finds now."""
         new = [key for key in now.tensors if key not in self.names.tensors]
         with undisturbed():
             return changes_since(self.kept, now.names.tensors, new)
@@ -74,32 +67,8 @@ def read_state_before(
         return StateBefore(
             selection=selection,
             kept=take_snapshot(selection.tensors, prefer_exact=prefer_exact),
-            settings={key: settings_of(layer) for key, layer in selection.bn_layers.items()},
+            settings={key: read_settings(layer) for key, layer in selection.bn_layers.items()},
         )
-
-
-def settings_of(layer: nn.Module) -> dict[str, object]:
-    """Return a layer's settings as plain values."""
-    try:
-        values = _own(vars(layer))  # looked at first: asking a module is slow
-    except KeyError:
-        values = tuple(getattr(layer, name, _ABSENT) for name in _READ)
-    plain = _PLAIN.issuperset(map(type, values))
-    return _named(*values) if plain else _named.__wrapped__(*map(_plain, values))
-
-
-@lru_cache(maxsize=64, typed=True)
-def _named(*values: object) -> dict[str, object]:
-    """Return values of settings by name; most layers of a model have the same ones."""
-    told = zip(_READ, values, strict=True)
-    return {name: _plain(value) for name, value in told if value is not _ABSENT}
-
-
-def _plain(value: object) -> object:
-    """Return a setting as a value that stays and can be compared: users assign tensors too."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().tolist()
-    return value if value == value else "nan"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +98,12 @@ class StateAfter:
         """Tell whether each name holds what it did."""
         return self.selection is self.before
 
+    @property
+    def new_keys(self) -> list[str]:
+        """Return the keys of tensors that the scope covers now, and that did not exist before."""
+        covered = () if self.is_like_before else self.selection.tensors
+        return [key for key in covered if key not in self.before.names.tensors]
+
     @cached_property
     def bn_layers(self) -> dict[str, nn.Module | None]:
         """Return the modules that hold the names of the BN layers that were watched."""
@@ -136,9 +111,9 @@ class StateAfter:
 
     @cached_property
     def settings(self) -> dict[str, dict[str, object]]:
-        """Return the settings of those that are there."""
-        there = ((key, layer) for key, layer in self.bn_layers.items() if layer is not None)
-        return {key: settings_of(layer) for key, layer in there}
+        """Return the settings of those that still exist."""
+        existing = ((key, layer) for key, layer in self.bn_layers.items() if layer is not None)
+        return {key: read_settings(layer) for key, layer in existing}
 
     def module(self, key: str, before: nn.Module | None) -> nn.Module | None:
         """Return what holds a name now; of a wrapper and what it wraps, the one that did before."""

@@ -1,14 +1,21 @@
-"""What is known of one change, gathered from the comparison and the witness."""
+"""What is known of each change, gathered from an observation."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from pytest_bninvariants.selection.bn_layers import STATISTICS, has_known_forward, is_bn_layer
+from pytest_bninvariants.selection.model_names import join, own_tensors
+from pytest_bninvariants.state_change.before_after import StateAfter, StateBefore
+from pytest_bninvariants.state_change.layer_activity import LayerActivity
+from pytest_bninvariants.state_change.observation import Observation
 from pytest_bninvariants.state_change.tensor_history import TensorHistory
-from pytest_bninvariants.state_change.witness import LayerActivity
+from pytest_bninvariants.state_change.value_patterns import casts_of, uniform_factor
 from pytest_bninvariants.verdict import Change, Place
 
 IDENTITY = ("gone", "new", "dtype", "shape", "layout")
+"""Kinds of change by which a name holds another tensor, or one of another sort."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,9 +27,9 @@ class LayerEvidence:
         activity: what the witness saw of the module that holds the name now.
         is_bn: whether it is a BN layer.
         began_in_training: its mode when the step began.
-        stored: whether it had running statistics when the step began.
-        before: the class name of the module that held the name before.
-        after: the class name of the module that holds it now; None if it is gone.
+        had_statistics: whether it had running statistics when the step began.
+        type_before: the class name of the module that held the name before.
+        type_after: the class name of the module that holds it now; None if it is gone.
         replaced: whether these are two modules, and the first had done nothing yet.
         in_training: its mode now.
         trains: whether one of its own parameters requires a gradient.
@@ -34,9 +41,9 @@ class LayerEvidence:
     activity: LayerActivity
     is_bn: bool
     began_in_training: bool
-    stored: bool
-    before: str | None
-    after: str | None
+    had_statistics: bool
+    type_before: str | None
+    type_after: str | None
     replaced: bool
     in_training: bool
     trains: bool
@@ -53,11 +60,11 @@ class ChangeEvidence:
         history: what operations did to the tensor.
         factor: by what all of its values shrank, if by one factor.
         casts: names of the types by whose rounding its values came of the old ones.
-        stranger: where a module outside of the model that holds the tensor's memory ran.
-        had_gradient: whether the tensor asked for a gradient when the step began.
-        has_gradient: whether it asks for one now.
-        buffer: whether it is of a buffer.
-        compiled: whether compiled code ran, into which nobody sees.
+        ran_outside: where a module outside of the model that holds the tensor's memory ran.
+        required_gradient: whether the tensor required a gradient when the step began.
+        requires_gradient: whether it requires one now.
+        is_buffer: whether it is of a buffer.
+        compiled_code_ran: whether compiled code ran, into which nobody sees.
         tied: other names of the same tensor, that are not watched.
     """
 
@@ -66,28 +73,27 @@ class ChangeEvidence:
     history: TensorHistory
     factor: float | None = None
     casts: frozenset[str] = frozenset()
-    stranger: Place | None = None
-    had_gradient: bool = False
-    has_gradient: bool = False
-    buffer: bool = False
-    compiled: bool = False
+    ran_outside: Place | None = None
+    required_gradient: bool = False
+    requires_gradient: bool = False
+    is_buffer: bool = False
+    compiled_code_ran: bool = False
     tied: tuple[str, ...] = ()
 
     @property
     def of_normalising(self) -> bool:
         """Tell whether normalising with batch statistics makes such a change."""
-        kind = self.change.kind
-        return kind == "batch-statistics" or (
-            kind in ("initialised", "values") and (kind != "values" or self.change.of_statistics)
-        )
+        if self.change.kind == "values":
+            return self.change.of_statistics
+        return self.change.kind in ("batch-statistics", "initialised")
 
     @property
     def normalised(self) -> bool:
         """Tell whether normalising with batch statistics explains it."""
-        seen = self.layer.activity
+        activity = self.layer.activity
         if not (self.layer.is_bn and self.of_normalising):
             return False
-        return seen.normalised or seen.own_forwards > 0
+        return activity.normalised or activity.own_forwards > 0
 
     @property
     def replaced(self) -> bool:
@@ -107,3 +113,73 @@ def names_of(evidence: list[ChangeEvidence]) -> list[str]:
 def layers_of(evidence: list[ChangeEvidence]) -> list[LayerEvidence]:
     """Return the layers, each once."""
     return list({each.layer.name: each.layer for each in evidence}.values())
+
+
+def gather_evidence(
+    observation: Observation, changes: Collection[Change]
+) -> Iterator[ChangeEvidence]:
+    """Yield what is known of each of some changes of an observation."""
+    if not changes:
+        return
+    before, after, witness = observation.before, observation.after, observation.witness
+    names = dict.fromkeys(change.layer for change in changes)
+    layers = {name: _of_layer(name, observation) for name in names}
+    kept = {each.watched.name: (key, each) for key, each in before.kept.items()}
+    others = _names_beside(kept, after)
+    for change in changes:
+        layer = layers[change.layer]
+        key, was = kept.get(change.name, (change.name, None))
+        now = after.tensors.get(key)
+        if was is None or now is None:
+            yield ChangeEvidence(change=change, layer=layer, history=TensorHistory())
+            continue
+        history = witness.operations.history_of(was.watched.tensor)
+        yield ChangeEvidence(
+            change=change,
+            layer=layer,
+            history=history,
+            factor=uniform_factor(was, now.tensor) if history.step else None,
+            casts=casts_of(was, now.tensor),
+            ran_outside=witness.outside.ran_at(was.watched.tensor),
+            required_gradient=was.requires_grad,
+            requires_gradient=now.tensor.requires_grad,
+            is_buffer=was.watched.kind == "buffer",
+            compiled_code_ran=witness.runs.compiled_code_ran,
+            tied=tuple(others.get(id(now.tensor), ())),
+        )
+
+
+def _names_beside(watched: Collection[str], after: StateAfter) -> dict[int, list[str]]:
+    """Return, by their ids, names of a model's tensors that are not among those watched."""
+    found: dict[int, list[str]] = {}
+    for each in after.names.tensors.values():
+        if each.name not in watched:
+            found.setdefault(id(each.tensor), []).append(each.name)
+    return found
+
+
+def _of_layer(name: str, observation: Observation) -> LayerEvidence:
+    before, after, witness = observation.before, observation.after, observation.witness
+    key = before.names.bare.get(name, after.names.bare.get(name, name))
+    old = before.names.modules.get(name)
+    new = after.module(key, old)
+    old_normalised = old is not None and witness.layers.activity_of(old).normalised
+    return LayerEvidence(
+        name=name,
+        activity=witness.layers.activity_under_name(old, new),
+        is_bn=any(module is not None and is_bn_layer(module) for module in (old, new)),
+        began_in_training=witness.layers.began_in_training(old),
+        had_statistics=_had_statistics(key, before),
+        type_before=None if old is None else type(old).__name__,
+        type_after=None if new is None else type(new).__name__,
+        replaced=old is not new and not old_normalised,
+        in_training=new is not None and new.training,
+        trains=new is not None and any(t.requires_grad for _, _, t in own_tensors(new)),
+        ran=witness.was_called(new) and not (new is not None and has_known_forward(new)),
+    )
+
+
+def _had_statistics(key: str, before: StateBefore) -> bool:
+    """Tell whether a watched BN layer had running statistics; of other layers it is not known."""
+    names = (join(key, name) for name in STATISTICS)
+    return key not in before.settings or all(name in before.names.tensors for name in names)

@@ -1,9 +1,9 @@
-"""What is worth saying of names and layers besides what changed."""
+"""What may go wrong later, though no invariant was broken."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 
@@ -12,57 +12,38 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.selection.bn_layers import BN_STATE, STATISTICS
 from pytest_bninvariants.selection.model_names import all_tensors
-from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.snapshot.addresses import address
 from pytest_bninvariants.snapshot.tensor_bytes import dense_values, join_key, join_values
-from pytest_bninvariants.state_change.before_after import SETTINGS, StateAfter, StateBefore
+from pytest_bninvariants.state_change.observation import Observation
 from pytest_bninvariants.state_change.witness import Witness
-from pytest_bninvariants.verdict import Change, Hazard
+from pytest_bninvariants.verdict import Hazard
+
+_SETTINGS = ("momentum", "track_running_stats")  # another eps is a violation
 
 _ORDERED = frozenset(
     {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32}
 )
 
 
-def hazards(
-    model: nn.Module,
-    before: StateBefore,
-    after: StateAfter,
-    scope: Scope,
-    changes: Iterable[Change],
-    unchanged: Collection[str],
-    witness: Witness,
-) -> Iterator[Hazard]:
-    """Yield what may go wrong later, though the invariant does not forbid it.
-
-    Args:
-        model: the model.
-        before: its watched state before the step.
-        after: the model now.
-        scope: what is watched.
-        changes: what broke the invariant.
-        unchanged: keys of tensors that are where they were, with the same content.
-        witness: what was seen.
-    """
-    violated = {change.name for change in changes}
-    swapped = {change.layer for change in changes if not change.same_object}
-    yield from _of_identity(before, after, violated, unchanged)
-    yield from _of_training(before, after, violated, witness)
-    yield from _of_settings(before, after, swapped)
-    yield from _of_statistics(before, after, unchanged, witness)
-    yield from _of_optimizers(model, before, witness)
-    if scope.bn_only and scope.judges_normalisation:
-        yield from _of_idleness(before, witness)
+def find_hazards(observation: Observation) -> Iterator[Hazard]:
+    """Yield what may go wrong later, though the invariant does not forbid it."""
+    yield from _of_identity(observation)
+    yield from _of_training(observation)
+    yield from _of_settings(observation)
+    yield from _of_statistics(observation)
+    yield from _of_optimizers(observation)
+    if observation.scope.bn_only and observation.scope.judges_normalisation:
+        yield from _of_idleness(observation)
 
 
-def _of_identity(
-    before: StateBefore, after: StateAfter, violated: set[str], unchanged: Collection[str]
-) -> Iterator[Hazard]:
+def _of_identity(observation: Observation) -> Iterator[Hazard]:
     """Yield names that another tensor or another place in memory holds."""
-    if after.is_like_before and len(unchanged) == len(before.kept):
+    kept_tensors, unchanged = observation.before.kept, observation.unchanged
+    if observation.after.is_like_before and len(unchanged) == len(kept_tensors):
         return
-    tensors = after.tensors
-    for key, kept in before.kept.items():
+    violated = {change.name for change in observation.changes}
+    tensors = observation.after.tensors
+    for key, kept in kept_tensors.items():
         watched, now = kept.watched, tensors.get(key)
         if now is watched and key in unchanged:
             continue
@@ -78,58 +59,58 @@ def _of_identity(
             yield Hazard(name=watched.name, text=f"moved from {kept.device} to {now.tensor.device}")
 
 
-def _of_training(
-    before: StateBefore, after: StateAfter, violated: set[str], witness: Witness
-) -> Iterator[Hazard]:
+def _of_training(observation: Observation) -> Iterator[Hazard]:
     """Yield frozen parameters that are on their way to be trained."""
-    handled, held = witness.handled, before.kept.tensors.by_key
-    asked = {key for key, asks in zip(before.kept, before.kept.asks, strict=True) if asks}
-    for key, now in after.tensors.by_key.items():
-        asks = now.requires_grad
-        if not (asks or handled) or key not in held:
+    before, operations = observation.before, observation.witness.operations
+    violated = {change.name for change in observation.changes}
+    held, stepped = before.kept.tensors.by_key, operations.saw_any
+    required = {key for key, asks in zip(before.kept, before.kept.asks, strict=True) if asks}
+    for key, now in observation.after.tensors.by_key.items():
+        requires = now.requires_grad
+        if not (requires or stepped) or key not in held:
             continue
-        has_gradient = asks and now.is_leaf and now.grad is not None
-        if not (handled or has_gradient or key not in asked):
+        has_gradient = requires and now.is_leaf and now.grad is not None
+        if not (stepped or has_gradient or key not in required):
             continue
         kept = before.kept[key]
         name = kept.watched.name
-        if asks and key not in asked:
+        if requires and key not in required:
             yield Hazard(name=name, text="had requires_grad switched on")
         if name in violated:
             continue
         if has_gradient:
             yield Hazard(name=name, text="has requires_grad=True and a gradient")
-        holder = witness.done_to(kept.watched.tensor).held_by if handled else ""
+        holder = operations.history_of(kept.watched.tensor).holder
         if holder:
             text = f"is in the groups of {holder}, which stepped: its weight decay and moments "
             yield Hazard(name=name, text=text + "may move it")
 
 
-def _of_settings(before: StateBefore, after: StateAfter, swapped: set[str]) -> Iterator[Hazard]:
+def _of_settings(observation: Observation) -> Iterator[Hazard]:
     """Yield layers of another type, or with another setting."""
+    before, after = observation.before, observation.after
+    swapped = {change.layer for change in observation.changes if not change.same_object}
     for key, settings in before.settings.items():
         name, old = before.selection.bn_names[key], before.selection.bn_layers[key]
         new, now = after.bn_layers[key], after.settings.get(key)
         if now is None or (new is old and (now is settings or now == settings)):
             continue
         if type(old) is not type(new) and name not in swapped:
-            yield Hazard(
-                name=name, text=f"was {type(old).__name__} and is {type(new).__name__} now"
-            )
-        for setting in SETTINGS:
+            text = f"was {type(old).__name__} and is {type(new).__name__} now"
+            yield Hazard(name=name, text=text)
+        for setting in _SETTINGS:
             value = now.get(setting, settings.get(setting))
             if setting in settings and value != settings[setting]:
                 yield Hazard(name=name, text=f"{setting} {settings[setting]} -> {value}")
 
 
-def _of_statistics(
-    before: StateBefore, after: StateAfter, unchanged: Collection[str], witness: Witness
-) -> Iterator[Hazard]:
+def _of_statistics(observation: Observation) -> Iterator[Hazard]:
     """Yield watched BN layers whose statistics are not those of any data."""
-    new = []
-    ordinary = _ordinary(before, unchanged) if after.bn_layers else set()
+    before, after, witness = observation.before, observation.after, observation.witness
+    initial = []
+    ordinary = _ordinary(observation) if after.bn_layers else set()
     for key, layer in after.bn_layers.items():
-        ran = witness.ran_module(layer)
+        ran = witness.was_called(layer)
         if not ran and f"{key}.running_mean" in ordinary and f"{key}.running_var" in ordinary:
             continue
         mean, var = (_readable(layer, name) for name in STATISTICS)
@@ -141,30 +122,33 @@ def _of_statistics(
         if not _all_finite([mean, var]):
             yield Hazard(name=name, text="has running statistics that are not finite")
         if ran and _is_initial(layer):
-            new.append((name, layer))
-    others_have_data = cache(lambda: _others_have_data(before, witness))
-    for name, layer in new:
+            initial.append((name, layer))
+    others_have_data = cache(lambda: _others_have_data(observation))
+    for name, layer in initial:
         if _is_meant_to_be_loaded(layer, witness) or (not _trains(layer) and others_have_data()):
             text = "ran with running_mean 0 and running_var 1, as a new layer has them: "
             yield Hazard(name=name, text=text + "was its checkpoint loaded?")
 
 
-def _ordinary(before: StateBefore, unchanged: Collection[str]) -> set[str]:
+def _ordinary(observation: Observation) -> set[str]:
     """Return keys of tensors that have the content that was kept, which is finite, in memory that
     they do not share: what is kept together is looked at together.
     """
-    buckets = [b for b in before.kept.buckets if b.dtype.is_floating_point and not b.is_large]
+    buckets = [
+        b for b in observation.before.kept.buckets if b.dtype.is_floating_point and not b.is_large
+    ]
     places = [place for bucket in buckets for place in bucket.addresses]
     sums = [bucket.flat.view(bucket.dtype).sum() for bucket in buckets]
     if len(set(places)) < len(places) or not _all_finite(sums):
         return set()
-    return {key for bucket in buckets for key in bucket.keys if key in unchanged}
+    return {key for bucket in buckets for key in bucket.keys if key in observation.unchanged}
 
 
-def _others_have_data(before: StateBefore, witness: Witness) -> bool:
+def _others_have_data(observation: Observation) -> bool:
     """Tell whether a layer has statistics of some data, other than of this step's."""
+    before, recorder = observation.before, observation.witness.layers
     named = (before.names.modules[name] for name in before.selection.bn_names.values())
-    layers = [layer for layer in named if not witness.seen_of(layer).normalised]
+    layers = [layer for layer in named if not recorder.activity_of(layer).normalised]
     for some in (layers[:1], layers[1:]):  # mostly the first tells
         for name, initial in zip(BN_STATE, (0, 1, 0), strict=True):
             values = _joined(_readable(layer, name) for layer in some)
@@ -213,7 +197,7 @@ def _is_initial(layer: nn.Module | None) -> bool:
 
 
 def _trains(layer: nn.Module | None) -> bool:
-    """Tell whether a layer has parameters that ask for a gradient, as a new head's do."""
+    """Tell whether a layer has parameters that require a gradient, as a new head's do."""
     own = () if layer is None else layer._parameters.values()
     return any(parameter is not None and parameter.requires_grad for parameter in own)
 
@@ -221,28 +205,28 @@ def _trains(layer: nn.Module | None) -> bool:
 def _is_meant_to_be_loaded(layer: nn.Module | None, witness: Witness) -> bool:
     """Tell whether a layer's weight came from somewhere, or can come from a checkpoint alone."""
     weight = _readable(layer, "weight")
-    if weight is None or layer is None or id(weight) in witness.stepped_for:
+    if weight is None or layer is None or id(weight) in witness.stepped_parameters:
         return False
     ends = _ends(weight.flatten())
     return "weight" in layer._buffers or bool((ends != ends[:1]).any())  # new ones are constant
 
 
-def _of_optimizers(model: nn.Module, before: StateBefore, witness: Witness) -> Iterator[Hazard]:
+def _of_optimizers(observation: Observation) -> Iterator[Hazard]:
     """Yield trainable parameters that no optimizer holds, of those that stepped for this model."""
-    held = witness.stepped_for
-    if not held or not any(id(tensor) in held for tensor in all_tensors(model)):
+    model, stepped = observation.witness.model, observation.witness.stepped_parameters
+    if not stepped or not any(id(tensor) in stepped for tensor in all_tensors(model)):
         return
-    watched = {id(kept.watched.tensor) for kept in before.kept.values()}
+    watched = {id(kept.watched.tensor) for kept in observation.before.kept.values()}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in watched | held:
-            yield Hazard(
-                name=name, text="has requires_grad=True and is in no optimizer that stepped"
-            )
+        if parameter.requires_grad and id(parameter) not in watched | stepped:
+            text = "has requires_grad=True and is in no optimizer that stepped"
+            yield Hazard(name=name, text=text)
 
 
-def _of_idleness(before: StateBefore, witness: Witness) -> Iterator[Hazard]:
+def _of_idleness(observation: Observation) -> Iterator[Hazard]:
     """Yield BN layers that no forward used, though an optimizer stepped as if one had."""
-    if witness.saw_optimizer and not witness.saw_use:
-        for key in before.selection.bn_layers:
+    runs, selection = observation.witness.runs, observation.before.selection
+    if runs.optimizer_stepped and not runs.saw_use:
+        for name in map(selection.bn_names.__getitem__, selection.bn_layers):
             text = "did not run, though an optimizer stepped: was it this very model that ran?"
-            yield Hazard(name=before.selection.bn_names[key], text=text)
+            yield Hazard(name=name, text=text)

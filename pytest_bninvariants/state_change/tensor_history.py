@@ -1,4 +1,4 @@
-"""Tell which of torch's operations moved a watched tensor: it is compared before and after each."""
+"""Which of torch's operations moved a tensor: it is compared before and after each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Place
 
-_GLANCE = 16  # values
+_FIRST_VALUES = 16  # a step that moves a tensor moves these; comparing so few is nearly free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,18 +45,18 @@ class OptimizerStep:
         optimizer: class name of the optimizer.
         group: which of its groups holds the tensor.
         gradient: what the tensor's gradient was.
-        state: whether the optimizer had moments for it that are not zero.
-        decay: the group's weight decay.
-        shares: whether it holds another tensor, of the same memory.
+        has_moments: whether the optimizer had moments for it that are not zero.
+        weight_decay: the group's.
+        shares_memory: whether the optimizer holds another tensor, of the same memory.
         place: where it was called.
     """
 
     optimizer: str
     group: int
     gradient: Gradient
-    state: bool
-    decay: float
-    shares: bool = False
+    has_moments: bool
+    weight_decay: float
+    shares_memory: bool = False
     place: Place | None = None
 
 
@@ -65,16 +65,16 @@ class TensorHistory:
     """What operations did to one tensor.
 
     Args:
-        held_by: class name of an optimizer that holds it and stepped.
-        stepped: the first step that moved it with a gradient, or else the first that moved it.
-        loaded: where a load moved it first.
-        collective: where a collective operation between processes moved it first.
+        holder: class name of an optimizer that holds it and stepped.
+        step: the first step that moved it with a gradient, or else the first that moved it.
+        loaded_at: where a load moved it first.
+        exchanged_at: where a collective operation between processes moved it first.
     """
 
-    held_by: str = ""
-    stepped: OptimizerStep | None = None
-    loaded: Place | None = None
-    collective: Place | None = None
+    holder: str = ""
+    step: OptimizerStep | None = None
+    loaded_at: Place | None = None
+    exchanged_at: Place | None = None
 
 
 _UNTOUCHED = TensorHistory()
@@ -89,24 +89,24 @@ class OperationLog:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tensors
-        self._handled: dict[int, TensorHistory] = {}
+        self._histories: dict[int, TensorHistory] = {}
 
     @cached_property
     def _followed(self) -> dict[int, Tensor]:
         return {id(tensor): tensor for tensor in self._tensors}
 
     @property
-    def touched(self) -> bool:
-        """Tell whether anything was done to any."""
-        return bool(self._handled)
+    def saw_any(self) -> bool:
+        """Tell whether any operation was given a followed tensor."""
+        return bool(self._histories)
 
-    def of(self, tensor: Tensor) -> TensorHistory:
+    def history_of(self, tensor: Tensor) -> TensorHistory:
         """Return what was done to a tensor."""
-        return self._handled.get(id(tensor), _UNTOUCHED)
+        return self._histories.get(id(tensor), _UNTOUCHED)
 
-    def _to(self, tensor: Tensor) -> TensorHistory:
+    def _entry(self, tensor: Tensor) -> TensorHistory:
         """Return what was done to a tensor, to be added to."""
-        return self._handled.setdefault(id(tensor), TensorHistory())
+        return self._histories.setdefault(id(tensor), TensorHistory())
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
@@ -119,23 +119,23 @@ class OperationLog:
             for followed in self._sharing(parameter)
         ]
         for each in held:
-            self._to(each.tensor).held_by = type(optimizer).__name__
+            self._entry(each.tensor).holder = type(optimizer).__name__
         if skips_parameters_without_gradient(optimizer) and not closure:
             held = [each for each in held if each.parameter.grad is not None]
         if not held:
             return None
         with undisturbed():
-            steps = [_PendingStep.about_to(optimizer, each, closure=closure) for each in held]
+            steps = [_PendingStep.begin(optimizer, each, closure=closure) for each in held]
 
         def finish() -> None:
             with undisturbed():
-                moved = [step.told(optimizer) for step in steps if step.moved()]
+                moved = [(step.tensor, step.finished(optimizer)) for step in steps if step.moved()]
             place = place_of_step(frame, optimizer) if moved else None
-            for tensor, told in moved:
-                handled = self._to(tensor)
-                known = handled.stepped
-                if known is None or (known.gradient != "nonzero" and told.gradient == "nonzero"):
-                    handled.stepped = replace(told, place=place)
+            for tensor, step in moved:
+                history = self._entry(tensor)
+                known = history.step
+                if known is None or (known.gradient != "nonzero" and step.gradient == "nonzero"):
+                    history.step = replace(step, place=place)
 
         return finish
 
@@ -162,9 +162,11 @@ class OperationLog:
             with undisturbed():
                 for (registry, name, tensor), content in zip(slots, before, strict=True):
                     now = registry.get(name)
-                    handled = self._to(tensor)
-                    if now is not None and handled.loaded is None:
-                        handled.loaded = None if same_content(content, now) else place
+                    history = self._entry(tensor)
+                    if now is None or history.loaded_at is not None:
+                        continue
+                    if not same_content(content, now):
+                        history.loaded_at = place
 
         return finish
 
@@ -183,9 +185,9 @@ class OperationLog:
             place = place_of(frame, f"torch.distributed.{name}()")
             with undisturbed():
                 for tensor, content in zip(given, before, strict=True):
-                    handled = self._to(tensor)
-                    if handled.collective is None and not same_content(content, tensor):
-                        handled.collective = place
+                    history = self._entry(tensor)
+                    if history.exchanged_at is None and not same_content(content, tensor):
+                        history.exchanged_at = place
 
         return finish
 
@@ -217,58 +219,60 @@ class _OptimizedTensor(NamedTuple):
 class _PendingStep:
     """One tensor, about to go through an optimizer's step.
 
-    Without a gradient it should not move, so it is only glanced at: watching what is frozen rightly
-    must cost next to nothing.
+    Without a gradient it should not move, so only its first values are compared: watching
+    what is frozen rightly must cost next to nothing.
     """
 
     held: _OptimizedTensor
     gradient: Gradient | None
-    state: bool
+    has_moments: bool
     content: Content | None
-    glance: Tensor | None
+    first_bytes: Tensor | None
     version: int | None
 
+    @property
+    def tensor(self) -> Tensor:
+        return self.held.tensor
+
     @classmethod
-    def about_to(
-        cls, optimizer: Optimizer, held: _OptimizedTensor, *, closure: bool
-    ) -> _PendingStep:
+    def begin(cls, optimizer: Optimizer, held: _OptimizedTensor, *, closure: bool) -> _PendingStep:
         tensor = held.tensor
         gradient = None if closure else gradient_of(held.parameter)
         return cls(
             held=held,
             gradient=gradient,
-            state=gradient != "nonzero" and has_moments(optimizer, held.parameter),
+            has_moments=gradient != "nonzero" and has_moments(optimizer, held.parameter),
             content=None if gradient == "none" else content_of(tensor),
-            glance=_glance(tensor) if gradient == "none" else None,
+            first_bytes=_first_bytes(tensor) if gradient == "none" else None,
             version=version(tensor),
         )
 
     def moved(self) -> bool:
-        tensor = self.held.tensor
+        tensor = self.tensor
         if self.gradient != "none":
             return not same_content(self.content, tensor)
         if self.version is not None and self.version != version(tensor):
             return True
-        now = _glance(tensor)
-        return self.glance is not None and now is not None and not torch.equal(self.glance, now)
+        before, now = self.first_bytes, _first_bytes(tensor)
+        return before is not None and now is not None and not torch.equal(before, now)
 
-    def told(self, optimizer: Optimizer) -> tuple[Tensor, OptimizerStep]:
-        """Return the tensor and its step, after it; a closure has computed the gradient by now."""
+    def finished(self, optimizer: Optimizer) -> OptimizerStep:
+        """Return the step that was taken; a closure has computed the gradient by now."""
         group = optimizer.param_groups[self.held.group]
         now = gradient_of(self.held.parameter) if self.gradient is None else self.gradient
-        return self.held.tensor, OptimizerStep(
+        return OptimizerStep(
             optimizer=type(optimizer).__name__,
             group=self.held.group,
             gradient=now,
-            state=self.state,
-            decay=float(group.get("weight_decay", 0.0) or 0.0),
-            shares=self.held.tensor is not self.held.parameter,
+            has_moments=self.has_moments,
+            weight_decay=float(group.get("weight_decay", 0.0) or 0.0),
+            shares_memory=self.held.tensor is not self.held.parameter,
         )
 
 
-def _glance(tensor: Tensor) -> Tensor | None:
+def _first_bytes(tensor: Tensor) -> Tensor | None:
     """Return the bytes of a tensor's first values in memory."""
     if not is_plain(tensor):
         return None
-    count = min(_GLANCE, extent(tensor) // tensor.itemsize)  # an expanded one has fewer there
+    count = min(_FIRST_VALUES, extent(tensor) // tensor.itemsize)  # an expanded one has fewer there
     return tensor.detach().as_strided((count,), (1,)).clone().view(torch.uint8)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pytest_bninvariants.selection.scope import Scope, select
-from pytest_bninvariants.state_change.witness import LayerActivity, Witness
+from pytest_bninvariants.state_change.layer_activity import LayerActivity
+from pytest_bninvariants.state_change.witness import Witness
 
 
 @contextmanager
@@ -30,8 +31,8 @@ def test_batches_are_counted_by_layer(net: Any, batch: Tensor) -> None:
     with watched(net) as witness:
         for _ in range(3):
             net(batch)
-    assert witness.seen_of(net.neck).batches == 3
-    assert witness.seen_of(net.backbone.bn) == LayerActivity()
+    assert witness.layers.activity_of(net.neck).batches == 3
+    assert witness.layers.activity_of(net.backbone.bn) == LayerActivity()
 
 
 def test_a_batch_in_eval_is_not_counted_and_one_after_a_flip_is(net: Any, batch: Tensor) -> None:
@@ -41,19 +42,19 @@ def test_a_batch_in_eval_is_not_counted_and_one_after_a_flip_is(net: Any, batch:
         net(batch)
         net.neck.eval()
         net(batch)
-    seen = witness.seen_of(net.neck)
-    assert (seen.batches, seen.flipped) == (1, True)
+    activity = witness.layers.activity_of(net.neck)
+    assert (activity.batches, activity.flipped) == (1, True)
 
 
 def test_a_layer_in_training_mode_that_is_put_there_again_is_not_flipped(net: Any) -> None:
     net.train()
     with watched(net) as witness:
         net.train()
-    seen = witness.seen_of(net.neck)
-    assert not seen.flipped
-    assert seen.put_in_training is not None
-    assert witness.began_in_training(net.backbone.bn)
-    assert witness.began_in_training(net.neck)
+    activity = witness.layers.activity_of(net.neck)
+    assert not activity.flipped
+    assert activity.put_in_training is not None
+    assert witness.layers.began_in_training(net.backbone.bn)
+    assert witness.layers.began_in_training(net.neck)
 
 
 def test_a_layer_that_is_flipped_and_back_without_a_batch_used_no_batch_statistics(
@@ -62,10 +63,10 @@ def test_a_layer_that_is_flipped_and_back_without_a_batch_used_no_batch_statisti
     with watched(net) as witness:
         net.train().eval()
         net(batch)
-    seen = witness.seen_of(net.neck)
-    assert seen.flipped
-    assert not seen.normalised
-    assert not witness.used_batch_statistics(seen)
+    activity = witness.layers.activity_of(net.neck)
+    assert activity.flipped
+    assert not activity.normalised
+    assert not witness.used_batch_statistics(activity)
 
 
 def test_the_call_before_the_first_batch_is_the_one_that_counts(net: Any, batch: Tensor) -> None:
@@ -85,7 +86,7 @@ def test_the_call_before_the_first_batch_is_the_one_that_counts(net: Any, batch:
             put_in_training()
         net(batch)
         third()
-    place = witness.seen_of(net.neck).put_in_training
+    place = witness.layers.activity_of(net.neck).put_in_training
     assert place is not None
     assert place.function == "second"
 
@@ -101,7 +102,7 @@ def test_a_call_that_changes_nothing_is_not_the_one_that_counts(net: Any, batch:
         first()
         second()
         net(batch)
-    place = witness.seen_of(net.neck).put_in_training
+    place = witness.layers.activity_of(net.neck).put_in_training
     assert place is not None
     assert place.function == "first"
 
@@ -118,14 +119,14 @@ def test_a_helper_that_sets_and_restores_a_mode_is_not_blamed(net: Any, batch: T
     with watched(net) as witness:
         evaluated()
         net(batch)
-    assert witness.seen_of(net.neck).put_in_training is None
+    assert witness.layers.activity_of(net.neck).put_in_training is None
 
 
 def test_unwatched_layers_are_not_placed(net: Any, batch: Tensor) -> None:
     with watched(net, "neck") as witness:
         net.train()
-    assert witness.seen_of(net.neck) != LayerActivity()
-    assert witness.seen_of(net.backbone.bn) == LayerActivity()
+    assert witness.layers.activity_of(net.neck) != LayerActivity()
+    assert witness.layers.activity_of(net.backbone.bn) == LayerActivity()
 
 
 def test_recomputation_is_counted_as_it_runs(net: Any, batch: Tensor) -> None:
@@ -133,7 +134,7 @@ def test_recomputation_is_counted_as_it_runs(net: Any, batch: Tensor) -> None:
     with watched(net) as witness:
         x = batch.clone().requires_grad_()
         checkpoint(net.backbone, x, use_reentrant=False).sum().backward()
-    assert witness.seen_of(net.backbone.bn).batches == 2
+    assert witness.layers.activity_of(net.backbone.bn).batches == 2
 
 
 RAN: dict[str, tuple[Callable[[Any, Tensor], object], bool]] = {
@@ -171,7 +172,7 @@ def test_what_counts_as_having_run(
 ) -> None:
     with watched(net) as witness:
         step(net, batch)
-    assert witness.ran() == ran
+    assert witness.runs.saw_anything() == ran
 
 
 def test_an_optimizer_that_holds_replaced_parameters_counts(net: Any) -> None:
@@ -179,7 +180,7 @@ def test_an_optimizer_that_holds_replaced_parameters_counts(net: Any) -> None:
     old = net.neck.weight
     with watched(net) as witness:
         optimizer.step()
-    assert witness.ran()
+    assert witness.runs.saw_anything()
     assert net.neck.weight is old
 
 
@@ -192,16 +193,16 @@ def test_a_scripted_model_that_runs_counts(
 ) -> None:
     model = script(net)
     with watched(model, bn_only=False) as witness:
-        assert not witness.ran()
+        assert not witness.runs.saw_anything()
         model(batch)
-    assert witness.ran()
+    assert witness.runs.saw_anything()
 
 
 def test_a_scripted_part_that_runs_counts() -> None:
     model = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Sequential(nn.Linear(2, 2))))
     with watched(model, "1.0", bn_only=False) as witness:
         model[1](torch.ones(1, 2))
-    assert witness.ran()
+    assert witness.runs.saw_anything()
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -218,7 +219,7 @@ def test_a_compiled_layer_is_judged_by_its_mode_when_it_ran(
         net.train(training)
         with watched(net) as witness:
             compiled(batch)
-        assert witness.used_batch_statistics(witness.seen_of(net.neck)) == training
+        assert witness.used_batch_statistics(witness.layers.activity_of(net.neck)) == training
 
 
 def test_a_witness_keeps_no_model_alive(net: Any, batch: Tensor) -> None:
@@ -226,4 +227,4 @@ def test_a_witness_keeps_no_model_alive(net: Any, batch: Tensor) -> None:
         old = net.neck
         net(batch)
         net.neck = nn.BatchNorm1d(3)
-    assert witness.seen_of(old).batches == 1
+    assert witness.layers.activity_of(old).batches == 1

@@ -72,7 +72,7 @@ class FrozenGuard(Guard):
         assert self._witness is not None
         earlier = self._earlier
         known: frozenset[Change] = earlier.known if earlier else frozenset()
-        found = compare(self._before, self.model, self._scope, self._witness, known)
+        found = compare(self._before, self._witness, self._scope, known)
         old = known.intersection(found.changes)
         verdict = Verdict(
             guard=self.spelled,
@@ -87,7 +87,7 @@ class FrozenGuard(Guard):
             writes=self._tracer.writes(found.changes) if self._tracer else (),
             notes=(earlier_runs.NOTE,) if old else (),
         )
-        if verdict.holds and not (found.touched or self._witness.ran()):
+        if verdict.holds and not (found.touched or self._witness.runs.saw_anything()):
             raise GateError(
                 f"nothing ran inside {self.spelled}: it saw no forward of a watched layer, no "
                 "step of an optimizer that holds the model's parameters and no other change of "

@@ -66,8 +66,8 @@ class OutputGuard(Guard):
         changes = [change for name in self._outputs for change in self._changes(name)]
         findings = _NOTHING
         if self._before is not None and self._witness is not None:
-            findings = compare(self._before, self.model, self._scope(), self._witness)
-            if not (changes or findings.touched or self._witness.ran()):
+            findings = compare(self._before, self._witness, self._scope())
+            if not (changes or findings.touched or self._witness.runs.saw_anything()):
                 raise GateError(
                     f"nothing ran inside {self.spelled}: it saw no forward of the module, no step "
                     "of an optimizer that holds its parameters and no change of its state"

@@ -11,7 +11,7 @@ from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.selection.scope import layers_of
 from pytest_bninvariants.snapshot.tensors import changes_since, take_snapshot
-from pytest_bninvariants.state_change.before_after import settings_of
+from pytest_bninvariants.state_change.layer_settings import read_settings
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 
 
@@ -50,7 +50,7 @@ def _settings(one: nn.Module, other: nn.Module) -> Iterator[str]:
     changed: dict[str, list[str]] = {}
     for name, layer in then.items():
         if name in now and is_bn_layer(layer) and is_bn_layer(now[name]):
-            eps, new = (settings_of(each).get("eps") for each in (layer, now[name]))
+            eps, new = (read_settings(each).get("eps") for each in (layer, now[name]))
             if None not in (eps, new) and eps != new:
                 changed.setdefault(f"eps {eps} -> {new}", []).append(name)
     for text, names in changed.items():

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pytest_bninvariants.diagnosis.rule import Rule
 from pytest_bninvariants.diagnosis.wording import clauses, give_own_memory, name_list, one_or_many
-from pytest_bninvariants.state_change.evidence import IDENTITY, ChangeEvidence, layers_of
+from pytest_bninvariants.state_change.evidence import (
+    IDENTITY,
+    ChangeEvidence,
+    LayerEvidence,
+    layers_of,
+)
 from pytest_bninvariants.state_change.tensor_history import OptimizerStep
 from pytest_bninvariants.verdict import Place
 
@@ -19,7 +24,7 @@ _REPLACED = {
 
 
 def _is_loaded(evidence: ChangeEvidence) -> bool:
-    return _is_written(evidence) and evidence.history.loaded is not None
+    return _is_written(evidence) and evidence.history.loaded_at is not None
 
 
 def _explain_loaded(evidence: list[ChangeEvidence]) -> tuple[str, str]:
@@ -30,7 +35,7 @@ def _explain_loaded(evidence: list[ChangeEvidence]) -> tuple[str, str]:
 
 
 def _is_broadcast(evidence: ChangeEvidence) -> bool:
-    return _is_written(evidence) and evidence.history.collective is not None
+    return _is_written(evidence) and evidence.history.exchanged_at is not None
 
 
 def _explain_broadcast(evidence: list[ChangeEvidence]) -> tuple[str, str]:
@@ -42,54 +47,50 @@ def _explain_broadcast(evidence: list[ChangeEvidence]) -> tuple[str, str]:
 
 
 def _is_cast(evidence: ChangeEvidence) -> bool:
-    others = evidence.normalised or evidence.history.stepped is not None
+    others = evidence.normalised or evidence.history.step is not None
     return _is_written(evidence) and bool(evidence.casts) and not others
 
 
-def _told_of_casts(evidence: list[ChangeEvidence]) -> list[str]:
-    """Tell of tensors that were cast and cast back: all by one type, if one explains all."""
-    if not evidence:
-        return []
+def _describe_casts(evidence: list[ChangeEvidence]) -> str:
+    """Say which tensors were cast and cast back: all by one type, if one explains all."""
     types = frozenset.intersection(*(each.casts for each in evidence))
-    told = " or ".join(sorted(types)) or "narrower types"
-    return [f"{_tensors(evidence)} {_was(evidence)} cast to {told} and back"]
+    listed = " or ".join(sorted(types)) or "narrower types"
+    return f"{_tensors(evidence)} {_was(evidence)} cast to {listed} and back"
+
+
+def _describe_swap(layer: LayerEvidence) -> str:
+    """Say what another module that holds a layer's name is."""
+    was = f"{layer.name or 'the model'} was {layer.type_before} and is"
+    if layer.type_after is None:
+        return f"{was} gone"
+    flipped = layer.in_training and not layer.began_in_training
+    return f"{was} another module now: {layer.type_after}{' in training mode' if flipped else ''}"
 
 
 def _explain_replaced(evidence: list[ChangeEvidence]) -> tuple[str, str]:
-    swapped = [layer for layer in layers_of(evidence) if layer.replaced and layer.before]
-    told = [
-        f"{layer.name or 'the model'} was {layer.before} and is "
-        + (
-            "gone"
-            if layer.after is None
-            else f"another module now: {layer.after}"
-            + (" in training mode" if layer.in_training and not layer.began_in_training else "")
-        )
-        for layer in swapped
-    ]
+    swapped = [layer for layer in layers_of(evidence) if layer.replaced and layer.type_before]
     others = [each for each in evidence if each.layer not in swapped]
-    told += _told_of_casts([each for each in others if _is_cast(each)])
-    told += [
+    cast = [each for each in others if _is_cast(each)]
+    why = [_describe_swap(layer) for layer in swapped]
+    why += [_describe_casts(cast)] if cast else []
+    why += [
         f"{each.change.name} {_REPLACED.get(each.change.kind, 'is held by another tensor now')}"
         for each in others
-        if not _is_cast(each)
+        if each not in cast
     ]
+    fix = "replace, convert or cast before the guarded step, and build the optimizer after that"
     if all(each.change.kind == "initialised" for each in evidence):
         fix = "run a batch before the guarded step: lazy modules take their shape from it"
-        return clauses(told), fix
-    return (
-        clauses(told),
-        "replace, convert or cast before the guarded step, and build the optimizer after that",
-    )
+    return clauses(why), fix
 
 
-def _stepped(evidence: ChangeEvidence) -> OptimizerStep | None:
-    return evidence.history.stepped if _is_written(evidence) else None
+def _step(evidence: ChangeEvidence) -> OptimizerStep | None:
+    return evidence.history.step if _is_written(evidence) else None
 
 
 def _has_gradient(evidence: ChangeEvidence) -> bool:
-    stepped = _stepped(evidence)
-    return stepped is not None and stepped.gradient == "nonzero"
+    step = _step(evidence)
+    return step is not None and step.gradient == "nonzero"
 
 
 def _explain_gradient(evidence: list[ChangeEvidence]) -> tuple[str, str]:
@@ -111,15 +112,15 @@ def _explain_gradient(evidence: list[ChangeEvidence]) -> tuple[str, str]:
 def _explain_untied(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names = _tensors(evidence)
     why = f"{names} moved in a step of {_optimizer(evidence)}, with a gradient"
-    if all(each.history.stepped and each.history.stepped.shares for each in evidence):
+    if all(each.history.step and each.history.step.shares_memory for each in evidence):
         held = one_or_many([each.change.name for each in evidence], "another tensor", "others")
         return (
             f"{why}; the optimizer holds {held} of the same memory",
             give_own_memory(names, _its(evidence)),
         )
-    if all(each.has_gradient and not each.had_gradient for each in evidence):
+    if all(each.requires_gradient and not each.required_gradient for each in evidence):
         why += "; requires_grad was switched on during the step"
-    elif any(each.has_gradient for each in evidence):
+    elif any(each.requires_gradient for each in evidence):
         why += "; requires_grad is True"
     else:
         return (
@@ -134,71 +135,71 @@ def _explain_untied(evidence: list[ChangeEvidence]) -> tuple[str, str]:
 
 
 def _decays(evidence: ChangeEvidence) -> bool:
-    stepped = _stepped(evidence)
-    if stepped is None or stepped.gradient == "nonzero":
+    step = _step(evidence)
+    if step is None or step.gradient == "nonzero":
         return False
-    return evidence.factor is not None or (stepped.decay > 0 and not stepped.state)
+    return evidence.factor is not None or (step.weight_decay > 0 and not step.has_moments)
 
 
 def _explain_decay(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     first = evidence[0]
-    stepped = first.history.stepped
-    assert stepped is not None
+    step = first.history.step
+    assert step is not None
     shrank = "" if first.factor is None else f", all values by the factor {first.factor:.6g}"
-    decay = f" (weight_decay={stepped.decay:g})" if stepped.decay else ""
+    decay = f" (weight_decay={step.weight_decay:g})" if step.weight_decay else ""
     return (
         f"{_tensors(evidence)} moved in a step of {_optimizer(evidence)}{decay} "
-        f"with {_no_gradient(stepped)}{shrank}",
+        f"with {_no_gradient(step)}{shrank}",
         "leave what is frozen out of the optimizer, or give it a group with weight_decay=0",
     )
 
 
 def _is_stale(evidence: ChangeEvidence) -> bool:
-    stepped = _stepped(evidence)
-    return stepped is not None and stepped.gradient != "nonzero" and stepped.state
+    step = _step(evidence)
+    return step is not None and step.gradient != "nonzero" and step.has_moments
 
 
 def _explain_stale(evidence: list[ChangeEvidence]) -> tuple[str, str]:
-    stepped = evidence[0].history.stepped
-    assert stepped is not None
+    step = evidence[0].history.step
+    assert step is not None
     names = _tensors(evidence)
     return (
-        f"{names} moved in a step of {_optimizer(evidence)} with {_no_gradient(stepped)}: "
+        f"{names} moved in a step of {_optimizer(evidence)} with {_no_gradient(step)}: "
         "the optimizer still has moments of earlier gradients"
-        + (f", or of its weight_decay={stepped.decay:g}" if stepped.decay else ""),
+        + (f", or of its weight_decay={step.weight_decay:g}" if step.weight_decay else ""),
         (
             f"set .grad = None on {names} when freezing (zero_grad(set_to_none=True)), or build "
-            if stepped.gradient == "zero"
+            if step.gradient == "zero"
             else "build "
         )
         + f"the optimizer anew without {_it(evidence)}",
     )
 
 
-def _no_gradient(stepped: OptimizerStep) -> str:
-    return "a gradient of zeros" if stepped.gradient == "zero" else "no gradient"
+def _no_gradient(step: OptimizerStep) -> str:
+    return "a gradient of zeros" if step.gradient == "zero" else "no gradient"
 
 
 def _explain_in_place(evidence: list[ChangeEvidence]) -> tuple[str, str]:
-    stepped = evidence[0].history.stepped
+    step = evidence[0].history.step
     names = _tensors(evidence)
-    if stepped is not None:
+    if step is not None:
         return (
-            f"{names} moved in a step of {_optimizer(evidence)} with {_no_gradient(stepped)}, "
+            f"{names} moved in a step of {_optimizer(evidence)} with {_no_gradient(step)}, "
             "and neither moments nor weight decay that were seen explain it",
             f"leave {_it(evidence)} out of the optimizer",
         )
     why = f"{names} {_was(evidence)} written to by code that is none of an optimizer's step, "
     why += "a load, an exchange between processes, or a normalisation that was seen"
-    buffers = [each for each in evidence if each.buffer]
+    buffers = [each for each in evidence if each.is_buffer]
     ran = [layer.name for layer in layers_of(buffers) if layer.ran]
     if ran:
         why += f"; the forward of {name_list(ran)} ran, and may do it"
-    holder = evidence[0].history.held_by
+    holder = evidence[0].history.holder
     if holder:
         why += f"; {holder} holds {_it(evidence)} and stepped without moving {_it(evidence)}, but "
         why += "what wraps it may have"
-    if evidence[0].compiled:
+    if evidence[0].compiled_code_ran:
         why += "; compiled code ran, which cannot be seen into"
     return why, "run this test with --bn-trace, which names the operator and the line"
 
@@ -233,27 +234,27 @@ def _tensors(evidence: list[ChangeEvidence]) -> str:
 
 
 def _optimizer(evidence: list[ChangeEvidence]) -> str:
-    stepped = evidence[0].history.stepped
-    assert stepped is not None
-    return f"{stepped.optimizer} (group {stepped.group})"
+    step = evidence[0].history.step
+    assert step is not None
+    return f"{step.optimizer} (group {step.group})"
 
 
 def _place_of_step(evidence: ChangeEvidence) -> Place | None:
-    return None if evidence.history.stepped is None else evidence.history.stepped.place
+    return None if evidence.history.step is None else evidence.history.step.place
 
 
 LOADED: Rule[ChangeEvidence] = Rule(
     cause="loaded",
     applies=_is_loaded,
     explain=_explain_loaded,
-    place=lambda evidence: evidence.history.loaded,
+    place=lambda evidence: evidence.history.loaded_at,
     did="loaded by",
 )
 BROADCAST: Rule[ChangeEvidence] = Rule(
     cause="broadcast",
     applies=_is_broadcast,
     explain=_explain_broadcast,
-    place=lambda evidence: evidence.history.collective,
+    place=lambda evidence: evidence.history.exchanged_at,
     did="exchanged by",
 )
 REPLACED: Rule[ChangeEvidence] = Rule(

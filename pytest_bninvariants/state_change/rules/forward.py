@@ -32,7 +32,7 @@ def _ran_at(evidence: ChangeEvidence) -> Place | None:
 
 def _lacks_statistics(evidence: ChangeEvidence) -> bool:
     layer = evidence.layer
-    return evidence.normalised and (not layer.stored or layer.activity.lacking > 0)
+    return evidence.normalised and (not layer.had_statistics or layer.activity.lacking > 0)
 
 
 def _explain_lacking(evidence: list[ChangeEvidence]) -> tuple[str, str]:
@@ -40,7 +40,7 @@ def _explain_lacking(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     listed = name_list(names)
     pairs = (("has", "have"), ("it", "they"), ("its", "their"), ("was", "were"))
     has, it, its, it_was = (one_or_many(names, *pair) for pair in pairs)
-    if all(layer.stored for layer in layers_of(evidence)):
+    if all(layer.had_statistics for layer in layers_of(evidence)):
         return (
             f"{listed} {it_was} in eval and {_did(evidence)}: {its} running statistics were taken "
             "away during the step, or track_running_stats was switched off",
@@ -54,8 +54,8 @@ def _explain_lacking(evidence: list[ChangeEvidence]) -> tuple[str, str]:
 
 
 def _is_recomputed(evidence: ChangeEvidence) -> bool:
-    seen = evidence.layer.activity
-    return evidence.normalised and 0 < seen.batches == seen.recomputed
+    activity = evidence.layer.activity
+    return evidence.normalised and 0 < activity.batches == activity.recomputed
 
 
 def _explain_recomputation(evidence: list[ChangeEvidence]) -> tuple[str, str]:
@@ -69,8 +69,8 @@ def _explain_recomputation(evidence: list[ChangeEvidence]) -> tuple[str, str]:
 
 
 def _is_updated_by_others(evidence: ChangeEvidence) -> bool:
-    seen = evidence.layer.activity
-    return evidence.normalised and 0 < seen.batches == seen.by_others == seen.in_eval
+    activity = evidence.layer.activity
+    return evidence.normalised and 0 < activity.batches == activity.by_others == activity.in_eval
 
 
 def _explain_others(evidence: list[ChangeEvidence]) -> tuple[str, str]:
@@ -89,8 +89,8 @@ def _explain_others(evidence: list[ChangeEvidence]) -> tuple[str, str]:
 
 
 def _updates_in_eval(evidence: ChangeEvidence) -> bool:
-    seen = evidence.layer.activity
-    return evidence.normalised and 0 < seen.batches + seen.own_forwards == seen.in_eval
+    activity = evidence.layer.activity
+    return evidence.normalised and 0 < activity.batches + activity.own_forwards == activity.in_eval
 
 
 def _explain_update_in_eval(evidence: list[ChangeEvidence]) -> tuple[str, str]:
@@ -108,9 +108,11 @@ def _explain_update_in_eval(evidence: list[ChangeEvidence]) -> tuple[str, str]:
 
 
 def _is_flipped(evidence: ChangeEvidence) -> bool:
-    layer, seen = evidence.layer, evidence.layer.activity
-    in_training = seen.batches + seen.own_forwards > seen.in_eval or seen.in_compiled_code
-    return evidence.normalised and not layer.began_in_training and (seen.flipped or in_training)
+    layer, activity = evidence.layer, evidence.layer.activity
+    if not evidence.normalised or layer.began_in_training:
+        return False
+    ran_in_training = activity.batches + activity.own_forwards > activity.in_eval
+    return activity.flipped or ran_in_training or activity.in_compiled_code
 
 
 def _explain_flip(evidence: list[ChangeEvidence]) -> tuple[str, str]:
@@ -125,11 +127,11 @@ def _is_in_training(evidence: ChangeEvidence) -> bool:
 def _explain_training(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names, layers = names_of(evidence), layers_of(evidence)
     why = f"{name_list(names)} {one_or_many(names, '', 'each ')}{_did(evidence)}"
-    seen = layers[0].activity
-    if seen.put_in_training is None:
+    activity = layers[0].activity
+    if activity.put_in_training is None:
         why += ", in training mode since before the step"
-        if seen.ran_at is not None and seen.ran_at.tool is not None:
-            why += f"; the forward was run by {seen.ran_at.tool}"
+        if activity.ran_at is not None and activity.ran_at.tool is not None:
+            why += f"; the forward was run by {activity.ran_at.tool}"
     if not any(layer.trains for layer in layers):
         why += f"; {NOT_STOPPED}"
     return why, _keep_in_eval(evidence)
@@ -177,11 +179,11 @@ def _explain_shared(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     )
 
 
-def _is_of_stranger(evidence: ChangeEvidence) -> bool:
-    return evidence.change.of_statistics and evidence.stranger is not None
+def _ran_outside(evidence: ChangeEvidence) -> bool:
+    return evidence.change.of_statistics and evidence.ran_outside is not None
 
 
-def _explain_stranger(evidence: list[ChangeEvidence]) -> tuple[str, str]:
+def _explain_outside(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names = name_list(names_of(evidence))
     return (
         f"statistics of {names} moved without a forward of the layer with batch statistics; "
@@ -240,10 +242,10 @@ UPDATE_OF_SHARED: Rule[ChangeEvidence] = Rule(
     place=_ran_at,
     did="run by",
 )
-UPDATE_BY_STRANGER: Rule[ChangeEvidence] = Rule(
+UPDATE_OUTSIDE: Rule[ChangeEvidence] = Rule(
     cause="update-in-eval",
-    applies=_is_of_stranger,
-    explain=_explain_stranger,
-    place=lambda evidence: evidence.stranger,
+    applies=_ran_outside,
+    explain=_explain_outside,
+    place=lambda evidence: evidence.ran_outside,
     did="run by",
 )

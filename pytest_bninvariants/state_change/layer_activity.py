@@ -1,0 +1,220 @@
+"""What each watched BN layer did during a step."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from pytest_bninvariants.frames import place_of
+from pytest_bninvariants.instrumentation.call_sites import ModeHistory, place_of_outermost_call
+from pytest_bninvariants.instrumentation.observer_api import How
+from pytest_bninvariants.selection.bn_layers import (
+    has_known_forward,
+    is_bn_layer,
+    uses_batch_statistics,
+)
+from pytest_bninvariants.selection.model_names import join, named_modules
+from pytest_bninvariants.selection.selection_plan import Selection
+from pytest_bninvariants.snapshot.addresses import address, group_by_address
+from pytest_bninvariants.state_change.module_map import ModuleMap
+from pytest_bninvariants.verdict import Place
+
+
+@dataclass(slots=True)
+class LayerActivity(ModeHistory):
+    """What was seen of one BN layer.
+
+    Args:
+        batches: forwards that normalised with batch statistics.
+        failed: forwards in training mode that raised.
+        own_forwards: forwards in training mode, or that wrote statistics, by a user's own code
+            that called none of torch's functions for that.
+        in_compiled_code: whether a compiled module above it ran while its mode said to use them;
+            the forward itself cannot be seen then.
+        beside_compiled_code: whether any compiled code ran while its mode said so.
+        in_eval: how many of `batches` and `own_forwards` there were while its mode was eval.
+        by_others: how many of `batches` others normalised with its statistics, and updated them.
+        function: which function they called.
+        lacking: how many of `batches` it normalised in eval for want of running statistics.
+        shared_with: the layer that normalised batches and whose statistics are the same memory.
+        recomputed: how many of `batches` it normalised inside of a backward.
+        ran_at: where the outermost call was made that led to its first such forward.
+    """
+
+    batches: int = 0
+    failed: int = 0
+    own_forwards: int = 0
+    in_compiled_code: bool = False
+    beside_compiled_code: bool = False
+    in_eval: int = 0
+    by_others: int = 0
+    function: str = ""
+    lacking: int = 0
+    shared_with: str = ""
+    recomputed: int = 0
+    ran_at: Place | None = None
+
+    def count(self, how: How, *, in_eval: bool) -> None:
+        """Count a forward, or a call in place of one."""
+        if how == "failed":
+            self.failed += 1
+            return
+        if in_eval:
+            self.in_eval += 1
+        if how == "own_forwards":
+            self.own_forwards += 1
+            return
+        self.batches += 1
+        if torch._C._current_graph_task_id() != -1:  # autograd is running a backward
+            self.recomputed += 1
+
+    @property
+    def normalised(self) -> bool:
+        """Tell whether it may have normalised with batch statistics: enough for an explanation."""
+        return bool(
+            self.batches or self.failed or self.in_compiled_code or self.beside_compiled_code
+        )
+
+
+_IDLE = LayerActivity()
+_STATE = ("running_mean", "weight")
+
+
+class ActivityRecorder:
+    """Record what the watched BN layers of a model do.
+
+    Args:
+        selection: what is watched.
+        scripted: ids of the model's scripted modules.
+    """
+
+    def __init__(self, selection: Selection, scripted: set[int]) -> None:
+        self._selection = selection
+        self._watched = {id(module) for module in selection.modules.values()}
+        self._began_in_training = {id(m) for m in selection.modules.values() if m.training}
+        self._scripted = [m for m in self._bn_layers if id(m) in scripted] if scripted else []
+        self._activities: ModuleMap[LayerActivity] = ModuleMap()
+
+    @cached_property
+    def _bn_layers(self) -> list[nn.Module]:
+        """Return the watched BN layers."""
+        return [module for module in self._selection.modules.values() if is_bn_layer(module)]
+
+    def activity_of(self, module: nn.Module | None) -> LayerActivity:
+        """Return what was seen of a module."""
+        return self._activities.get(module) or _IDLE
+
+    def activity_under_name(self, old: nn.Module | None, new: nn.Module | None) -> LayerActivity:
+        """Return what was seen of a layer, whichever of two modules with its name ran.
+
+        Args:
+            old: what held the name before the step.
+            new: what holds it now.
+        """
+        of_old = self.activity_of(old)
+        if new is old:
+            return of_old
+        of_new = self.activity_of(new)
+        return of_new if old is None or (of_new.normalised and not of_old.normalised) else of_old
+
+    def began_in_training(self, module: nn.Module | None) -> bool:
+        """Tell a watched module's mode when the step began."""
+        return id(module) in self._began_in_training
+
+    def saw_compiled_module(self, module: nn.Module) -> None:
+        """Note which layers a compiled module that is about to run may run unseen."""
+        for _, layer in named_modules(module):
+            if id(layer) in self._watched and has_known_forward(layer):
+                self._entry(layer).in_compiled_code |= uses_batch_statistics(layer)
+
+    def saw_scripted_code(self) -> None:
+        """Note which layers scripted modules may run unseen."""
+        for layer in self._scripted:
+            self._entry(layer).in_compiled_code |= layer.training
+
+    def saw_compiled_code(self) -> None:
+        """Note which layers compiled code may run."""
+        for layer in self._bn_layers:
+            if isinstance(layer, _NormBase) and uses_batch_statistics(layer):
+                self._entry(layer).beside_compiled_code = True
+
+    def saw_batch_statistics(self, layer: nn.Module, how: How) -> None:
+        """Note that a BN layer normalises a batch with batch statistics."""
+        activity = self._entry(layer)
+        if id(layer) not in self._watched:
+            self._note_shared_memory(layer)
+        elif activity.ran_at is None:
+            activity.ran_at = place_of_outermost_call(sys._getframe(1))
+        if how == "batches" and not layer.training and has_known_forward(layer):
+            activity.lacking += 1
+        activity.count(how, in_eval=not layer.training)
+
+    def saw_call(self, layer: nn.Module, function: str, frame: FrameType) -> None:
+        """Note that other code normalised a batch with a layer's tensors.
+
+        Args:
+            layer: the layer.
+            function: the function of torch that it called.
+            frame: where.
+        """
+        activity = self._entry(layer)
+        place = place_of(frame, f"{function}()")  # through torch.nn.functional, if at all
+        activity.ran_at = activity.ran_at or (place and replace(place, tool=None))
+        activity.by_others += 1
+        activity.function = function
+        activity.count("batches", in_eval=not layer.training)
+
+    def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
+        """Note that a module is being put in training mode, in a frame."""
+        if id(module) not in self._watched or not is_bn_layer(module):
+            return
+        activity = self._entry(module)
+        if activity.normalised or activity.own_forwards:
+            return  # what led to the first batch is what counts
+        restores = self.began_in_training(module) and frame.f_code.co_name != "train"
+        activity.saw_training_set(module, frame, restores=restores)
+
+    def layers_with(self, state: Tensor) -> list[nn.Module]:
+        """Return the watched BN layers whose running mean, or else weight, has the same address."""
+        return self._by_state.get(address(state), [])
+
+    @cached_property
+    def _by_state(self) -> dict[int, list[nn.Module]]:
+        """Return the watched BN layers by the address of their state.
+
+        It is the state that they had when the step began: functional_call may lend them other.
+        """
+        held, found = self._selection.names.tensors.by_key, []
+        for key, layer in self._selection.modules.items():
+            if is_bn_layer(layer):
+                names = (join(key, name) for name in _STATE)
+                found.append((next((held[name] for name in names if name in held), None), layer))
+        return group_by_address(found)
+
+    def _note_shared_memory(self, layer: nn.Module) -> None:
+        """Note of which watched layers a layer that is not watched updates the statistics."""
+        mean = getattr(layer, "running_mean", None)
+        for watched in self.layers_with(mean) if isinstance(mean, Tensor) else ():
+            activity = self._entry(watched)
+            if not activity.shared_with:
+                activity.shared_with = self._describe(layer)
+                activity.ran_at = activity.ran_at or place_of_outermost_call(sys._getframe(2))
+
+    def _describe(self, layer: nn.Module) -> str:
+        named = self._selection.names.modules.items()
+        names = (name for name, module in named if module is layer)
+        return next(names, f"a {type(layer).__name__} outside of the model")
+
+    def _entry(self, module: nn.Module) -> LayerActivity:
+        """Return what was seen of a module, to be added to."""
+        activity = self._activities.get(module)
+        if activity is None:
+            activity = LayerActivity()
+            self._activities.add(module, activity)
+        return activity

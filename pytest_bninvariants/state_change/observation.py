@@ -1,0 +1,114 @@
+"""What a guard observed of one step: state before and after, what happened, and what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+from pytest_bninvariants.diagnosis.wording import span
+from pytest_bninvariants.selection.bn_layers import counts_batches
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.snapshot.tensors import changes_since, compare_buckets
+from pytest_bninvariants.state_change.before_after import (
+    StateAfter,
+    StateBefore,
+    read_state_after,
+)
+from pytest_bninvariants.state_change.witness import Witness
+from pytest_bninvariants.verdict import Change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """A model before, during and after a step.
+
+    Args:
+        scope: what is watched.
+        before: the model's watched state before the step.
+        after: the model after it.
+        witness: what was seen in between.
+        changes: what broke the invariant, in the model's order.
+        unchanged: keys of tensors that are where they were, with the same content.
+        touched: whether memory was written or is elsewhere, as far as a quick look tells.
+    """
+
+    scope: Scope
+    before: StateBefore
+    after: StateAfter
+    witness: Witness
+    changes: tuple[Change, ...]
+    unchanged: Collection[str]
+    touched: bool
+
+
+def observe(before: StateBefore, witness: Witness, scope: Scope) -> Observation:
+    """Compare a model with its state before the step; the caller must hold `undisturbed()`.
+
+    Args:
+        before: the snapshot.
+        witness: what was seen since, of the same model.
+        scope: what is watched.
+    """
+    after = read_state_after(witness.model, scope, before.selection)
+    buckets = compare_buckets(before.kept, after.tensors)
+    changes = changes_since(before.kept, after.tensors, after.new_keys, buckets.unchanged)
+    moved = {change.layer for change in changes if change.of_statistics}
+    changes += _of_eps(before, after)
+    if scope.judges_normalisation:
+        changes += _of_normalising(before, after, witness, moved)
+    return Observation(
+        scope=scope,
+        before=before,
+        after=after,
+        witness=witness,
+        changes=_in_model_order(changes, before, after),
+        unchanged=buckets.unchanged,
+        touched=bool(changes) or not buckets.untouched,
+    )
+
+
+def _of_eps(before: StateBefore, after: StateAfter) -> Iterator[Change]:
+    """Yield the layers whose eps is another: no tensor moved, but every output does."""
+    settings = after.settings
+    for key, old in before.settings.items():
+        new = settings.get(key)
+        if new is None or new is old or new.get("eps", old.get("eps")) == old.get("eps"):
+            continue
+        name = before.selection.bn_names[key]
+        yield Change(
+            name=name, layer=name, kind="eps", text=f"eps {old.get('eps')} -> {new['eps']}"
+        )
+
+
+def _of_normalising(
+    before: StateBefore, after: StateAfter, witness: Witness, moved: Collection[str]
+) -> Iterator[Change]:
+    """Yield the layers that normalised with batch statistics, where no tensor tells.
+
+    Args:
+        before: the snapshot.
+        after: the model now.
+        witness: what was seen.
+        moved: layers of which a statistic moved.
+    """
+    for key, layer in before.selection.bn_layers.items():
+        name = before.selection.bn_names[key]
+        activity = witness.layers.activity_under_name(layer, after.bn_layers[key])
+        if name in moved or not witness.used_batch_statistics(activity):
+            continue
+        batches = activity.batches
+        if batches == 0 and counts_batches(layer):
+            continue  # it was not seen to, and its counter would have told
+        counted = f" {span([batches], 'batch', 'batches')}" if batches else ""
+        text = f"normalised{counted} with batch statistics"
+        yield Change(name=name, layer=name, kind="batch-statistics", text=text)
+
+
+def _in_model_order(
+    changes: Iterable[Change], before: StateBefore, after: StateAfter
+) -> tuple[Change, ...]:
+    if not changes:
+        return ()
+    names = dict.fromkeys([*before.names.modules, *after.names.modules])
+    order = {name: number for number, name in enumerate(names)}
+    return tuple(sorted(changes, key=lambda change: order[change.layer]))

@@ -1,0 +1,1 @@
+"""Why frozen state moved, as rules."""

@@ -1,0 +1,111 @@
+"""Whether anything ran during a step that could have changed what is watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from pytest_bninvariants.instrumentation import installation
+from pytest_bninvariants.selection.bn_layers import is_bn_layer
+from pytest_bninvariants.selection.model_names import (
+    ModelNames,
+    ModelTree,
+    all_tensors,
+    named_modules,
+)
+from pytest_bninvariants.selection.selection_plan import Selection
+from pytest_bninvariants.snapshot.addresses import address
+from pytest_bninvariants.snapshot.tensor_bytes import version
+from pytest_bninvariants.state_change.outside_modules import OutsideModules
+
+
+class RunDetector:
+    """Tell whether anything ran, as far as that can be seen.
+
+    Args:
+        model: the model.
+        selection: what is watched in it.
+        scripted: ids of the scripted modules in it, whose children run unseen.
+        outside: the modules outside of the model that hold its memory.
+    """
+
+    def __init__(
+        self, model: nn.Module, selection: Selection, scripted: set[int], outside: OutsideModules
+    ) -> None:
+        self._model = model
+        self._selection = selection
+        self._outside = outside
+        modules = {id(module): module for module in selection.names.modules.values()}
+        self._watched = {id(module) for module in selection.modules.values()}
+        self._users = self._watched | _parents_of_plain(modules.values(), selection)
+        self._irrelevant = modules.keys() - self._users - scripted
+        self._versions = _versions(selection.names)
+        self.forward_ran = False
+        """Whether a forward was seen that may have used what is watched."""
+        self.optimizer_stepped = False
+        """Whether an optimizer stepped that holds parameters of the model."""
+        self.compiled_code_ran = not installation.sees_compiled_code()
+        """Whether code ran into which nobody can see."""
+
+    def saw_forward(self, module: nn.Module) -> None:
+        """Note that a module is about to run; to be called until a forward was seen that counts."""
+        if id(module) in self._irrelevant:
+            return
+        self.forward_ran = (
+            id(module) in self._users
+            or any(id(below) in self._watched for _, below in named_modules(module))
+            or any(address(tensor) in self._outside.memory for tensor in all_tensors(module))
+        )
+
+    def saw_step(self, held: set[int]) -> None:
+        """Note that an optimizer is about to step.
+
+        Args:
+            held: ids of the parameters that it holds.
+        """
+        if not self.optimizer_stepped:
+            own = {id(tensor) for tensor in all_tensors(self._model)}
+            own |= set(map(id, self._selection.tensors.tensors))
+            self.optimizer_stepped = not own.isdisjoint(held)
+
+    @property
+    def saw_use(self) -> bool:
+        """Tell whether anything ran that may have used what is watched."""
+        return self.forward_ran or self.compiled_code_ran
+
+    def saw_anything(self) -> bool:
+        """Tell whether anything ran that could have changed what is watched."""
+        return (
+            self.saw_use
+            or self.optimizer_stepped
+            or not ModelTree(self._model).is_like(self._selection.tree)
+            or _versions(self._selection.names) != self._versions
+        )
+
+
+def _versions(names: ModelNames) -> list[int | None]:
+    """Return what mostly moves when a tensor is written: evidence of presence, not of absence."""
+    tensors = names.tensors.tensors
+    with torch._C.DisableTorchFunction():  # lazy parameters refuse to be asked otherwise
+        try:
+            return [tensor._version for tensor in tensors]
+        except RuntimeError:  # those made in inference mode have none
+            return list(map(version, tensors))
+
+
+def _parents_of_plain(modules: Iterable[nn.Module], selection: Selection) -> set[int]:
+    """Return the parents of watched modules that are not BN layers.
+
+    They may use a child's tensors without calling it, as `MultiheadAttention` does with `out_proj`.
+    """
+    bn = set(map(id, selection.bn_layers.values()))
+    plain = {id(m) for m in selection.modules.values() if id(m) not in bn and not is_bn_layer(m)}
+    if not plain:
+        return set()
+    return {
+        id(parent)
+        for parent in modules
+        if parent._modules and not plain.isdisjoint(map(id, parent._modules.values()))
+    }
