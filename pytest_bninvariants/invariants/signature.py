@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Collection
 from functools import wraps
@@ -10,6 +9,7 @@ from typing import ParamSpec, TypeVar
 
 from torch import nn
 
+from pytest_bninvariants.diagnosis.did_you_mean import did_you_mean_option
 from pytest_bninvariants.errors import GateError, shown
 
 _P = ParamSpec("_P")
@@ -53,8 +53,7 @@ def _what_it_takes(accepted: inspect.Signature, given: Collection[str]) -> str:
     """Return the end of a message about arguments that do not fit: what was meant, what does."""
     names = list(accepted.parameters)
     unknown = [name for name in given if name not in names]
-    near = [difflib.get_close_matches(name, names, n=1) for name in unknown]
-    meant = "".join(f"; did you mean {match[0]}=?" for match in near if match)
+    meant = "".join(did_you_mean_option(name, names) for name in unknown)
     return f"{meant} (it takes {', '.join(names)})"
 
 

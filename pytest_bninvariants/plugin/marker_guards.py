@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import pytest
 
 from pytest_bninvariants.catalogue import INVARIANTS
+from pytest_bninvariants.diagnosis.did_you_mean import did_you_mean_option
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.plugin.markers import MARKERS
@@ -43,8 +43,7 @@ class MarkerRequest(NamedTuple):
         accepted = MARKERS[mark.name].accepted
         for option in mark.kwargs:
             if option not in accepted:
-                near = get_close_matches(option, accepted, n=1)
-                hint = f"; did you mean {near[0]}=?" if near else ""
+                hint = did_you_mean_option(option, accepted)
                 raise GateError(
                     f"@pytest.mark.{mark.name} has no option {option}={hint} "
                     f"(accepted are {', '.join(accepted)})"

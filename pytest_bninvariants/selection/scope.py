@@ -9,11 +9,11 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from pytest_bninvariants import run_config
+from pytest_bninvariants.diagnosis.did_you_mean import did_you_mean_name
 from pytest_bninvariants.diagnosis.wording import quoted_list
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.selection import bn_layer_types, selection_plan
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
-from pytest_bninvariants.selection.did_you_mean import did_you_mean
 from pytest_bninvariants.selection.model_names import (
     ModelNames,
     ModelTree,
@@ -210,7 +210,7 @@ def submodules(model: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module
         plain = ModelNames.from_model(model).spelled(pattern).replace("[", "[[]")
         names = [name for name in layers if fnmatchcase(name, plain)]
         if not names:
-            meant = did_you_mean(pattern, filter(None, layers))
+            meant = did_you_mean_name(pattern, filter(None, layers))
             raise GateError(f"{pattern!r} matches no module in the model{meant}")
         found |= {name: layers[name] for name in names}
     return found
@@ -244,7 +244,7 @@ def _nothing_to_watch(pattern: str, there: _Candidates) -> str:
         return f"the model has no {what}: there is nothing to watch"
     known = list(there.bn_layers) if scope.bn_only else [name for name in names.modules if name]
     problem = f"holds no {what}" if exists else "matches nothing in the model"
-    meant = "" if exists else did_you_mean(pattern, known, there.tensors)
+    meant = "" if exists else did_you_mean_name(pattern, known, there.tensors)
     shallow = sorted(known, key=lambda name: name.count("."))
     listed = [name for name in shallow if name not in (pattern, "")]
     if not listed:
@@ -256,7 +256,7 @@ def _nothing_to_watch(pattern: str, there: _Candidates) -> str:
 
 def _nothing_to_exclude(pattern: str, there: _Candidates, tensors: set[str]) -> str:
     layers = {there.names.bare[there.tensors[key].layer] for key in tensors} - {""}
-    meant = did_you_mean(pattern, sorted(layers), tensors)
+    meant = did_you_mean_name(pattern, sorted(layers), tensors)
     return f"exclude={pattern!r} matches nothing that is watched{meant}"
 
 

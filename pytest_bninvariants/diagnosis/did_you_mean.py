@@ -1,17 +1,23 @@
-"""What a name that matches nothing may have meant."""
+"""What a mistyped name, of an option or in a model, may have meant."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 _SHOWN = 3
 
 
-def did_you_mean(pattern: str, modules: Iterable[str], tensors: Iterable[str] = ()) -> str:
-    """Return the end of a sentence that suggests other names; nothing where none is near.
+def did_you_mean_option(option: str, accepted: Iterable[str]) -> str:
+    """Return the end of a sentence that suggests another option; nothing if none is near."""
+    near = get_close_matches(option, list(accepted), n=1)
+    return f"; did you mean {near[0]}=?" if near else ""
+
+
+def did_you_mean_name(pattern: str, modules: Iterable[str], tensors: Iterable[str] = ()) -> str:
+    """Return the end of a sentence that suggests other names in a model; nothing if none is near.
 
     Args:
         pattern: what matches nothing.
@@ -22,13 +28,13 @@ def did_you_mean(pattern: str, modules: Iterable[str], tensors: Iterable[str] = 
     parent = pattern.rpartition(".")[0]
     siblings = [name for name in tensors if name.rpartition(".")[0] == parent]
     parts = [part for part in re.split(r"[,;\s]+", pattern) if part]
-    if len(parts) > 1 and all(_is_there(part, [*known, *tensors]) for part in parts):
+    if len(parts) > 1 and all(_matches_any(part, [*known, *tensors]) for part in parts):
         return f"; names are given one by one: {', '.join(map(repr, parts))}"
     near = _near(pattern, {**known, **dict.fromkeys(siblings)})
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
-def _is_there(pattern: str, names: Iterable[str]) -> bool:
+def _matches_any(pattern: str, names: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names)
 
 
@@ -37,7 +43,7 @@ def _near(pattern: str, known: dict[str, None]) -> list[str]:
     lower = {name.lower(): name for name in reversed(known)}
     within = [name for name in known if name.endswith(f".{pattern}")]
     around = [name for name in _without_parents(pattern) if name in known]
-    close = difflib.get_close_matches(pattern.lower(), lower, n=_SHOWN, cutoff=0.7)
+    close = get_close_matches(pattern.lower(), lower, n=_SHOWN, cutoff=0.7)
     return list(dict.fromkeys([*within, *around, *(lower[name] for name in close)]))[:_SHOWN]
 
 
