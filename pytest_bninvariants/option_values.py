@@ -49,11 +49,11 @@ def why_absent(kind: str, index: int) -> str | None:
     """
     import torch
 
+    from pytest_bninvariants.torch_internals.private_api import xpu_is_compiled
+
     if kind == "mps":
         return _why_no_mps(torch)
-    built: object = (
-        torch.version.cuda or torch.version.hip if kind == "cuda" else torch.xpu._is_compiled()
-    )
+    built: object = torch.version.cuda or torch.version.hip if kind == "cuda" else xpu_is_compiled()
     if not built:
         return f"torch {torch.__version__} is built without {kind.upper()} support"
     backend = torch.cuda if kind == "cuda" else torch.xpu

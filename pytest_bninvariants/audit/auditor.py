@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import FrameType
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -35,11 +34,13 @@ from pytest_bninvariants.selection.bn_layers import (
 from pytest_bninvariants.selection.model_names import WatchedTensor, named_modules
 from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised
 from pytest_bninvariants.snapshot.tensors import Snapshot, changes_since, take_snapshot
-from pytest_bninvariants.torch_internals.dynamo import passed_over
+from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 from pytest_bninvariants.torch_internals.isolation import in_transform, undisturbed
+from pytest_bninvariants.torch_internals.private_api import (
+    DisableTorchFunction,
+    count_function_modes,
+)
 from pytest_bninvariants.verdict import Change, Verdict
-
-_modes = torch._C._len_torch_function_stack
 
 
 @dataclass(slots=True)
@@ -86,7 +87,7 @@ class IdleWatcher(installation.Watcher):
     To wrap them takes as long as a small test does.
     """
 
-    @passed_over
+    @skipped_by_dynamo
     def ignores(self, module: nn.Module) -> bool:
         """Tell that no call is heard."""
         return True
@@ -122,14 +123,14 @@ class Auditor(Observer):
         frozen = {model: len(layers) for model, layers in self._frozen_in.items()}
         return verdicts(self._leaks.values(), frozen)
 
-    @passed_over
+    @skipped_by_dynamo
     def ignores(self, module: nn.Module) -> bool:
         """Tell whether a module is no BN layer, or one that is known, and trained as it was."""
         seen = self._seen.get(id(module))
         if seen is None or not seen.normalised or seen.freeze or seen.layer() is not module:
             return super().ignores(module)
         weight = module._parameters.get("weight")
-        return type(weight) is nn.Parameter and not _modes() and weight.requires_grad
+        return type(weight) is nn.Parameter and not count_function_modes() and weight.requires_grad
 
     def saw_forward(self, module: nn.Module) -> None:
         """Look at a BN layer that is about to run in training mode."""
@@ -188,7 +189,7 @@ class Auditor(Observer):
 
     def _look_at(self, layer: nn.Module) -> AuditedLayer:
         seen = self._of(layer)
-        with torch._C.DisableTorchFunction():  # a user's mode is not to hear of our questions
+        with DisableTorchFunction():  # a user's mode is not to hear of our questions
             frozen = _is_frozen(layer, seen)
             self.frozen += frozen and not seen.frozen
             seen.frozen |= frozen
@@ -216,7 +217,7 @@ class Auditor(Observer):
         if any(observer.expects_updates(layer) for observer in observer_api.present):
             return False
         if freeze.run is None and not self._is_copy(layer):
-            with torch._C.DisableTorchFunction():
+            with DisableTorchFunction():
                 freeze.run = call_context_of(layer)
         if freeze.run is None:
             return False

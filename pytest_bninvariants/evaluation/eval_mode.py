@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.evaluation.pytrees import mapped
@@ -19,6 +18,7 @@ from pytest_bninvariants.instrumentation.observer_api import Observer
 from pytest_bninvariants.selection.model_names import all_tensors
 from pytest_bninvariants.snapshot.restore import ModelState
 from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised
+from pytest_bninvariants.torch_internals.private_api import disable_current_modes
 
 _T = TypeVar("_T")
 
@@ -43,7 +43,7 @@ def in_eval(module: nn.Module, *heard_by: Observer) -> Iterator[None]:
     state = ModelState(module)
     with (
         installation.heard_only_by(*heard_by),
-        _disable_current_modes(),
+        disable_current_modes(),
         kept(module),
         torch.no_grad(),
     ):

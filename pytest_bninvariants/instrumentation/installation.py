@@ -15,21 +15,18 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from pytest_bninvariants.instrumentation import observer_api, write_hooks
 from pytest_bninvariants.instrumentation.norm_calls import (
     listeners,
-    observing_batch_norm,
-    observing_instance_norm,
 )
 from pytest_bninvariants.instrumentation.observer_api import Observer
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.snapshot.tensor_bytes import have_values
-from pytest_bninvariants.torch_internals import dynamo
-from pytest_bninvariants.torch_internals.dynamo import unseen
+from pytest_bninvariants.torch_internals import dynamo, private_api
+from pytest_bninvariants.torch_internals.dynamo import hidden_from_dynamo, skipped_by_dynamo
 from pytest_bninvariants.torch_internals.patches import (
     Patch,
     Patches,
@@ -39,8 +36,6 @@ from pytest_bninvariants.torch_internals.patches import (
 )
 
 _Function = Callable[..., Any]
-_CALL = nn.Module._wrapped_call_impl.__code__  # nn.Module.__call__, unless somebody wrapped it
-_EVAL_FRAME = "torch._dynamo.eval_frame"
 
 
 class _Observers:
@@ -56,14 +51,14 @@ class _Observers:
             Patch(nn.Module, "_call_impl", _observing_call),
             Patch(nn.Module, "compile", _observing_compile),
             *write_hooks.patches(),
-            *_dynamos_patches(),
+            *dynamo.patches(_observing_eval_frame, _observing_compile),
         )
 
     def add(self, observer: Observer) -> None:
         with self._lock:
-            if not self._all and _dynamo is not None:
-                _dynamo.register_start_callback(self._step_aside)
-                _dynamo.register_end_callback(self._install)
+            if not self._all:
+                private_api.require(private_api.A_GUARD)
+                dynamo.add_compile_callbacks(self._step_aside, self._install)
             self._set((*self._all, observer))
             self._install()
 
@@ -74,7 +69,7 @@ class _Observers:
             self._set(tuple(other for other in self._all if other is not observer))
             if not self._all:
                 self._uninstall()
-                self._forget_dynamo()
+                dynamo.remove_compile_callbacks(self._step_aside, self._install)
                 write_hooks.forget_steps()
                 listeners.come_back()  # from compiled code that ran within what is over
 
@@ -128,24 +123,15 @@ class _Observers:
         _tell_compiled_code()
         self._uninstall()
 
-    def _forget_dynamo(self) -> None:
-        if _dynamo is not None:
-            for callbacks, ours in (
-                (_dynamo.start_callbacks, self._step_aside),
-                (_dynamo.end_callbacks, self._install),
-            ):
-                if ours in callbacks:  # the user's step may have cleared them
-                    callbacks.remove(ours)
 
-
-@unseen
+@hidden_from_dynamo
 def _tell_mode_set(module: nn.Module, training: Any, frame: FrameType | None) -> None:
     assert frame is not None
     for observer in observer_api.present:
         observer.saw_mode_set(module, bool(training), frame)
 
 
-@unseen
+@hidden_from_dynamo
 def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Tell of a call; return whether `_after_call` must follow."""
     if listeners.aside and not dynamo.dynamo_runs():
@@ -160,7 +146,7 @@ def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return _have_values(tensors) and listeners.enter(module, tensors, is_layer=is_layer)
 
 
-@unseen
+@hidden_from_dynamo
 def _after_call(*, failed: bool) -> None:
     listeners.leave(failed=failed)
 
@@ -170,12 +156,12 @@ def _tell_compiled_code() -> None:
         observer.saw_compiled_code()
 
 
-@unseen
+@hidden_from_dynamo
 def _tell_compiled_in_place(frame: FrameType | None) -> None:
     """Tell of the module that runs compiled code in place of the method that is wrapped."""
-    while frame is not None and frame.f_globals.get("__name__") == _EVAL_FRAME:
+    while frame is not None and frame.f_globals.get("__name__") == dynamo.EVAL_FRAME:
         frame = frame.f_back
-    if frame is not None and frame.f_code is _CALL:
+    if frame is not None and frame.f_code is private_api.call_code:
         module = frame.f_locals["self"]
         for observer in observer_api.present:
             observer.saw_forward(module)
@@ -183,16 +169,17 @@ def _tell_compiled_in_place(frame: FrameType | None) -> None:
 
 def _have_values(tensors: list[Tensor]) -> bool:
     """Tell whether a forward is a real one, and not a tracer's on fake tensors."""
-    with torch._C.DisableTorchFunction():  # a user's mode is not to hear of our questions
+    with private_api.DisableTorchFunction():  # a user's mode is not to hear of our questions
         return have_values(tensors)
 
 
-# Dynamo skips the wrappers themselves, but tries to compile what they call where a model is
-# compiled in place. So they hold as little as they can, and call only what is `unseen`. Export
-# compiles without telling us beforehand: then dynamo finds them, and that they have nothing to do.
+# Dynamo skips the wrappers themselves, but where a model is compiled in place it tries to compile
+# what they call. So they do as little as they can, and call only what is `hidden_from_dynamo`.
+# Export compiles without telling us beforehand: then dynamo finds that they have nothing to do.
 
 
 def _observing_setattr(original: _Function, switch: Switch) -> _Function:
+    @skipped_by_dynamo
     def __setattr__(self: nn.Module, name: str, value: Any) -> None:  # noqa: N807
         __tracebackhide__ = True
         if name == "training" and switch.on and not is_dynamo_compiling():
@@ -203,6 +190,7 @@ def _observing_setattr(original: _Function, switch: Switch) -> _Function:
 
 
 def _observing_call(original: _Function, switch: Switch) -> _Function:
+    @skipped_by_dynamo
     def _call_impl(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         quiet = not switch.on or is_dynamo_compiling()
@@ -222,6 +210,7 @@ def _observing_call(original: _Function, switch: Switch) -> _Function:
 
 
 def _observing_eval_frame(original: _Function, switch: Switch) -> _Function:
+    @skipped_by_dynamo
     def set_eval_frame(callback: Any) -> Any:
         if switch.on and callback is not None and callback is not False:
             _tell_compiled_code()
@@ -242,49 +231,6 @@ def _observing_compile(original: _Function, switch: Switch) -> _Function:
     return compile
 
 
-def _find_dynamo() -> Any:
-    """Return dynamo's callback handler, and have dynamo skip our wrappers.
-
-    Both are private to torch. Where they are missing, guarded runs are judged as before, but may
-    compile more graphs than bare ones. They are imported with this module, and not when the first
-    step begins: that takes a second, and hypothesis may be timing the step.
-    """
-    try:
-        from torch._dynamo.callback import callback_handler
-        from torch._dynamo.eval_frame import skip_code
-    except ImportError:
-        return None
-    for make in (
-        _observing_setattr,
-        _observing_call,
-        observing_batch_norm,
-        observing_instance_norm,
-        _observing_eval_frame,
-    ):
-        skip_code(make(print, Switch(on=False)).__code__)
-    return callback_handler
-
-
-def _dynamos_patches() -> list[Patch]:
-    """Return what tells when compiled code runs, as far as this torch has it."""
-    from torch._dynamo import eval_frame
-
-    wanted = (
-        (eval_frame, "set_eval_frame", _observing_eval_frame),
-        (eval_frame, "_maybe_set_eval_frame", _observing_eval_frame),
-        (eval_frame.OptimizedModule, "_initialize", _observing_compile),
-    )
-    return [Patch(owner, name, make) for owner, name, make in wanted if hasattr(owner, name)]
-
-
-def sees_compiled_code() -> bool:
-    """Tell whether this torch lets us see when compiled code runs."""
-    from torch._dynamo import eval_frame
-
-    return _dynamo is not None and hasattr(eval_frame, "set_eval_frame")
-
-
-_dynamo = _find_dynamo()
 _observers = _Observers()
 add = _observers.add
 discard = _observers.discard

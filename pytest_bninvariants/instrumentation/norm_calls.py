@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
-from torch.nn.modules import module as torch_module
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from pytest_bninvariants.instrumentation import observer_api
 from pytest_bninvariants.instrumentation.observer_api import End, Finish, How
@@ -24,7 +22,8 @@ from pytest_bninvariants.selection.bn_layers import (
 )
 from pytest_bninvariants.selection.model_names import own_tensors
 from pytest_bninvariants.snapshot.tensor_bytes import version
-from pytest_bninvariants.torch_internals.dynamo import unseen
+from pytest_bninvariants.torch_internals import private_api
+from pytest_bninvariants.torch_internals.dynamo import hidden_from_dynamo, skipped_by_dynamo
 from pytest_bninvariants.torch_internals.patches import Patch, Patches, Switch
 
 _Function = Callable[..., Any]
@@ -150,7 +149,7 @@ class Listeners:
         if not stack or not stack[-1].is_layer:
             return None
         layer = stack[-1].module
-        if name == "instance_norm" and not isinstance(layer, _InstanceNorm):
+        if name == "instance_norm" and not isinstance(layer, private_api.InstanceNorm):
             return None
         return None if _shares_memory(values, layer) else stack[-1]
 
@@ -200,8 +199,8 @@ def _flags_tell(layer: nn.Module) -> bool:
     hooked = (
         layer._forward_pre_hooks
         or layer._forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_forward_hooks
+        or private_api.global_forward_pre_hooks
+        or private_api.global_forward_hooks
     )
     return not hooked and has_known_forward(layer)
 
@@ -210,7 +209,7 @@ def _shares_memory(values: object, layer: nn.Module) -> bool:
     """Tell whether values are a layer's own parameter, which weight standardisation normalises."""
     if not isinstance(values, Tensor):
         return False
-    with torch._C.DisableTorchFunction():
+    with private_api.DisableTorchFunction():
         start = values.untyped_storage().data_ptr()
         return any(t.untyped_storage().data_ptr() == start for _, _, t in own_tensors(layer))
 
@@ -226,7 +225,7 @@ def _marks(layer: nn.Module) -> list[object]:
     Not with all that writes: that is why what layers call is listened to.
     """
     held = [getattr(layer, name, None) for name in STATISTICS]
-    with torch._C.DisableTorchFunction():
+    with private_api.DisableTorchFunction():
         return [(id(each), version(each) if isinstance(each, Tensor) else None) for each in held]
 
 
@@ -251,14 +250,14 @@ def _tell_batch_statistics(layer: nn.Module, how: How, values: Tensor | None = N
         observer.saw_batch_statistics(layer, how, values)
 
 
-@unseen
+@hidden_from_dynamo
 def _tell_normalising(
     name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str
 ) -> list[Finish]:
     return listeners.heard(name, args, kwargs, flag)
 
 
-@unseen
+@hidden_from_dynamo
 def _tell_normalised(finishes: list[Finish]) -> None:
     for finish in finishes:
         finish()
@@ -268,6 +267,7 @@ def _observing(name: str, flag: str) -> Callable[[_Function, Switch], _Function]
     """Return what wraps one of torch's functions; the flag says whether it uses the batch."""
 
     def observing(original: _Function, switch: Switch) -> _Function:
+        @skipped_by_dynamo
         def normalise(*args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
             if not switch.on or is_dynamo_compiling():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pytest_bninvariants import run_config
-from pytest_bninvariants.torch_internals.dynamo import passed_over
+from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 
 How = Literal["batches", "failed", "own_forwards"]
 Finish = Callable[[], None]
@@ -20,7 +20,7 @@ End = Callable[[bool], None]
 class Observer:
     """Whoever wants to hear; what it does not override, it pays no heed to."""
 
-    @passed_over
+    @skipped_by_dynamo
     def ignores(self, module: nn.Module) -> bool:
         """Tell, in as little time as can be, that it has no need to hear of a module's call.
 
@@ -98,7 +98,7 @@ present: tuple[Observer, ...] = ()
 """All who watch at the moment."""
 
 
-@passed_over
+@skipped_by_dynamo
 def is_heard(module: nn.Module) -> bool:
     """Tell whether anybody may want to hear of a module's call."""
     for observer in present:  # noqa: SIM110, a generator takes longer

@@ -19,7 +19,7 @@ from torch.optim.optimizer import (
 from pytest_bninvariants.frames import callers
 from pytest_bninvariants.instrumentation import observer_api
 from pytest_bninvariants.instrumentation.observer_api import Finish
-from pytest_bninvariants.torch_internals.dynamo import passed_over, unseen
+from pytest_bninvariants.torch_internals.dynamo import hidden_from_dynamo, skipped_by_dynamo
 from pytest_bninvariants.torch_internals.patches import Patch, Swap, Switch, around_method, caller
 
 _Function = Callable[..., Any]
@@ -45,17 +45,17 @@ def forget_steps() -> None:
     _stepping.clear()
 
 
-@passed_over
+@skipped_by_dynamo
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     _tell_step(optimizer, args, kwargs, sys._getframe(1))
 
 
-@passed_over
+@skipped_by_dynamo
 def _after_step(*_: object) -> None:
     _tell_stepped(sys._getframe(1))
 
 
-@unseen
+@hidden_from_dynamo
 def _tell_step(
     optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
 ) -> None:
@@ -67,7 +67,7 @@ def _tell_step(
     _stepping[frame] = [finish for finish in heard if finish is not None]
 
 
-@unseen
+@hidden_from_dynamo
 def _tell_stepped(frame: FrameType) -> None:
     """Tell that the innermost step that runs is over."""
     begun = next((each for each in callers(frame) if each in _stepping), None)

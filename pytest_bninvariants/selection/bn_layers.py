@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm, _NormBase
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from pytest_bninvariants.selection import bn_layer_types
+from pytest_bninvariants.torch_internals.private_api import InstanceNorm, NormBase
 
-_TORCH_FORWARDS = {_BatchNorm.forward, SyncBatchNorm.forward, _InstanceNorm.forward}
+_TORCH_FORWARDS = {nn.BatchNorm1d.forward, nn.SyncBatchNorm.forward, nn.InstanceNorm1d.forward}
 
 
 def has_known_forward(layer: nn.Module) -> bool:
     """Tell whether a layer's forward is torch's own, so that its flags say what it will do."""
     return (
-        isinstance(layer, _NormBase)
+        isinstance(layer, NormBase)
         and type(layer).forward in _TORCH_FORWARDS
         and "forward" not in vars(layer)
     )
@@ -22,7 +21,7 @@ def has_known_forward(layer: nn.Module) -> bool:
 
 def counts_batches(layer: nn.Module) -> bool:
     """Tell whether a layer has a counter that moves whenever it normalises in training mode."""
-    if isinstance(layer, _InstanceNorm) or not getattr(layer, "track_running_stats", True):
+    if isinstance(layer, InstanceNorm) or not getattr(layer, "track_running_stats", True):
         return False
     return getattr(layer, "num_batches_tracked", None) is not None
 
@@ -32,7 +31,7 @@ def uses_batch_statistics(layer: nn.Module) -> bool:
 
     Source: the forwards in `torch/nn/modules/batchnorm.py` and `instancenorm.py`.
     """
-    if isinstance(layer, _InstanceNorm):
+    if isinstance(layer, InstanceNorm):
         return layer.training or not layer.track_running_stats
     return layer.training or not has_stored_statistics(layer)
 
@@ -61,11 +60,9 @@ def is_bn_layer(module: nn.Module) -> bool:
     """Tell whether a module is a BN layer: by family, by its buffers, or by `bn_layer_types`."""
     buffers = module._buffers
     if buffers:
-        if isinstance(module, _InstanceNorm):
+        if isinstance(module, InstanceNorm):
             return has_stored_statistics(module)
-        if isinstance(module, _NormBase) or (
-            "running_mean" in buffers and "running_var" in buffers
-        ):
+        if isinstance(module, NormBase) or ("running_mean" in buffers and "running_var" in buffers):
             return True
     return bn_layer_types.names(type(module))
 

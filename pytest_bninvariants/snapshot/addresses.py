@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from pytest_bninvariants.snapshot.tensor_bytes import READ_ERRORS, extent, is_plain, parts
+from pytest_bninvariants.torch_internals.private_api import DisableTorchFunction
 
 _T = TypeVar("_T")
 Span = tuple[int, int]
@@ -16,13 +16,13 @@ Span = tuple[int, int]
 
 def address(tensor: Tensor) -> int:
     """Return where a tensor's values lie, which its aliases share; 0 if nowhere."""
-    with torch._C.DisableTorchFunction():
+    with DisableTorchFunction():
         return _address(tensor)
 
 
 def addresses(tensors: Iterable[Tensor]) -> set[int]:
     """Return where the values of tensors lie."""
-    with torch._C.DisableTorchFunction():
+    with DisableTorchFunction():
         return {_address(tensor) for tensor in tensors} - {0}
 
 

@@ -12,8 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from torch.utils._pytree import tree_leaves
+
+from pytest_bninvariants.torch_internals.private_api import (
+    flatten_dense_tensors,
+    is_traceable_wrapper_subclass,
+    sparse_indices,
+    sparse_values,
+    tree_leaves,
+    version_counter,
+)
 
 _PLAIN_TYPES = frozenset({Tensor, nn.Parameter})
 _TRACER_TYPES = frozenset({"FakeTensor", "FunctionalTensor"})
@@ -96,7 +103,7 @@ def _wrapper_parts(tensor: Any) -> tuple[Tensor, ...]:
 
 def _coo_parts(tensor: Tensor) -> tuple[Tensor, ...]:
     tensor = tensor.detach()
-    return tensor._indices(), tensor._values()
+    return sparse_indices(tensor), sparse_values(tensor)
 
 
 def _row_parts(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -246,8 +253,7 @@ def join_values(tensors: list[Tensor]) -> Tensor:
     """Return the values of tensors of one sort, one after another."""
     if tensors[0].dim() < 2:
         return (torch.cat if tensors[0].dim() else torch.stack)(tensors)
-    flat: Tensor = torch._utils._flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
-    return flat
+    return flatten_dense_tensors(tensors)
 
 
 def same_bytes(kept: Tensor, now: Tensor) -> bool:
@@ -257,7 +263,7 @@ def same_bytes(kept: Tensor, now: Tensor) -> bool:
 
 def version(tensor: Tensor) -> int | None:
     """Return what mostly moves when a tensor is written; those made in inference mode have none."""
-    return None if tensor.is_inference() else tensor._version
+    return None if tensor.is_inference() else version_counter(tensor)
 
 
 @torch.no_grad()

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from types import FrameType
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from pytest_bninvariants.frames import place_of
 from pytest_bninvariants.instrumentation.call_sites import ModeHistory, place_of_outermost_call
@@ -23,6 +21,7 @@ from pytest_bninvariants.selection.model_names import join, named_modules
 from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.snapshot.addresses import address, group_by_address
 from pytest_bninvariants.state_change.module_map import ModuleMap
+from pytest_bninvariants.torch_internals.private_api import NormBase, current_graph_task_id
 from pytest_bninvariants.verdict import Place
 
 
@@ -71,7 +70,7 @@ class LayerActivity(ModeHistory):
             self.own_forwards += 1
             return
         self.batches += 1
-        if torch._C._current_graph_task_id() != -1:  # autograd is running a backward
+        if current_graph_task_id() != -1:  # autograd is running a backward
             self.recomputed += 1
 
     @property
@@ -141,7 +140,7 @@ class ActivityRecorder:
     def saw_compiled_code(self) -> None:
         """Note which layers compiled code may run."""
         for layer in self._bn_layers:
-            if isinstance(layer, _NormBase) and uses_batch_statistics(layer):
+            if isinstance(layer, NormBase) and uses_batch_statistics(layer):
                 self._entry(layer).beside_compiled_code = True
 
     def saw_batch_statistics(self, layer: nn.Module, how: How) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import nn
 
-from pytest_bninvariants.instrumentation import installation
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.model_names import (
     ModelNames,
@@ -19,6 +17,8 @@ from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.snapshot.addresses import address
 from pytest_bninvariants.snapshot.tensor_bytes import version
 from pytest_bninvariants.state_change.outside_modules import OutsideModules
+from pytest_bninvariants.torch_internals import dynamo
+from pytest_bninvariants.torch_internals.private_api import DisableTorchFunction, version_counter
 
 
 class RunDetector:
@@ -46,7 +46,7 @@ class RunDetector:
         """Whether a forward was seen that may have used what is watched."""
         self.optimizer_stepped = False
         """Whether an optimizer stepped that holds parameters of the model."""
-        self.compiled_code_ran = not installation.sees_compiled_code()
+        self.compiled_code_ran = not dynamo.sees_compiled_code()
         """Whether code ran into which nobody can see."""
 
     def saw_forward(self, module: nn.Module) -> None:
@@ -88,9 +88,9 @@ class RunDetector:
 def _versions(names: ModelNames) -> list[int | None]:
     """Return what mostly moves when a tensor is written: evidence of presence, not of absence."""
     tensors = names.tensors.tensors
-    with torch._C.DisableTorchFunction():  # lazy parameters refuse to be asked otherwise
+    with DisableTorchFunction():  # lazy parameters refuse to be asked otherwise
         try:
-            return [tensor._version for tensor in tensors]
+            return list(map(version_counter, tensors))
         except RuntimeError:  # those made in inference mode have none
             return list(map(version, tensors))
 

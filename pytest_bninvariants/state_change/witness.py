@@ -17,7 +17,7 @@ from pytest_bninvariants.state_change.layer_activity import ActivityRecorder, La
 from pytest_bninvariants.state_change.outside_modules import OutsideModules
 from pytest_bninvariants.state_change.run_detector import RunDetector
 from pytest_bninvariants.state_change.tensor_history import OperationLog
-from pytest_bninvariants.torch_internals.dynamo import passed_over
+from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 
 
 class Witness(Watcher):
@@ -44,7 +44,7 @@ class Witness(Watcher):
         """Ids of the parameters of all optimizers that stepped."""
         self._called: set[int] = set()
 
-    @passed_over
+    @skipped_by_dynamo
     def ignores(self, module: nn.Module) -> bool:
         """Hear of every call."""
         return False

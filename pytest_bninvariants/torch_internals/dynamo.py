@@ -1,4 +1,8 @@
-"""Keep this package's functions out of what dynamo compiles, and tell whether it runs."""
+"""Keep out of what dynamo compiles, and hear of it.
+
+Dynamo is imported with this module, and not when the first step begins: that takes a second, and
+hypothesis may be timing the step.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +11,69 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from pytest_bninvariants.torch_internals.patches import MakeWrapper, Patch
+from pytest_bninvariants.torch_internals.private_api import find
+
 _P = ParamSpec("_P")
-
-
 _R = TypeVar("_R")
 
+EVAL_FRAME = "torch._dynamo.eval_frame"
+"""The module whose functions run compiled code."""
 
-def _find_dynamo() -> tuple[Any, Any]:
-    """Return what has dynamo skip a function's frames, and what tells whether it runs.
+_eval_frame: Any = find(
+    "torch._dynamo:eval_frame",
+    used_for="hearing when compiled code runs",
+    without="compiled code may run in any step, as far as a guard knows",
+    default=None,
+)
+_skip_code: Callable[[Any], object] | None = find(
+    "torch._dynamo.eval_frame:skip_code",
+    used_for="having dynamo skip the frames of this package's wrappers",
+    without="a guarded run may compile more graphs than a bare one",
+    default=None,
+)
+_callback: Callable[[], object] | None = find(
+    "torch._C._dynamo.eval_frame:get_eval_frame_callback",
+    used_for="telling in no time whether dynamo runs",
+    without="dynamo is switched off and on around each function that is to be hidden from it",
+    default=None,
+    since="2.6",
+)
+_start_callbacks: list[Callable[..., None]] = find(
+    "torch._dynamo.callback:callback_handler.start_callbacks",
+    used_for="taking wrappers off while dynamo compiles",
+    without="a guarded run may compile more graphs than a bare one",
+    default=[],
+)
+_end_callbacks: list[Callable[..., None]] = find(
+    "torch._dynamo.callback:callback_handler.end_callbacks",
+    used_for="putting wrappers back when dynamo has compiled",
+    without="they are back when the next guard starts",
+    default=[],
+)
+_set_eval_frame: Any = find(
+    "torch._dynamo.eval_frame:set_eval_frame",
+    used_for="hearing when compiled code runs",
+    without="compiled code may run in any step, as far as a guard knows",
+    default=None,
+)
+_maybe_set_eval_frame: Any = find(
+    "torch._dynamo.eval_frame:_maybe_set_eval_frame",
+    used_for="hearing when compiled code runs, where it is called in place of set_eval_frame",
+    without="set_eval_frame is called, and tells",
+    default=None,
+    since="2.6",
+)
+_optimized_module: Any = find(
+    "torch._dynamo.eval_frame:OptimizedModule",
+    used_for="taking wrappers off while torch.compile looks up what it is to call",
+    without="a module that is compiled inside a guard goes on calling an idle wrapper",
+    default=None,
+)
 
-    Both are private to torch, and where one is missing there is a slower way.
-    """
-    try:
-        from torch._C._dynamo.eval_frame import get_eval_frame_callback
-        from torch._dynamo.eval_frame import skip_code
-    except ImportError:
-        return None, None
-    return skip_code, get_eval_frame_callback
 
-
-_skip_code, _callback = _find_dynamo()
-
-
-def passed_over(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Have dynamo, which may be running what calls a function, leave it as it is.
+def skipped_by_dynamo(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Have dynamo, which may be running what calls a function, leave its own frame as it is.
 
     It may still compile what the function calls.
     """
@@ -39,16 +82,16 @@ def passed_over(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return function
 
 
-@passed_over
+@skipped_by_dynamo
 def dynamo_runs() -> bool:
     """Tell whether dynamo looks at the frames that run, as far as this torch tells."""
     return _callback is not None and _callback() is not None
 
 
-def unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Keep dynamo, which may be running what calls a function, from compiling it.
+def hidden_from_dynamo(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Keep dynamo, which may be running what calls a function, from compiling it and its callees.
 
-    Where it runs nothing, the function is called as it is: switching dynamo off and on takes
+    Where dynamo does not run, the function is called as it is: switching dynamo off and on takes
     longer than most of these functions do.
     """
     hidden: Callable[_P, _R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
@@ -58,4 +101,37 @@ def unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         return (function if _callback() is None else hidden)(*args, **kwargs)
 
-    return passed_over(call)
+    return skipped_by_dynamo(call)
+
+
+def add_compile_callbacks(start: Callable[..., None], end: Callable[..., None]) -> None:
+    """Have these called before and after dynamo compiles."""
+    _start_callbacks.append(start)
+    _end_callbacks.append(end)
+
+
+def remove_compile_callbacks(start: Callable[..., None], end: Callable[..., None]) -> None:
+    """Have these called no longer; the user's step may have removed all callbacks already."""
+    for callbacks, ours in ((_start_callbacks, start), (_end_callbacks, end)):
+        if ours in callbacks:
+            callbacks.remove(ours)
+
+
+def patches(around_switch: MakeWrapper, around_compile: MakeWrapper) -> list[Patch]:
+    """Return the wrappers around dynamo's own functions, as far as this torch has them.
+
+    Args:
+        around_switch: wraps what switches dynamo on before compiled code and off after it.
+        around_compile: wraps what looks up the method that a compiled module is to call.
+    """
+    wanted = (
+        (_eval_frame, "set_eval_frame", around_switch),
+        (_eval_frame, "_maybe_set_eval_frame", around_switch),
+        (_optimized_module, "_initialize", around_compile),
+    )
+    return [Patch(owner, name, make) for owner, name, make in wanted if hasattr(owner, name)]
+
+
+def sees_compiled_code() -> bool:
+    """Tell whether this torch lets a guard see when compiled code runs."""
+    return _set_eval_frame is not None

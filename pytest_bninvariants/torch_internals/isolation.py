@@ -7,27 +7,26 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch._C import _len_torch_dispatch_stack
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch
-from torch.utils._python_dispatch import _disable_current_modes
+
+from pytest_bninvariants.torch_internals import private_api
 
 
 def in_transform() -> bool:
-    """Tell whether a function transform such as vmap runs, whose values are none of a layer's."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    """Tell whether a function transform such as vmap runs: its values are not those of a layer."""
+    return private_api.peek_interpreter_stack() is not None
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Keep a user's dispatch and function modes from seeing or changing what a guard does.
 
-    Nor is garbage collected meanwhile: what a guard keeps of many tensors is none, and to look for
-    some among all that a process holds takes longer than the rest.
+    No garbage is collected meanwhile: a guard keeps many tensors and makes no garbage, and a
+    collection that looks through all that a process holds takes longer than the guard's own work.
     """
     collects = gc.isenabled()
     gc.disable()
     try:
-        with torch._C.DisableTorchFunction(), _without_modes(), torch.no_grad():
+        with private_api.DisableTorchFunction(), _without_modes(), torch.no_grad():
             yield
     finally:
         if collects:
@@ -35,7 +34,6 @@ def undisturbed() -> Iterator[None]:
 
 
 def _without_modes() -> AbstractContextManager[object]:
-    """Take the modes off for a while, if there are any: that takes as long as copying a layer."""
-    before = _len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
-    there = before or _len_torch_dispatch_stack()
-    return _disable_current_modes() if there else nullcontext()
+    """Switch dispatch modes off, if there are any: that takes as long as copying a layer."""
+    active = private_api.count_pre_dispatch_modes() or private_api.count_dispatch_modes()
+    return private_api.disable_current_modes() if active else nullcontext()

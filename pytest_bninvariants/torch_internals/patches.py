@@ -35,7 +35,7 @@ class _Wrapper:
     nested: bool
 
 
-_Make = Callable[[Callable[..., Any], Switch], Callable[..., Any]]
+MakeWrapper = Callable[[Callable[..., Any], Switch], Callable[..., Any]]
 _ours: WeakKeyDictionary[Callable[..., Any], _Wrapper] = WeakKeyDictionary()
 
 
@@ -53,7 +53,7 @@ class Patch:
 
     owner: object
     name: str
-    make: _Make
+    make: MakeWrapper
     last: Callable[..., Any] | None = None
     made: _Wrapper | None = None
 
@@ -101,7 +101,7 @@ class Swap:
         make: as a patch's.
     """
 
-    def __init__(self, owner: type, name: str, make: _Make) -> None:
+    def __init__(self, owner: type, name: str, make: MakeWrapper) -> None:
         self.owner = owner
         self.name = name
         self._patch = Patch(owner, name, make)
@@ -156,7 +156,7 @@ class Swap:
         vars(self._function).pop("__wrapped__", None)
 
 
-def around_method(owner: type, name: str, make: _Make) -> Patch | Swap:
+def around_method(owner: type, name: str, make: MakeWrapper) -> Patch | Swap:
     """Return a way to wrap a method of torch's.
 
     In torch 2.4 what `torch.compile` compiled checks the code of `Module.__setattr__`, and would be

@@ -10,19 +10,12 @@ from functools import cache
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import (
-    TorchDispatchMode,
-    _get_current_dispatch_mode_stack,
-    _pop_mode,
-    _push_mode,
-)
 
 from pytest_bninvariants import run_config
 from pytest_bninvariants.frames import place_of
 from pytest_bninvariants.snapshot.tensors import KeptTensor, is_unchanged
+from pytest_bninvariants.torch_internals import private_api
 from pytest_bninvariants.trace import assignments
 from pytest_bninvariants.trace.memory_index import MemoryIndex
 from pytest_bninvariants.verdict import Change, Place, Write
@@ -34,7 +27,7 @@ _MOVING = (assignments.DATA_SET, assignments.SWAP, "aten.set_.")
 _INDEXED_FOR = 256  # operators; what moves memory untold, as `flatten_parameters` does, is rare
 
 
-class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tracer(private_api.TorchDispatchMode):  # type: ignore[misc]
     """Find the first write to each of some tensors; a dispatch mode, between `start` and `stop`.
 
     An operator is suspected if it is handed a sought tensor's memory, under whichever alias, to
@@ -49,7 +42,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     supports_higher_order_operators = True
 
     def __init__(self, kept: Mapping[str, KeptTensor], *, closely: bool = False) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        private_api.require(private_api.A_TRACE)
+        super().__init__()
         self._kept = kept
         self._sought = {name: each.watched.tensor for name, each in kept.items()}
         self._writes: dict[str, Write] = {}
@@ -60,18 +54,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def start(self) -> None:
         """Begin to trace this thread."""
         assignments.add(self)
-        self.__enter__()  # type: ignore[no-untyped-call]
+        self.__enter__()
 
     def stop(self) -> None:
         """Trace no longer, wherever among the active modes this one is."""
-        if any(mode is self for mode in _get_current_dispatch_mode_stack()):
+        if any(mode is self for mode in private_api.current_dispatch_modes()):
             above = []
-            while (mode := _pop_mode()) is not self:
+            while (mode := private_api.pop_mode()) is not self:
                 above.append(mode)
-            _push_mode(self)
+            private_api.push_mode(self)
             self.__exit__(None, None, None)
             for mode in reversed(above):
-                _push_mode(mode)
+                private_api.push_mode(mode)
         assignments.discard(self)
 
     def writes(self, changes: Iterable[Change]) -> tuple[Write, ...]:
@@ -130,7 +124,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         written = [args[at] if at < len(args) else kwargs.get(key) for at, key in _outputs(func)]
         if not written:
             return []
-        with torch._C.DisableTorchFunction():
+        with private_api.DisableTorchFunction():
             touched = {
                 name
                 for tensor in _tensors_in(written)
@@ -152,7 +146,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._index()
         if changed:
             place = place_of(frame, operator)
-            backward = torch._C._current_graph_task_id() != -1
+            backward = private_api.current_graph_task_id() != -1
             for name in changed:
                 self._found(
                     Write(
@@ -209,12 +203,13 @@ def _outputs(func: Any) -> tuple[tuple[int, str], ...]:
 
     Operators of other libraries are not trusted to declare them all.
     """
-    if not isinstance(func, OpOverload):
+    arguments = private_api.declared_arguments(func)
+    if arguments is None:
         return tuple((at, "") for at in range(8))
     trusted = func.namespace in _TORCHS_OWN
     return tuple(
         (at, argument.name)
-        for at, argument in enumerate(func._schema.arguments)
+        for at, argument in enumerate(arguments)
         if not trusted
         or argument.name in _UNDECLARED
         or (argument.alias_info is not None and argument.alias_info.is_write)
@@ -240,5 +235,5 @@ def _caller() -> FrameType | None:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Keep other modes and tensors of other classes from hearing of our questions."""
-    with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+    with private_api.DisableTorchDispatch(), private_api.DisableTorchFunction():
         yield

@@ -170,7 +170,7 @@ def compile(trial: LawTrial, case: Case) -> None:
 
 
 def _compile(trial: LawTrial, case: Case) -> None:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     trial.run("import torch._dynamo")
     twin = build_in_mode(trial, training=True)
     trial.run("eager = layer", "layer = torch.compile(eager, backend='aot_eager_decomp_partition')")

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from pytest_bninvariants.checks import is_real
 from pytest_bninvariants.errors import GateError, shown
@@ -25,6 +24,7 @@ from pytest_bninvariants.selection.bn_layers import (
     uses_batch_statistics,
 )
 from pytest_bninvariants.selection.model_names import named_modules
+from pytest_bninvariants.torch_internals.private_api import InstanceNorm
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -139,7 +139,7 @@ class _Hearer(Observer):
         installation.discard(self)
 
     def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
-        if not isinstance(layer, _InstanceNorm):  # that one uses each sample's own
+        if not isinstance(layer, InstanceNorm):  # that one uses each sample's own
             self._heard[id(layer)] = layer.training
 
     def saw_compiled_code(self) -> None:

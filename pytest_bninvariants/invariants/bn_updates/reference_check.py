@@ -8,8 +8,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from pytest_bninvariants.batchnorm.arithmetic import UNIT, Arithmetic
 from pytest_bninvariants.batchnorm.expectation import BoundedValue, expected_statistics
@@ -22,6 +20,7 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
     is_uninitialised,
     version,
 )
+from pytest_bninvariants.torch_internals.private_api import InstanceNorm, NormBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ def judge(layer: nn.Module, forward: Forward, after: State, number: int) -> Judg
 
 
 def _guesses(layer: nn.Module, forward: Forward) -> bool:
-    return not (isinstance(layer, _NormBase) or forward.by_call or forward.values)
+    return not (isinstance(layer, NormBase) or forward.by_call or forward.values)
 
 
 def _counted(layer: nn.Module, before: State, after: State) -> int | None:
@@ -129,7 +128,7 @@ def _normalised(layer: nn.Module, forward: Forward) -> Tensor | None:
     """Return the values that a layer normalised, as (N, C, *), if they are known and usable."""
     given = forward.values or forward.x
     channels = forward.before.tensors.get("running_mean")
-    other = isinstance(layer, _InstanceNorm) or _is_synchronised(layer)
+    other = isinstance(layer, InstanceNorm) or _is_synchronised(layer)
     if given is None or channels is None or other:
         return None
     x = given.tensor
@@ -143,7 +142,7 @@ def _is_synchronised(layer: nn.Module) -> bool:
     """Tell whether a layer's statistics are those of all processes' batches together."""
     there = torch.distributed.is_available() and torch.distributed.is_initialized()
     return (
-        isinstance(layer, SyncBatchNorm)
+        isinstance(layer, nn.SyncBatchNorm)
         and there
         and torch.distributed.get_world_size(layer.process_group) > 1
     )

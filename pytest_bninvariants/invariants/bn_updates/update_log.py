@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from types import FrameType
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -30,8 +29,9 @@ from pytest_bninvariants.invariants.bn_updates.state_history import (
 from pytest_bninvariants.selection.bn_layers import has_known_forward, is_to_update
 from pytest_bninvariants.selection.model_names import all_tensors, named_modules
 from pytest_bninvariants.snapshot.addresses import address
-from pytest_bninvariants.torch_internals.dynamo import passed_over
+from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 from pytest_bninvariants.torch_internals.isolation import in_transform, undisturbed
+from pytest_bninvariants.torch_internals.private_api import current_graph_task_id
 from pytest_bninvariants.verdict import Place
 
 _UNKNOWN = object()
@@ -164,7 +164,7 @@ class Ledger(Watcher):
         with undisturbed():
             forward.values = Given.of(values)
 
-    @passed_over
+    @skipped_by_dynamo
     def ignores(self, module: nn.Module) -> bool:
         """Hear of every call: any module may normalise with the statistics of a layer in it."""
         return False
@@ -335,7 +335,7 @@ class Ledger(Watcher):
         return replace(
             old.with_wrong(judged.wrong, meant=judged.guessed),
             updates=number,
-            recomputed=old.recomputed + (torch._C._current_graph_task_id() != -1),
+            recomputed=old.recomputed + (current_graph_task_id() != -1),
             repeated=old.repeated + (batch in old.batches),
             in_eval=old.in_eval + (not forward.training),
             by_calls=old.by_calls + forward.by_call,

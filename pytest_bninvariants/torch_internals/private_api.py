@@ -1,0 +1,307 @@
+"""Find the private names of torch that this package uses, and say what it does without them.
+
+All are here but dynamo's, which are in `dynamo`: importing dynamo takes a second. Each is looked up
+once, at import. Without some, a fallback serves; a guard that cannot do without one refuses to
+start.
+
+Attributes that `nn.Module` gives every instance are used directly wherever they are needed:
+`MODULE_ATTRIBUTES` lists them. Two private names occur as text: frames whose function is called
+`_call_impl` run a module (`call_sites`), and `_orig_mod` is the child of a compiled module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bninvariants.errors import GateError
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateName:
+    """A private name of torch.
+
+    Args:
+        path: its module and its name in there, as `module:name`.
+        used_for: what this package does with it.
+        without: what happens on a torch that lacks it.
+        needed_by: what refuses to start without it; empty where there is a fallback.
+        since: the first torch of those that were looked at that has it.
+        found: whether this torch has it.
+    """
+
+    path: str
+    used_for: str
+    without: str
+    needed_by: str
+    since: str
+    found: bool
+
+
+NAMES: list[PrivateName] = []
+"""All that have been looked up."""
+
+A_GUARD, A_TRACE = "a guard", "--bn-trace"
+MODULE_ATTRIBUTES = (
+    "_buffers",
+    "_compiled_call_impl",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_modules",
+    "_parameters",
+)
+
+
+def find(path: str, *, used_for: str, without: str, default: Any, since: str = "2.4") -> Any:
+    """Return what a private name of torch stands for, or a fallback.
+
+    Args:
+        path: the module and the name in it, as `module:name`.
+        used_for: what this package does with it.
+        without: what happens on a torch that lacks it.
+        default: the fallback.
+        since: the first torch that is known to have it; 2.4 is the oldest that is supported.
+    """
+    value = _look_up(path, default)
+    NAMES.append(PrivateName(path, used_for, without, "", since, value is not default))
+    return value
+
+
+def _need(path: str, *, used_for: str, by: str, default: Any = None) -> Any:
+    """Return what a name stands for without which something refuses to start."""
+
+    def refuse(*_: object, **__: object) -> Any:
+        require(by)
+
+    fallback = default or refuse
+    value, without = _look_up(path, fallback), f"{by} refuses to start"
+    NAMES.append(PrivateName(path, used_for, without, by, "2.4", value is not fallback))
+    return value
+
+
+def _look_up(path: str, default: Any) -> Any:
+    try:
+        return resolve_name(path)
+    except (ImportError, AttributeError):
+        return default
+
+
+def require(what: str) -> None:
+    """Refuse to start what cannot work on this torch.
+
+    Raises:
+        GateError: this torch lacks a private name that it needs.
+    """
+    for name in NAMES:
+        if name.needed_by == what and not name.found:
+            missing = name.path.replace(":", ".")
+            raise GateError(
+                f"torch {torch.__version__} has no {missing}, which {what} needs {name.used_for}"
+            )
+
+
+def _leaves(nest: Any) -> list[Any]:
+    if isinstance(nest, Mapping):
+        nest = list(nest.values())
+    return [x for part in nest for x in _leaves(part)] if isinstance(nest, list | tuple) else [nest]
+
+
+def _is_wrapper(tensor: object) -> bool:
+    """Tell whether a tensor's class has the methods that make it a traceable wrapper."""
+    protocol = ("__tensor_flatten__", "__tensor_unflatten__")
+    return type(tensor) is not Tensor and all(hasattr(tensor, method) for method in protocol)
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+# What runs at the moment.
+
+DisableTorchFunction: Callable[[], AbstractContextManager[object]] = _need(
+    "torch._C:DisableTorchFunction",
+    used_for="to keep a user's function modes from hearing of its questions",
+    by=A_GUARD,
+)
+current_graph_task_id: Callable[[], int] = find(
+    "torch._C:_current_graph_task_id",
+    used_for="telling a forward that checkpointing runs again inside of a backward",
+    without="it counts as any other forward",
+    default=lambda: -1,
+)
+peek_interpreter_stack: Callable[[], object] = find(
+    "torch._C._functorch:peek_interpreter_stack",
+    used_for="telling whether a function transform such as vmap runs",
+    without="what runs inside of one is taken for an ordinary forward",
+    default=lambda: None,
+)
+count_function_modes: Callable[[], int] = find(
+    "torch._C:_len_torch_function_stack",
+    used_for="skipping precautions against function modes where there are none",
+    without="the precautions are always taken",
+    default=lambda: 1,
+)
+count_dispatch_modes: Callable[[], int] = find(
+    "torch._C:_len_torch_dispatch_stack",
+    used_for="skipping precautions against dispatch modes where there are none",
+    without="the precautions are always taken",
+    default=lambda: 1,
+)
+count_pre_dispatch_modes: Callable[[], int] = find(
+    "torch._ops:_len_torch_dispatch_stack_pre_dispatch",
+    used_for="skipping precautions against modes before dispatch where there are none",
+    without="no such mode, which only torch.export has, is reckoned with",
+    default=lambda: 0,
+)
+disable_current_modes: Callable[[], AbstractContextManager[object]] = _need(
+    "torch.utils._python_dispatch:_disable_current_modes",
+    used_for="to keep a user's dispatch modes from hearing of what it computes",
+    by=A_GUARD,
+)
+
+# Modules.
+
+_need("torch.nn:Module._call_impl", used_for="to see which modules are called", by=A_GUARD)
+call_code: CodeType | None = find(
+    "torch.nn:Module._wrapped_call_impl.__code__",
+    used_for="recognising the frame of a module that runs compiled code in place of its forward",
+    without="such a module's call is unseen; its compiled code is seen to run all the same",
+    default=None,
+)
+global_forward_hooks: Mapping[int, Any] = find(
+    "torch.nn.modules.module:_global_forward_hooks",
+    used_for="telling whether a hook may flip a BN layer's mode before or after its forward",
+    without="no such hook is reckoned with",
+    default={},
+)
+global_forward_pre_hooks: Mapping[int, Any] = find(
+    "torch.nn.modules.module:_global_forward_pre_hooks",
+    used_for="telling whether a hook may flip a BN layer's mode before or after its forward",
+    without="no such hook is reckoned with",
+    default={},
+)
+_INSTANCE_NORMS = (
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.LazyInstanceNorm1d, nn.LazyInstanceNorm2d, nn.LazyInstanceNorm3d),
+)
+_BATCH_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d),
+)
+InstanceNorm: Any = find(
+    "torch.nn.modules.instancenorm:_InstanceNorm",
+    used_for="telling an InstanceNorm by its base class",
+    without="it is told by the public classes",
+    default=_INSTANCE_NORMS,
+)
+NormBase: Any = find(
+    "torch.nn.modules.batchnorm:_NormBase",
+    used_for="telling a BatchNorm or InstanceNorm by its base class",
+    without="it is told by the public classes",
+    default=_BATCH_NORMS + _INSTANCE_NORMS,
+)
+_ = find(
+    "torch.distributed:_broadcast_coalesced",
+    used_for="hearing of DDP's broadcasts of buffers",
+    without="a change that one makes is explained less well",
+    default=None,
+)
+
+# Tensors.
+
+version_counter: Callable[[Tensor], int | None] = find(
+    "torch:Tensor._version.__get__",
+    used_for="evidence that a tensor was written in place",
+    without="there is no such evidence",
+    default=lambda tensor: None,
+)
+sparse_indices: Callable[[Tensor], Tensor] = find(
+    "torch:Tensor._indices",
+    used_for="reading a sparse tensor as it is",
+    without="it is read as coalescing leaves it",
+    default=lambda tensor: tensor.coalesce().indices(),
+)
+sparse_values: Callable[[Tensor], Tensor] = find(
+    "torch:Tensor._values",
+    used_for="reading a sparse tensor as it is",
+    without="it is read as coalescing leaves it",
+    default=lambda tensor: tensor.coalesce().values(),
+)
+flatten_dense_tensors: Callable[[list[Tensor]], Tensor] = find(
+    "torch._utils:_flatten_dense_tensors",
+    used_for="joining the values of many tensors in one call",
+    without="each is flattened, and the results are joined",
+    default=_joined,
+)
+is_traceable_wrapper_subclass: Callable[[object], bool] = find(
+    "torch.utils._python_dispatch:is_traceable_wrapper_subclass",
+    used_for="telling a tensor that is made of others, such as a DTensor",
+    without="it is told by the methods that it has",
+    default=_is_wrapper,
+)
+tree_leaves: Callable[[Any], list[Any]] = find(
+    "torch.utils._pytree:tree_leaves",
+    used_for="finding the numbers beside the tensors of a wrapper subclass",
+    without="they are found in lists, tuples and dicts alone",
+    default=_leaves,
+)
+
+# Tracing and devices.
+
+TorchDispatchMode: Any = _need(
+    "torch.utils._python_dispatch:TorchDispatchMode",
+    used_for="to look at each operator",
+    by=A_TRACE,
+    default=object,
+)
+DisableTorchDispatch: Callable[[], AbstractContextManager[object]] = _need(
+    "torch._C:_DisableTorchDispatch",
+    used_for="to keep modes from hearing of its questions",
+    by=A_TRACE,
+)
+current_dispatch_modes: Callable[[], list[Any]] = _need(
+    "torch.utils._python_dispatch:_get_current_dispatch_mode_stack",
+    used_for="to stop wherever among other modes it is",
+    by=A_TRACE,
+)
+pop_mode: Callable[[], Any] = _need(
+    "torch.utils._python_dispatch:_pop_mode",
+    used_for="to stop wherever among other modes it is",
+    by=A_TRACE,
+)
+push_mode: Callable[[Any], None] = _need(
+    "torch.utils._python_dispatch:_push_mode",
+    used_for="to stop wherever among other modes it is",
+    by=A_TRACE,
+)
+_OpOverload: Any = find(
+    "torch._ops:OpOverload",
+    used_for="reading off an operator's declaration which arguments it writes to",
+    without="any argument may be written to",
+    default=(),
+)
+_schema: object = find(
+    "torch:ops.aten.add.Tensor._schema",
+    used_for="reading off an operator's declaration which arguments it writes to",
+    without="any argument may be written to",
+    default=None,
+)
+xpu_is_compiled: Callable[[], bool] = find(
+    "torch.xpu:_is_compiled",
+    used_for="saying that torch is built without XPU support, rather than that there is no device",
+    without="it is said that there is no device",
+    default=lambda: True,
+)
+
+
+def declared_arguments(operator: Any) -> Any:
+    """Return the arguments that an operator declares; None where it cannot be asked."""
+    known = _schema is not None and isinstance(operator, _OpOverload)
+    return operator._schema.arguments if known else None
