@@ -1,4 +1,4 @@
-"""Run a user's code in one floating-point dtype throughout."""
+"""Run a user's code in a single floating-point dtype."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pytest_bninvariants.errors import GateError
-from pytest_bninvariants.evaluation.pytrees import mapped
+from pytest_bninvariants.evaluation.pytrees import map_tensors
 
 _CASTS = (Tensor.double, Tensor.float, Tensor.half, Tensor.bfloat16)
 
 
-class _OneDtype(TorchFunctionMode):
-    """Make every floating-point dtype that is asked for this one.
+class _SingleDtypeMode(TorchFunctionMode):
+    """Replace every floating-point dtype that the code asks for.
 
-    Models cast on their own, a softmax or the logits to float32, say; what they round there would
-    pass for a difference of float64.
+    Some models cast on their own, a softmax or the logits to float32, say; what that rounds away
+    would be taken for a rounding error of float64.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -37,37 +37,37 @@ class _OneDtype(TorchFunctionMode):
     ) -> Any:
         if func in _CASTS:
             return args[0].to(self._dtype)
-        named = {name: self._meant(value) for name, value in (kwargs or {}).items()}
-        return func(*map(self._meant, args), **named)
+        named = {name: self._replaced(value) for name, value in (kwargs or {}).items()}
+        return func(*map(self._replaced, args), **named)
 
-    def _meant(self, value: Any) -> Any:
-        asks = isinstance(value, torch.dtype) and value.is_floating_point
-        return self._dtype if asks else value
+    def _replaced(self, value: Any) -> Any:
+        is_float = isinstance(value, torch.dtype) and value.is_floating_point
+        return self._dtype if is_float else value
 
 
 @contextmanager
-def all_in(dtype: torch.dtype) -> Iterator[None]:
-    """Compute in a dtype, whatever the code inside casts to, and have its constants fit."""
+def computing_in(dtype: torch.dtype) -> Iterator[None]:
+    """Compute in one dtype, whatever the code inside casts to, constants included."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.enable_grad(), _OneDtype(dtype):
+        with torch.enable_grad(), _SingleDtypeMode(dtype):
             yield
     finally:
         torch.set_default_dtype(before)
 
 
-class Cast(nn.Module):
-    """A copy of a module in another dtype, that computes in it throughout.
+class CastModule(nn.Module):
+    """A copy of a module that computes in another dtype throughout.
 
-    Its code may ask for another, as `x.float()` does: it does not get it.
+    Where its code casts to a third dtype, as `x.float()` does, that cast is replaced.
 
     Args:
         module: the module.
         dtype: the dtype.
 
     Raises:
-        GateError: the module cannot be copied.
+        GateError: if the module cannot be copied.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
@@ -83,9 +83,9 @@ class Cast(nn.Module):
         self._dtype = dtype
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the copy, with inputs cast likewise."""
-        args, kwargs = mapped(args, self._cast), mapped(kwargs, self._cast)
-        with all_in(self._dtype), torch.no_grad():
+        """Call the copy with inputs in its dtype."""
+        args, kwargs = map_tensors(args, self._cast), map_tensors(kwargs, self._cast)
+        with computing_in(self._dtype), torch.no_grad():
             return self.twin(*args, **kwargs)
 
     def _cast(self, tensor: Tensor) -> Tensor:

@@ -4,48 +4,33 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-Children = list[tuple[str, Any]]
+Parts = list[tuple[str, Any]]
+"""The parts of a value, each with the end of its path, such as `[0]` or `.logits`."""
 
 
-def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
-    """Yield what a value consists of, by path: tensors, and whatever has no parts.
-
-    Args:
-        value: tensors, nested in any way.
-        path: what the value itself is called.
-
-    Yields:
-        Paths such as `output['logits'][0]`; of something empty, its type.
-    """
-    yield from _leaves(value, path, ())
-
-
-def _leaves(value: object, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, object]]:
-    parts = _children(value)
-    if parts is None or id(value) in above:
-        yield path, value
-    elif not parts:
-        yield path, type(value)
-    else:
-        for suffix, part in parts:
-            yield from _leaves(part, path + suffix, (*above, id(value)))
-
-
-def _children(value: object) -> Children | None:
-    """Return the parts of a value, and how one gets at each; None for a leaf."""
-    if isinstance(value, Tensor | nn.Module | type) or callable(value):
-        return None
+def parts_of_collection(value: object) -> Parts | None:
+    """Return the parts of a mapping, list or tuple; None for anything else."""
     if isinstance(value, Mapping):
         return [(f"[{key!r}]", part) for key, part in value.items()]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return [(f".{name}", getattr(value, name)) for name in value._fields]
     if isinstance(value, list | tuple):
         return [(f"[{index}]", part) for index, part in enumerate(value)]
+    return None
+
+
+def parts_of_any(value: object) -> Parts | None:
+    """Return the parts of a collection, a dataclass or a plain object; None for a leaf."""
+    if isinstance(value, Tensor | nn.Module | type) or callable(value):
+        return None
+    parts = parts_of_collection(value)
+    if parts is not None:
+        return parts
     if dataclasses.is_dataclass(value):
         return [(f".{field.name}", getattr(value, field.name)) for field in _fields(value)]
     if type(value).__eq__ is object.__eq__ and hasattr(value, "__dict__"):
@@ -53,30 +38,71 @@ def _children(value: object) -> Children | None:
     return None
 
 
+def leaves(
+    value: object, path: str, parts_of: Callable[[object], Parts | None] = parts_of_any
+) -> Iterator[tuple[str, object]]:
+    """Yield what a value consists of, by path: tensors, and whatever has no parts.
+
+    Args:
+        value: tensors, nested in any way.
+        path: the name of the value itself.
+        parts_of: returns the parts of a value, or None for a leaf.
+
+    Yields:
+        Paths such as `output['logits'][0]` and leaves; for an empty collection, its type.
+    """
+    yield from _leaves(value, path, parts_of, ())
+
+
+def _leaves(
+    value: object,
+    path: str,
+    parts_of: Callable[[object], Parts | None],
+    parents: tuple[int, ...],
+) -> Iterator[tuple[str, object]]:
+    parts = parts_of(value)
+    if parts is None or id(value) in parents:
+        yield path, value
+    elif not parts:
+        yield path, type(value)
+    else:
+        for suffix, part in parts:
+            yield from _leaves(part, path + suffix, parts_of, (*parents, id(value)))
+
+
 def _fields(value: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(value)
 
 
-def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Return a copy of a value, with a function of each tensor in its place.
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of a value, with the function's result in place of each tensor.
 
     Args:
-        value: tensors, in dicts, lists, tuples and dataclasses; anything else stays as it is.
+        value: tensors, in mappings, lists, tuples and dataclasses; anything else stays as it is.
         function: takes a tensor and returns one.
     """
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, MutableMapping):
-        other: Any = copy.copy(value)
-        for key, part in value.items():
-            other[key] = mapped(part, function)
-        return other
+    if isinstance(value, Mapping):
+        return _like_mapping(value, {k: map_tensors(part, function) for k, part in value.items()})
     if isinstance(value, list | tuple):
-        parts = [mapped(part, function) for part in value]
+        parts = [map_tensors(part, function) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields: Any = copy.copy(value)
+        same: Any = copy.copy(value)
         for field in _fields(value):
-            object.__setattr__(fields, field.name, mapped(getattr(value, field.name), function))
-        return fields
+            part = map_tensors(getattr(value, field.name), function)
+            object.__setattr__(same, field.name, part)
+        return same
     return value
+
+
+def _like_mapping(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """Return a mapping of the same type, with the other's attributes where they can be kept."""
+    try:
+        same: Any = copy.copy(mapping)
+        for key, part in items.items():
+            same[key] = part
+    except Exception:  # it is immutable, or insists on its shapes, as tensordict's does
+        return type(mapping)(items)  # type: ignore[call-arg]
+    return same

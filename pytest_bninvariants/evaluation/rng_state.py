@@ -15,11 +15,11 @@ from torch import nn
 from pytest_bninvariants.selection.model_names import all_tensors
 
 
-class Generators:
-    """Keep the states of Python's, torch's and, if it is loaded, numpy's generators as they are.
+class RngStates:
+    """The states of the generators of Python, of torch and, if it is loaded, of numpy.
 
     Args:
-        model: whose devices' generators count.
+        model: the generators of its devices are kept as well.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -28,35 +28,35 @@ class Generators:
         self._states = self._now()
 
     def moved(self) -> bool:
-        """Tell whether any was drawn from."""
+        """Tell whether a number was drawn since."""
         both = zip(self._now(), self._states, strict=True)
-        return any(kept is not None and _bytes(now) != _bytes(kept) for now, kept in both)
+        return any(old is not None and _bytes(new) != _bytes(old) for new, old in both)
 
     def restore(self) -> None:
         """Put them back."""
-        of_python, of_numpy, of_torch, *of_devices = self._states
-        random.setstate(of_python)
-        if of_numpy is not None:
-            sys.modules["numpy.random"].set_state(of_numpy)
-        torch.set_rng_state(of_torch)
-        for device, state in zip(self._devices, of_devices, strict=True):
+        python_state, numpy_state, torch_state, *device_states = self._states
+        random.setstate(python_state)
+        if numpy_state is not None:
+            sys.modules["numpy.random"].set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        for device, state in zip(self._devices, device_states, strict=True):
             _backend(device).set_rng_state(state, *_index(device))
 
     def _now(self) -> list[Any]:
         numpy = sys.modules.get("numpy.random")
-        of_numpy = None if numpy is None else numpy.get_state()
-        of_devices = [_backend(d).get_rng_state(*_index(d)) for d in self._devices]
-        return [random.getstate(), of_numpy, torch.get_rng_state(), *of_devices]
+        numpy_state = None if numpy is None else numpy.get_state()
+        device_states = [_backend(d).get_rng_state(*_index(d)) for d in self._devices]
+        return [random.getstate(), numpy_state, torch.get_rng_state(), *device_states]
 
 
 @contextmanager
-def kept(model: nn.Module) -> Iterator[Generators]:
-    """Put the generators back in the end."""
-    generators = Generators(model)
+def preserved_rng(model: nn.Module) -> Iterator[RngStates]:
+    """Put the random generators back when the block ends."""
+    states = RngStates(model)
     try:
-        yield generators
+        yield states
     finally:
-        generators.restore()
+        states.restore()
 
 
 def _bytes(state: Any) -> bytes:

@@ -26,10 +26,10 @@ MARGIN = math.sqrt(_TERMS) / math.log2(_TERMS)
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """What rounding did to one output.
+    """What rounding does to one output.
 
     Args:
-        error: the largest difference between the run in the own dtype and the one in float64.
+        error: the largest difference between the run in its own dtype and the run in float64.
         size: the largest value.
         unit: the unit roundoff of the run.
     """
@@ -39,19 +39,19 @@ class Rounding:
     unit: float
 
     @classmethod
-    def of(cls, narrow: Tensor, wide: Tensor, unit: float) -> Rounding:
-        """Measure it.
+    def measure(cls, narrow: Tensor, wide: Tensor, unit: float) -> Rounding:
+        """Compare an output in the module's own dtype with the same output in float64.
 
         Args:
-            narrow: an output, in the own dtype.
-            wide: the same in float64.
-            unit: the unit roundoff of the first.
+            narrow: the output in the module's own dtype.
+            wide: the output in float64.
+            unit: the unit roundoff of the module's own dtype.
         """
         return cls(_largest(distances(narrow, wide)), _largest(distances(wide, wide * 0)), unit)
 
     @property
     def bound(self) -> float:
-        """Return how far two runs in the own dtype may be apart."""
+        """Return how far two runs in the module's own dtype may be apart."""
         return MARGIN * (self.error + self.unit * self.size)
 
     @property
@@ -84,7 +84,7 @@ class Tolerance:
     """How far values may be apart: |d| <= atol + rtol |before|; with both 0, bits must agree.
 
     Raises:
-        GateError: a value is no number from 0.
+        GateError: if a value is not a number from 0.
     """
 
     rtol: float = 0.0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pytest_bninvariants import GateError
-from pytest_bninvariants.evaluation.batches import converted, cut, samples_in
+from pytest_bninvariants.evaluation.batches import cast_batch, samples_in, split_batch
 
 Pair = namedtuple("Pair", ["x", "y"])
 x, y = torch.arange(10.0).view(5, 2), torch.arange(5)
@@ -33,7 +33,7 @@ def tensors(value: Any) -> list[torch.Tensor]:
 @pytest.mark.parametrize("nest", NESTS, ids=lambda nest: type(nest).__name__)
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 def test_parts_put_together_are_the_batch(nest: Any, k: int) -> None:
-    parts = cut(nest, k)
+    parts = split_batch(nest, k)
     sizes = [samples_in(part) for part in parts]
     assert len(parts) == k
     assert sum(sizes) == samples_in(nest) == 5
@@ -42,7 +42,7 @@ def test_parts_put_together_are_the_batch(nest: Any, k: int) -> None:
 
 
 def test_values_keep_their_order_and_what_has_no_samples_is_whole() -> None:
-    first, second = cut({"x": x, "scale": torch.tensor(2.0), "name": "train"}, 2)
+    first, second = split_batch({"x": x, "scale": torch.tensor(2.0), "name": "train"}, 2)
     assert torch.equal(torch.cat((first["x"], second["x"])), x)
     assert first["scale"] == second["scale"] == 2
     assert first["name"] == second["name"] == "train"
@@ -50,17 +50,17 @@ def test_values_keep_their_order_and_what_has_no_samples_is_whole() -> None:
 
 def test_a_converted_batch_shares_nothing_with_the_users() -> None:
     leaf = torch.ones(3, 2, requires_grad=True)
-    floats, whole = converted((leaf, y), torch.float64)
+    floats, whole = cast_batch((leaf, y), torch.float64)
     assert floats.dtype == torch.float64
     assert floats.is_leaf
     assert floats.requires_grad
     assert whole.dtype == torch.int64
     whole.zero_()
-    converted((leaf, y), torch.float32)[0].data.zero_()
+    cast_batch((leaf, y), torch.float32)[0].data.zero_()
     assert y[-1] == 4
     assert leaf.sum() == 6
 
 
 def test_unknown_nesting_is_refused_by_its_type() -> None:
     with pytest.raises(GateError, match=r"tuples, lists and mappings; it holds .* \(object\)"):
-        cut((x, object()), 2)
+        split_batch((x, object()), 2)

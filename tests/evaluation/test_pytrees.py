@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants.evaluation.pytrees import leaves, mapped
+from pytest_bninvariants.evaluation.pytrees import leaves, map_tensors
 from pytest_bninvariants.evaluation.rounding import Tolerance
-from pytest_bninvariants.invariants.same_output.outputs import Outputs
+from pytest_bninvariants.invariants.same_output.outputs import OutputSnapshot
 
 ONE, TWO = torch.ones(2), torch.zeros(3)
 Pair = namedtuple("Pair", ["left", "right"])
@@ -69,7 +69,7 @@ def test_what_contains_itself_ends() -> None:
     ],
 )
 def test_a_copy_is_alike_and_shares_no_tensor(value: object) -> None:
-    copy = mapped(value, torch.clone)
+    copy = map_tensors(value, torch.clone)
     assert type(copy) is type(value)
     before, after = dict(leaves(value, "")), dict(leaves(copy, ""))
     assert before.keys() == after.keys()
@@ -82,15 +82,15 @@ def test_a_copy_is_alike_and_shares_no_tensor(value: object) -> None:
 
 
 def differ(one: object, other: object, tolerance: Tolerance | None = None) -> list[str]:
-    first, second = Outputs.of(one, "out"), Outputs.of(other, "out")
-    return [change.name for change in first.differences(second, tolerance or Tolerance())]
+    first, second = OutputSnapshot.take(one, "out"), OutputSnapshot.take(other, "out")
+    return [change.name for change in first.changes_to(second, tolerance or Tolerance())]
 
 
 def test_equal_outputs_do_not_differ_whatever_they_are() -> None:
     nan = torch.tensor([float("nan"), 1.0])
     values = [nan, [nan, "text"], {"n": float("nan")}, [], Cache(nan), 3, None, print]
     for value in values:
-        assert differ(value, mapped(value, torch.clone)) == []
+        assert differ(value, map_tensors(value, torch.clone)) == []
     assert differ(torch.ones(2).numpy(), torch.ones(2).numpy()) == []
     assert differ(torch.ones(2).numpy(), torch.zeros(2).numpy()) == ["out"]
     assert differ([], ()) == ["out"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_bninvariants.evaluation.rng_state import kept
+from pytest_bninvariants.evaluation.rng_state import preserved_rng
 
 DRAWS: dict[str, Callable[[], object]] = {
     "python": random.random,
@@ -21,7 +21,7 @@ DRAWS: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_a_draw_is_seen_and_undone(draw: Callable[[], object]) -> None:
-    with kept(nn.Linear(1, 1)) as generators:
+    with preserved_rng(nn.Linear(1, 1)) as generators:
         assert not generators.moved()
         first = draw()
         assert generators.moved()
@@ -30,7 +30,7 @@ def test_a_draw_is_seen_and_undone(draw: Callable[[], object]) -> None:
 
 def test_an_error_undoes_it_too() -> None:
     def draw_and_raise() -> None:
-        with kept(nn.Identity()):
+        with preserved_rng(nn.Identity()):
             torch.rand(1)
             raise ValueError("mine")
 

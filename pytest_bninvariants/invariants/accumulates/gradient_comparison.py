@@ -10,28 +10,32 @@ import torch
 from torch import nn
 
 from pytest_bninvariants.errors import GateError
-from pytest_bninvariants.evaluation.batches import cut
-from pytest_bninvariants.evaluation.rng_state import kept
-from pytest_bninvariants.invariants.accumulates.gradients import Gradients, Loss, Pass
+from pytest_bninvariants.evaluation.batches import split_batch
+from pytest_bninvariants.evaluation.rng_state import preserved_rng
+from pytest_bninvariants.invariants.accumulates.gradient_pass import (
+    GradientPass,
+    LossFunction,
+    PassGradients,
+)
 
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 FINER = UNIT[torch.float64] / UNIT[torch.float32]
 LUCK = 2.0**8
-"""How much less than a typical one the rounding error may be that was met in float32."""
+"""How much smaller than a typical rounding error the error met in float32 may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """Two ways to the same gradients.
+class GradientComparison:
+    """The gradients of a batch, computed in two ways.
 
     Args:
-        whole: those of the whole batch.
-        parts: those of its micro-batches, added up.
+        whole: the gradients of the whole batch.
+        parts: the gradients of its micro-batches, added up.
         bounds: how far apart rounding may put them, by the parameter's name.
     """
 
-    whole: Gradients
-    parts: Gradients
+    whole: PassGradients
+    parts: PassGradients
     bounds: dict[str, float]
 
     def beyond(self, name: str) -> float:
@@ -39,44 +43,44 @@ class Comparison:
         return self.whole.distance(self.parts, name) / self.bounds[name]
 
 
-def compare(
-    model: nn.Module, batch: Any, k: int, loss: Loss, weight: Callable[[Any], float]
-) -> Comparison:
+def compare_gradients(
+    model: nn.Module, batch: Any, k: int, loss: LossFunction, weight: Callable[[Any], float]
+) -> GradientComparison:
     """Run copies of a model on a batch, and on its k micro-batches; arguments as `accumulates`.
 
     Raises:
-        GateError: it does not run, or twice the same batch has not twice the same gradients.
+        GateError: if a pass does not run, draws random numbers, or is not repeatable.
     """
-    passes = Pass(model, loss, weight, batch)
-    with kept(model) as generators:
-        whole = passes.run([batch], torch.float64)
+    gradient_pass = GradientPass(model, loss, weight, batch)
+    with preserved_rng(model) as generators:
+        whole = gradient_pass.run([batch], torch.float64)
         if generators.moved():
-            raise GateError(_drawn(model))
-        rough = passes.run([batch], torch.float32)
-        parts = passes.run(cut(batch, k), torch.float64)
-        again = passes.run([batch], torch.float64)
+            raise GateError(_random_draw_text(model))
+        rough = gradient_pass.run([batch], torch.float32)
+        parts = gradient_pass.run(split_batch(batch, k), torch.float64)
+        again = gradient_pass.run([batch], torch.float64)
     bounds = _bounds(whole, rough, parts)
     if any(whole.distance(again, name) > bound for name, bound in bounds.items()):
         raise GateError(
             "accumulates cannot judge: two passes over the same batch have different gradients"
         )
-    return Comparison(whole=whole, parts=parts, bounds=bounds)
+    return GradientComparison(whole=whole, parts=parts, bounds=bounds)
 
 
-def _drawn(model: nn.Module) -> str:
+def _random_draw_text(model: nn.Module) -> str:
     random = [
         f"{name or 'the model'} ({type(module).__name__})"
         for name, module in model.named_modules()
         if module.training and "Drop" in type(module).__name__
     ]
-    said = f"; in training mode is {', '.join(random[:3])}" if random else ""
+    where = f"; in training mode is {', '.join(random[:3])}" if random else ""
     return (
         "accumulates cannot judge a pass that draws random numbers, which micro-batches would draw "
-        f"anew{said}: put what is random in eval"
+        f"anew{where}: put what is random in eval"
     )
 
 
-def _bounds(whole: Gradients, rough: Gradients, parts: Gradients) -> dict[str, float]:
+def _bounds(whole: PassGradients, rough: PassGradients, parts: PassGradients) -> dict[str, float]:
     """Return how far apart two ways to compute a gradient in float64 may be, by name.
 
     To first order a rounding error is the unit roundoff times a number that depends on what is

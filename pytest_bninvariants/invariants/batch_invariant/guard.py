@@ -10,13 +10,16 @@ from torch import nn
 
 from pytest_bninvariants.checks import is_int
 from pytest_bninvariants.errors import GateError, Refusal, shown
-from pytest_bninvariants.evaluation.batches import Batch
 from pytest_bninvariants.evaluation.eval_mode import in_eval
 from pytest_bninvariants.evaluation.rounding import Tolerance
-from pytest_bninvariants.invariants.batch_invariant.sample_mixing import (
-    Normalising,
+from pytest_bninvariants.invariants.batch_invariant.precision_levels import (
+    measured_levels,
+    tolerated_level,
 )
-from pytest_bninvariants.invariants.batch_invariant.trial import Trial
+from pytest_bninvariants.invariants.batch_invariant.rules import BatchStatisticsLog
+from pytest_bninvariants.invariants.batch_invariant.sample_batch import SampleBatch
+from pytest_bninvariants.invariants.batch_invariant.trial import BatchTrial
+from pytest_bninvariants.invariants.batch_invariant.whole_output import WholeOutput
 from pytest_bninvariants.invariants.guard import Guard, at_once
 from pytest_bninvariants.invariants.signature import refuse_wrong_calls, spell
 from pytest_bninvariants.selection.scope import submodules
@@ -40,7 +43,7 @@ class BatchGuard(Guard):
         self,
         model: nn.Module,
         modules: tuple[str, ...],
-        batch: Batch,
+        batch: SampleBatch,
         tolerance: Tolerance,
         examples: int,
     ) -> None:
@@ -49,11 +52,11 @@ class BatchGuard(Guard):
         self._examples = examples
 
     def _begin(self) -> None:
-        """What is judged is the model as the step leaves it."""
+        """Do nothing: what is judged is the model as the step leaves it."""
 
     def _judge(self) -> Verdict:
-        found = [self._try(*each) for each in submodules(self.model, self._modules).items()]
-        changes = tuple(change for each in found for change in each.changes)
+        results = [self._result(*each) for each in submodules(self.model, self._modules).items()]
+        changes = tuple(change for result in results for change in result.changes)
         return Verdict(
             guard=self.spelled,
             noun="output",
@@ -61,30 +64,60 @@ class BatchGuard(Guard):
             column="output",
             model=type(self.model).__name__,
             source=self.source,
-            layers=sum(each.outputs for each in found),
+            layers=sum(result.outputs for result in results),
             tensors=None,
             changes=changes,
-            causes=tuple(cause for each in found for cause in each.causes),
-            notes=tuple(note for each in found for note in each.notes),
+            causes=tuple(cause for result in results for cause in result.causes),
+            notes=tuple(note for result in results for note in result.notes),
         )
 
-    def _try(self, name: str, module: nn.Module) -> _Tried:
-        heard = Normalising()
+    def _result(self, name: str, module: nn.Module) -> _ModuleResult:
+        log = BatchStatisticsLog()
         with ExitStack() as stack:
-            stack.enter_context(in_eval(module, heard))
-            batch, tolerance = self._batch, self._tolerance
-            trial = Trial(module, name or "output", batch, tolerance, stack)
-            order, changes = trial.smallest(self._examples)
-            causes = heard.causes(module, name) if changes else ()
-            notes = [*_left_out(trial)]
+            stack.enter_context(in_eval(module, log))
+            whole = self._whole_output(name or "output", module)
+            trial = self._trial(name or "output", module, whole, stack)
+            order, changes = trial.smallest_difference(self._examples)
+            causes = log.causes(module, name) if changes else ()
+            notes = [*_left_out_note(whole)]
             if changes and not causes:
-                notes.append(_culprit(module, trial.first_apart(order)))
+                notes.append(_mixing_note(module, trial.first_mixing_part(order)))
             elif not changes:
-                notes.append(_how_near(trial))
-        return _Tried(trial.outputs, changes, causes, notes)
+                notes.append(_margin_note(trial))
+        return _ModuleResult(len(whole.rows), changes, causes, notes)
+
+    def _whole_output(self, name: str, module: nn.Module) -> WholeOutput:
+        whole = WholeOutput.run(module, name, self._batch)
+        if not whole.rows_differ:
+            raise Refusal(
+                f"the output is the same for all {self._batch.size} samples, as with a last layer "
+                "that begins with zeros",
+                verb=" cannot judge",
+            )
+        return whole
+
+    def _trial(
+        self, name: str, module: nn.Module, whole: WholeOutput, stack: ExitStack
+    ) -> BatchTrial:
+        """Return a trial at the levels that the tolerance asks for; the stack keeps copies."""
+        levels = (
+            measured_levels(module, whole.rows, self._batch.arguments, name, stack)
+            if self._tolerance.exact
+            else [tolerated_level(module, whole.rows, self._tolerance)]
+        )
+        trial = BatchTrial(self._batch, name, levels)
+        path = trial.unrepeatable_output()
+        if path is not None:
+            raise Refusal(
+                f"two runs in eval in a row, on the same batch, differ in {path}: the forward "
+                "draws random numbers in eval, as F.dropout does where it is not told "
+                "training=self.training, or keeps a state",
+                verb=" cannot judge",
+            )
+        return trial
 
 
-class _Tried(NamedTuple):
+class _ModuleResult(NamedTuple):
     """What was found about one module."""
 
     outputs: int
@@ -93,17 +126,17 @@ class _Tried(NamedTuple):
     notes: list[str]
 
 
-def _left_out(trial: Trial) -> Iterator[str]:
-    if trial.left_out:
-        yield f"without a row for each sample, so not compared: {', '.join(trial.left_out)}"
+def _left_out_note(whole: WholeOutput) -> Iterator[str]:
+    if whole.left_out:
+        yield f"without a row for each sample, so not compared: {', '.join(whole.left_out)}"
 
 
-def _how_near(trial: Trial) -> str:
-    errors = ", ".join(f"{error:.2g} in {level}" for level, error in trial.worst.items())
+def _margin_note(trial: BatchTrial) -> str:
+    errors = ", ".join(f"{error:.2g} in {level}" for level, error in trial.largest_errors.items())
     return f"{trial.batches} batches compared; the largest error, in bounds: {errors}"
 
 
-def _culprit(module: nn.Module, name: str | None) -> str:
+def _mixing_note(module: nn.Module, name: str | None) -> str:
     if name is None:
         return "no BN layer normalised with batch statistics: something else mixes samples"
     part = module.get_submodule(name)
@@ -161,7 +194,7 @@ def batch_guard(
         raise GateError(f"examples= takes a number from 1; got {shown(examples)}")
     names = (modules,) if isinstance(modules, str) else tuple(modules)
     try:
-        batch = Batch.of(inputs)
+        batch = SampleBatch.read(inputs)
     except Refusal as refusal:
         raise refusal.by(spell("batch_invariant", names)) from None
     return BatchGuard(module, names, batch, Tolerance(rtol, atol), examples)

@@ -1,4 +1,4 @@
-"""Run a module in its own dtype and in float64, and hold parts of a batch against the whole."""
+"""Run a module in its own dtype and in float64, and compare parts of a batch with the whole."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.batchnorm.arithmetic import UNIT
 from pytest_bninvariants.errors import GateError
-from pytest_bninvariants.evaluation.batches import Batch, Order, described, tensors_of
-from pytest_bninvariants.evaluation.eval_mode import Call, in_eval
-from pytest_bninvariants.evaluation.precision import Cast
+from pytest_bninvariants.evaluation.call_arguments import CallArguments
+from pytest_bninvariants.evaluation.eval_mode import in_eval
+from pytest_bninvariants.evaluation.precision import CastModule
 from pytest_bninvariants.evaluation.rounding import Rounding, Tolerance, distances, unit_of
+from pytest_bninvariants.invariants.batch_invariant.sample_batch import Order, in_words
+from pytest_bninvariants.invariants.batch_invariant.whole_output import Tensors, run_module
 from pytest_bninvariants.selection.model_names import all_tensors
 from pytest_bninvariants.snapshot.value_difference import arrow
 
-Tensors = dict[str, Tensor]
-
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    """One way in which a module is run, and what it made of the whole batch.
+class PrecisionLevel:
+    """A dtype in which a module is run, and its outputs for the whole batch there.
 
     Args:
-        name: the dtype that it computes in.
+        name: the dtype.
         module: the module, or a copy of it.
-        whole: its outputs of the whole batch, by path.
+        whole: its outputs for the whole batch, by path.
         bounds: how far each value may be off.
-        allowance: what is said of a bound.
+        allowance: the words before a bound.
     """
 
     name: str
@@ -38,30 +38,30 @@ class Level:
     bounds: Tensors
     allowance: str = "rounding explains"
 
-    def compare(self, path: str, got: Tensor | None, order: Order) -> tuple[float, str]:
-        """Hold an output of a batch of some samples against the whole batch's.
+    def compare(self, path: str, part: Tensor | None, order: Order) -> tuple[float, str]:
+        """Compare an output for a batch of some samples with the output for the whole batch.
 
         Args:
             path: the output.
-            got: what it is; None where there is none.
+            part: the output for some samples; None where there is none.
             order: the samples.
 
         Returns:
-            The largest error, in bounds, and if that is over 1 what is said of it.
+            The largest error, in bounds, and the text for it if it is over 1.
         """
         rows, bound = self.whole[path][list(order)], self.bounds[path][list(order)]
-        where = described(order, len(self.whole[path]))
-        if got is None or got.shape != rows.shape:
-            shape = "none" if got is None else tuple(got.shape)
+        where = in_words(order, len(self.whole[path]))
+        if part is None or part.shape != rows.shape:
+            shape = "none" if part is None else tuple(part.shape)
             return torch.inf, f"{where}: shape {shape}, expected {tuple(rows.shape)}"
-        apart = distances(rows, got)
+        apart = distances(rows, part)
         ratio = torch.where(apart > 0, apart / bound, 0.0)
         if not ratio.numel():
             return 0.0, ""
         worst = int(ratio.argmax())
         at = [int(i) for i in torch.unravel_index(torch.tensor(worst), ratio.shape)]
         was, now, off, most = (
-            tensor.flatten()[worst].item() for tensor in (rows, got, apart, bound)
+            tensor.flatten()[worst].item() for tensor in (rows, part, apart, bound)
         )
         shown, wanted = arrow(now, was).split(" -> ")
         return float(ratio.flatten()[worst]), (
@@ -71,45 +71,40 @@ class Level:
         )
 
 
-def run(module: nn.Module, call: Call, name: str) -> Tensors:
-    """Call a module that is in eval, and return copies of its output's tensors by path."""
-    copied = call.map(torch.clone)
-    return tensors_of(module(*copied.args, **copied.kwargs), name)
-
-
-def tolerated(module: nn.Module, whole: Tensors, tolerance: Tolerance) -> list[Level]:
-    """Return the module's own level, with a user's tolerance."""
+def tolerated_level(module: nn.Module, whole: Tensors, tolerance: Tolerance) -> PrecisionLevel:
+    """Return a module's own level, with the bounds that a user's tolerance gives."""
     bounds = {
         path: tolerance.atol + tolerance.rtol * distances(tensor, torch.zeros_like(tensor))
         for path, tensor in whole.items()
     }
-    return [Level(_dtypes(whole), module, whole, bounds, "the tolerance is")]
+    return PrecisionLevel(_dtypes(whole), module, whole, bounds, "the tolerance is")
 
 
-def measured(
-    module: nn.Module, whole: Tensors, batch: Batch, name: str, stack: ExitStack
-) -> list[Level]:
-    """Return the levels of a module, finest first, with bounds that its rounding errors give.
+def measured_levels(
+    module: nn.Module, whole: Tensors, arguments: CallArguments, name: str, stack: ExitStack
+) -> list[PrecisionLevel]:
+    """Return the levels of a module, finest first, with bounds measured from its rounding errors.
 
     Args:
         module: the module, in eval.
-        whole: its outputs of the whole batch, by path.
-        batch: the whole batch.
-        name: what the output is called.
-        stack: keeps copies in eval.
+        whole: its outputs for the whole batch, by path.
+        arguments: the whole batch.
+        name: the name of the output.
+        stack: keeps copies of the module in eval until it is closed.
 
     Raises:
-        GateError: a copy in another precision cannot be made or run.
+        GateError: if a copy in another precision cannot be made or run.
     """
     unit = unit_of([*all_tensors(module), *whole.values()])
     in_float64 = unit == UNIT[torch.float64]
-    cast = Cast(module, torch.float32 if in_float64 else torch.float64)
-    stack.enter_context(in_eval(cast))
+    copy = CastModule(module, torch.float32 if in_float64 else torch.float64)
+    stack.enter_context(in_eval(copy))
     try:
-        other = run(cast, batch.call, name)
+        run = run_module(copy, arguments, name)
+        other = {path: run[path] for path in whole}
         narrow, wide = (other, whole) if in_float64 else (whole, other)
         unit = UNIT[torch.float32] if in_float64 else unit
-        found = {path: Rounding.of(narrow[path], wide[path], unit) for path in whole}
+        found = {path: Rounding.measure(narrow[path], wide[path], unit) for path in whole}
     except Exception as error:  # whatever the module raises in another dtype
         raise GateError(
             f"{type(module).__name__} cannot be run in {'float32' if in_float64 else 'float64'}, "
@@ -118,9 +113,12 @@ def measured(
         ) from error
     fine = {path: _filled(whole[path], rounding.wide_bound) for path, rounding in found.items()}
     if in_float64:
-        return [Level("float64", module, whole, fine)]
+        return [PrecisionLevel("float64", module, whole, fine)]
     own = {path: _filled(whole[path], rounding.bound) for path, rounding in found.items()}
-    return [Level("float64", cast, wide, fine), Level(_dtypes(whole), module, whole, own)]
+    return [
+        PrecisionLevel("float64", copy, wide, fine),
+        PrecisionLevel(_dtypes(whole), module, whole, own),
+    ]
 
 
 def _filled(tensor: Tensor, bound: float) -> Tensor:

@@ -1,210 +1,105 @@
-"""Hold batches of some samples against the whole batch, and shrink what differs."""
+"""Compare batches of some samples with the whole batch, on one module in eval."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
-
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
-from torch import nn
-
-from pytest_bninvariants.errors import Refusal
-from pytest_bninvariants.evaluation.batches import Batch, Order, described
-from pytest_bninvariants.evaluation.precision import Cast
-from pytest_bninvariants.evaluation.rounding import Tolerance, distances
-from pytest_bninvariants.invariants.batch_invariant.precision_levels import (
-    Level,
-    Tensors,
-    measured,
-    run,
-    tolerated,
+from pytest_bninvariants.evaluation.precision import CastModule
+from pytest_bninvariants.invariants.batch_invariant.precision_levels import PrecisionLevel
+from pytest_bninvariants.invariants.batch_invariant.sample_batch import (
+    Order,
+    SampleBatch,
+    in_words,
 )
 from pytest_bninvariants.invariants.batch_invariant.sample_mixing import (
-    first_apart,
-    recording,
+    first_mixing_part,
+    recorded_outputs,
 )
+from pytest_bninvariants.invariants.batch_invariant.shrinking import smallest_differing_batch
+from pytest_bninvariants.invariants.batch_invariant.whole_output import run_module
 from pytest_bninvariants.verdict import Change
 
 
-class Trial:
-    """Hold batches of some samples against the whole batch, on one module in eval.
+class BatchTrial:
+    """Compare batches of some samples with the whole batch.
 
     Args:
-        module: the module.
-        name: what its output is called.
         batch: the whole batch.
-        tolerance: how far values may be apart; exact: as far as rounding explains.
-        stack: keeps copies of the module in eval.
+        name: the name of the module's output.
+        levels: the dtypes in which the module is run, finest first.
 
-    Raises:
-        Refusal: if nothing can be told from its outputs.
+    Attributes:
+        batches: the number of batches that were compared.
+        largest_errors: the largest error that is no change, in bounds, by the level's name.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        name: str,
-        batch: Batch,
-        tolerance: Tolerance,
-        stack: ExitStack,
-    ) -> None:
-        self._module, self._name, self._batch = module, name, batch
+    def __init__(self, batch: SampleBatch, name: str, levels: list[PrecisionLevel]) -> None:
+        self._batch, self._name, self._levels = batch, name, levels
+        self._paths = list(levels[0].whole)
         self.batches = 0
-        self.worst: dict[str, float] = {}
-        whole = self._of_whole_batch()
-        self._whole = self._with_rows(whole)
-        self.left_out = [path for path in whole if path not in self._whole]
-        self._insist_on_rows(whole)
-        self._levels: list[Level] = (
-            measured(module, self._whole, batch, name, stack)
-            if tolerance.exact
-            else tolerated(module, self._whole, tolerance)
-        )
-        self._insist_on_repeatable()
+        self.largest_errors: dict[str, float] = {}
 
-    @property
-    def outputs(self) -> int:
-        """Return how many outputs are compared."""
-        return len(self._whole)
-
-    def _of_whole_batch(self) -> Tensors:
-        try:
-            return run(self._module, self._batch.call, self._name)
-        except Exception as error:  # whatever it raises, there is no output to judge
-            raise Refusal(
-                f"{type(self._module).__name__} in eval raised on the whole batch: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-    def _with_rows(self, whole: Tensors) -> Tensors:
-        """Return the outputs with a row for each sample, in a batch of another size, too."""
-        size = self._batch.size
-        rows = {path: t for path, t in whole.items() if t.dim() and len(t) == size}
-        try:
-            fewer = run(self._module, self._batch.part(tuple(range(size - 1))), self._name)
-        except Exception:  # a batch that raises is told of when its turn comes
-            return rows
-        return {
-            path: tensor
-            for path, tensor in rows.items()
-            if path not in fewer or (fewer[path].dim() and len(fewer[path]) == size - 1)
-        }
-
-    def _insist_on_rows(self, whole: Tensors) -> None:
-        if not self._whole:
-            told = ", ".join(f"{path} {tuple(tensor.shape)}" for path, tensor in whole.items())
-            raise Refusal(
-                f"no output has a row for each of the {self._batch.size} samples; "
-                f"there is {told or 'no tensor'}"
-            )
-        if not any(bool(distances(t, t[:1].expand_as(t)).any()) for t in self._whole.values()):
-            raise Refusal(
-                f"the output is the same for all {self._batch.size} "
-                "samples, as with a last layer that begins with zeros",
-                verb=" cannot judge",
-            )
-
-    def _insist_on_repeatable(self) -> None:
-        """Compare two runs of the whole batch, at the finest level: there chance stands out."""
+    def unrepeatable_output(self) -> str | None:
+        """Return an output in which two runs of the whole batch differ at the finest level."""
         level, everyone = self._levels[0], tuple(range(self._batch.size))
-        again = run(level.module, self._batch.call, self._name)
-        for path in self._whole:
+        again = run_module(level.module, self._batch.arguments, self._name)
+        for path in self._paths:
             error, _ = level.compare(path, again.get(path), everyone)
             if error > 1:
-                raise Refusal(
-                    "two runs in eval in a row, on the same batch, "
-                    f"differ in {path}: the forward draws random numbers in eval, as F.dropout "
-                    "does where it is not told training=self.training, or keeps a state",
-                    verb=" cannot judge",
-                )
+                return path
+        return None
 
-    def judge(self, order: Order) -> list[Change]:
-        """Tell which outputs of a batch of these samples are not those of the whole one."""
+    def compare(self, order: Order) -> list[Change]:
+        """Return the changes in the outputs for a batch of these samples."""
         self.batches += 1
         for level in self._levels:
-            try:
-                part = run(level.module, self._batch.part(order), self._name)
-            except Exception as error:  # whatever the module raises is the finding
-                where = described(order, self._batch.size)
-                return [_change(p, f"{where}: {_said(error)}") for p in self._whole]
-            changes = []
-            for path in self._whole:
-                error_in_bounds, text = level.compare(path, part.get(path), order)
-                if error_in_bounds > 1:
-                    changes.append(_change(path, text))
-                else:
-                    most = max(self.worst.get(level.name, 0.0), error_in_bounds)
-                    self.worst[level.name] = most
+            changes = self._compare_at(level, order)
             if changes:
                 return changes
         return []
 
-    def smallest(self, examples: int) -> tuple[Order, list[Change]]:
-        """Return the smallest batch that differs, and how.
+    def _compare_at(self, level: PrecisionLevel, order: Order) -> list[Change]:
+        try:
+            part = run_module(level.module, self._batch.part(order), self._name)
+        except Exception as error:  # whatever the module raises is the finding
+            where = in_words(order, self._batch.size)
+            text = f"{where}: {type(error).__name__}: {error}"
+            return [_change(path, text) for path in self._paths]
+        changes = []
+        for path in self._paths:
+            error_in_bounds, text = level.compare(path, part.get(path), order)
+            if error_in_bounds > 1:
+                changes.append(_change(path, text))
+            else:
+                largest = self.largest_errors.get(level.name, 0.0)
+                self.largest_errors[level.name] = max(largest, error_in_bounds)
+        return changes
+
+    def smallest_difference(self, examples: int) -> tuple[Order, list[Change]]:
+        """Return the smallest batch whose outputs differ, and its changes; both empty for none.
 
         Args:
-            examples: how many batches hypothesis draws; a few large ones come on top.
+            examples: the number of batches that hypothesis draws; a few large ones come on top.
         """
-        found = _shrunk(self.judge, self._batch.size, examples)
+        found = smallest_differing_batch(self.compare, self._batch.size, examples)
+        if found is not None:
+            return found
         everyone = tuple(range(self._batch.size))
-        for order in (
-            () if found else (everyone[::-1], everyone[1:], everyone[: len(everyone) // 2])
-        ):
-            changes = self.judge(order)
+        for order in (everyone[::-1], everyone[1:], everyone[: len(everyone) // 2]):
+            changes = self.compare(order)
             if changes:
                 return order, changes
-        return found or ((), [])
+        return (), []
 
-    def first_apart(self, order: Order) -> str | None:
+    def first_mixing_part(self, order: Order) -> str | None:
         """Return the first part of the module whose samples depend on each other, if known."""
         copy = self._levels[0].module
-        if not isinstance(copy, Cast):
+        if not isinstance(copy, CastModule):
             return None
-        with recording(copy.twin) as whole:
-            run(copy, self._batch.call, self._name)
-        with recording(copy.twin) as part:
-            run(copy, self._batch.part(order), self._name)
-        return first_apart(whole, part, order)
+        with recorded_outputs(copy.twin) as whole:
+            run_module(copy, self._batch.arguments, self._name)
+        with recorded_outputs(copy.twin) as part:
+            run_module(copy, self._batch.part(order), self._name)
+        return first_mixing_part(whole, part, order)
 
 
 def _change(path: str, text: str) -> Change:
     return Change(name=path, layer=path, kind="values", text=text)
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-class _Differs(Exception):
-    """Carry what differs out of hypothesis."""
-
-    def __init__(self, order: Order, changes: list[Change]) -> None:
-        super().__init__(order)
-        self.order, self.changes = order, changes
-
-
-def _shrunk(
-    judge: Callable[[Order], list[Change]], size: int, examples: int
-) -> tuple[Order, list[Change]] | None:
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        phases=(Phase.generate, Phase.shrink),
-        report_multiple_bugs=False,
-        print_blob=False,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.lists(st.sampled_from(range(size)), min_size=1, max_size=size, unique=True))
-    def hold(samples: list[int]) -> None:
-        changes = judge(tuple(samples))
-        if changes:
-            raise _Differs(tuple(samples), changes)
-
-    try:
-        hold()
-    except _Differs as found:
-        return found.order, found.changes
-    return None

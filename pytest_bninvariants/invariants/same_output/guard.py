@@ -9,11 +9,12 @@ from torch import nn
 
 from pytest_bninvariants.diagnosis.wording import clauses
 from pytest_bninvariants.errors import GateError, Refusal
-from pytest_bninvariants.evaluation.eval_mode import Call
+from pytest_bninvariants.evaluation.call_arguments import CallArguments
 from pytest_bninvariants.evaluation.rounding import Tolerance
 from pytest_bninvariants.invariants.guard import Guard, at_once
-from pytest_bninvariants.invariants.same_output.module_differences import unlike
-from pytest_bninvariants.invariants.same_output.outputs import Outputs
+from pytest_bninvariants.invariants.same_output.eval_guard import EvalGuard
+from pytest_bninvariants.invariants.same_output.outputs import OutputSnapshot
+from pytest_bninvariants.invariants.same_output.twin_guard import TwinGuard
 from pytest_bninvariants.invariants.signature import refuse_wrong_calls, spell
 from pytest_bninvariants.selection.model_names import all_tensors
 from pytest_bninvariants.selection.scope import Scope, submodules
@@ -25,13 +26,13 @@ from pytest_bninvariants.verdict import Change, Verdict
 _NOTHING = StateDifference(changes=(), causes=(), hazards=(), touched=False)
 
 
-class OutputGuard(Guard):
+class OutputGuard(EvalGuard):
     """Hold that modules give the same outputs before and after a step.
 
     Args:
         model: the model.
         modules: names of the modules in it that are called; none: the model itself.
-        call: what they are called with.
+        arguments: what they are called with.
         tolerance: how far apart values may be.
     """
 
@@ -39,23 +40,22 @@ class OutputGuard(Guard):
         self,
         model: nn.Module,
         modules: tuple[str, ...],
-        call: Call,
+        arguments: CallArguments,
         tolerance: Tolerance,
     ) -> None:
-        super().__init__(model, spell("same_output", modules, **tolerance.options))
-        self._modules, self._call = modules, call
-        self._tolerance = tolerance
-        self._outputs: dict[str, Outputs] = {}
-        self._before: StateBefore | None = None
+        spelling = spell("same_output", modules, **tolerance.options)
+        super().__init__(model, spelling, arguments, tolerance)
+        self._modules = modules
+        self._before: dict[str, OutputSnapshot] = {}
+        self._state: StateBefore | None = None
         self._witness: Witness | None = None
 
     def _begin(self) -> None:
-        for name, module in submodules(self.model, self._modules).items():
-            self._outputs[name] = self._run(module, name)
-        if any(True for module in self._now().values() for _ in all_tensors(module)):
-            scope = self._scope()
-            self._before = read_state_before(self.model, scope)
-            self._witness = Witness(self.model, self._before.selection)
+        modules = self._called_modules()
+        self._before = {name: self._outputs(module, name) for name, module in modules.items()}
+        if any(True for module in modules.values() for _ in all_tensors(module)):
+            self._state = read_state_before(self.model, self._scope())
+            self._witness = Witness(self.model, self._state.selection)
             self._witness.start()
 
     def _end(self) -> None:
@@ -63,22 +63,15 @@ class OutputGuard(Guard):
             self._witness.stop()
 
     def _judge(self) -> Verdict:
-        changes = [change for name in self._outputs for change in self._changes(name)]
-        findings = _NOTHING
-        if self._before is not None and self._witness is not None:
-            findings = compare(self._before, self._witness, self._scope())
-            if not (changes or findings.touched or self._witness.runs.saw_anything()):
-                raise GateError(
-                    f"nothing ran inside {self.spelled}: it saw no forward of the module, no step "
-                    "of an optimizer that holds its parameters and no change of its state"
-                )
+        changes = self._changes()
+        findings = self._findings(has_changes=bool(changes))
         return Verdict(
             guard=self.spelled,
             noun="output",
             column="output",
             model=type(self.model).__name__,
             source=self.source,
-            layers=sum(len(outputs.paths) for outputs in self._outputs.values()),
+            layers=sum(len(outputs.paths) for outputs in self._before.values()),
             tensors=None,
             changes=tuple(changes),
             causes=findings.causes if changes else (),
@@ -86,80 +79,37 @@ class OutputGuard(Guard):
             notes=(_state_note(findings),) if changes else (),
         )
 
-    def _now(self) -> dict[str, nn.Module]:
+    def _called_modules(self) -> dict[str, nn.Module]:
         return submodules(self.model, self._modules)
 
     def _scope(self) -> Scope:
         return Scope(modules=self._modules, allow_batch_stats=True)
 
-    def _changes(self, name: str) -> list[Change]:
-        module = self._now().get(name)
-        if module is None:
-            raise Refusal(f"{name!r} is no module of the model any more")
-        return self._outputs[name].differences(self._run(module, name), self._tolerance)
+    def _changes(self) -> list[Change]:
+        """Return how the outputs differ from those before the step."""
+        modules = self._called_modules()
+        changes: list[Change] = []
+        for name, before in self._before.items():
+            if name not in modules:
+                raise Refusal(f"{name!r} is no module of the model any more")
+            changes += before.changes_to(self._outputs(modules[name], name), self._tolerance)
+        return changes
 
-    def _run(self, module: nn.Module, name: str) -> Outputs:
-        return _outputs(module, self._call, name, self._tolerance)
+    def _findings(self, *, has_changes: bool) -> StateDifference:
+        """Return what changed in the state of the modules.
 
-
-class TwinGuard(Guard):
-    """Hold that one module gives the outputs of another.
-
-    Args:
-        one: a module.
-        other: what was made of it.
-        call: what both are called with.
-        tolerance: how far apart values may be.
-    """
-
-    def __init__(self, one: nn.Module, other: nn.Module, call: Call, tolerance: Tolerance) -> None:
-        super().__init__(other, spell("assert_same_output", (), **tolerance.options))
-        self._one, self._call, self._tolerance = one, call, tolerance
-
-    def _begin(self) -> None:
-        """Both are compared in the end."""
-
-    def _judge(self) -> Verdict:
-        first, second = (
-            _outputs(module, self._call, "", self._tolerance) for module in (self._one, self.model)
-        )
-        changes = first.differences(second, self._tolerance)
-        return Verdict(
-            guard=self.spelled,
-            noun="output",
-            broke="differ" if len(changes) > 1 else "differs",
-            column="output",
-            model=f"{type(self._one).__name__} and {type(self.model).__name__}",
-            source="",
-            layers=len(first.paths),
-            tensors=None,
-            changes=tuple(changes),
-            notes=unlike(self._one, self.model) if changes else (),
-        )
-
-
-def _outputs(module: nn.Module, call: Call, name: str, tolerance: Tolerance) -> Outputs:
-    """Return what a module gives in eval, twice in a row."""
-    try:
-        first, second = call.twice(module, lambda value: Outputs.of(value, name or "output"))
-    except GateError:
-        raise
-    except Exception as error:  # whatever it raises, there is no output to judge
-        raise Refusal(
-            f"{type(module).__name__} in eval raised on these inputs: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    differences = first.differences(second, tolerance)
-    if differences:
-        told = clauses([f"{change.name} {change.text}" for change in differences])
-        raise Refusal(
-            f"two runs in eval in a row, on the same inputs, differ: {told}; "
-            "its forward draws random numbers in eval, as F.dropout does where it is not told "
-            "training=self.training, or keeps a state, or its kernels are not deterministic "
-            "(then give rtol= or atol=)",
-            verb=" cannot judge",
-        )
-    return first
+        Raises:
+            GateError: if nothing ran.
+        """
+        if self._state is None or self._witness is None:
+            return _NOTHING
+        findings = compare(self._state, self._witness, self._scope())
+        if not (has_changes or findings.touched or self._witness.runs.saw_anything()):
+            raise GateError(
+                f"nothing ran inside {self.spelled}: it saw no forward of the module, no step "
+                "of an optimizer that holds its parameters and no change of its state"
+            )
+        return findings
 
 
 def _state_note(findings: StateDifference) -> str:
@@ -205,8 +155,8 @@ def same_output(
     """
     names = (modules,) if isinstance(modules, str) else tuple(modules)
     _insist_on_inputs("same_output", inputs, named_inputs)
-    call = Call.of(inputs, named_inputs)
-    return OutputGuard(module, names, call, Tolerance(rtol, atol))
+    arguments = CallArguments.copy_of(inputs, named_inputs)
+    return OutputGuard(module, names, arguments, Tolerance(rtol, atol))
 
 
 @refuse_wrong_calls(models=2)
@@ -237,8 +187,8 @@ def assert_same_output(
         InvariantBroken: an output differs.
     """
     _insist_on_inputs("assert_same_output", inputs, named_inputs)
-    guard = TwinGuard(one, other, Call.of(inputs, named_inputs), Tolerance(rtol, atol))
-    return at_once(guard)
+    arguments = CallArguments.copy_of(inputs, named_inputs)
+    return at_once(TwinGuard(one, other, arguments, Tolerance(rtol, atol)))
 
 
 def _insist_on_inputs(name: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:

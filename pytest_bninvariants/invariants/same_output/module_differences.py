@@ -1,4 +1,4 @@
-"""Tell in what two modules differ that may make their outputs differ."""
+"""Describe the differences between two modules that may make their outputs differ."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from pytest_bninvariants.state_change.layer_settings import read_settings
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 
 
-def unlike(one: nn.Module, other: nn.Module) -> tuple[str, ...]:
-    """Say which layers, settings and tensors of a module the other has otherwise.
+def describe_differences(one: nn.Module, other: nn.Module) -> tuple[str, ...]:
+    """Return which layers, settings and tensors of two modules differ, in words.
 
     Args:
         one: a module.
         other: what was made of it.
     """
     with undisturbed():
-        told = [*_types(one, other), *_settings(one, other), *_tensors(one, other)]
-    return tuple(told) or ("layers, settings, parameters and buffers of both agree",)
+        texts = [*_types(one, other), *_settings(one, other), *_tensors(one, other)]
+    return tuple(texts) or ("layers, settings, parameters and buffers of both agree",)
 
 
 def _types(one: nn.Module, other: nn.Module) -> Iterator[str]:
     then, now = layers_of(one), layers_of(other)
     swaps: dict[tuple[str, str], list[str]] = {}
-    for name in then.keys() & now.keys():
-        kinds = type(then[name]).__name__, type(now[name]).__name__
-        if kinds[0] != kinds[1] and name:
-            swaps.setdefault(kinds, []).append(name)
-    order = list(then)
-    for (was, is_now), names in swaps.items():
-        yield f"{name_list(sorted(names, key=order.index))}: {was} -> {is_now}"
+    for name in then:
+        if name and name in now:
+            types = type(then[name]).__name__, type(now[name]).__name__
+            if types[0] != types[1]:
+                swaps.setdefault(types, []).append(name)
+    for (before, after), names in swaps.items():
+        yield f"{name_list(names)}: {before} -> {after}"
     for kind, names in (
         ("gone", [name for name in then if name not in now]),
         ("new", [name for name in now if name not in then]),
@@ -63,5 +63,5 @@ def _tensors(one: nn.Module, other: nn.Module) -> Iterator[str]:
         kept = take_snapshot(ModelNames.from_model(one).tensors)
         changes = changes_since(kept, now, [key for key in now if key not in kept])
     if changes:
-        told = clauses([f"{change.name} {change.text}" for change in changes])
-        yield f"{len(changes)} of {len(kept.keys() | now.keys())} tensors differ: {told}"
+        listed = clauses([f"{change.name} {change.text}" for change in changes])
+        yield f"{len(changes)} of {len(kept.keys() | now.keys())} tensors differ: {listed}"

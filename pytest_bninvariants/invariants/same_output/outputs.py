@@ -1,4 +1,4 @@
-"""Keep a module's outputs, and tell how others differ from them."""
+"""A module's outputs, kept to be compared with later ones."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pytest_bninvariants.verdict import Change
 
 
 @dataclass(frozen=True, slots=True)
-class Outputs:
-    """Outputs by path.
+class OutputSnapshot:
+    """A module's outputs by path, kept.
 
     Args:
         tensors: the tensors among them.
@@ -30,15 +30,15 @@ class Outputs:
     others: dict[str, object]
 
     @classmethod
-    def of(cls, value: object, name: str) -> Outputs:
+    def take(cls, value: object, name: str) -> OutputSnapshot:
         """Keep what a module returned.
 
         Args:
             value: tensors, nested in any way.
-            name: what the whole is called.
+            name: the name of the whole output.
 
         Raises:
-            GateError: a tensor cannot be compared, e.g. because it is on the meta device.
+            GateError: if a tensor cannot be compared, e.g. because it is on the meta device.
         """
         found = dict(leaves(value, name))
         tensors = {
@@ -55,28 +55,30 @@ class Outputs:
         """Return the paths of all outputs."""
         return [*self.tensors, *self.others]
 
-    def differences(self, now: Outputs, tolerance: Tolerance) -> list[Change]:
-        """Tell which outputs are others now, are gone, or are new."""
+    def changes_to(self, now: OutputSnapshot, tolerance: Tolerance) -> list[Change]:
+        """Return how later outputs differ from these: other values, outputs gone, or new ones."""
         mixed = [path for path in self.tensors if path in now.others]
         mixed += [path for path in self.others if path in now.tensors]
         with undisturbed():
             found = [_change(path, self._shown(path), now._shown(path)) for path in mixed]
-            found += self._of_tensors(now, tolerance, mixed)
-            found += self._of_others(now, mixed)
+            found += self._tensor_changes(now, tolerance, mixed)
+            found += self._other_changes(now, mixed)
         return found
 
-    def _of_tensors(self, now: Outputs, tolerance: Tolerance, mixed: list[str]) -> Iterator[Change]:
-        kept, there = self.tensors, now.tensors.tensors
-        new = [path for path in there if path not in kept and path not in mixed]
-        for change in changes_since(kept, there, new):
+    def _tensor_changes(
+        self, now: OutputSnapshot, tolerance: Tolerance, mixed: list[str]
+    ) -> Iterator[Change]:
+        kept, tensors = self.tensors, now.tensors.tensors
+        new = [path for path in tensors if path not in kept and path not in mixed]
+        for change in changes_since(kept, tensors, new):
             if change.name in mixed:
                 continue
             if change.kind != "values" or tolerance.exact or kept[change.name].value_bytes is None:
                 yield change
-            elif excess := tolerance.excess(kept[change.name], there[change.name].tensor):
+            elif excess := tolerance.excess(kept[change.name], tensors[change.name].tensor):
                 yield replace(change, text=f"{change.text}; {excess} beyond the tolerance")
 
-    def _of_others(self, now: Outputs, mixed: list[str]) -> Iterator[Change]:
+    def _other_changes(self, now: OutputSnapshot, mixed: list[str]) -> Iterator[Change]:
         for path in dict.fromkeys([*self.others, *now.others]):
             if path in mixed:
                 continue

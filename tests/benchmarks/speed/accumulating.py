@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from pytest_bninvariants.evaluation.batches import samples_in
-from pytest_bninvariants.invariants.accumulates.gradient_comparison import compare
+from pytest_bninvariants.invariants.accumulates.gradient_comparison import compare_gradients
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -44,7 +44,7 @@ def rows(names: tuple[str, ...] = tuple(MODELS), seeds: int = 5) -> Iterator[tup
             batch = torch.randn(8, 3, 64, 64), torch.randint(10, (8,))
             has_bn = any(is_bn_layer(module) for module in model.modules())
             for training in (False, True):
-                compared = compare(model.train(training), batch, 3, loss, samples_in)
+                compared = compare_gradients(model.train(training), batch, 3, loss, samples_in)
                 beyond = [compared.beyond(name) for name in compared.bounds]
                 yield name, seed, training and has_bn, median(beyond), max(beyond)
 

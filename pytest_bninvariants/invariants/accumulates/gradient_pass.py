@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.checks import is_real
 from pytest_bninvariants.errors import GateError, shown
-from pytest_bninvariants.evaluation.batches import converted, samples_in
-from pytest_bninvariants.evaluation.precision import all_in
+from pytest_bninvariants.evaluation.batches import cast_batch, samples_in
+from pytest_bninvariants.evaluation.precision import computing_in
 from pytest_bninvariants.instrumentation import installation
 from pytest_bninvariants.instrumentation.observer_api import How, Observer
 from pytest_bninvariants.selection.bn_layers import (
@@ -26,12 +26,12 @@ from pytest_bninvariants.selection.bn_layers import (
 from pytest_bninvariants.selection.model_names import named_modules
 from pytest_bninvariants.torch_internals.private_api import InstanceNorm
 
-Loss = Callable[[nn.Module, Any], Tensor]
+LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gradients:
-    """What one pass over one or several batches came to.
+class PassGradients:
+    """The result of one pass over one or several batches.
 
     Args:
         sums: the sum of the batches' weighted gradients in float64, by the parameter's name.
@@ -46,14 +46,14 @@ class Gradients:
     loss: float
     normalised: dict[str, bool]
 
-    def distance(self, other: Gradients, name: str) -> float:
+    def distance(self, other: PassGradients, name: str) -> float:
         """Return the largest difference between two passes' gradients of a parameter."""
         return float((self.sums[name] - other.sums[name]).abs().max())
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """How to get the gradients of a batch, or of its parts.
+class GradientPass:
+    """Compute the gradients of a batch, or of its parts, on copies of a model.
 
     Args:
         model: the model, which is copied for each run.
@@ -63,59 +63,58 @@ class Pass:
     """
 
     model: nn.Module
-    loss: Loss
+    loss: LossFunction
     weight: Callable[[Any], float]
     batch: Any
 
-    def run(self, batches: list[Any], dtype: torch.dtype) -> Gradients:
+    def run(self, batches: list[Any], dtype: torch.dtype) -> PassGradients:
         """Return the gradients over some batches, in a dtype.
 
         Raises:
-            GateError: it does not run, nothing is trainable, or a gradient is not finite.
+            GateError: if it does not run, nothing is trainable, or a gradient is not finite.
         """
-        with _explained(f"copying the model to {dtype}"):
+        model = self._copy_in(dtype)
+        trainable = _trainable(model)
+        whole = self._weight_of_whole()
+        sums = {name: _zeros(parameter) for name, parameter in trainable.items()}
+        magnitudes = {name: value.abs() for name, value in sums.items()}
+        total, observer = 0.0, _BatchStatisticsUse()
+        for number, batch in enumerate(batches, 1):
+            model.zero_grad(set_to_none=True)
+            doing = _describe_loss(number, batch, batches, dtype)
+            with _errors_explained(doing), observer, computing_in(dtype):
+                value = _check_scalar(self.loss(model, cast_batch(batch, dtype)))
+                value = value * (self._weight_of(batch) / whole)
+                torch.autograd.backward(value)
+            total += float(value.detach())
+            for name, gradient in _gradients(trainable).items():
+                sums[name] += gradient
+                magnitudes[name] += gradient.abs()
+        _check_sums(sums, dtype)
+        return PassGradients(
+            sums=sums,
+            sizes={name: float(value.max()) for name, value in magnitudes.items()},
+            loss=total,
+            normalised=observer.layers_in(model),
+        )
+
+    def _copy_in(self, dtype: torch.dtype) -> nn.Module:
+        with _errors_explained(f"copying the model to {dtype}"):
             model = copy.deepcopy(self.model)
             model.double() if dtype == torch.float64 else model.float()
-        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
-        if not trainable:
-            raise GateError(
-                "nothing of the model is trainable: no parameter has requires_grad=True"
-            )
-        whole = self._count(self.batch)
+        return model
+
+    def _weight_of_whole(self) -> float:
+        whole = self._weight_of(self.batch)
         if not whole > 0:
             raise GateError(
                 f"accumulates(weight=...): the batch counts more than 0; got {shown(whole)}"
             )
-        sums = {name: _zeros(parameter) for name, parameter in trainable.items()}
-        magnitudes = {name: value.abs() for name, value in sums.items()}
-        total, hearer = 0.0, _Hearer()
-        for number, batch in enumerate(batches, 1):
-            model.zero_grad(set_to_none=True)
-            with _explained(_doing(number, batch, batches, dtype)), hearer, all_in(dtype):
-                value = _scalar(self.loss(model, converted(batch, dtype)))
-                value = value * (self._count(batch) / whole)
-                torch.autograd.backward(value)
-            total += float(value.detach())
-            gradients = {n: p.grad.to_dense() for n, p in trainable.items() if p.grad is not None}
-            if not gradients:
-                raise GateError(
-                    "accumulates cannot judge: loss(model, batch) reaches no trainable parameter "
-                    "of the model that it is given, which is a copy"
-                )
-            for name, gradient in gradients.items():
-                sums[name] += gradient
-                magnitudes[name] += gradient.abs()
-        _check(sums, dtype)
-        return Gradients(
-            sums=sums,
-            sizes={name: float(value.max()) for name, value in magnitudes.items()},
-            loss=total,
-            normalised=hearer.heard_of(model),
-        )
+        return whole
 
-    def _count(self, batch: Any) -> float:
-        """Return what a batch counts."""
-        with _explained("weight(batch)"):
+    def _weight_of(self, batch: Any) -> float:
+        """Return the weight of a batch."""
+        with _errors_explained("weight(batch)"):
             given = self.weight(batch)
         value = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
         if not is_real(value) or not math.isfinite(value):
@@ -125,11 +124,11 @@ class Pass:
         return float(value)
 
 
-class _Hearer(Observer):
-    """Hear which layers normalise with batch statistics."""
+class _BatchStatisticsUse(Observer):
+    """Keep which layers normalise with batch statistics, and in which mode."""
 
     def __init__(self) -> None:
-        self._heard: dict[int, bool] = {}
+        self._training: dict[int, bool] = {}
         self._compiled = False
 
     def __enter__(self) -> None:
@@ -139,26 +138,29 @@ class _Hearer(Observer):
         installation.discard(self)
 
     def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
-        if not isinstance(layer, InstanceNorm):  # that one uses each sample's own
-            self._heard[id(layer)] = layer.training
+        if not isinstance(layer, InstanceNorm):  # it uses each sample's own statistics
+            self._training[id(layer)] = layer.training
 
     def saw_compiled_code(self) -> None:
         self._compiled = True
 
-    def heard_of(self, model: nn.Module) -> dict[str, bool]:
-        """Return their names and whether they were in training; in compiled code modes tell."""
+    def layers_in(self, model: nn.Module) -> dict[str, bool]:
+        """Return the layers' names and whether they were in training mode.
+
+        In compiled code no layer is seen, so there its mode decides.
+        """
         found = {}
         for name, module in named_modules(model):
             by_mode = self._compiled and is_bn_layer(module) and has_known_forward(module)
-            if id(module) in self._heard:
-                found[name] = self._heard[id(module)]
+            if id(module) in self._training:
+                found[name] = self._training[id(module)]
             elif by_mode and uses_batch_statistics(module):
                 found[name] = module.training
         return found
 
 
 @contextmanager
-def _explained(doing: str) -> Iterator[None]:
+def _errors_explained(doing: str) -> Iterator[None]:
     try:
         yield
     except GateError:
@@ -169,13 +171,13 @@ def _explained(doing: str) -> Iterator[None]:
         ) from error
 
 
-def _doing(number: int, batch: Any, batches: list[Any], dtype: torch.dtype) -> str:
+def _describe_loss(number: int, batch: Any, batches: list[Any], dtype: torch.dtype) -> str:
     samples = samples_in(batch)
     of = f"micro-batch {number} of {len(batches)}" if len(batches) > 1 else "the whole batch"
     return f"the loss of {of} ({samples} sample{'s' * (samples != 1)}), in {dtype}"
 
 
-def _scalar(value: object) -> Tensor:
+def _check_scalar(value: object) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise GateError(
             "accumulates(loss=...): loss(model, batch) returns a tensor of one value; "
@@ -184,12 +186,29 @@ def _scalar(value: object) -> Tensor:
     return value
 
 
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
+    if not trainable:
+        raise GateError("nothing of the model is trainable: no parameter has requires_grad=True")
+    return trainable
+
+
+def _gradients(trainable: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    gradients = {n: p.grad.to_dense() for n, p in trainable.items() if p.grad is not None}
+    if not gradients:
+        raise GateError(
+            "accumulates cannot judge: loss(model, batch) reaches no trainable parameter "
+            "of the model that it is given, which is a copy"
+        )
+    return gradients
+
+
 def _zeros(parameter: Tensor) -> Tensor:
     wide = torch.complex128 if parameter.is_complex() else torch.float64
     return torch.zeros_like(parameter, dtype=wide, requires_grad=False)
 
 
-def _check(sums: dict[str, Tensor], dtype: torch.dtype) -> None:
+def _check_sums(sums: dict[str, Tensor], dtype: torch.dtype) -> None:
     if not any(bool(value.any()) for value in sums.values()):
         raise GateError(f"accumulates cannot judge: in {dtype} all gradients are 0")
     for name, value in sums.items():

@@ -1,0 +1,93 @@
+"""Why gradients of micro-batches do not add up to those of the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pytest_bninvariants.diagnosis.rule import Rule, explain
+from pytest_bninvariants.diagnosis.wording import keep_in_eval, name_list, one_or_many
+from pytest_bninvariants.verdict import Cause
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatchNorm:
+    """A layer that normalised each micro-batch with that micro-batch's statistics.
+
+    Args:
+        name: its name; None stands for there being no such layer.
+        training: whether it was in training mode.
+    """
+
+    name: str | None
+    training: bool
+
+
+def causes_of(normalised: Mapping[str, bool]) -> tuple[Cause, ...]:
+    """Return the causes of gradients that do not add up.
+
+    Args:
+        normalised: the layers that used batch statistics, and whether they were in training mode.
+    """
+    layers = [MicroBatchNorm(name, training) for name, training in normalised.items()]
+    return explain(RULES, layers or [MicroBatchNorm(None, training=False)], layers=_names)
+
+
+def _names(layers: list[MicroBatchNorm]) -> list[str]:
+    return [layer.name for layer in layers if layer.name is not None]
+
+
+def _explain_training_mode(layers: list[MicroBatchNorm]) -> tuple[str, str]:
+    names = _names(layers)
+    return (
+        f"{name_list(names)} normalised each micro-batch with {_its(layers)} batch statistics, and not with "
+        "those of the whole batch",
+        f"where frozen is meant, {keep_in_eval(names)}; else put a norm without batch "
+        "statistics there, such as GroupNorm, or accept that k micro-batches are not one large "
+        "batch (SyncBatchNorm joins processes, and not micro-batches)",
+    )
+
+
+def _explain_no_stored_statistics(layers: list[MicroBatchNorm]) -> tuple[str, str]:
+    names = _names(layers)
+    listed = name_list(names)
+    return (
+        f"{listed} {one_or_many(names, 'was', 'were')} in eval, and normalised each micro-batch "
+        f"with {_its(layers)} batch statistics",
+        f"have {listed} keep and use running statistics (track_running_stats=True), or put "
+        "GroupNorm there",
+    )
+
+
+def _its(layers: list[MicroBatchNorm]) -> str:
+    return one_or_many(_names(layers), "its own", "their own")
+
+
+def _explain_not_a_mean(_: list[MicroBatchNorm]) -> tuple[str, str]:
+    return (
+        "no BN layer was seen to use batch statistics: the loss is no mean over samples (but a "
+        "sum, or a mean over tokens or over what is not ignored), or something else in the model "
+        "mixes samples",
+        "say what each micro-batch's loss counts, accumulates(..., weight=lambda batch: ...), and "
+        "let the training loop weigh it likewise",
+    )
+
+
+RULES: tuple[Rule[MicroBatchNorm], ...] = (
+    Rule(
+        cause="not-a-mean",
+        applies=lambda layer: layer.name is None,
+        explain=_explain_not_a_mean,
+    ),
+    Rule(
+        cause="training-mode",
+        applies=lambda layer: layer.training,
+        explain=_explain_training_mode,
+    ),
+    Rule(
+        cause="no-stored-statistics",
+        applies=lambda _: True,
+        explain=_explain_no_stored_statistics,
+    ),
+)
+"""The first that applies explains a layer."""

@@ -1,0 +1,58 @@
+"""What the guards of outputs share: they call modules in eval, twice, and keep the outputs."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pytest_bninvariants.diagnosis.wording import clauses
+from pytest_bninvariants.errors import GateError, Refusal
+from pytest_bninvariants.evaluation.call_arguments import CallArguments
+from pytest_bninvariants.evaluation.rounding import Tolerance
+from pytest_bninvariants.invariants.guard import Guard
+from pytest_bninvariants.invariants.same_output.outputs import OutputSnapshot
+
+
+class EvalGuard(Guard):
+    """Hold something of what modules return in eval.
+
+    Args:
+        model: the model.
+        spelling: the guard as its user wrote it.
+        arguments: what modules are called with.
+        tolerance: how far apart values may be.
+    """
+
+    def __init__(
+        self, model: nn.Module, spelling: str, arguments: CallArguments, tolerance: Tolerance
+    ) -> None:
+        super().__init__(model, spelling)
+        self._arguments, self._tolerance = arguments, tolerance
+
+    def _outputs(self, module: nn.Module, name: str = "") -> OutputSnapshot:
+        """Return the outputs of a module in eval.
+
+        Raises:
+            Refusal: if the module raises, or if two runs in a row differ.
+        """
+        try:
+            first, second = self._arguments.run_twice(
+                module, lambda output: OutputSnapshot.take(output, name or "output")
+            )
+        except GateError:
+            raise
+        except Exception as error:  # whatever it raises, there is no output to judge
+            raise Refusal(
+                f"{type(module).__name__} in eval raised on these inputs: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        changes = first.changes_to(second, self._tolerance)
+        if changes:
+            listed = clauses([f"{change.name} {change.text}" for change in changes])
+            raise Refusal(
+                f"two runs in eval in a row, on the same inputs, differ: {listed}; its forward "
+                "draws random numbers in eval, as F.dropout does where it is not told "
+                "training=self.training, or keeps a state, or its kernels are not deterministic "
+                "(then give rtol= or atol=)",
+                verb=" cannot judge",
+            )
+        return first
