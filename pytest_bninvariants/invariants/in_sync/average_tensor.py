@@ -1,4 +1,4 @@
-"""A tensor of an average: what it is, and what it must be."""
+"""A tensor of an average: its values, and those that it must have."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from pytest_bninvariants.batchnorm.arithmetic import TINY, UNIT, gamma
 from pytest_bninvariants.evaluation.rounding import distances
 from pytest_bninvariants.selection.model_names import WatchedTensor
 from pytest_bninvariants.snapshot.tensors import KeptTensor
-from pytest_bninvariants.snapshot.value_difference import arrow
-from pytest_bninvariants.verdict import Change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Average:
+class AverageTensor:
     """A tensor of an average, and what it must be; values in float64, or complex128.
 
     Args:
         watched: the tensor.
         dtype: its dtype before the step.
         was: its values before the step.
-        now: its values after it.
-        model: the model's, after the step.
-        copied: what a copy of them is in its dtype.
+        now: its values after the step.
+        model: the model's values after the step.
+        copied: the model's values, rounded to the tensor's dtype.
         decay: the weight of the old value; None for a copy.
         expected: what it must be.
         bound: how far it may be off.
@@ -42,19 +40,19 @@ class Average:
     bound: Tensor
 
     @classmethod
-    def of(
+    def after_step(
         cls, kept: KeptTensor, now: WatchedTensor, model: WatchedTensor, decay: float | None
-    ) -> Average:
-        """Say what a tensor must be.
+    ) -> AverageTensor:
+        """Return a tensor after a step, with what it must be.
 
         Args:
             kept: the tensor before the step.
-            now: the tensor after it.
-            model: the model's.
+            now: the tensor after the step.
+            model: the model's tensor.
             decay: the weight of the old value; None for a copy.
         """
         copied = _wide(model.tensor.detach().to(kept.dtype))
-        made = cls(
+        copy = cls(
             watched=now,
             dtype=kept.dtype,
             was=_wide(kept.content[0].view(kept.dtype).view(kept.shape or ())),
@@ -65,10 +63,10 @@ class Average:
             expected=copied,
             bound=torch.zeros_like(copied.abs()),
         )
-        return made if decay is None else made.under(decay)
+        return copy if decay is None else copy.with_decay(decay)
 
-    def under(self, decay: float) -> Average:
-        """Say what it must be as an average with this decay.
+    def with_decay(self, decay: float) -> AverageTensor:
+        """Return the same tensor with what it must be as an average with this decay.
 
         `decay * was + (1 - decay) * model` rounds decay, its complement, two products and the sum;
         `was + (1 - decay) * (model - was)` rounds their difference, too. Where decay itself is
@@ -84,30 +82,35 @@ class Average:
         return replace(self, decay=decay, expected=decay * was + (1 - decay) * new, bound=bound)
 
     @property
-    def copy_is_fine(self) -> bool:
-        """Tell whether it may be the model's as well."""
+    def is_buffer(self) -> bool:
+        """Tell whether it is a buffer."""
+        return self.watched.kind == "buffer"
+
+    @property
+    def may_be_copied(self) -> bool:
+        """Tell whether it may equal the model's as well: an integer cannot be averaged exactly."""
         return self.dtype not in UNIT
 
     @property
     def is_copy(self) -> bool:
-        """Tell whether it is the model's."""
+        """Tell whether it equals the model's."""
         return bool((distances(self.now, self.copied) == 0).all())
 
     @property
     def holds(self) -> bool:
         """Tell whether it is what it must be."""
-        return not bool((self._excess(self.now) > 1).any())
+        return not bool((self.excess(self.now) > 1).any())
 
     @property
     def is_to_move(self) -> bool:
-        """Tell whether the model's values draw it anywhere."""
-        drawn = self.decay is not None and self.decay < 1
-        return drawn and bool((distances(self.was, self.model) > 0).any())
+        """Tell whether an update would move it towards the model's values."""
+        is_averaged = self.decay is not None and self.decay < 1
+        return is_averaged and bool((distances(self.was, self.model) > 0).any())
 
     @property
-    def tells(self) -> bool:
+    def shows_update(self) -> bool:
         """Tell whether it would not hold if it had not been updated."""
-        return bool((self._excess(self.was) > 1).any())
+        return bool((self.excess(self.was) > 1).any())
 
     @property
     def is_left_behind(self) -> bool:
@@ -119,42 +122,18 @@ class Average:
         """Tell whether the step changed it."""
         return bool((distances(self.now, self.was) > 0).any())
 
-    def _excess(self, values: Tensor) -> Tensor:
+    @property
+    def is_swapped(self) -> bool:
+        """Tell whether it is what it would be if decay were the weight of the new value."""
+        swapped = self.was + self.model - self.expected
+        return bool((distances(self.now, swapped) <= self.bound).all())
+
+    def excess(self, values: Tensor) -> Tensor:
         """Return how far values are off, in bounds; above 1 is too far."""
         off = distances(values, self.expected)
-        if self.copy_is_fine:
+        if self.may_be_copied:
             off = torch.where(values == self.copied, 0.0, off)
         return torch.where(off > 0, off / self.bound, 0.0)
-
-    @property
-    def change(self) -> Change:
-        """Return how it differs from what it must be."""
-        excess = self._excess(self.now)
-        worst = int(excess.flatten().argmax())
-        at = [int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape or (1,))]
-        got, expected, bound = (
-            t.flatten()[worst].item() for t in (self.now, self.expected, self.bound)
-        )
-        if self.copy_is_fine and float(expected).is_integer():
-            got, expected = int(got), int(expected)
-        shown, wanted = arrow(got, expected).split(" -> ")
-        count = f"{int((excess > 1).sum())} of {excess.numel()} values, " if excess.dim() else ""
-        text = (
-            f"{count}{shown}{f' at {at}' if excess.dim() else ''}, expected {wanted}"
-            f"{f' within {bound:.1e}' if bound else ''}{self._what_fits()}"
-        )
-        layer = self.watched.layer
-        return Change(name=self.watched.name, layer=layer, kind="values", text=text)
-
-    def _what_fits(self) -> str:
-        if self.is_left_behind:
-            return ": not updated"
-        if self.is_copy:
-            return ": a copy of the model's"
-        swapped = self.was + self.model - self.expected
-        if bool((distances(self.now, swapped) <= self.bound).all()):
-            return ": as if decay weighed the new value"
-        return ""
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ from pytest_bninvariants.checks import is_number
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants.guard import Guard, at_once
 from pytest_bninvariants.invariants.in_sync.average_guard import AverageGuard, Buffers
-from pytest_bninvariants.invariants.in_sync.pair import Pair, insist_on_copies, is_one, left_behind
+from pytest_bninvariants.invariants.in_sync.pair import Tensors, share_memory
+from pytest_bninvariants.invariants.in_sync.pair_guard import PairGuard
 from pytest_bninvariants.invariants.in_sync.ranks import RanksGuard
+from pytest_bninvariants.invariants.in_sync.rules import InitialStatistics, causes_of_difference
 from pytest_bninvariants.invariants.signature import (
     module_names,
     option_names,
@@ -21,67 +23,48 @@ from pytest_bninvariants.invariants.signature import (
     spell,
 )
 from pytest_bninvariants.selection.bn_layers import BN_STATE
-from pytest_bninvariants.selection.model_names import WatchedTensor
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.snapshot.tensors import changes_since, take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
-from pytest_bninvariants.verdict import Cause, Change, Verdict
+from pytest_bninvariants.verdict import Change, Verdict
 
 
-class SyncGuard(Guard):
-    """Hold, when a step ends, that two modules hold the same bytes by name.
-
-    Args:
-        pair: the modules.
-        scope: what is compared.
-        spelling: the guard as its user wrote it.
-    """
-
-    def __init__(self, pair: Pair, scope: Scope, spelling: str) -> None:
-        super().__init__(pair.one, spelling)
-        self._pair, self._scope = pair, scope
-
-    @property
-    def models(self) -> tuple[nn.Module, ...]:
-        """Return both."""
-        return self._pair.one, self._pair.other
+class SyncGuard(PairGuard):
+    """Hold, when a step ends, that two models hold the same bytes by name."""
 
     def _begin(self) -> None:
-        """What is judged is what the step leaves."""
+        """Do nothing: what is judged is what the step leaves."""
 
     def _judge(self) -> Verdict:
-        pair = replace(self._pair, sources=self.sources)
-        first, second = pair.tensors(self._scope)
-        insist_on_copies([*_moving_together(first, second)])
+        first, second = self._tensors()
+        self._insist_on_copies([*_moving_together(first, second)])
+        one, other = self._pair.names
         with undisturbed():
             new = [key for key in second if key not in first]
             found = changes_since(take_snapshot(first), second, new)
-            causes = tuple(_causes(found, first, second, pair))
-        one, other = pair.names
+            initial = [*_initial_statistics(found, first, second, (one, other))]
         changes = tuple(_worded(change, one, other) for change in found)
         layers = {watched.layer for watched in (*first.values(), *second.values())}
         return Verdict(
             guard=self.spelled,
             noun="layer",
             broke="differ" if len({change.layer for change in changes}) > 1 else "differs",
-            model=pair.types,
+            model=self._pair.types,
             source=self.source,
             layers=len(layers),
             tensors=None,
             changes=changes,
-            causes=causes,
+            causes=causes_of_difference(initial),
             notes=(f"a row has the value in {one}, then the one in {other}",) if changes else (),
         )
 
 
-def _moving_together(
-    first: dict[str, WatchedTensor], second: dict[str, WatchedTensor]
-) -> Iterator[str]:
-    """Yield what training moves of the tensors that both hold; others may be constants."""
+def _moving_together(first: Tensors, second: Tensors) -> Iterator[str]:
+    """Yield the shared tensors that training moves; others may be constants."""
     for key in sorted(first.keys() & second.keys()):
         tensor, other = first[key].tensor, second[key].tensor
         moves = tensor.requires_grad or key.rpartition(".")[2] in BN_STATE
-        if moves and is_one(tensor, other):
+        if moves and share_memory(tensor, other):
             yield key
 
 
@@ -93,26 +76,21 @@ def _worded(change: Change, one: str, other: str) -> Change:
     return change
 
 
-def _causes(
-    found: list[Change],
-    first: dict[str, WatchedTensor],
-    second: dict[str, WatchedTensor],
-    pair: Pair,
-) -> Iterator[Cause]:
-    """Yield why running statistics differ, if it can be seen: they are still the initial ones."""
-    behind: dict[int, list[str]] = {}
-    names = {watched.name: key for key, watched in first.items()}
+def _initial_statistics(
+    found: list[Change], first: Tensors, second: Tensors, names: tuple[str, str]
+) -> Iterator[InitialStatistics]:
+    """Yield the differing statistics that are still the initial ones in one of the models."""
+    one, other = names
+    keys = {watched.name: key for key, watched in first.items()}
     for change in found:
-        statistics = change.name.endswith(("running_mean", "running_var"))
-        if not statistics or change.kind != "values" or change.name not in names:
+        is_statistics = change.name.endswith(("running_mean", "running_var"))
+        if not is_statistics or change.kind != "values" or change.name not in keys:
             continue
-        key = names[change.name]
-        for side, watched in enumerate((first[key], second[key])):
-            if _is_initial(watched.tensor, key):
-                behind.setdefault(side, []).append(change.layer)
-    for side, layers in behind.items():
-        behind_name, ahead = pair.names[side], pair.names[1 - side]
-        yield left_behind(layers, behind_name, ahead, "are the initial ones")
+        key = keys[change.name]
+        if _is_initial(first[key].tensor, key):
+            yield InitialStatistics(change.layer, behind=one, ahead=other)
+        if _is_initial(second[key].tensor, key):
+            yield InitialStatistics(change.layer, behind=other, ahead=one)
 
 
 def _is_initial(tensor: Tensor, key: str) -> bool:
@@ -222,7 +200,6 @@ def sync_guard(
         if decay is not None:
             raise GateError("in_sync(decay=...) takes the model and its average")
         return RanksGuard(one, scope, spelling)
-    pair = Pair(one=one, other=other)
     if decay is None:
-        return SyncGuard(pair, scope, spelling)
-    return AverageGuard(pair, scope, decay, buffers or "copied", spelling)
+        return SyncGuard(one, other, scope, spelling)
+    return AverageGuard(one, other, scope, decay, buffers or "copied", spelling)

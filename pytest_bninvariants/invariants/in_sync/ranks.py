@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants.guard import Guard
-from pytest_bninvariants.invariants.in_sync.pair import covered
+from pytest_bninvariants.invariants.in_sync.pair import select_tensors
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.snapshot.tensor_bytes import Content, dense_values
 from pytest_bninvariants.snapshot.tensors import take_snapshot
@@ -18,13 +18,13 @@ from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Change, Verdict
 
 
-class Fingerprint(NamedTuple):
-    """What is sent of a tensor.
+class RankDigest(NamedTuple):
+    """What a rank sends of a tensor.
 
     Args:
         kind: its dtype and shape.
-        digest: of its bytes.
-        mean: of its values, to be shown; None where it has none.
+        digest: the SHA-256 of its bytes.
+        mean: the mean of its values, to be shown; None where there is none.
     """
 
     kind: str
@@ -32,21 +32,24 @@ class Fingerprint(NamedTuple):
     mean: float | None
 
     @classmethod
-    def of(cls, tensor: Tensor, content: Content) -> Fingerprint:
-        """Take it."""
-        digest = hashlib.sha256()
+    def from_tensor(cls, tensor: Tensor, content: Content) -> RankDigest:
+        """Return the digest of a tensor and its bytes."""
+        sha256 = hashlib.sha256()
         for part in content:
-            here = part.cpu()
-            digest.update(ctypes.string_at(here.data_ptr(), here.numel()))
-        values = dense_values(tensor)
-        mean = None
+            on_cpu = part.cpu()
+            sha256.update(ctypes.string_at(on_cpu.data_ptr(), on_cpu.numel()))
+        values, mean = dense_values(tensor), None
         if values is not None and values.numel() > 0 and not values.is_complex():
             mean = float(values.detach().to("cpu").double().mean())
         kind = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-        return cls(kind, digest.hexdigest(), mean)
+        return cls(kind, sha256.hexdigest(), mean)
+
+    def agrees_with(self, other: RankDigest) -> bool:
+        """Tell whether the tensors of two ranks are the same."""
+        return (self.kind, self.digest) == (other.kind, other.digest)
 
     def shown(self, rank: int) -> str:
-        """Say what it is on a rank."""
+        """Return the text for the tensor of a rank."""
         return f"{self.kind if self.mean is None else f'mean {self.mean:.6g}'} on rank {rank}"
 
 
@@ -64,8 +67,8 @@ class RanksGuard(Guard):
         self._scope = scope
 
     def _begin(self) -> None:
-        there = distributed.is_available() and distributed.is_initialized()
-        if not there or distributed.get_world_size() < 2:
+        is_distributed = distributed.is_available() and distributed.is_initialized()
+        if not is_distributed or distributed.get_world_size() < 2:
             raise GateError(
                 f"{self.spelled} takes a second model; without one it compares the ranks of a "
                 "distributed run, and there is none"
@@ -73,13 +76,13 @@ class RanksGuard(Guard):
 
     def _judge(self) -> Verdict:
         with undisturbed():
-            tensors = covered(self.model, self._scope, complain=True)
+            tensors = select_tensors(self.model, self._scope, complain=True)
             kept = take_snapshot(tensors, ignore_budget=True)
             mine = {
-                key: Fingerprint.of(watched.tensor, kept[key].content)
+                key: RankDigest.from_tensor(watched.tensor, kept[key].content)
                 for key, watched in tensors.items()
             }
-        ranks: list[dict[str, Fingerprint]] = [{} for _ in range(distributed.get_world_size())]
+        ranks: list[dict[str, RankDigest]] = [{} for _ in range(distributed.get_world_size())]
         distributed.all_gather_object(ranks, mine)
         changes = [
             Change(name=key, layer=key.rpartition(".")[0], kind="values", text=text)
@@ -101,13 +104,13 @@ class RanksGuard(Guard):
         )
 
 
-def _difference(prints: list[Fingerprint | None]) -> str:
-    """Say how the first rank that differs from rank 0 does; nothing where all agree."""
-    first = prints[0]
-    for rank, other in enumerate(prints):
-        if other is None or first is None:
-            if other is not first:
+def _difference(digests: list[RankDigest | None]) -> str:
+    """Return how the first rank that differs from rank 0 does; empty if all agree."""
+    first = digests[0]
+    for rank, other in enumerate(digests):
+        if first is None or other is None:
+            if first is not other:
                 return f"only on rank {0 if other is None else rank}"
-        elif other[:2] != first[:2]:
+        elif not first.agrees_with(other):
             return f"{first.shown(0)}, {other.shown(rank)}"
     return ""

@@ -1,0 +1,57 @@
+"""What the guards of two models share."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pytest_bninvariants.diagnosis.wording import quoted_list
+from pytest_bninvariants.errors import Refusal
+from pytest_bninvariants.invariants.guard import Guard
+from pytest_bninvariants.invariants.in_sync.pair import ModelPair, Tensors
+from pytest_bninvariants.selection.scope import Scope
+
+
+class PairGuard(Guard):
+    """Hold something of the tensors of two models.
+
+    Args:
+        one: the first model.
+        other: the second model.
+        scope: what is compared.
+        spelling: the guard as its user wrote it.
+    """
+
+    def __init__(self, one: nn.Module, other: nn.Module, scope: Scope, spelling: str) -> None:
+        super().__init__(one, spelling)
+        self._other, self._scope = other, scope
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """Return both."""
+        return self.model, self._other
+
+    @property
+    def _pair(self) -> ModelPair:
+        return ModelPair(one=self.model, other=self._other, sources=self.sources)
+
+    def _tensors(self) -> tuple[Tensors, Tensors]:
+        """Return the tensors of each model.
+
+        Raises:
+            Refusal: if there is nothing to compare.
+        """
+        return self._pair.tensors(self._scope)
+
+    def _insist_on_copies(self, shared: list[str]) -> None:
+        """Refuse tensors that the models share: they are equal whatever is done to them.
+
+        Args:
+            shared: their names; empty if there are none.
+        """
+        if shared:
+            what = "tensor" if len(shared) == 1 else "tensors"
+            raise Refusal(
+                f"both models hold the very same {what} {quoted_list(shared)}, so there is nothing "
+                "to compare: copy the model with copy.deepcopy, or leave out what they are to "
+                "share with exclude="
+            )
