@@ -40,8 +40,8 @@ def _names(layers: list[MicroBatchNorm]) -> list[str]:
 def _explain_training_mode(layers: list[MicroBatchNorm]) -> tuple[str, str]:
     names = _names(layers)
     return (
-        f"{name_list(names)} normalised each micro-batch with {_its(layers)} batch statistics, and not with "
-        "those of the whole batch",
+        f"{name_list(names)} normalised each micro-batch with that micro-batch's statistics, and "
+        "not with those of the whole batch",
         f"where frozen is meant, {keep_in_eval(names)}; else put a norm without batch "
         "statistics there, such as GroupNorm, or accept that k micro-batches are not one large "
         "batch (SyncBatchNorm joins processes, and not micro-batches)",
@@ -53,19 +53,15 @@ def _explain_no_stored_statistics(layers: list[MicroBatchNorm]) -> tuple[str, st
     listed = name_list(names)
     return (
         f"{listed} {one_or_many(names, 'was', 'were')} in eval, and normalised each micro-batch "
-        f"with {_its(layers)} batch statistics",
+        "with that micro-batch's statistics",
         f"have {listed} keep and use running statistics (track_running_stats=True), or put "
         "GroupNorm there",
     )
 
 
-def _its(layers: list[MicroBatchNorm]) -> str:
-    return one_or_many(_names(layers), "its own", "their own")
-
-
 def _explain_not_a_mean(_: list[MicroBatchNorm]) -> tuple[str, str]:
     return (
-        "no BN layer was seen to use batch statistics: the loss is no mean over samples (but a "
+        "no BN layer was seen to use batch statistics: the loss is not a mean over samples (but a "
         "sum, or a mean over tokens or over what is not ignored), or something else in the model "
         "mixes samples",
         "say what each micro-batch's loss counts, accumulates(..., weight=lambda batch: ...), and "
