@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import pytest_bninvariants.instrumentation.installation
 import pytest_bninvariants.invariants.guard
 import pytest_bninvariants.plugin.guarded_call  # noqa: F401
+from pytest_bninvariants import guard_registry
 from tests.engine import Net, everything_wrapped, run_ranks
 
 pytest_plugins = ["pytester"]
@@ -65,11 +66,9 @@ def torch_is_left_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture
-def pending() -> dict[int, str]:
-    """The engine's list of guards that were made and not entered."""
-    from pytest_bninvariants.invariants import guard
-
-    return guard.pending
+def unreported() -> dict[int, str]:
+    """What is to be reported of guards that were made and not entered."""
+    return guard_registry.unreported
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def _drawn(
     of_device: st.SearchStrategy[str] | None,
 ) -> TrainBatch:
     if of_device is None:  # now, since a module is imported once, and its tests may run in others
-        of_device = st.sampled_from(run_config.devices)
+        of_device = st.sampled_from(run_config.current.devices)
     return TrainBatch.of(
         (draw(of_size), *sample),
         classes=classes,

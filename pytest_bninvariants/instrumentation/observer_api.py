@@ -30,7 +30,7 @@ class Observer:
             module._buffers
             or module._compiled_call_impl is not None
             or "_orig_mod" in module._modules
-            or run_config.bn_layer_types
+            or run_config.current.bn_layer_types
         )
 
     def saw_forward(self, module: nn.Module) -> None:

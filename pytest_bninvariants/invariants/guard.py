@@ -20,6 +20,7 @@ from pytest_bninvariants.errors import (
     Refusal,
 )
 from pytest_bninvariants.frames import drop_our_frames, relative, users_line
+from pytest_bninvariants.guard_registry import entered, unreported
 from pytest_bninvariants.reporting.verdict_text import hazards_in_a_line, render
 from pytest_bninvariants.verdict import Verdict
 
@@ -31,15 +32,6 @@ if TYPE_CHECKING:
 
 class GuardNeverEntered(UserWarning):
     """Say that a guard was made and thrown away without `with`, and so watched nothing."""
-
-
-pending: dict[int, str] = {}
-"""What is said of guards that were made and not entered yet, or whose verdict nobody has heard; the
-pytest layer fails the test that leaves any."""
-
-entered: dict[int, Guard] = {}
-"""Guards that were entered and have not ended; the pytest layer looks at them once the test and its
-fixtures have ended."""
 
 
 _numbers = itertools.count()
@@ -78,7 +70,7 @@ class Guard:
         self.made = users_line()
         file, line = self.made
         self._named = f"{self.spelled}, made at {relative(file)}:{line},"
-        pending[self._number] = never_entered(self._named)
+        unreported[self._number] = never_entered(self._named)
 
     @property
     def parts(self) -> tuple[Guard, ...]:
@@ -162,14 +154,14 @@ class Guard:
 
     def bring(self, companion: Guard) -> Guard:
         """Have another guard start and end with this one, and judge by itself."""
-        pending.pop(companion._number, None)
+        unreported.pop(companion._number, None)
         companion._is_companion = True
         self.companion = companion
         return self
 
     def _use(self) -> None:
         self._used = True
-        pending.pop(self._number, None)
+        unreported.pop(self._number, None)
 
     def stop(self) -> None:
         """Watch no longer."""
@@ -279,11 +271,11 @@ def _keep_for_the_end(guards: Sequence[Guard], cancelled: BaseException | None) 
         try:
             verdict = guard.finish()
         except GateError as error:
-            pending[guard._number] = left_unfinished(guard._named, of, str(error))
+            unreported[guard._number] = left_unfinished(guard._named, of, str(error))
         else:
             if not verdict.holds:
                 told = render([verdict]).splitlines()[0]
-                pending[guard._number] = left_unfinished(guard._named, of, told)
+                unreported[guard._number] = left_unfinished(guard._named, of, told)
 
 
 def _note(guards: Sequence[Guard], error: BaseException) -> None:

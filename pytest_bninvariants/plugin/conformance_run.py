@@ -121,7 +121,7 @@ def _subjects(settings: Settings) -> Iterator[LayerUnderTest]:
     found = {}
     for spec in specs:
         try:
-            found[spec] = parse_impl(spec, settings.devices[0])
+            found[spec] = parse_impl(spec, settings.run.devices[0])
         except ValueError as error:
             raise pytest.UsageError(f"--bn-impl={spec}: {error}") from None
     labels = Counter(subject.label for subject in found.values())
@@ -131,7 +131,7 @@ def _subjects(settings: Settings) -> Iterator[LayerUnderTest]:
 
 def _checks(laws: list[Law], subjects: list[LayerUnderTest], settings: Settings) -> Iterator[Check]:
     dearest_first = sorted(laws, key=lambda law: law.share)  # so that xdist's workers end together
-    for device, law, subject in product(settings.devices, dearest_first, subjects):
+    for device, law, subject in product(settings.run.devices, dearest_first, subjects):
         if not law.ranks(subject.dims):
             continue
         for dtype in law.dtypes:

@@ -44,7 +44,7 @@ def bn_conforms(request: pytest.FixtureRequest) -> Callable[..., None]:
 
     def conforms(factory: Callable[..., Any], **options: Any) -> None:
         __tracebackhide__ = True
-        devices = [options.pop("device")] if "device" in options else settings.devices
+        devices = [options.pop("device")] if "device" in options else settings.run.devices
         for device in devices:
             given = {"examples": settings.bn_examples} | options
             assert_bn_conforms(factory, device=device, **given)
@@ -65,4 +65,4 @@ def bn_device(request: pytest.FixtureRequest) -> torch.device:
     """Take on each device of --bn-device in turn, as a torch.device."""
     import torch
 
-    return torch.device(getattr(request, "param", request.config.stash[SETTINGS].devices[0]))
+    return torch.device(getattr(request, "param", request.config.stash[SETTINGS].run.devices[0]))

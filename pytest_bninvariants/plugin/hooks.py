@@ -5,14 +5,15 @@ What only a run of tests needs is imported by the hooks that need it, so that py
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
+from pytest_bninvariants import guard_registry, run_config
 from pytest_bninvariants.plugin import fixtures, markers
-from pytest_bninvariants.plugin.options import SETTINGS, Settings, add_options
+from pytest_bninvariants.plugin.options import SETTINGS, add_options, read_settings
 
 __all__: tuple[str, ...] = ()
 _OPEN = pytest.StashKey[set[int]]()
@@ -26,8 +27,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fixtures, fixtures.__name__)  # `pytest_plugins` takes longer
     for line in markers.lines():
         config.addinivalue_line("markers", line)
-    settings = config.stash[SETTINGS] = Settings(config)
-    config.add_cleanup(settings.ask())
+    settings = config.stash[SETTINGS] = read_settings(config)
+    until_unconfigured = ExitStack()
+    until_unconfigured.enter_context(run_config.active(settings.run))
+    config.add_cleanup(until_unconfigured.close)
     if settings.bn_trace == "rerun":
         from pytest_bninvariants.plugin.trace_rerun import Retracer
 
@@ -36,10 +39,10 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_bninvariants.plugin.audit_hooks import add_audit
 
         add_audit(config, settings.bn_audit)
-    if settings.bn_layer_types:
+    if settings.run.bn_layer_types:
         from pytest_bninvariants.plugin.layer_type_hooks import add_layer_types
 
-        add_layer_types(config, settings.bn_layer_types, audits=bool(settings.bn_audit))
+        add_layer_types(config, settings.run.bn_layer_types, audits=bool(settings.bn_audit))
     if settings.choosing:
         from pytest_bninvariants.plugin import conformance_run
 
@@ -48,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "bn_device" in metafunc.fixturenames and _is_free("bn_device", metafunc):
-        names = metafunc.config.stash[SETTINGS].devices
+        names = metafunc.config.stash[SETTINGS].run.devices
         metafunc.parametrize("bn_device", names, indirect=True, scope="session")
 
 
@@ -83,7 +86,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    _pending().clear()
+    guard_registry.unreported.clear()
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -92,7 +95,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     from pytest_bninvariants.invariants.frozen import earlier_runs
     from pytest_bninvariants.plugin import raise_at_test, reports
 
-    item.stash[_OPEN] = set(_entered())
+    item.stash[_OPEN] = set(guard_registry.entered)
     if earlier_runs.active is not None:
         earlier_runs.active.begin_run()
     if hasattr(item, "addExpectedFailure"):
@@ -104,7 +107,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         result = yield from around_call(item, marks)
     else:
         result = yield
-    raise_at_test.raise_what_was_missed(item, marks, _pending())
+    raise_at_test.raise_what_was_missed(item, marks, guard_registry.unreported)
     return result
 
 
@@ -115,20 +118,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
 
     result = yield
     if _OPEN in item.stash:  # else its call never ran
-        raise_at_test.raise_what_was_left_open(item, _entered(), item.stash[_OPEN])
+        raise_at_test.raise_what_was_left_open(item, guard_registry.entered, item.stash[_OPEN])
     return result
-
-
-def _pending() -> dict[int, str]:
-    """Return the guards of which nobody has heard."""
-    guards = sys.modules.get("pytest_bninvariants.invariants.guard")
-    return {} if guards is None else guards.pending
-
-
-def _entered() -> dict[int, Any]:
-    """Return the guards that have not ended."""
-    guards = sys.modules.get("pytest_bninvariants.invariants.guard")
-    return {} if guards is None else guards.entered
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.plugin.markers import MARKERS, marks_of
 from pytest_bninvariants.plugin.options import refuse
+from pytest_bninvariants.selection import bn_layer_types
 
 _KEY = "bn_unknown_layer_types"
 
@@ -38,16 +38,13 @@ class _LayerTypes:
     ) -> None:
         if not (self._audits or any(map(_has_guard, items))):
             return  # then nothing needs the types, nor torch
-        from pytest_bninvariants.selection import bn_layer_types
-
         try:
             bn_layer_types.insist_on_imports(self._names)
         except GateError as error:
             refuse(config, "bn_layer_types", str(error))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        bn_layer_types: Any = sys.modules.get("pytest_bninvariants.selection.bn_layer_types")
-        if bn_layer_types is None or not bn_layer_types.was_asked():
+        if not bn_layer_types.were_used():
             return
         unknown = bn_layer_types.unknown(self._names)
         output = getattr(session.config, "workeroutput", None)

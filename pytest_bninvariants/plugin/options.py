@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from pytest_bninvariants import run_config
 from pytest_bninvariants.option_values import DTYPES, EFFORTS, cases
+from pytest_bninvariants.run_config import RunConfig, Trace
 
 TRACES = ("rerun", "same-run")
 _AUDITS = ("report", "fail")
@@ -19,15 +19,12 @@ _UNITS |= {f"{u}iB": 1024**n for n, u in enumerate(("K", "M", "G", "T"), 1)}
 SETTINGS = pytest.StashKey["Settings"]()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What this run was asked for: the command line, then the ini file.
 
     Args:
-        config: of the run.
-
-    Attributes:
-        devices: names of the torch devices that `bn_device` takes on, all of them present.
-        bn_layer_types: names of types that count as BN layers.
+        run: what the engine acts on.
         bn_audit: `report` or `fail`; None: no audit.
         bn_impls: layers that the conformance kit is run on; none: torch's own.
         bn_laws: patterns of laws; none: all.
@@ -35,24 +32,16 @@ class Settings:
         bn_xfails: the file of expected failures.
         bn_examples: how many cases a law is tried on.
         bn_trace: in which run the writers of what changed are sought, of `TRACES`; None: in none.
-        bn_snapshot_budget: how many bytes a snapshot may keep; None: a share of what is free.
-
-    Raises:
-        pytest.UsageError: a value is malformed, or a device is not there.
     """
 
-    def __init__(self, config: pytest.Config) -> None:
-        given, by_ini = config.getoption, config.getini
-        self.devices = _devices(given("bn_device"), by_ini("bn_device"))
-        self.bn_layer_types = _types(by_ini("bn_layer_types"))
-        self.bn_audit = _audit(given("bn_audit"), by_ini("bn_audit"))
-        self.bn_impls = tuple(given("bn_impl") or ())
-        self.bn_laws = _listed("--bn-laws", given("bn_laws"))
-        self.bn_dtypes = _dtypes(given("bn_dtype"))
-        self.bn_xfails = _file("--bn-xfails", given("bn_xfails"))
-        self.bn_examples = _examples(given("bn_examples"))
-        self.bn_trace = _trace(config)
-        self.bn_snapshot_budget = _bytes("bn_snapshot_budget", by_ini("bn_snapshot_budget"))
+    run: RunConfig
+    bn_audit: str | None
+    bn_impls: tuple[str, ...]
+    bn_laws: tuple[str, ...]
+    bn_dtypes: tuple[str, ...]
+    bn_xfails: str | None
+    bn_examples: int
+    bn_trace: str | None
 
     @property
     def choosing(self) -> tuple[str, ...]:
@@ -65,14 +54,30 @@ class Settings:
         }
         return tuple(option for option, value in options.items() if value)
 
-    def ask(self) -> Callable[[], None]:
-        """Ask for what the engine heeds, and return what takes it back."""
-        return run_config.ask(
-            devices=self.devices,
-            bn_layer_types=frozenset(self.bn_layer_types),
-            snapshot_budget=self.bn_snapshot_budget,
-            trace=run_config.Trace() if self.bn_trace else None,
-        )
+
+def read_settings(config: pytest.Config) -> Settings:
+    """Read the command line and the ini file.
+
+    Raises:
+        pytest.UsageError: a value is malformed, or a device is not there.
+    """
+    given, by_ini = config.getoption, config.getini
+    bn_trace = _trace(config)
+    return Settings(
+        run=RunConfig(
+            devices=_devices(given("bn_device"), by_ini("bn_device")),
+            bn_layer_types=_types(by_ini("bn_layer_types")),
+            snapshot_budget=_bytes("bn_snapshot_budget", by_ini("bn_snapshot_budget")),
+            trace=Trace() if bn_trace else None,
+        ),
+        bn_audit=_audit(given("bn_audit"), by_ini("bn_audit")),
+        bn_impls=tuple(given("bn_impl") or ()),
+        bn_laws=_listed("--bn-laws", given("bn_laws")),
+        bn_dtypes=_dtypes(given("bn_dtype")),
+        bn_xfails=_file("--bn-xfails", given("bn_xfails")),
+        bn_examples=_examples(given("bn_examples")),
+        bn_trace=bn_trace,
+    )
 
 
 def _devices(given: list[str] | None, by_ini: list[str]) -> tuple[str, ...]:

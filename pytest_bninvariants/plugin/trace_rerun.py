@@ -15,7 +15,7 @@ from _pytest.runner import runtestprotocol
 from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.plugin.reports import verdicts_in
 from pytest_bninvariants.reporting.trace_text import compared
-from pytest_bninvariants.run_config import Trace, asking
+from pytest_bninvariants.run_config import Trace, replaced
 from pytest_bninvariants.verdict import Verdict
 
 RERUNNERS = ("rerunfailures", "flaky")
@@ -54,7 +54,7 @@ class Retracer:
         if _others_run_again(item):
             return None  # what they run is traced as it is
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        with asking(trace=None):
+        with replaced(trace=None):
             reports, first = self._run_once(item, nextitem)
         try:
             if first.broken:
@@ -79,7 +79,7 @@ class Retracer:
             text = f"a test with subtests is not run again; {_INSTEAD}"
         else:
             names = frozenset(n for verdict in first.verdicts for n in verdict.changed_tensors)
-            with asking(trace=Trace(names=names)), earlier_runs.remembering(None):
+            with replaced(trace=Trace(names=names)), earlier_runs.remembering(None):
                 reports, second = self._run_once(item, nextitem)
             ended = next((report for report in reports if not report.passed), None)
             text = "" if second.broken else _told_of_a_miss(ended)

@@ -1,4 +1,4 @@
-"""The types of layers that a project says are BN layers."""
+"""The types of layers that a project says are BN layers; importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
 
-from torch import nn
-
 from pytest_bninvariants import run_config
 from pytest_bninvariants.errors import GateError, shown
 
-_known: frozenset[str] = frozenset()  # the names that types were imported for
+_known: tuple[str, ...] = ()  # the names that types were imported for
 
 
 def names(kind: type) -> bool:
@@ -21,7 +19,7 @@ def names(kind: type) -> bool:
         GateError: a name with a module cannot be imported.
     """
     global _known
-    bn_layer_types = run_config.bn_layer_types
+    bn_layer_types = run_config.current.bn_layer_types
     if not bn_layer_types:
         return False
     if bn_layer_types is not _known:
@@ -34,9 +32,9 @@ def names(kind: type) -> bool:
     )
 
 
-def was_asked() -> bool:
+def were_used() -> bool:
     """Tell whether a model was looked at with the names of this run."""
-    return bool(run_config.bn_layer_types) and _known is run_config.bn_layer_types
+    return bool(run_config.current.bn_layer_types) and _known is run_config.current.bn_layer_types
 
 
 def insist_on_imports(given: Iterable[str]) -> None:
@@ -52,6 +50,8 @@ def insist_on_imports(given: Iterable[str]) -> None:
 
 def unknown(given: Iterable[str]) -> set[str]:
     """Return the names without a module that no type of torch.nn.Module has that was defined."""
+    from torch import nn
+
     defined = {kind.__qualname__ for kind in _below(nn.Module)}
     return {name for name in given if not _module_of(name) and name not in defined}
 

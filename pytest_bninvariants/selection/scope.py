@@ -223,7 +223,7 @@ def _state_owners(names: ModelNames, of_bn: Iterable[str]) -> set[str]:
     whole subtree counts.
     """
     owners = set(of_bn)
-    if run_config.bn_layer_types:
+    if run_config.current.bn_layer_types:
         for name, module in names.modules.items():
             if bn_layer_types.names(type(module)):
                 owners |= {key for key, _ in named_modules(module, name)}

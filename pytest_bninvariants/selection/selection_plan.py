@@ -50,7 +50,7 @@ class SelectionPlan:
 
     def __init__(self, scope: object, selection: Selection) -> None:
         self._scope = scope
-        self._bn_layer_types = run_config.bn_layer_types
+        self._bn_layer_types = run_config.current.bn_layer_types
         self._names = selection.tree.names
         self._kinds = list(map(id, selection.tree.kinds))
         self._types = [weakref.ref(kind) for kind in set(selection.tree.kinds)]
@@ -66,7 +66,7 @@ class SelectionPlan:
     def fits(self, scope: object, tree: ModelTree) -> bool:
         """Tell whether it says what a scope covers in a model."""
         return (
-            self._bn_layer_types is run_config.bn_layer_types
+            self._bn_layer_types is run_config.current.bn_layer_types
             and self._names == tree.names
             and self._kinds == list(map(id, tree.kinds))
             and self._scope == scope

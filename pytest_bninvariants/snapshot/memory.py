@@ -120,7 +120,7 @@ def allows(count: int, device: torch.device, idle: int = 0) -> bool:
         device: where.
         idle: how many are ours there already.
     """
-    limit = run_config.snapshot_budget
+    limit = run_config.current.snapshot_budget
     if limit is not None:
         return count <= limit
     if count <= _NEGLIGIBLE:

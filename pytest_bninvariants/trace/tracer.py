@@ -188,7 +188,7 @@ class Tracer(private_api.TorchDispatchMode):  # type: ignore[misc]
 
 def begin(kept: Mapping[str, KeptTensor]) -> Tracer | None:
     """Begin to trace what a snapshot holds, if that is asked for."""
-    trace = run_config.trace
+    trace = run_config.current.trace
     if trace is None:
         return None
     sought = {each.watched.name: each for each in kept.values() if trace.seeks(each.watched.name)}

@@ -65,13 +65,13 @@ def test_batch_sizes_dtypes_and_devices_are_those_given() -> None:
     assert {batch.inputs.dtype for batch in batches} == {getattr(torch, name) for name in DTYPES}
 
 
-def test_devices_are_by_default_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_are_by_default_those_of_the_run() -> None:
     strategy = train_batches((2,), classes=2)
     assert {batch.inputs.device.type for batch in drawn(strategy)} == {"cpu"}
-    monkeypatch.setattr(run_config, "devices", ("cpu", "meta"))
-    for kind in ("cpu", "meta"):
-        batch = find(strategy, lambda batch, kind=kind: batch.inputs.device.type == kind)  # type: ignore[misc]
-        assert batch.targets.device.type == kind
+    with run_config.replaced(devices=("cpu", "meta")):
+        for kind in ("cpu", "meta"):
+            batch = find(strategy, lambda batch, kind=kind: batch.inputs.device.type == kind)  # type: ignore[misc]
+            assert batch.targets.device.type == kind
 
 
 @pytest.mark.parametrize("least", [1, 2, 5, 31])

@@ -25,8 +25,9 @@ from pytest_bninvariants import (
     same_output,
 )
 from pytest_bninvariants.errors import shown
+from pytest_bninvariants.guard_registry import entered
 from pytest_bninvariants.instrumentation import observer_api
-from pytest_bninvariants.invariants.guard import GuardNeverEntered, conclude, entered
+from pytest_bninvariants.invariants.guard import GuardNeverEntered, conclude
 
 GUARDS = pytest.mark.parametrize("guard", [frozen, frozen_bn])
 
@@ -269,28 +270,30 @@ def test_a_guard_that_was_never_started_cannot_finish(net: Any) -> None:
 
 @GUARDS
 def test_a_guard_that_is_never_entered_warns_and_is_noted(
-    net: Any, guard: Any, pending: dict[int, str]
+    net: Any, guard: Any, unreported: dict[int, str]
 ) -> None:
     line = sys._getframe().f_lineno + 2
     with pytest.warns(GuardNeverEntered, match=r"'neck'\), made at .*, was never entered"):
         guard(net, "neck")  # whose only reference this is
-    noted = list(pending.values())
-    pending.clear()  # else the plugin fails this test, as it should any other
+    noted = list(unreported.values())
+    unreported.clear()  # else the plugin fails this test, as it should any other
     assert len(noted) == 1
     assert noted[0].startswith(f"{guard.__name__}('neck'), made at ")
     assert f"test_guard.py:{line}, was never entered" in noted[0]
 
 
-def test_a_guard_that_is_kept_and_never_entered_is_noted(net: Any, pending: dict[int, str]) -> None:
+def test_a_guard_that_is_kept_and_never_entered_is_noted(
+    net: Any, unreported: dict[int, str]
+) -> None:
     kept = [frozen(net), frozen(net, "neck")]
-    noted = len(pending)
+    noted = len(unreported)
     for each in kept:
         each.stop()
-    assert (noted, len(pending)) == (2, 0)
+    assert (noted, len(unreported)) == (2, 0)
 
 
 def test_a_guard_that_was_entered_is_not_noted(
-    net: Any, batch: Tensor, pending: dict[int, str]
+    net: Any, batch: Tensor, unreported: dict[int, str]
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -301,7 +304,7 @@ def test_a_guard_that_was_entered_is_not_noted(
         with pytest.raises(GateError):
             frozen(net, parameters=3)  # type: ignore[arg-type]
         gc.collect()
-    assert pending == {}
+    assert unreported == {}
 
 
 def test_a_guard_that_held_keeps_no_model_alive(net: Any, batch: Tensor) -> None:
@@ -354,7 +357,7 @@ def test_an_exception_group_carries_the_drift_too(net: Any, batch: Tensor) -> No
 
 
 def test_a_generator_that_is_given_up_leaves_its_verdict_for_the_end(
-    net: Any, batch: Tensor, pending: dict[int, str]
+    net: Any, batch: Tensor, unreported: dict[int, str]
 ) -> None:
     def losses(*, training: bool) -> Iterator[Tensor]:
         with frozen(net):
@@ -365,12 +368,12 @@ def test_a_generator_that_is_given_up_leaves_its_verdict_for_the_end(
         steps = losses(training=training)
         next(steps)
         steps.close()
-        assert [found in text for text in pending.values()] == ([True] if found else [])
-        pending.clear()
+        assert [found in text for text in unreported.values()] == ([True] if found else [])
+        unreported.clear()
 
 
 def test_a_generator_that_is_given_up_before_anything_ran_says_so(
-    net: Any, pending: dict[int, str]
+    net: Any, unreported: dict[int, str]
 ) -> None:
     def nothing() -> Iterator[None]:
         with frozen_bn(net):
@@ -379,9 +382,9 @@ def test_a_generator_that_is_given_up_before_anything_ran_says_so(
     steps = nothing()
     next(steps)
     steps.close()
-    (told,) = pending.values()
+    (told,) = unreported.values()
     assert "nothing ran" in told
-    pending.clear()
+    unreported.clear()
 
 
 def test_a_guard_that_is_entered_is_known_until_it_is_left(net: Any, batch: Tensor) -> None:
@@ -395,14 +398,14 @@ def test_a_guard_that_is_entered_is_known_until_it_is_left(net: Any, batch: Tens
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit])
 def test_what_is_no_failure_goes_through_untouched(
-    net: Any, batch: Tensor, kind: type[BaseException], pending: dict[int, str]
+    net: Any, batch: Tensor, kind: type[BaseException], unreported: dict[int, str]
 ) -> None:
     error = kind()
     with pytest.raises(kind) as caught, frozen(net):
         drift_and_raise(net, batch, error)
     assert caught.value is error
     assert not hasattr(error, "__notes__")
-    pending.clear()
+    unreported.clear()
 
 
 def test_an_exit_carries_the_drift_too(net: Any, batch: Tensor) -> None:
@@ -768,7 +771,7 @@ def test_importing_the_package_imports_no_torch() -> None:
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_task_that_is_cancelled_leaves_its_verdict_for_the_end(
-    net: Any, batch: Tensor, pending: dict[int, str], anyio_backend: str, *, training: bool
+    net: Any, batch: Tensor, unreported: dict[int, str], anyio_backend: str, *, training: bool
 ) -> None:
     async def train_on() -> None:
         with frozen_bn(net):
@@ -785,8 +788,8 @@ def test_a_task_that_is_cancelled_leaves_its_verdict_for_the_end(
     net.train(training)
     anyio.run(main, backend=anyio_backend)
     told = "ended with a task that was not run to its end, and found: 2 of 2 frozen BN layers"
-    assert [told in text for text in pending.values()] == [True] * training
-    pending.clear()
+    assert [told in text for text in unreported.values()] == [True] * training
+    unreported.clear()
 
 
 def test_a_guard_whose_companion_cannot_begin_leaves_torch_as_it_was(

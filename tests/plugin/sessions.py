@@ -256,13 +256,10 @@ def hold_that_nothing_is_left_behind() -> None:
     """Hold that no observer, wrapper or setting of a session outlives it in this process."""
     assert observer_api.present == ()
     assert assignments._listeners == []
-    assert run_config.trace is None
+    assert run_config.current == run_config.RunConfig()
     assert nn.Module._call_impl is _CALL
     assert nn.Module.__setattr__ is _SETATTR
     assert (_CALL.__code__, _SETATTR.__code__, nn.Module.load_state_dict.__code__) == _CODES
-    assert run_config.bn_layer_types == frozenset()
-    assert run_config.snapshot_budget is None
-    assert run_config.devices == ("cpu",)
 
 
 def _outcomes_of(records: list[dict[str, Any]]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 
 import pytest
@@ -17,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pytest_bninvariants import FrozenStateChanged, GateError, frozen, frozen_bn, run_config
 from pytest_bninvariants.invariants.signature import option_names
-from pytest_bninvariants.run_config import ask
+from pytest_bninvariants.run_config import replaced
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.model_names import ModelNames, covers
 from pytest_bninvariants.selection.scope import Scope, select
@@ -380,11 +381,9 @@ class SpecialWhitening(Whitening):
 
 @pytest.fixture
 def named_types() -> Iterator[Callable[[list[str]], None]]:
-    undo: list[Callable[[], None]] = []
-    yield lambda names: undo.append(ask(bn_layer_types=frozenset(names)))
-    for put_back in reversed(undo):
-        put_back()
-    assert not run_config.bn_layer_types
+    with ExitStack() as stack:
+        yield lambda names: stack.enter_context(replaced(bn_layer_types=tuple(names)))
+    assert not run_config.current.bn_layer_types
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, frozen
-from pytest_bninvariants.run_config import ask, asking
+from pytest_bninvariants.run_config import replaced
 from pytest_bninvariants.snapshot.fingerprints import CHUNK, Method, fingerprints, method_on
 
 METHODS: list[Method] = ["xxhash", "torch operators"]
@@ -96,15 +96,12 @@ class Large(nn.Module):
 
 def told(write: Callable[[Large], object], limit: int | None = 1000) -> dict[str, str]:
     model = Large()
-    put_back = ask(snapshot_budget=limit)
     try:
-        with torch.no_grad(), frozen(model):
+        with replaced(snapshot_budget=limit), torch.no_grad(), frozen(model):
             model()
             write(model)
     except FrozenStateChanged as failure:
         return {change.name: change.text for change in failure.verdict.changes}
-    finally:
-        put_back()
     return {}
 
 
@@ -145,7 +142,7 @@ def test_the_next_such_guard_keeps_what_fingerprints_told_of_as_far_as_the_budge
         model = Two()
         model.absent = nn.Parameter(torch.zeros(2))
         guard = frozen(model, exclude=exclude)
-        with asking(snapshot_budget=limit), pytest.raises(FrozenStateChanged) as caught, guard:
+        with replaced(snapshot_budget=limit), pytest.raises(FrozenStateChanged) as caught, guard:
             change(model, names)
         return [change.text for change in caught.value.verdict.changes]
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from pytest_bninvariants import FrozenStateChanged, frozen
 from pytest_bninvariants.invariants.frozen import earlier_runs
-from pytest_bninvariants.run_config import ask
+from pytest_bninvariants.run_config import replaced
 from pytest_bninvariants.snapshot.memory import Arena, arena
 
 CPU = torch.device("cpu")
@@ -179,8 +179,6 @@ def test_memory_is_given_back_where_fingerprints_have_to_do() -> None:
     model = Large()
     with frozen(model):
         run(model)
-    put_back = ask(snapshot_budget=1000)
-    with frozen(model):
+    with replaced(snapshot_budget=1000), frozen(model):
         run(model)
-    put_back()
     assert arena.idle_on(CPU) == 0

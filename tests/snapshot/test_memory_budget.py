@@ -8,18 +8,16 @@ import pytest
 import torch
 
 from pytest_bninvariants import run_config
-from pytest_bninvariants.run_config import ask
 from pytest_bninvariants.snapshot import memory
 
 CPU = torch.device("cpu")
 
 
 def test_a_limit_that_is_given_counts() -> None:
-    put_back = ask(snapshot_budget=1000)
-    assert memory.allows(1000, CPU)
-    assert not memory.allows(1001, CPU, idle=5000)
-    put_back()
-    assert run_config.snapshot_budget is None
+    with run_config.replaced(snapshot_budget=1000):
+        assert memory.allows(1000, CPU)
+        assert not memory.allows(1001, CPU, idle=5000)
+    assert run_config.current.snapshot_budget is None
 
 
 def test_without_a_limit_a_quarter_of_what_is_free_may_be_taken() -> None:

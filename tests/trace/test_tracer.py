@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 
 from pytest_bninvariants import FrozenStateChanged, Guard, Verdict, frozen, frozen_bn
-from pytest_bninvariants.run_config import Trace, asking
+from pytest_bninvariants.run_config import Trace, replaced
 from pytest_bninvariants.trace import assignments
 from pytest_bninvariants.verdict import Place, Write
 
@@ -45,7 +45,7 @@ def traced(model: nn.Module, step: Step, *, names: frozenset[str] | None = None)
 def broken(
     guard: Guard, step: Callable[[], object], trace: Trace | None = ALL
 ) -> FrozenStateChanged:
-    with asking(trace=trace), pytest.raises(FrozenStateChanged) as caught, guard:
+    with replaced(trace=trace), pytest.raises(FrozenStateChanged) as caught, guard:
         step()
     return caught.value
 
@@ -474,7 +474,7 @@ def train_the_head(model: Any) -> None:
 
 def test_a_model_whose_head_trains_has_no_writes_but_those_to_the_head() -> None:
     model = resnet18(num_classes=10).eval()
-    with asking(trace=ALL), frozen(model, exclude="fc"):
+    with replaced(trace=ALL), frozen(model, exclude="fc"):
         writes = broken(frozen(model), lambda: train_the_head(model)).verdict.writes
     assert [write.name for write in writes] == ["fc.weight", "fc.bias"]
 
@@ -482,7 +482,7 @@ def test_a_model_whose_head_trains_has_no_writes_but_those_to_the_head() -> None
 def state_after(step: Step, *, trace: Trace | None) -> list[Tensor]:
     torch.manual_seed(0)
     model = resnet18(num_classes=10)
-    with asking(trace=trace), suppress(FrozenStateChanged), frozen(model):
+    with replaced(trace=trace), suppress(FrozenStateChanged), frozen(model):
         step(model)
     return [*model.state_dict().values(), torch.get_rng_state(), torch.randn(3)]
 
@@ -533,7 +533,7 @@ def test_a_users_mode_sees_what_it_sees_without_tracing(
         model, mode = Small(), kind()
         guard = frozen(model)
         contexts = [mode, guard] if outside else [guard, mode]
-        with asking(trace=trace), suppress(FrozenStateChanged), contexts[0], contexts[1]:
+        with replaced(trace=trace), suppress(FrozenStateChanged), contexts[0], contexts[1]:
             model(torch.ones(2, 3)).sum().backward()
             add(model)
             model.mean.add_(0)
@@ -544,7 +544,7 @@ def test_a_users_mode_sees_what_it_sees_without_tracing(
 
 def test_a_mode_that_is_left_after_the_guard_stays() -> None:
     mode, model = Counting(), Small()
-    with asking(trace=ALL):
+    with replaced(trace=ALL):
         guard = frozen(model)
         guard.start()
         mode.__enter__()
@@ -563,7 +563,7 @@ def test_a_step_that_raises_leaves_no_mode_behind() -> None:
             add(model)
             raise ValueError("own")
 
-    with asking(trace=ALL), pytest.raises(ValueError, match="own") as caught:
+    with replaced(trace=ALL), pytest.raises(ValueError, match="own") as caught:
         step(Small())
     assert "who  aten.add_.Tensor wrote fc.weight" in caught.value.__notes__[0]
 

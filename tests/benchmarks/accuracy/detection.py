@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from pytest_bninvariants.run_config import ask
+from pytest_bninvariants.run_config import replaced
 from pytest_bninvariants.snapshot import fingerprints
 from tests.snapshot.flips import LEAVING, WAYS, Holder, alarmed, missed
 
@@ -24,13 +24,12 @@ KEEPING = ("exact", "xxhash", "torch operators")
 def kept(how: str) -> Iterator[None]:
     """Keep large tensors exactly, or by fingerprints."""
     known = fingerprints._xxhash
-    put_back = ask(snapshot_budget=None if how == "exact" else 0)
     fingerprints._xxhash = known if how == "xxhash" else lambda: None  # type: ignore[assignment]
     try:
-        yield
+        with replaced(snapshot_budget=None if how == "exact" else 0):
+            yield
     finally:
         fingerprints._xxhash = known
-        put_back()
 
 
 def flips(how: str, times: int = TIMES) -> list[str]:

@@ -14,7 +14,7 @@ from statistics import median
 
 import torch
 
-from pytest_bninvariants.run_config import ask
+from pytest_bninvariants.run_config import replaced
 from pytest_bninvariants.snapshot.memory import arena
 from tests.benchmarks.accuracy.bounds import table
 from tests.benchmarks.speed.workloads import WORKLOADS, Workload
@@ -85,9 +85,8 @@ def measure(name: str, workload: Workload, rounds: int = ROUNDS) -> Row:
 
 
 def _by_fingerprint(workload: Workload) -> None:
-    put_back = ask(snapshot_budget=0)
-    workload.by_guard()
-    put_back()
+    with replaced(snapshot_budget=0):
+        workload.by_guard()
 
 
 def rows(names: Iterable[str] = WORKLOADS) -> Iterator[Row]:

@@ -312,14 +312,14 @@ def test_both_verdicts_of_one_guard_are_told(net: Net) -> None:
 
 
 def test_a_guard_with_a_companion_is_one_where_it_is_forgotten(
-    net: Net, pending: dict[int, str]
+    net: Net, unreported: dict[int, str]
 ) -> None:
     guard = frozen(net, "body", trains="head")
-    assert len(pending) == 1
+    assert len(unreported) == 1
     with pytest.warns(GuardNeverEntered) as warned:
         del guard
     assert len(warned) == 1
-    pending.clear()
+    unreported.clear()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from textwrap import dedent
 import pytest
 
 from pytest_bninvariants import run_config
-from pytest_bninvariants.run_config import ask
+from pytest_bninvariants.run_config import replaced
 from tests.plugin.sessions import LOOP_SCOPE, Sessions
 
 OWN_NORM = """
@@ -160,20 +160,17 @@ def test_nothing_is_told_of_names_where_no_model_was_looked_at(sessions: Session
 def test_the_names_are_forgotten_after_the_session(sessions: Sessions) -> None:
     sessions.pytester.makeini("[pytest]\nbn_layer_types = Norm")
     sessions.run(OWN_NORM).tells_apart()
-    assert run_config.bn_layer_types == frozenset()
+    assert run_config.current.bn_layer_types == ()
     sessions.pytester.makeini("[pytest]")
     assert set(sessions.again().outcomes.values()) == {"failed"}
 
 
 def test_names_are_put_back_where_a_session_runs_inside_another(sessions: Sessions) -> None:
-    put_back = ask(bn_layer_types=frozenset(["Outer"]))
-    try:
+    with replaced(bn_layer_types=("Outer",)):
         sessions.pytester.makeini("[pytest]\nbn_layer_types = Norm")
         sessions.pytester.makepyfile(test_it="def test_it(): pass")
         sessions.pytester.runpytest_inprocess("-pno:cacheprovider", *LOOP_SCOPE)
-        assert run_config.bn_layer_types == frozenset({"Outer"})
-    finally:
-        put_back()
+        assert run_config.current.bn_layer_types == ("Outer",)
 
 
 def test_workers_know_the_names(sessions: Sessions) -> None:

@@ -105,10 +105,10 @@ def test_a_budget_is_a_number_of_bytes(
 ) -> None:
     pytester.makeini(f"[pytest]\nbn_snapshot_budget = {given}")
     config = pytester.parseconfigure()
-    assert config.stash[SETTINGS].bn_snapshot_budget == count
-    assert run_config.snapshot_budget == count
+    assert config.stash[SETTINGS].run.snapshot_budget == count
+    assert run_config.current.snapshot_budget == count
     config._ensure_unconfigure()
-    assert run_config.snapshot_budget is None
+    assert run_config.current.snapshot_budget is None
 
 
 @pytest.mark.parametrize("given", ["much", "-1", "5 apples", "1e9", "25%", "MB"])
