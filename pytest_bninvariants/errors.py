@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,22 +13,45 @@ if TYPE_CHECKING:
 class InvariantBroken(AssertionError):
     """Say that an invariant does not hold.
 
+    Its text is made when it is first asked for; the first line is the headline.
+
     Args:
-        message: the failure's text; its first line is the headline.
-        verdicts: the broken guards' verdicts, at least one.
+        verdicts: the broken guards' verdicts, at least one; a test with several markers may break
+            more.
     """
 
-    def __init__(self, message: str, verdicts: tuple[Verdict, ...]) -> None:
-        super().__init__(message)
+    def __init__(self, *verdicts: Verdict) -> None:
+        super().__init__(*verdicts)
         self.verdicts = verdicts
+        self._verbose = False
+        self._text: str | None = None
 
     @property
     def verdict(self) -> Verdict:
-        """Return the first verdict; a test with several markers may have more in `verdicts`."""
+        """Return the first verdict."""
         return self.verdicts[0]
 
-    def __reduce__(self) -> tuple[type[InvariantBroken], tuple[str, tuple[Verdict, ...]]]:
-        return type(self), (str(self), self.verdicts)
+    def __str__(self) -> str:
+        if self._text is None:
+            from pytest_bninvariants.reporting.verdict_text import render
+
+            self._text = render(self.verdicts, verbose=self._verbose)
+        return self._text
+
+    def __repr__(self) -> str:
+        # pytest asks each AssertionError for its repr, long before it knows how to show it
+        from pytest_bninvariants.reporting.verdict_text import first_line
+
+        return f"{type(self).__name__}({first_line(self.verdicts)!r})"
+
+    def unfold(self) -> None:
+        """Give every tensor a row in the text, however many there are."""
+        if not self._verbose:
+            self._verbose, self._text = True, None
+
+    def __reduce__(self) -> tuple[type[InvariantBroken], tuple[Verdict, ...], dict[str, Any]]:
+        state = {"_text": str(self), "_verbose": self._verbose}  # paths in the text are from here
+        return type(self), self.verdicts, state
 
 
 class FrozenStateChanged(InvariantBroken):

@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants import FrozenStateChanged, Verdict, frozen, frozen_bn
+from pytest_bninvariants import FrozenStateChanged, InvariantBroken, Verdict, frozen, frozen_bn
 from pytest_bninvariants.invariants.frozen import earlier_runs
+from pytest_bninvariants.reporting import verdict_text
+from pytest_bninvariants.reporting.verdict_text import render
 from pytest_bninvariants.verdict import Change, ChangeKind, Hazard
 
 PLAIN = (str, int, float, bool, type(None))
@@ -127,7 +129,42 @@ def test_layers_and_tensors_are_named_once_in_order() -> None:
 
 def test_a_violation_gives_the_first_of_its_verdicts() -> None:
     first, second = verdict_of(change("a.b")), verdict_of(change("c.d"))
-    failure = FrozenStateChanged("text", (first, second))
+    failure = FrozenStateChanged(first, second)
     assert failure.verdict is first
     assert failure.verdicts == (first, second)
-    assert str(failure) == "text"
+    assert str(failure) == render((first, second))
+    assert repr(failure) == f"FrozenStateChanged({str(failure).splitlines()[0]!r})"
+
+
+def test_a_text_is_made_once_and_again_only_to_be_unfolded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+    failure = InvariantBroken(
+        verdict_of(*(change(f"layer{number}.weight") for number in range(40)))
+    )
+    monkeypatch.setattr(
+        verdict_text,
+        "render",
+        lambda *args, **options: made.append(options) or render(*args, **options),
+    )
+    assert repr(failure)
+    assert made == []
+    folded = str(failure), str(failure)
+    assert folded[0] == folded[1] == render(failure.verdicts)
+    failure.unfold()
+    failure.unfold()
+    assert str(failure) == str(failure) == render(failure.verdicts, verbose=True)
+    assert [options["verbose"] for options in made] == [False, True]
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_violation_is_the_same_in_another_process(verbose: bool) -> None:
+    failure = FrozenStateChanged(verdict_of(change("a.b")), verdict_of(change("c.d")))
+    failure.__dict__["_raised_at"] = test_a_violation_is_the_same_in_another_process.__code__
+    if verbose:
+        failure.unfold()
+    copy = pickle.loads(pickle.dumps(failure))
+    assert type(copy) is FrozenStateChanged
+    assert copy.verdicts == failure.verdicts
+    assert str(copy) == str(failure)

@@ -21,7 +21,7 @@ from pytest_bninvariants.errors import (
 )
 from pytest_bninvariants.frames import drop_our_frames, relative, users_line
 from pytest_bninvariants.guard_registry import entered, unreported
-from pytest_bninvariants.reporting.verdict_text import hazards_in_a_line, render
+from pytest_bninvariants.reporting.verdict_text import hazards_in_a_line, headline, render
 from pytest_bninvariants.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -233,14 +233,13 @@ def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
             else:
                 broken[guard] = verdict
     verdicts = tuple(broken.values())
-    told = render(verdicts) if broken else ""
     if blind:
         failure = GateError("\n".join(blind))
-        if told:
-            failure.add_note(DriftNote(told, verdicts))
+        if verdicts:
+            failure.add_note(DriftNote(render(verdicts), verdicts))
         raise failure
     for guard in broken:
-        raise guard.failure(told, verdicts)
+        raise guard.failure(*verdicts)
 
 
 def at_once(guard: Guard) -> Verdict:
@@ -274,8 +273,7 @@ def _keep_for_the_end(guards: Sequence[Guard], cancelled: BaseException | None) 
             unreported[guard._number] = left_unfinished(guard._named, of, str(error))
         else:
             if not verdict.holds:
-                told = render([verdict]).splitlines()[0]
-                unreported[guard._number] = left_unfinished(guard._named, of, told)
+                unreported[guard._number] = left_unfinished(guard._named, of, headline(verdict))
 
 
 def _note(guards: Sequence[Guard], error: BaseException) -> None:

@@ -117,7 +117,7 @@ def _was_expected_to_fail(own: list[pytest.ExceptionInfo[BaseException]]) -> boo
 
 def _fail(item: Any, verdicts: tuple[Verdict, ...]) -> None:
     __tracebackhide__ = True
-    failure = FrozenStateChanged(render(verdicts), verdicts)
+    failure = FrozenStateChanged(*verdicts)
     if getattr(item, "_excinfo", None):
         item._excinfo.clear()
         item.addExpectedFailure(item.instance, (type(failure), failure, None))

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_bninvariants import guard_registry, run_config
 from pytest_bninvariants.plugin import fixtures, markers
-from pytest_bninvariants.plugin.options import SETTINGS, add_options, read_settings
+from pytest_bninvariants.plugin.options import SETTINGS, add_options, may_run_again, read_settings
 
 __all__: tuple[str, ...] = ()
 _OPEN = pytest.StashKey[set[int]]()
@@ -32,9 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
     until_unconfigured.enter_context(run_config.active(settings.run))
     config.add_cleanup(until_unconfigured.close)
     if settings.bn_trace == "rerun":
-        from pytest_bninvariants.plugin.trace_rerun import Retracer
+        from pytest_bninvariants.plugin.trace_rerun import TraceRerunner
 
-        config.pluginmanager.register(Retracer(), "bninvariants-retracer")
+        config.pluginmanager.register(TraceRerunner(), "bninvariants-trace-rerunner")
     if settings.bn_audit:
         from pytest_bninvariants.plugin.audit_hooks import add_audit
 
@@ -75,11 +75,10 @@ def _is_free(fixture: str, metafunc: pytest.Metafunc) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
-    from pytest_bninvariants.invariants.frozen import earlier_runs
-    from pytest_bninvariants.plugin.trace_rerun import RERUNNERS
-
-    if not any(map(item.config.pluginmanager.hasplugin, RERUNNERS)):
+    if not may_run_again(item.config):
         return (yield)
+    from pytest_bninvariants.invariants.frozen import earlier_runs
+
     with earlier_runs.remembering(earlier_runs.Memory()):
         return (yield)
 

@@ -17,6 +17,7 @@ _AUDITS = ("report", "fail")
 _UNITS = {"": 1, **{f"{u}B": 1000**n for n, u in enumerate(("", "K", "M", "G", "T"))}}
 _UNITS |= {f"{u}iB": 1024**n for n, u in enumerate(("K", "M", "G", "T"), 1)}
 SETTINGS = pytest.StashKey["Settings"]()
+_RERUNNERS = ("rerunfailures", "flaky")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +164,11 @@ def _trace(config: pytest.Config) -> str | None:
     given: str | None = config.getoption("bn_trace")
     debugging = config.getoption("usepdb", False) or config.getoption("trace", False)
     return "same-run" if given and debugging else given  # one stop at a failure is enough
+
+
+def may_run_again(config: pytest.Config) -> bool:
+    """Tell whether a plugin is loaded that may run a test again."""
+    return any(map(config.pluginmanager.hasplugin, _RERUNNERS))
 
 
 def refuse(config: pytest.Config, option: str, said: str) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from types import CodeType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -18,20 +17,9 @@ from pytest_bninvariants.errors import (
 )
 from pytest_bninvariants.frames import PACKAGE, drop_our_frames
 from pytest_bninvariants.plugin.raise_at_test import RAISED_AT
-from pytest_bninvariants.reporting.verdict_text import render
 from pytest_bninvariants.verdict import Verdict
 
-if TYPE_CHECKING:
-    pass
-
-
 _OURS = (InvariantBroken, GateError, LawBroken)
-_ENGINES = (
-    "invariants.guard",
-    "audit.auditor",
-    "invariants.accumulates.check",
-    "batchnorm.laws.conform",
-)
 _EXPLANATION = "Explanation:"  # of hypothesis
 
 
@@ -47,13 +35,11 @@ def clean(item: pytest.Item, call: pytest.CallInfo[None], *, verbose: bool) -> N
 def _cleaned(
     excinfo: pytest.ExceptionInfo[BaseException], *, verbose: bool
 ) -> pytest.ExceptionInfo[BaseException]:
-    if not any(f"pytest_bninvariants.{engine}" in sys.modules for engine in _ENGINES):
-        return excinfo  # nothing has been guarded so far
     failures = [error for error in _with_parts(excinfo.value) if isinstance(error, _OURS)]
     drop_our_frames(excinfo.value)
     for failure in failures:
         if verbose and isinstance(failure, InvariantBroken):
-            failure.args = (render(failure.verdicts, verbose=True),)
+            failure.unfold()
         _drop_notes_about_us(failure)
         code = getattr(failure, RAISED_AT, None)
         if code is not None:

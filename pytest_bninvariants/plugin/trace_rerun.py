@@ -13,13 +13,11 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 from pytest_bninvariants.invariants.frozen import earlier_runs
+from pytest_bninvariants.plugin.options import may_run_again
 from pytest_bninvariants.plugin.reports import verdicts_in
 from pytest_bninvariants.reporting.trace_text import compared
 from pytest_bninvariants.run_config import Trace, replaced
 from pytest_bninvariants.verdict import Verdict
-
-RERUNNERS = ("rerunfailures", "flaky")
-"""Plugins that run a test again."""
 
 _TITLE = "who wrote it: a second run, under --bn-trace"
 _INSTEAD = "--bn-trace=same-run traces the first run"
@@ -43,7 +41,7 @@ class _Run:
         return [verdict for _, verdicts in self.broken for verdict in verdicts]
 
 
-class Retracer:
+class TraceRerunner:
     """The hooks that run tests."""
 
     def __init__(self) -> None:
@@ -111,7 +109,7 @@ def _of_guards(error: BaseException | None) -> tuple[Verdict, ...]:
 
 def _others_run_again(item: pytest.Item) -> bool:
     config = item.config
-    if not any(map(config.pluginmanager.hasplugin, RERUNNERS)):
+    if not may_run_again(config):
         return False
     asked = config.getoption("reruns", None) or item.get_closest_marker("flaky")
     by_ini = config.pluginmanager.hasplugin("rerunfailures") and config.getini("reruns")

@@ -44,15 +44,19 @@ def render(verdicts: Sequence[Verdict], *, verbose: bool = False) -> str:
         verdicts: verdicts that do not hold, at least one.
         verbose: give every tensor a row, however many there are.
     """
-    heads = [headline(verdict) for verdict in verdicts]
-    bodies = [_body(verdict, verbose=verbose) for verdict in verdicts]
-    if len(verdicts) == 1:
-        return f"{heads[0]}\n\n{bodies[0]}"
-    told = [f"{verdict.guard}: {head}" for verdict, head in zip(verdicts, heads, strict=True)]
-    sections = [told[0], bodies[0]]
-    for head, body in zip(told[1:], bodies[1:], strict=True):
-        sections += [f"and {head}", body]
+    sections = [first_line(verdicts), _body(verdicts[0], verbose=verbose)]
+    for verdict in verdicts[1:]:
+        sections += [f"and {_named_headline(verdict)}", _body(verdict, verbose=verbose)]
     return "\n\n".join(sections)
+
+
+def first_line(verdicts: Sequence[Verdict]) -> str:
+    """Return the first line of broken verdicts' text."""
+    return headline(verdicts[0]) if len(verdicts) == 1 else _named_headline(verdicts[0])
+
+
+def _named_headline(verdict: Verdict) -> str:
+    return f"{verdict.guard}: {headline(verdict)}"
 
 
 def _body(verdict: Verdict, *, verbose: bool) -> str:

@@ -44,6 +44,7 @@ def test_an_empty_folder_loads_nothing_big(tmp_path: Path, option: str) -> None:
     assert not HEAVY & modules
     assert "pytest_bninvariants.plugin" in modules
     assert "pytest_bninvariants.plugin.guarded_call" not in modules
+    assert ("pytest_bninvariants.plugin.trace_rerun" in modules) == (option == "--bn-trace")
 
 
 def test_tests_that_do_not_use_the_plugin_load_nothing_big(tmp_path: Path) -> None:
@@ -63,7 +64,9 @@ def test_tests_that_do_not_use_the_plugin_load_nothing_big(tmp_path: Path) -> No
     ours = {name for name in modules if name.startswith("pytest_bninvariants.")}
     assert not ours & {
         "pytest_bninvariants.plugin.guarded_call",
+        "pytest_bninvariants.plugin.trace_rerun",
         "pytest_bninvariants.invariants.guard",
+        "pytest_bninvariants.reporting.verdict_text",
     }
 
 

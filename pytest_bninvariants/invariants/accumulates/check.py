@@ -16,7 +16,6 @@ from pytest_bninvariants.invariants.accumulates.gradient_comparison import (
 )
 from pytest_bninvariants.invariants.accumulates.rules import causes_of
 from pytest_bninvariants.invariants.signature import refuse_wrong_calls
-from pytest_bninvariants.reporting.verdict_text import render
 from pytest_bninvariants.verdict import Change, Verdict
 
 
@@ -59,7 +58,7 @@ def accumulates(
     comparison = compare_gradients(model, batch, k, loss, weight)
     verdict = _judge(model, k, samples_in(batch), comparison)
     if not verdict.holds:
-        raise InvariantBroken(render([verdict]), (verdict,))
+        raise InvariantBroken(verdict)
     return verdict
 
 
