@@ -10,26 +10,29 @@ from pytest_bninvariants import catalogue
 if TYPE_CHECKING:
     from pytest_bninvariants.batchnorm.laws.conform import assert_bn_conforms as assert_bn_conforms
     from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm as ReferenceBatchNorm
-    from pytest_bninvariants.batchnorm.train_batches import TrainBatch as TrainBatch
-    from pytest_bninvariants.batchnorm.train_batches import train_batches as train_batches
-    from pytest_bninvariants.errors import FrozenStateChanged as FrozenStateChanged
-    from pytest_bninvariants.errors import GateError as GateError
-    from pytest_bninvariants.errors import InvariantBroken as InvariantBroken
-    from pytest_bninvariants.errors import InvariantHazard as InvariantHazard
-    from pytest_bninvariants.errors import LawBroken as LawBroken
+    from pytest_bninvariants.batchnorm.train_batches import (
+        TrainBatch as TrainBatch,
+        train_batches as train_batches,
+    )
+    from pytest_bninvariants.errors import (
+        FrozenStateChanged as FrozenStateChanged,
+        GateError as GateError,
+        InvariantBroken as InvariantBroken,
+        InvariantHazard as InvariantHazard,
+        LawBroken as LawBroken,
+    )
     from pytest_bninvariants.invariants.accumulates.check import accumulates as accumulates
     from pytest_bninvariants.invariants.batch_invariant.guard import (
         batch_invariant as batch_invariant,
     )
     from pytest_bninvariants.invariants.bn_updates.guard import bn_updates as bn_updates
-    from pytest_bninvariants.invariants.frozen.guard import frozen as frozen
-    from pytest_bninvariants.invariants.frozen.guard import frozen_bn as frozen_bn
+    from pytest_bninvariants.invariants.frozen.guard import frozen as frozen, frozen_bn as frozen_bn
     from pytest_bninvariants.invariants.guard import Guard as Guard
     from pytest_bninvariants.invariants.in_sync.guard import in_sync as in_sync
     from pytest_bninvariants.invariants.same_output.guard import (
         assert_same_output as assert_same_output,
+        same_output as same_output,
     )
-    from pytest_bninvariants.invariants.same_output.guard import same_output as same_output
     from pytest_bninvariants.invariants.trains.guard import trains as trains
     from pytest_bninvariants.verdict import Verdict as Verdict
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from pytest_bninvariants.plugin.conformance_run import Check, planned
+from pytest_bninvariants.plugin.conformance_plan import Check, checks_as_params
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Take on each check that the options ask for."""
-    metafunc.parametrize("check", planned(metafunc.config))
+    metafunc.parametrize("check", checks_as_params(metafunc.config))
 
 
 def test_law(check: Check, record_property: Callable[[str, object], None]) -> None:

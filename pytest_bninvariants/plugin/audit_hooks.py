@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_bninvariants.errors import FrozenStateChanged
-from pytest_bninvariants.plugin.raise_at_test import raise_at
+from pytest_bninvariants.plugin.outcomes.raise_at_test import raise_at
 from pytest_bninvariants.reporting.audit_summary import AuditTally
 from pytest_bninvariants.reporting.verdict_text import render
 from pytest_bninvariants.verdict import Verdict
@@ -23,17 +23,17 @@ _auditor: pytest.StashKey[Auditor] = pytest.StashKey()
 _findings = pytest.StashKey[dict[str, Any]]()
 
 
-def add_audit(config: pytest.Config, how: str) -> None:
+def register_audit(config: pytest.Config, how: str) -> None:
     """Have a session audited.
 
     Args:
         config: the session's.
         how: `report`, or `fail` to have the tests fail that leak.
     """
-    config.pluginmanager.register(_Audit(fails=how == "fail"), "bn-audit")
+    config.pluginmanager.register(_AuditHooks(fails=how == "fail"), "bn-audit")
 
 
-class _Audit:
+class _AuditHooks:
     """The hooks that audit one session."""
 
     def __init__(self, *, fails: bool) -> None:

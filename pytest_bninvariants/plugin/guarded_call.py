@@ -15,9 +15,9 @@ from pytest_bninvariants.errors import GateError, InvariantBroken
 from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.invariants.guard import Guard, conclude
 from pytest_bninvariants.plugin.marker_guards import MarkerRequest, make_guard
-from pytest_bninvariants.plugin.markers import spelled
-from pytest_bninvariants.plugin.model_lookup import values_of
-from pytest_bninvariants.plugin.raise_at_test import line_of, raise_at
+from pytest_bninvariants.plugin.markers import as_written
+from pytest_bninvariants.plugin.model_lookup import collect_values
+from pytest_bninvariants.plugin.outcomes.raise_at_test import line_of, raise_at
 from pytest_bninvariants.snapshot.restore import ModelState
 
 
@@ -76,9 +76,9 @@ class GuardedStep:
             self._restore()
 
     def _start(self) -> None:
-        values = values_of(self._item, self._arguments)
+        values = collect_values(self._item, self._arguments)
         for mark in self._marks:
-            with _asked_for_by(mark):
+            with _naming(mark):
                 request = MarkerRequest.of(mark)
                 guard = make_guard(request, values)
             for part in guard.parts:
@@ -88,7 +88,7 @@ class GuardedStep:
             models = {id(model): model for guard in self._guards for model in guard.models}
             self._states = [ModelState(model) for model in models.values()]
         for mark, guard in zip(self._marks, self._guards, strict=True):
-            with _asked_for_by(mark):
+            with _naming(mark):
                 guard.start()
 
     def _restore(self) -> None:
@@ -104,12 +104,12 @@ class GuardedStep:
 
 
 @contextmanager
-def _asked_for_by(mark: pytest.Mark) -> Generator[None]:
+def _naming(mark: pytest.Mark) -> Generator[None]:
     """Say in a gate error which marker it is about, since it may be a class's or a module's."""
     try:
         yield
     except GateError as error:
-        raise GateError(f"{error} (asked for by {spelled(mark)})") from None
+        raise GateError(f"{error} (asked for by {as_written(mark)})") from None
 
 
 def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, Any, Any]:
@@ -123,20 +123,22 @@ def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, 
     handle: Any = getattr(function, "hypothesis", None)
     if hasattr(handle, "inner_test"):
         inner = handle.inner_test
-        step = _stepping(item, marks, inner, put_back=True)
-        with earlier_runs.remembering(None), _swapped(handle, "inner_test", step):
+        step = _guard_calls(item, marks, inner, put_back=True)
+        with earlier_runs.remembering(None), _replaced_attribute(handle, "inner_test", step):
             return (yield)
     if type(item).__name__ == "TestCaseFunction":
         # an async method is not wrapped itself: asyncio's debug log would tell of our coroutine
         isolated = inspect.iscoroutinefunction(function)
         owner, name = (item.instance, "_callTestMethod") if isolated else (item, "obj")  # type: ignore[attr-defined]
-        with _swapped(owner, name, _stepping(item, marks, getattr(owner, name), of=function)):
+        with _replaced_attribute(
+            owner, name, _guard_calls(item, marks, getattr(owner, name), of=function)
+        ):
             return (yield)
     with GuardedStep(item, marks, function):
         return (yield)
 
 
-def _stepping(
+def _guard_calls(
     item: pytest.Item,
     marks: list[pytest.Mark],
     function: Callable[..., Any],
@@ -171,7 +173,7 @@ def _stepping(
 
 
 @contextmanager
-def _swapped(owner: Any, name: str, value: Any) -> Generator[None]:
+def _replaced_attribute(owner: Any, name: str, value: Any) -> Generator[None]:
     was_own = name in vars(owner)
     before = getattr(owner, name)
     setattr(owner, name, value)

@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fixtures, fixtures.__name__)  # `pytest_plugins` takes longer
-    for line in markers.lines():
+    for line in markers.help_lines():
         config.addinivalue_line("markers", line)
     settings = config.stash[SETTINGS] = read_settings(config)
     until_unconfigured = ExitStack()
@@ -36,17 +36,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
         config.pluginmanager.register(TraceRerunner(), "bninvariants-trace-rerunner")
     if settings.bn_audit:
-        from pytest_bninvariants.plugin.audit_hooks import add_audit
+        from pytest_bninvariants.plugin.audit_hooks import register_audit
 
-        add_audit(config, settings.bn_audit)
+        register_audit(config, settings.bn_audit)
     if settings.run.bn_layer_types:
-        from pytest_bninvariants.plugin.layer_type_hooks import add_layer_types
+        from pytest_bninvariants.plugin.layer_type_hooks import register_layer_types
 
-        add_layer_types(config, settings.run.bn_layer_types, audits=bool(settings.bn_audit))
+        register_layer_types(config, settings.run.bn_layer_types, audits=bool(settings.bn_audit))
     if settings.choosing:
-        from pytest_bninvariants.plugin import conformance_run
+        from pytest_bninvariants.plugin import conformance_plan
 
-        conformance_run.make_plan(config)  # errors of usage now, not in the midst of a session
+        conformance_plan.make_plan(config)  # errors of usage now, not in the midst of a session
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -58,9 +58,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -k and the like leave tests out
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
     if config.stash[SETTINGS].choosing:
-        from pytest_bninvariants.plugin import conformance_run
+        from pytest_bninvariants.plugin import conformance_plan
 
-        conformance_run.insist_on_use(config)
+        conformance_plan.require_kit_tests(config)
 
 
 def _is_free(fixture: str, metafunc: pytest.Metafunc) -> bool:
@@ -92,32 +92,32 @@ def pytest_runtest_setup() -> None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     __tracebackhide__ = True
     from pytest_bninvariants.invariants.frozen import earlier_runs
-    from pytest_bninvariants.plugin import raise_at_test, reports
+    from pytest_bninvariants.plugin.outcomes import reports, unjudged_guards
 
     item.stash[_OPEN] = set(guard_registry.entered)
     if earlier_runs.active is not None:
         earlier_runs.active.begin_run()
     if hasattr(item, "addExpectedFailure"):
-        reports.insist_on_gate_errors(item)
-    marks = markers.marks_of(item)
+        reports.never_expect_gate_errors(item)
+    marks = markers.guard_marks(item)
     if marks:
         from pytest_bninvariants.plugin.guarded_call import around_call
 
         result = yield from around_call(item, marks)
     else:
         result = yield
-    raise_at_test.raise_what_was_missed(item, marks, guard_registry.unreported)
+    unjudged_guards.fail_unless_judged(item, marks)
     return result
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
     __tracebackhide__ = True
-    from pytest_bninvariants.plugin import raise_at_test
+    from pytest_bninvariants.plugin.outcomes import unjudged_guards
 
     result = yield
     if _OPEN in item.stash:  # else its call never ran
-        raise_at_test.raise_what_was_left_open(item, guard_registry.entered, item.stash[_OPEN])
+        unjudged_guards.fail_if_left_open(item, item.stash[_OPEN])
     return result
 
 
@@ -125,13 +125,13 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    from pytest_bninvariants.plugin import reports
+    from pytest_bninvariants.plugin.outcomes import exceptions, reports
 
-    reports.clean(item, call, verbose=item.config.get_verbosity() > 0)
+    exceptions.make_presentable(item, call, verbose=item.config.get_verbosity() > 0)
     report = yield
-    gate_error = reports.gate_error_in(call.excinfo.value if call.excinfo else None)
+    gate_error = exceptions.gate_error_in(call.excinfo.value if call.excinfo else None)
     if gate_error is not None:
-        reports.insist(item, report, gate_error)
+        reports.report_as_failed(item, report, gate_error)
     reports.strip_prefix(report)
     return report
 
@@ -140,7 +140,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     passed = terminalreporter.getreports("passed")
     if not passed:
         return
-    from pytest_bninvariants.plugin import conformance_run
+    from pytest_bninvariants.plugin import conformance_summary
 
-    for line in conformance_run.lines(passed):
+    for line in conformance_summary.summary_lines(passed):
         terminalreporter.write_line(line)

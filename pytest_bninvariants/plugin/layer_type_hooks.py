@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from pytest_bninvariants.errors import GateError
-from pytest_bninvariants.plugin.markers import MARKERS, marks_of
-from pytest_bninvariants.plugin.options import refuse
+from pytest_bninvariants.plugin.markers import MARKERS, guard_marks
+from pytest_bninvariants.plugin.options import raise_usage_error
 from pytest_bninvariants.selection import bn_layer_types
 
 _KEY = "bn_unknown_layer_types"
 
 
-def add_layer_types(config: pytest.Config, names: tuple[str, ...], *, audits: bool) -> None:
+def register_layer_types(config: pytest.Config, names: tuple[str, ...], *, audits: bool) -> None:
     """Have a session tell of names that name nothing.
 
     Args:
@@ -23,10 +23,10 @@ def add_layer_types(config: pytest.Config, names: tuple[str, ...], *, audits: bo
         names: what `bn_layer_types` says.
         audits: whether every test is audited.
     """
-    config.pluginmanager.register(_LayerTypes(names, audits), "bn-layer-types")
+    config.pluginmanager.register(_LayerTypeHooks(names, audits), "bn-layer-types")
 
 
-class _LayerTypes:
+class _LayerTypeHooks:
     """The hooks that look at the names of one session."""
 
     def __init__(self, names: tuple[str, ...], audits: bool) -> None:
@@ -41,7 +41,7 @@ class _LayerTypes:
         try:
             bn_layer_types.insist_on_imports(self._names)
         except GateError as error:
-            refuse(config, "bn_layer_types", str(error))
+            raise_usage_error(config, "bn_layer_types", str(error))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not bn_layer_types.were_used():
@@ -74,4 +74,5 @@ class _LayerTypes:
 
 
 def _has_guard(item: pytest.Item) -> bool:
-    return bool(marks_of(item)) or not MARKERS.keys().isdisjoint(getattr(item, "fixturenames", ()))
+    fixtures = getattr(item, "fixturenames", ())
+    return bool(guard_marks(item)) or not MARKERS.keys().isdisjoint(fixtures)

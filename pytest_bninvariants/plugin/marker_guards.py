@@ -13,7 +13,7 @@ from pytest_bninvariants.diagnosis.did_you_mean import did_you_mean_option
 from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.plugin.markers import MARKERS
-from pytest_bninvariants.plugin.model_lookup import TestValue, find, follow
+from pytest_bninvariants.plugin.model_lookup import TestValue, find_model, follow_path
 
 Values = Mapping[str, TestValue]
 
@@ -86,12 +86,12 @@ class _Call(NamedTuple):
 
 
 def _with_model(request: MarkerRequest, values: Values) -> _Call:
-    model, source = find(values, request.model)
+    model, source = find_model(values, request.model)
     return _Call((model, *request.modules), request.options, (source,))
 
 
 def _with_arguments(request: MarkerRequest, values: Values) -> _Call:
-    model, source = find(values, request.model)
+    model, source = find_model(values, request.model)
     options = {**request.options, "modules": request.modules}
     inputs = _inputs(request.name, values, options.pop("inputs", None))
     if isinstance(inputs, dict):
@@ -100,7 +100,7 @@ def _with_arguments(request: MarkerRequest, values: Values) -> _Call:
 
 
 def _with_batch(request: MarkerRequest, values: Values) -> _Call:
-    model, source = find(values, request.model)
+    model, source = find_model(values, request.model)
     options = {**request.options, "modules": request.modules}
     inputs = _inputs(request.name, values, options.pop("inputs", None))
     batch = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
@@ -110,10 +110,10 @@ def _with_batch(request: MarkerRequest, values: Values) -> _Call:
 def _inputs(name: str, values: Values, given: object) -> tuple[Any, ...] | dict[str, Any]:
     """Return what a model is called with: by position, or by name where `inputs` is a dict."""
     if isinstance(given, str):
-        return (follow(values, given, "inputs=").value,)
+        return (follow_path(values, given, "inputs=").value,)
     parts = [*given.values()] if isinstance(given, dict) else given
     if isinstance(parts, list | tuple) and parts and all(isinstance(part, str) for part in parts):
-        found = [follow(values, part, "inputs=").value for part in parts]
+        found = [follow_path(values, part, "inputs=").value for part in parts]
         return dict(zip(given, found, strict=True)) if isinstance(given, dict) else tuple(found)
     raise GateError(
         f"@pytest.mark.{name}(inputs=...) takes the name of a fixture or a dotted path such as "
@@ -129,7 +129,7 @@ def _with_two_models(request: MarkerRequest, values: Values) -> _Call:
             f"dotted paths, as in {request.name}('model', 'ema'), or one that is to be the same on "
             f"all ranks; got {shown(paths)}"
         )
-    found = [find(values, path, "") for path in paths]
+    found = [find_model(values, path, "") for path in paths]
     (one, of_one), (other, of_other) = found[0], found[-1] if found[1:] else (None, "")
     return _Call((one, other, *names), request.options, (of_one, of_other))
 

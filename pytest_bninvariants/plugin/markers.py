@@ -13,20 +13,20 @@ MARKERS = {
 }
 
 
-def lines() -> Iterator[str]:
+def help_lines() -> Iterator[str]:
     """Yield the lines of `pytest --markers`."""
     for name, marker in MARKERS.items():
         yield f"{name}{marker.signature}: {marker.help}"
 
 
-def spelled(mark: pytest.Mark) -> str:
+def as_written(mark: pytest.Mark) -> str:
     """Return a marker as its user wrote it."""
     arguments = [repr(value) for value in mark.args]
     arguments += [f"{name}={value!r}" for name, value in mark.kwargs.items()]
     return f"@pytest.mark.{mark.name}" + (f"({', '.join(arguments)})" if arguments else "")
 
 
-def marks_of(item: pytest.Item) -> list[pytest.Mark]:
+def guard_marks(item: pytest.Item) -> list[pytest.Mark]:
     """Return a test's markers that ask for a guard, its module's and class's first, each once."""
-    found = {spelled(mark): mark for mark in item.iter_markers() if mark.name in MARKERS}
-    return list(found.values())[::-1]
+    marks = {as_written(mark): mark for mark in item.iter_markers() if mark.name in MARKERS}
+    return list(marks.values())[::-1]

@@ -20,15 +20,15 @@ class TestValue:
     Args:
         source: where it comes from, e.g. `fixture 'model'`.
         value: the thing itself.
-        asked: whether the test asked for it by name, and not only by way of others.
+        requested: whether the test requested it by name, and not only through other fixtures.
     """
 
     source: str
     value: Any
-    asked: bool = True
+    requested: bool = True
 
 
-def find(
+def find_model(
     values: Mapping[str, TestValue], path: str | None, option: str = "model="
 ) -> tuple[nn.Module, str]:
     """Return the model and where it was found.
@@ -77,7 +77,7 @@ def _outermost(candidates: Mapping[str, TestValue]) -> dict[str, TestValue]:
 
 
 def _follow(values: Mapping[str, TestValue], path: str, option: str) -> tuple[nn.Module, str]:
-    found = follow(values, path, option)
+    found = follow_path(values, path, option)
     if not isinstance(found.value, nn.Module):
         first = path if path in values else path.split(".")[0]
         hint = _hint({first: values[first]}, option) if first in values else ""
@@ -85,13 +85,13 @@ def _follow(values: Mapping[str, TestValue], path: str, option: str) -> tuple[nn
     return found.value, found.source
 
 
-def follow(values: Mapping[str, TestValue], path: str, option: str) -> TestValue:
+def follow_path(values: Mapping[str, TestValue], path: str, option: str) -> TestValue:
     """Return what a path leads to.
 
     Args:
         values: the test's values by the name that a path begins with.
         path: a name, or a dotted path from one.
-        option: what gives it: `inputs=`, or as `find`.
+        option: what gives it: `inputs=`, or as `find_model`.
 
     Raises:
         GateError: it leads nowhere.
@@ -102,7 +102,7 @@ def follow(values: Mapping[str, TestValue], path: str, option: str) -> TestValue
     elif first not in values and f"self.{first}" in values:
         first = f"self.{first}"
     if first not in values:
-        there = ", ".join(repr(name) for name, v in values.items() if v.asked) or "none"
+        there = ", ".join(repr(name) for name, v in values.items() if v.requested) or "none"
         raise GateError(
             f"{option}{path!r}: the test has no fixture {first!r}; its fixtures are {there}"
         )
@@ -133,7 +133,7 @@ def _none_found(values: Mapping[str, TestValue]) -> str:
     if hint:
         return f"no fixture of the test is a model{hint}"
     listed = ", ".join(
-        f"{name} ({type(v.value).__name__})" for name, v in values.items() if v.asked
+        f"{name} ({type(v.value).__name__})" for name, v in values.items() if v.requested
     )
     return (
         f"the test has no model: its fixtures are {listed or 'none'}; let it take the model as a "
@@ -165,15 +165,17 @@ def _modules_in(value: object) -> Iterator[str]:
             yield str(name)
 
 
-def values_of(item: pytest.Item, arguments: Mapping[str, Any]) -> dict[str, TestValue]:
+def collect_values(item: pytest.Item, arguments: Mapping[str, Any]) -> dict[str, TestValue]:
     """Return what a test has at hand: its fixtures, its arguments, its instance's attributes."""
     fixtures = getattr(item, "funcargs", None) or {}
-    asked = getattr(getattr(item, "_fixtureinfo", None), "argnames", fixtures)
-    values = {n: TestValue(f"fixture {n!r}", value, n in asked) for n, value in fixtures.items()}
+    requested = getattr(getattr(item, "_fixtureinfo", None), "argnames", fixtures)
+    values = {
+        n: TestValue(f"fixture {n!r}", value, n in requested) for n, value in fixtures.items()
+    }
     for name, value in arguments.items():
         values.setdefault(name, TestValue(f"argument {name!r}", value))
     instance = getattr(item, "instance", None)
     for owner in () if instance is None else (instance, *type(instance).__mro__):
         for name, value in getattr(owner, "__dict__", {}).items():
-            values.setdefault(f"self.{name}", TestValue(f"self.{name}", value, asked=False))
+            values.setdefault(f"self.{name}", TestValue(f"self.{name}", value, requested=False))
     return values

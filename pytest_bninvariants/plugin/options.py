@@ -171,7 +171,7 @@ def may_run_again(config: pytest.Config) -> bool:
     return any(map(config.pluginmanager.hasplugin, _RERUNNERS))
 
 
-def refuse(config: pytest.Config, option: str, said: str) -> None:
+def raise_usage_error(config: pytest.Config, option: str, said: str) -> None:
     """Fail a run after its collection, for what an option says.
 
     Args:

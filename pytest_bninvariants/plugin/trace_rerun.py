@@ -14,7 +14,7 @@ from _pytest.runner import runtestprotocol
 
 from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.plugin.options import may_run_again
-from pytest_bninvariants.plugin.reports import verdicts_in
+from pytest_bninvariants.plugin.outcomes.exceptions import verdicts_in
 from pytest_bninvariants.reporting.trace_text import compared
 from pytest_bninvariants.run_config import Trace, replaced
 from pytest_bninvariants.verdict import Verdict
@@ -24,7 +24,7 @@ _INSTEAD = "--bn-trace=same-run traces the first run"
 
 
 @dataclass(slots=True)
-class _Run:
+class _RunReports:
     """What is heard of one run of a test.
 
     Args:
@@ -45,7 +45,7 @@ class TraceRerunner:
     """The hooks that run tests."""
 
     def __init__(self) -> None:
-        self._run: _Run | None = None
+        self._run: _RunReports | None = None
 
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Any:
         """Run a test, and once more if it breaks a guard."""
@@ -65,14 +65,14 @@ class TraceRerunner:
 
     def _run_once(
         self, item: pytest.Item, nextitem: pytest.Item | None
-    ) -> tuple[list[pytest.TestReport], _Run]:
-        self._run = run = _Run()
+    ) -> tuple[list[pytest.TestReport], _RunReports]:
+        self._run = run = _RunReports()
         try:
             return runtestprotocol(item, log=False, nextitem=nextitem), run
         finally:
             self._run = None
 
-    def _explain(self, first: _Run, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    def _explain(self, first: _RunReports, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         if first.has_subtests:
             text = f"a test with subtests is not run again; {_INSTEAD}"
         else:

@@ -1,10 +1,10 @@
-"""What a run of the kit is to check, from the options, and what it has judged."""
+"""What a run of the conformance kit is to check, from the options."""
 
 from __future__ import annotations
 
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_bninvariants.plugin.options import SETTINGS, Settings, refuse
+from pytest_bninvariants.plugin.options import SETTINGS, Settings, raise_usage_error
 
 if TYPE_CHECKING:
     from pytest_bninvariants.batchnorm.laws import Law
     from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
 
 _DEFAULT = ("torch.nn:BatchNorm1d", "torch.nn:BatchNorm2d", "torch.nn:BatchNorm3d")
-_PLAN = pytest.StashKey["Plan"]()
+_PLAN = pytest.StashKey["ConformancePlan"]()
 _USED = pytest.StashKey[bool]()
 
 
@@ -41,7 +41,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ConformancePlan:
     """What the options ask for.
 
     Args:
@@ -53,7 +53,7 @@ class Plan:
     xfails: tuple[tuple[str, str], ...]
 
 
-def planned(config: pytest.Config) -> list[Any]:
+def checks_as_params(config: pytest.Config) -> list[Any]:
     """Return the checks as parameters, with the marks of expected failures."""
     plan = config.stash.get(_PLAN, None) or make_plan(config)
     config.stash[_USED] = True
@@ -71,7 +71,7 @@ def planned(config: pytest.Config) -> list[Any]:
     ]
 
 
-def make_plan(config: pytest.Config) -> Plan:
+def make_plan(config: pytest.Config) -> ConformancePlan:
     """Read options into a plan, and keep it.
 
     Raises:
@@ -89,16 +89,16 @@ def make_plan(config: pytest.Config) -> Plan:
     if not checks:
         raise pytest.UsageError("--bn-laws, --bn-dtype and the ranks of --bn-impl leave no test")
     every = [check.id for check in _checks(list(LAWS.values()), subjects, settings)]
-    plan = Plan(checks, tuple(_read_xfails(settings.bn_xfails, every)))
+    plan = ConformancePlan(checks, tuple(_read_xfails(settings.bn_xfails, every)))
     config.stash[_PLAN] = plan
     return plan
 
 
-def insist_on_use(config: pytest.Config) -> None:
+def require_kit_tests(config: pytest.Config) -> None:
     """Fail a run whose options choose what the kit runs, if it has collected no test of the kit.
 
     Raises:
-        pytest.UsageError: so it is; as `refuse`.
+        pytest.UsageError: so it is; as `raise_usage_error`.
     """
     options = config.stash[SETTINGS].choosing
     left_out = config.getoption("lf", False)  # it passes over files in which nothing has failed
@@ -108,7 +108,7 @@ def insist_on_use(config: pytest.Config) -> None:
         f"{', '.join(options)}: no test of the conformance kit was collected; "
         "give `--pyargs pytest_bninvariants.conformance`, too"
     )
-    refuse(config, options[0], said)
+    raise_usage_error(config, options[0], said)
 
 
 def _subjects(settings: Settings) -> Iterator[LayerUnderTest]:
@@ -163,59 +163,3 @@ def _read_xfails(file: str | None, ids: list[str]) -> Iterator[tuple[str, str]]:
                 f"{file}:{number}: {pattern!r} matches no test; an id is such as {ids[0]!r}"
             )
         yield pattern, reason
-
-
-NOTABLE = 0.1  # of a law's comparisons; the drawn data give a few in a hundred
-
-
-@dataclass(slots=True)
-class _Judged:
-    """What tests have recorded.
-
-    Args:
-        checks: how many laws held, each counted once for a layer, a dtype and a device.
-        examples: cases that they were tried on.
-        ill_posed: comparisons that could not be made.
-        posed: those that were.
-    """
-
-    checks: int = 0
-    examples: int = 0
-    ill_posed: float = 0
-    posed: float = 0
-
-    @property
-    def share(self) -> float:
-        """Return how much of the comparisons was ill-posed."""
-        return self.ill_posed / (self.ill_posed + self.posed or 1)
-
-    def take(self, recorded: dict[str, Any]) -> None:
-        """Count a test that passed."""
-        self.checks += 1
-        self.examples += recorded["bn_examples"]
-        ill_posed, posed = recorded["bn_ill_posed"]
-        self.ill_posed += ill_posed
-        self.posed += posed
-
-
-def lines(passed: Iterable[pytest.TestReport]) -> Iterator[str]:
-    """Say what the tests of laws among some have judged; nothing, if there are none.
-
-    Args:
-        passed: the reports of tests that passed; under xdist they come from the workers.
-    """
-    whole, laws = _Judged(), defaultdict[object, _Judged](_Judged)
-    for report in passed:
-        recorded = dict(report.user_properties)
-        if "bn_law" in recorded:
-            whole.take(recorded)
-            laws[recorded["bn_law"]].take(recorded)
-    if whole.checks:
-        checks = "1 check" if whole.checks == 1 else f"{whole.checks} checks"
-        yield (
-            f"bn conformance: {checks} held on {whole.examples:,} cases; "
-            f"{whole.share:.1%} of comparisons ill-posed"
-        )
-    notable = [f"{name} {law.share:.0%}" for name, law in laws.items() if law.share > NOTABLE]
-    if notable:
-        yield f"bn conformance: notably ill-posed: {', '.join(sorted(notable))}"

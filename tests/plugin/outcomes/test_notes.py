@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_bninvariants import frames
-from pytest_bninvariants.plugin import reports
+from pytest_bninvariants.plugin.outcomes.exceptions import drop_notes_about_us
 
 OURS = f"        {frames.PACKAGE}plugin/guarded_call.py:164"
 TITLE = ["Explanation:", "    These lines were always and only run by failing test cases:"]
@@ -30,5 +30,5 @@ def test_an_explanation_of_nothing_but_our_lines_goes_whole(
     for note in ["\n".join(explanation)] if joined and explanation else explanation:
         error.add_note(note)
     error.__notes__ = [*example, *getattr(error, "__notes__", [])]
-    reports._drop_notes_about_us(error)
+    drop_notes_about_us(error)
     assert "\n".join(error.__notes__).splitlines() == [*example, *left]

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import inspect
 import linecache
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import CodeType
-from typing import TYPE_CHECKING, Any, NoReturn
-
-import pytest
-
-from pytest_bninvariants.errors import (
-    GateError,
-)
-from pytest_bninvariants.plugin.markers import marks_of, spelled
-
-if TYPE_CHECKING:
-    from pytest_bninvariants.invariants.guard import Guard
-
+from typing import Any, NoReturn
 
 RAISED_AT = "_raised_at"
-
+"""The attribute of a failure that holds the code of the frame it was raised from."""
 
 _FAILURE = "__failure__"
 
@@ -70,52 +59,3 @@ def _lines_to_def(code: CodeType) -> int:
         if line.lstrip().startswith(("def ", "async def ")):
             return number
     return 0
-
-
-def raise_what_was_missed(
-    item: pytest.Item, marks: list[pytest.Mark], pending: dict[int, str]
-) -> None:
-    """Fail a test that looks guarded and was not.
-
-    Args:
-        item: the test, which has passed.
-        marks: its markers that ask for a guard, from before its call.
-        pending: what is said of guards of which nobody has heard.
-
-    Raises:
-        GateError: there are such guards, or a marker has come that was too late.
-    """
-    __tracebackhide__ = True
-    told = list(dict.fromkeys(pending.values()))
-    late = [mark for mark in marks_of(item) if spelled(mark) not in map(spelled, marks)]
-    told += [f"{spelled(mark)} was added while the test ran, too late to guard it" for mark in late]
-    if told:
-        pending.clear()
-        (getattr(item, "_excinfo", None) or []).clear()  # unittest's unexpected success, say
-        _fail(item, told)
-
-
-def raise_what_was_left_open(
-    item: pytest.Item, entered: dict[int, Guard], before: set[int]
-) -> None:
-    """Fail a test that entered guards which nobody left, once its fixtures have ended.
-
-    Args:
-        item: the test.
-        entered: guards that have not ended.
-        before: which of them are of earlier tests or of fixtures.
-
-    Raises:
-        GateError: there are others.
-    """
-    __tracebackhide__ = True
-    left = [guard for number, guard in entered.items() if number not in before]
-    for guard in left:
-        guard.stop()
-    if left:
-        _fail(item, dict.fromkeys(guard.left_open for guard in left))
-
-
-def _fail(item: pytest.Item, told: Iterable[str]) -> NoReturn:
-    __tracebackhide__ = True
-    raise_at(getattr(item, "obj", None) or item.runtest, GateError("; ".join(told)), {})

@@ -1,0 +1,1 @@
+"""How a guard's failure is raised, shown and counted."""

@@ -1,0 +1,92 @@
+"""What a test raised: make it presentable, and find the verdicts in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import CodeType, TracebackType
+
+import pytest
+
+from pytest_bninvariants.errors import (
+    DriftNote,
+    GateError,
+    InvariantBroken,
+    LawBroken,
+)
+from pytest_bninvariants.frames import PACKAGE, drop_our_frames
+from pytest_bninvariants.plugin.outcomes.raise_at_test import RAISED_AT
+from pytest_bninvariants.verdict import Verdict
+
+OUR_ERRORS = (InvariantBroken, GateError, LawBroken)
+_EXPLANATION = "Explanation:"  # of hypothesis
+
+
+def make_presentable(item: pytest.Item, call: pytest.CallInfo[None], *, verbose: bool) -> None:
+    """Make what a call raised presentable, before pytest turns it into a report."""
+    if call.excinfo is not None:
+        call.excinfo = _presentable(call.excinfo, verbose=verbose)
+    of_unittest = getattr(item, "_excinfo", None)  # pytest reports these in place of call.excinfo
+    if of_unittest:
+        of_unittest[:] = [_presentable(excinfo, verbose=verbose) for excinfo in of_unittest]
+
+
+def _presentable(
+    excinfo: pytest.ExceptionInfo[BaseException], *, verbose: bool
+) -> pytest.ExceptionInfo[BaseException]:
+    failures = [error for error in _and_its_parts(excinfo.value) if isinstance(error, OUR_ERRORS)]
+    drop_our_frames(excinfo.value)
+    for failure in failures:
+        if verbose and isinstance(failure, InvariantBroken):
+            failure.unfold()
+        drop_notes_about_us(failure)
+        code = getattr(failure, RAISED_AT, None)
+        if code is not None:
+            failure.__traceback__ = _from_code(failure.__traceback__, code)
+    drop_notes_about_us(excinfo.value)
+    return pytest.ExceptionInfo.from_exception(excinfo.value)
+
+
+def _from_code(traceback: TracebackType | None, code: CodeType) -> TracebackType | None:
+    current = traceback
+    while current is not None and current.tb_frame.f_code is not code:
+        current = current.tb_next
+    return current or traceback
+
+
+def _and_its_parts(error: BaseException) -> Iterator[BaseException]:
+    yield error
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _and_its_parts(part)
+
+
+def drop_notes_about_us(error: BaseException) -> None:
+    """Drop our lines from hypothesis's explanation, which lists what only failing examples run.
+
+    It is the end of the notes: a title, a sentence, files with lines, and how many more there are.
+    """
+    notes = "\n".join(getattr(error, "__notes__", ())).split("\n")
+    if not any(PACKAGE in line for line in notes) or _EXPLANATION not in notes:
+        return
+    start = notes.index(_EXPLANATION)
+    kept = [line for line in notes[start:] if PACKAGE not in line]
+    told = any(".py:" in line for line in kept)
+    error.__notes__ = notes[:start] + (kept if told else [])
+
+
+def gate_error_in(error: BaseException | None) -> GateError | None:
+    """Return the gate error that an exception is, or contains."""
+    parts = () if error is None else _and_its_parts(error)
+    return next((part for part in parts if isinstance(part, GateError)), None)
+
+
+def verdicts_in(error: BaseException | None) -> tuple[Verdict, ...]:
+    """Return the verdicts that an exception gives, itself or in a note."""
+    parts = () if error is None else _and_its_parts(error)
+    told = (each for part in parts for each in (part, *getattr(part, "__notes__", ())))
+    return tuple(
+        verdict
+        for each in told
+        if isinstance(each, InvariantBroken | DriftNote)
+        for verdict in each.verdicts
+    )
