@@ -22,7 +22,7 @@ from pytest_bninvariants.audit.leaks import Leak, verdicts
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.instrumentation import installation, observer_api
 from pytest_bninvariants.instrumentation.call_sites import ModeHistory
-from pytest_bninvariants.instrumentation.observer_api import Finish, How, Observer
+from pytest_bninvariants.instrumentation.observer_api import AfterCall, ForwardKind, Observer
 from pytest_bninvariants.selection.bn_layers import (
     BN_STATE,
     STATISTICS,
@@ -92,7 +92,7 @@ class IdleWatcher(installation.Watcher):
         """Tell that no call is heard."""
         return True
 
-    def heeds(self, layer: nn.Module) -> bool:
+    def observes_layer(self, layer: nn.Module) -> bool:
         """Tell that no layer is listened to."""
         return False
 
@@ -141,20 +141,22 @@ class Auditor(Observer):
                 if has_known_forward(layer) and uses_batch_statistics(layer):
                     self.saw_batch_statistics(layer, "batches", None)
 
-    def heeds(self, layer: nn.Module) -> bool:
+    def observes_layer(self, layer: nn.Module) -> bool:
         """Tell whether a BN layer that is about to run is frozen."""
         seen = self._seen.get(id(layer))
         return seen is not None and seen.freeze is not None
 
-    def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
+    def saw_batch_statistics(
+        self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
+    ) -> None:
         """Count a batch that a BN layer normalises."""
         if not has_stored_statistics(layer):
             return
         seen = self._look_at(layer)
         self._count(seen)
-        if seen.freeze is not None and not self._counts(seen.freeze, layer, how):
+        if seen.freeze is not None and not self._counts(seen.freeze, layer, kind):
             seen.freeze = None
-        if how == "own_forwards":
+        if kind == "own_forwards":
             self._judge(seen, _buffers(layer))
 
     def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
@@ -168,14 +170,14 @@ class Auditor(Observer):
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
-    ) -> Finish | None:
+    ) -> AfterCall | None:
         """Note that what an optimizer writes with a gradient is no average, but a step."""
         return _all(
             parameters.leave_out(values=closure or parameters.have_gradients_in(optimizer))
             for parameters in self._frozen_parameters()
         )
 
-    def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
+    def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
         """Note that a load of the values that are there is no average."""
         return _all(each.leave_out(values=False) for each in self._frozen_parameters())
 
@@ -210,11 +212,11 @@ class Auditor(Observer):
         self._seen[key] = seen = AuditedLayer(layer=weakref.ref(layer, lambda _: dead.append(key)))
         return seen
 
-    def _counts(self, freeze: FrozenStretch, layer: nn.Module, how: How) -> bool:
+    def _counts(self, freeze: FrozenStretch, layer: nn.Module, kind: ForwardKind) -> bool:
         """Count a batch of a frozen layer; tell whether it is one that may make a leak."""
-        if how == "own_forwards" and not _moved(freeze, _buffers(layer)):
+        if kind == "own_forwards" and not _moved(freeze, _buffers(layer)):
             return False  # all that is known of these is what they have done by now
-        if any(observer.expects_updates(layer) for observer in observer_api.present):
+        if any(observer.expects_updates(layer) for observer in observer_api.active_observers):
             return False
         if freeze.run is None and not self._is_copy(layer):
             with DisableTorchFunction():
@@ -317,7 +319,7 @@ def _moved(freeze: FrozenStretch, now: Mapping[str, Tensor]) -> list[Change]:
     return found if moved & {*STATISTICS} and not freeze.parameters.averaged else []
 
 
-def _all(finishes: Iterable[Finish]) -> Finish | None:
+def _all(finishes: Iterable[AfterCall]) -> AfterCall | None:
     """Return what calls each of these; None if there are none."""
     each = list(finishes)
 

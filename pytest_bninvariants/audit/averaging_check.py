@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pytest_bninvariants.instrumentation.observer_api import Finish
+from pytest_bninvariants.instrumentation.observer_api import AfterCall
 from pytest_bninvariants.instrumentation.optimizers import held_by
 from pytest_bninvariants.selection.model_names import WatchedTensor
 from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised, version
@@ -47,7 +47,7 @@ class FrozenParameters:
             found = changes_since(self._kept, self._kept.tensors, ())
         return any(change.kind == "values" for change in found)
 
-    def leave_out(self, *, values: bool) -> Finish:
+    def leave_out(self, *, values: bool) -> AfterCall:
         """Note what was done up to an operation; return what is called after it.
 
         Args:

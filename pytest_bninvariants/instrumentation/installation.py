@@ -75,7 +75,7 @@ class _Observers:
 
     def _set(self, everybody: tuple[Observer, ...]) -> None:
         self._all = everybody
-        observer_api.present = self._alone[-1] if self._alone else everybody
+        observer_api.active_observers = self._alone[-1] if self._alone else everybody
 
     @contextmanager
     def heard_only_by(self, *observers: Observer) -> Iterator[None]:
@@ -109,7 +109,7 @@ class _Observers:
             if self._all:
                 self._patches.install()
                 listeners.resume()
-                if observer_api.hears_steps() and not self._unhook:
+                if observer_api.steps_are_observed() and not self._unhook:
                     self._unhook = write_hooks.hook_optimizers()
 
     def _uninstall(self) -> None:
@@ -127,7 +127,7 @@ class _Observers:
 @hidden_from_dynamo
 def _tell_mode_set(module: nn.Module, training: Any, frame: FrameType | None) -> None:
     assert frame is not None
-    for observer in observer_api.present:
+    for observer in observer_api.active_observers:
         observer.saw_mode_set(module, bool(training), frame)
 
 
@@ -136,11 +136,13 @@ def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """Tell of a call; return whether `_after_call` must follow."""
     if listeners.aside and not dynamo.dynamo_runs():
         listeners.come_back()
-    for observer in observer_api.present:
+    for observer in observer_api.active_observers:
         observer.saw_forward(module)
     is_layer = is_bn_layer(module)
-    heeded = is_layer and any(observer.heeds(module) for observer in observer_api.present)
-    if not (heeded or listeners.listening or observer_api.hears_calls()):
+    observed = is_layer and any(
+        observer.observes_layer(module) for observer in observer_api.active_observers
+    )
+    if not (observed or listeners.listening or observer_api.calls_are_observed()):
         return False
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     return _have_values(tensors) and listeners.enter(module, tensors, is_layer=is_layer)
@@ -152,7 +154,7 @@ def _after_call(*, failed: bool) -> None:
 
 
 def _tell_compiled_code() -> None:
-    for observer in observer_api.present:
+    for observer in observer_api.active_observers:
         observer.saw_compiled_code()
 
 
@@ -163,7 +165,7 @@ def _tell_compiled_in_place(frame: FrameType | None) -> None:
         frame = frame.f_back
     if frame is not None and frame.f_code is private_api.call_code:
         module = frame.f_locals["self"]
-        for observer in observer_api.present:
+        for observer in observer_api.active_observers:
             observer.saw_forward(module)
 
 
@@ -194,7 +196,7 @@ def _observing_call(original: _Function, switch: Switch) -> _Function:
     def _call_impl(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         quiet = not switch.on or is_dynamo_compiling()
-        if quiet or not (observer_api.is_heard(self) or listeners.listening):
+        if quiet or not (observer_api.is_observed(self) or listeners.listening):
             return original(self, *args, **kwargs)
         if not _before_call(self, args, kwargs):
             return original(self, *args, **kwargs)

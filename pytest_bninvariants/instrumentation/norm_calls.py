@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from pytest_bninvariants.instrumentation import observer_api
-from pytest_bninvariants.instrumentation.observer_api import End, Finish, How
+from pytest_bninvariants.instrumentation.observer_api import AfterCall, AfterForward, ForwardKind
 from pytest_bninvariants.selection.bn_layers import (
     STATISTICS,
     has_known_forward,
@@ -48,7 +48,7 @@ class _Running:
     module: nn.Module
     is_layer: bool
     x: Tensor | None
-    ends: list[End]
+    ends: list[AfterForward]
     counted: bool
     before: object = None
     heard: bool = False
@@ -92,7 +92,7 @@ class Listeners:
         """
         stack = self._stack()
         inside = any(running.is_layer for running in stack)
-        if not (is_layer or inside or (not stack and observer_api.hears_calls())):
+        if not (is_layer or inside or (not stack and observer_api.calls_are_observed())):
             return False
         x = tensors[0] if tensors else None
         ends = _begin(module, x) if is_layer else []
@@ -117,7 +117,7 @@ class Listeners:
 
     def heard(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str
-    ) -> list[Finish]:
+    ) -> list[AfterCall]:
         """Take note of a normalising call and its arguments; return what is to be called after."""
         mean = args[_RUNNING_MEAN] if len(args) > _RUNNING_MEAN else kwargs.get("running_mean")
         batch = args[_USES_BATCH] if len(args) > _USES_BATCH else kwargs.get(flag)
@@ -135,7 +135,7 @@ class Listeners:
             return []
         finishes = [
             observer.saw_call(name, state, given, sys._getframe(1), batch=bool(batch))
-            for observer in observer_api.present
+            for observer in observer_api.active_observers
         ]
         return [finish for finish in finishes if finish is not None]
 
@@ -214,8 +214,8 @@ def _shares_memory(values: object, layer: nn.Module) -> bool:
         return any(t.untyped_storage().data_ptr() == start for _, _, t in own_tensors(layer))
 
 
-def _begin(layer: nn.Module, x: Tensor | None) -> list[End]:
-    heard = [observer.before_layer(layer, x) for observer in observer_api.present]
+def _begin(layer: nn.Module, x: Tensor | None) -> list[AfterForward]:
+    heard = [observer.before_layer(layer, x) for observer in observer_api.active_observers]
     return [end for end in heard if end is not None]
 
 
@@ -245,20 +245,22 @@ def _tell_by_mode(layer: nn.Module, x: Tensor | None, *, failed: bool, wrote: bo
         _tell_batch_statistics(layer, "own_forwards")
 
 
-def _tell_batch_statistics(layer: nn.Module, how: How, values: Tensor | None = None) -> None:
-    for observer in observer_api.present:
-        observer.saw_batch_statistics(layer, how, values)
+def _tell_batch_statistics(
+    layer: nn.Module, kind: ForwardKind, values: Tensor | None = None
+) -> None:
+    for observer in observer_api.active_observers:
+        observer.saw_batch_statistics(layer, kind, values)
 
 
 @hidden_from_dynamo
 def _tell_normalising(
     name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str
-) -> list[Finish]:
+) -> list[AfterCall]:
     return listeners.heard(name, args, kwargs, flag)
 
 
 @hidden_from_dynamo
-def _tell_normalised(finishes: list[Finish]) -> None:
+def _tell_normalised(finishes: list[AfterCall]) -> None:
     for finish in finishes:
         finish()
 

@@ -1,4 +1,4 @@
-"""Whoever watches at the moment, and what they can hear."""
+"""What an observer can hear of torch, and which observers are active."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from torch.optim import Optimizer
 from pytest_bninvariants import run_config
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 
-How = Literal["batches", "failed", "own_forwards"]
-Finish = Callable[[], None]
-End = Callable[[bool], None]
+ForwardKind = Literal["batches", "failed", "own_forwards"]
+"""A forward that normalised with batch statistics, one that raised before it did, or one by code of
+a user's own that may have done so."""
+AfterCall = Callable[[], None]
+"""What is called after the call that was announced."""
+AfterForward = Callable[[bool], None]
+"""What is called after a forward; its argument says whether the forward raised."""
 
 
 class Observer:
-    """Whoever wants to hear; what it does not override, it pays no heed to."""
+    """Base class of observers; an event whose method is not overridden costs nothing."""
 
     @skipped_by_dynamo
     def ignores(self, module: nn.Module) -> bool:
-        """Tell, in as little time as can be, that it has no need to hear of a module's call.
+        """Tell, as fast as possible, that this observer does not need to hear of a module's call.
 
-        Unless it says so, that is where a module is neither a BN layer nor compiled.
+        By default it ignores modules that are neither BN layers nor compiled.
         """
         return not (
             module._buffers
@@ -36,31 +40,47 @@ class Observer:
     def saw_forward(self, module: nn.Module) -> None:
         """Hear of a module that is about to be called."""
 
-    def heeds(self, layer: nn.Module) -> bool:
-        """Tell whether it wants to hear what a BN layer normalises with, that is about to run."""
+    def observes_layer(self, layer: nn.Module) -> bool:
+        """Tell whether it wants to hear what a BN layer, which is about to run, normalises with."""
         return True
 
-    def before_layer(self, layer: nn.Module, x: Tensor | None) -> End | None:
-        """Hear of a BN layer's forward; what is returned is called after it, and told if it failed.
+    def before_layer(self, layer: nn.Module, x: Tensor | None) -> AfterForward | None:
+        """Hear of a BN layer that is about to run.
 
-        x is the first tensor that the layer is called with.
+        Args:
+            layer: the layer.
+            x: the first tensor that it is called with.
+
+        Returns:
+            What is to be called after the layer's forward.
         """
         return None
 
-    def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
+    def saw_batch_statistics(
+        self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
+    ) -> None:
         """Hear of a BN layer that normalised with batch statistics, or may have.
 
-        `values` are those that it normalises, where it called one of torch's functions for that.
+        Args:
+            layer: the layer.
+            kind: what is known of the forward.
+            values: what it normalises, where it called one of torch's functions for that.
         """
 
     def saw_call(
         self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
-    ) -> Finish | None:
-        """Hear of a call of `batch_norm` or `instance_norm` by no BN layer, in this frame.
+    ) -> AfterCall | None:
+        """Hear of a call of `batch_norm` or `instance_norm` that no BN layer made.
 
-        It normalises `values`, with stored or, if `batch`, with batch statistics. `state` tells for
-        which layer: it is the running mean, or the weight where there is none. What is returned is
-        called after it, unless it raises.
+        Args:
+            name: the function's name.
+            state: tells whose state is used: it is the running mean, or else the weight.
+            values: what is normalised.
+            frame: the frame that calls.
+            batch: whether with batch statistics, rather than stored ones.
+
+        Returns:
+            What is to be called after the call, unless that raises.
         """
         return None
 
@@ -69,49 +89,66 @@ class Observer:
         return False
 
     def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
-        """Hear of `module.training = training`, before it is so, in this frame."""
+        """Hear that a frame is about to execute `module.training = training`."""
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
-    ) -> Finish | None:
-        """Hear of an optimizer that is about to step; what is returned is called after it.
+    ) -> AfterCall | None:
+        """Hear of an optimizer that is about to step.
 
-        With a closure, the gradients that it steps with are yet to come.
+        Args:
+            optimizer: the optimizer.
+            frame: the frame in which torch runs the step.
+            closure: whether the step has a closure, and so has yet to compute its gradients.
+
+        Returns:
+            What is to be called after the step, unless that raises.
         """
         return None
 
-    def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
-        """Hear of load_state_dict(), likewise."""
+    def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
+        """Hear of a module that is about to load a state; return what is to be called after it."""
         return None
 
     def before_collective(
         self, name: str, tensors: list[Tensor], frame: FrameType | None
-    ) -> Finish | None:
-        """Hear of an operation between processes that writes to tensors, likewise."""
+    ) -> AfterCall | None:
+        """Hear of a collective that is about to write to tensors.
+
+        Args:
+            name: the function's name in `torch.distributed`.
+            tensors: all that it is given.
+            frame: the frame that calls it.
+
+        Returns:
+            What is to be called after it, unless it raises.
+        """
         return None
 
     def saw_compiled_code(self) -> None:
         """Hear that dynamo compiles, or that code runs that it may have compiled."""
 
 
-present: tuple[Observer, ...] = ()
-"""All who watch at the moment."""
+active_observers: tuple[Observer, ...] = ()
+"""Those that hear what happens now."""
 
 
 @skipped_by_dynamo
-def is_heard(module: nn.Module) -> bool:
-    """Tell whether anybody may want to hear of a module's call."""
-    for observer in present:  # noqa: SIM110, a generator takes longer
+def is_observed(module: nn.Module) -> bool:
+    """Tell whether any active observer may need to hear of a module's call."""
+    for observer in active_observers:  # noqa: SIM110, a generator takes longer
         if not observer.ignores(module):
             return True
     return False
 
 
-def hears_calls() -> bool:
-    """Tell whether anybody wants to hear of calls of `batch_norm` by no BN layer."""
-    return any(type(observer).saw_call is not Observer.saw_call for observer in present)
+def calls_are_observed() -> bool:
+    """Tell whether any active observer hears of calls of `batch_norm` that no BN layer makes."""
+    return any(type(observer).saw_call is not Observer.saw_call for observer in active_observers)
 
 
-def hears_steps() -> bool:
-    """Tell whether anybody wants to hear of optimizer steps."""
-    return any(type(observer).before_step is not Observer.before_step for observer in present)
+def steps_are_observed() -> bool:
+    """Tell whether any active observer hears of optimizer steps."""
+    return any(
+        type(observer).before_step is not Observer.before_step for observer in active_observers
+    )

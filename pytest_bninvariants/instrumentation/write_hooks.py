@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
 
 from pytest_bninvariants.frames import callers
 from pytest_bninvariants.instrumentation import observer_api
-from pytest_bninvariants.instrumentation.observer_api import Finish
+from pytest_bninvariants.instrumentation.observer_api import AfterCall
 from pytest_bninvariants.torch_internals.dynamo import hidden_from_dynamo, skipped_by_dynamo
 from pytest_bninvariants.torch_internals.patches import Patch, Swap, Switch, around_method, caller
 
@@ -28,7 +28,7 @@ _COLLECTIVES = (
     *("broadcast", "all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter_tensor"),
     *("all_gather", "all_gather_into_tensor", "scatter", "recv"),
 )
-_stepping: dict[FrameType, list[Finish]] = {}
+_stepping: dict[FrameType, list[AfterCall]] = {}
 """What is to be called after a step, by the frame in which torch calls the hooks around it."""
 
 
@@ -62,7 +62,7 @@ def _tell_step(
     closure = kwargs.get("closure", next((arg for arg in args if arg is not optimizer), None))
     heard = [
         observer.before_step(optimizer, frame, closure=closure is not None)
-        for observer in observer_api.present
+        for observer in observer_api.active_observers
     ]
     _stepping[frame] = [finish for finish in heard if finish is not None]
 
@@ -91,7 +91,7 @@ def _observing_load(original: _Function, switch: Switch) -> _Function:
         if not switch.on or is_dynamo_compiling():
             return original(self, *args, **kwargs)
         frame = caller()
-        heard = [observer.before_load(self, frame) for observer in observer_api.present]
+        heard = [observer.before_load(self, frame) for observer in observer_api.active_observers]
         try:
             return original(self, *args, **kwargs)
         finally:  # what is strict complains when it has loaded
@@ -116,17 +116,20 @@ def _observing(name: str) -> Callable[[_Function, Switch], _Function]:
 
 def _before_collective(
     name: str, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType | None
-) -> list[Finish | None]:
+) -> list[AfterCall | None]:
     tensors = [
         each
         for value in (*args, *kwargs.values())
         for each in (value if isinstance(value, list) else [value])
         if isinstance(each, Tensor)
     ]
-    return [observer.before_collective(name, tensors, frame) for observer in observer_api.present]
+    return [
+        observer.before_collective(name, tensors, frame)
+        for observer in observer_api.active_observers
+    ]
 
 
-def _finished(result: Any, heard: list[Finish | None]) -> Any:
+def _finished(result: Any, heard: list[AfterCall | None]) -> Any:
     for finish in heard:
         if finish is not None:
             finish()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.frames import place_of
 from pytest_bninvariants.instrumentation.call_sites import ModeHistory, place_of_outermost_call
-from pytest_bninvariants.instrumentation.observer_api import How
+from pytest_bninvariants.instrumentation.observer_api import ForwardKind
 from pytest_bninvariants.selection.bn_layers import (
     has_known_forward,
     is_bn_layer,
@@ -59,14 +59,14 @@ class LayerActivity(ModeHistory):
     recomputed: int = 0
     ran_at: Place | None = None
 
-    def count(self, how: How, *, in_eval: bool) -> None:
+    def count(self, kind: ForwardKind, *, in_eval: bool) -> None:
         """Count a forward, or a call in place of one."""
-        if how == "failed":
+        if kind == "failed":
             self.failed += 1
             return
         if in_eval:
             self.in_eval += 1
-        if how == "own_forwards":
+        if kind == "own_forwards":
             self.own_forwards += 1
             return
         self.batches += 1
@@ -143,16 +143,16 @@ class ActivityRecorder:
             if isinstance(layer, NormBase) and uses_batch_statistics(layer):
                 self._entry(layer).beside_compiled_code = True
 
-    def saw_batch_statistics(self, layer: nn.Module, how: How) -> None:
+    def saw_batch_statistics(self, layer: nn.Module, kind: ForwardKind) -> None:
         """Note that a BN layer normalises a batch with batch statistics."""
         activity = self._entry(layer)
         if id(layer) not in self._watched:
             self._note_shared_memory(layer)
         elif activity.ran_at is None:
             activity.ran_at = place_of_outermost_call(sys._getframe(1))
-        if how == "batches" and not layer.training and has_known_forward(layer):
+        if kind == "batches" and not layer.training and has_known_forward(layer):
             activity.lacking += 1
-        activity.count(how, in_eval=not layer.training)
+        activity.count(kind, in_eval=not layer.training)
 
     def saw_call(self, layer: nn.Module, function: str, frame: FrameType) -> None:
         """Note that other code normalised a batch with a layer's tensors.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pytest_bninvariants.frames import place_of
-from pytest_bninvariants.instrumentation.observer_api import Finish
+from pytest_bninvariants.instrumentation.observer_api import AfterCall
 from pytest_bninvariants.instrumentation.optimizers import (
     Gradient,
     gradient_of,
@@ -110,7 +110,7 @@ class OperationLog:
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
-    ) -> Finish | None:
+    ) -> AfterCall | None:
         """Look at what an optimizer holds; return what looks again after its step."""
         held = [
             _OptimizedTensor(followed, parameter, number)
@@ -149,7 +149,7 @@ class OperationLog:
     def _by_address(self) -> dict[int, list[Tensor]]:
         return group_by_address((tensor, tensor) for tensor in self._followed.values())
 
-    def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
+    def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
         """Look at what a module holds; return what looks again after its load_state_dict()."""
         slots = [each for each in _slots(module) if id(each[2]) in self._followed]
         if not slots:
@@ -172,7 +172,7 @@ class OperationLog:
 
     def before_collective(
         self, name: str, tensors: Iterable[Tensor], frame: FrameType | None
-    ) -> Finish | None:
+    ) -> AfterCall | None:
         """Look at what a collective is given; return what looks again after it."""
         addresses = {address(tensor) for tensor in tensors} - {0}  # DDP passes detached aliases
         given = [tensor for tensor in self._followed.values() if address(tensor) in addresses]

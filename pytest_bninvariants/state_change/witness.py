@@ -9,7 +9,7 @@ from torch.jit import ScriptModule
 from torch.optim import Optimizer
 
 from pytest_bninvariants.instrumentation.installation import Watcher
-from pytest_bninvariants.instrumentation.observer_api import Finish, How
+from pytest_bninvariants.instrumentation.observer_api import AfterCall, ForwardKind
 from pytest_bninvariants.instrumentation.optimizers import held_by
 from pytest_bninvariants.selection.bn_layers import is_compiled
 from pytest_bninvariants.selection.selection_plan import Selection
@@ -60,9 +60,11 @@ class Witness(Watcher):
         if self._scripted:
             self.layers.saw_scripted_code()
 
-    def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
+    def saw_batch_statistics(
+        self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
+    ) -> None:
         """Note that a BN layer normalises a batch with batch statistics."""
-        self.layers.saw_batch_statistics(layer, how)
+        self.layers.saw_batch_statistics(layer, kind)
 
     def saw_call(
         self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
@@ -80,20 +82,20 @@ class Witness(Watcher):
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
-    ) -> Finish | None:
+    ) -> AfterCall | None:
         """Note that an optimizer is about to step."""
         held = held_by(optimizer)
         self.stepped_parameters |= held
         self.runs.saw_step(held)
         return self.operations.before_step(optimizer, frame, closure=closure)
 
-    def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
+    def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
         """Note that a module is about to load a state."""
         return self.operations.before_load(module, frame)
 
     def before_collective(
         self, name: str, tensors: list[Tensor], frame: FrameType | None
-    ) -> Finish | None:
+    ) -> AfterCall | None:
         """Note that processes are about to exchange tensors."""
         return self.operations.before_collective(name, tensors, frame)
 

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants import FrozenStateChanged, frozen, frozen_bn
 from pytest_bninvariants.instrumentation import installation, observer_api
-from pytest_bninvariants.instrumentation.observer_api import How, Observer
+from pytest_bninvariants.instrumentation.observer_api import ForwardKind, Observer
 from pytest_bninvariants.torch_internals import dynamo
 
 
@@ -41,8 +41,10 @@ class Ear(Observer):
         self.heard.append(("layer", x))
         return lambda failed: self.heard.append(("raised" if failed else "ended", layer))
 
-    def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
-        self.heard.append((how, layer))
+    def saw_batch_statistics(
+        self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
+    ) -> None:
+        self.heard.append((kind, layer))
         self.heard.append(("values", values))
 
     def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
@@ -181,7 +183,7 @@ def test_what_all_ignore_nobody_hears_of(net: Any, batch: Tensor) -> None:
 
 def test_a_bn_layer_that_nobody_heeds_is_not_listened_to(net: Any, batch: Tensor) -> None:
     class Heedless(Ear):
-        def heeds(self, layer: nn.Module) -> bool:
+        def observes_layer(self, layer: nn.Module) -> bool:
             return layer is net.neck
 
     with listening(Heedless()) as ear:
@@ -394,9 +396,9 @@ def test_who_comes_and_goes_while_others_are_heard_alone_leaves_nobody_behind() 
     go.wait()
     for thread in threads:
         thread.join()
-    assert observer_api.present == (late,)
+    assert observer_api.active_observers == (late,)
     installation.discard(late)
-    assert observer_api.present == ()
+    assert observer_api.active_observers == ()
 
 
 def test_threads_hear_each_of_their_own_layers() -> None:

@@ -800,7 +800,7 @@ def test_a_guard_whose_companion_cannot_begin_leaves_torch_as_it_was(
         pass
     assert torch_state() == before
     assert entered == {}
-    assert observer_api.present == ()
+    assert observer_api.active_observers == ()
 
 
 def test_a_conversion_to_another_memory_format_counts_as_something_that_ran() -> None:

@@ -254,7 +254,7 @@ class Sessions:
 
 def hold_that_nothing_is_left_behind() -> None:
     """Hold that no observer, wrapper or setting of a session outlives it in this process."""
-    assert observer_api.present == ()
+    assert observer_api.active_observers == ()
     assert assignments._listeners == []
     assert run_config.current == run_config.RunConfig()
     assert nn.Module._call_impl is _CALL

@@ -17,7 +17,7 @@ from pytest_bninvariants.errors import GateError, shown
 from pytest_bninvariants.evaluation.batches import cast_batch, samples_in
 from pytest_bninvariants.evaluation.precision import computing_in
 from pytest_bninvariants.instrumentation import installation
-from pytest_bninvariants.instrumentation.observer_api import How, Observer
+from pytest_bninvariants.instrumentation.observer_api import ForwardKind, Observer
 from pytest_bninvariants.selection.bn_layers import (
     has_known_forward,
     is_bn_layer,
@@ -137,7 +137,9 @@ class _BatchStatisticsUse(Observer):
     def __exit__(self, *error: object) -> None:
         installation.discard(self)
 
-    def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
+    def saw_batch_statistics(
+        self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
+    ) -> None:
         if not isinstance(layer, InstanceNorm):  # it uses each sample's own statistics
             self._training[id(layer)] = layer.training
 

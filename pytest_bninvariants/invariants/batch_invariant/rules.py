@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.diagnosis.rule import Rule, explain
 from pytest_bninvariants.diagnosis.wording import name_list, one_or_many
-from pytest_bninvariants.instrumentation.observer_api import How, Observer
+from pytest_bninvariants.instrumentation.observer_api import ForwardKind, Observer
 from pytest_bninvariants.selection.bn_layers import has_stored_statistics
 from pytest_bninvariants.selection.model_names import named_modules
 from pytest_bninvariants.verdict import Cause
@@ -20,7 +20,9 @@ class BatchStatisticsLog(Observer):
     def __init__(self) -> None:
         self._layers: dict[int, nn.Module] = {}
 
-    def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
+    def saw_batch_statistics(
+        self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
+    ) -> None:
         """Keep the layer."""
         self._layers[id(layer)] = layer
 

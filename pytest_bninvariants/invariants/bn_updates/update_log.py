@@ -16,7 +16,7 @@ from pytest_bninvariants.instrumentation.call_sites import (
     place_of_outermost_call,
 )
 from pytest_bninvariants.instrumentation.installation import Watcher
-from pytest_bninvariants.instrumentation.observer_api import End, Finish, How
+from pytest_bninvariants.instrumentation.observer_api import AfterCall, AfterForward, ForwardKind
 from pytest_bninvariants.instrumentation.optimizers import held_by
 from pytest_bninvariants.invariants.bn_updates.reference_check import Given, judge
 from pytest_bninvariants.invariants.bn_updates.state_history import (
@@ -130,7 +130,7 @@ class Ledger(Watcher):
         """Return what was seen of a layer."""
         return self._accounts[id(layer)]
 
-    def before_layer(self, layer: nn.Module, x: Tensor | None) -> End | None:
+    def before_layer(self, layer: nn.Module, x: Tensor | None) -> AfterForward | None:
         """Note a layer's statistics; return what compares them after its forward."""
         account = self._accounts.get(id(layer))
         if account is None or id(layer) in self._running:
@@ -152,7 +152,9 @@ class Ledger(Watcher):
 
         return end
 
-    def saw_batch_statistics(self, layer: nn.Module, how: How, values: Tensor | None) -> None:
+    def saw_batch_statistics(
+        self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
+    ) -> None:
         """Note that a layer's forward normalises with batch statistics."""
         forward = self._running.get(id(layer))
         if forward is None:
@@ -171,7 +173,7 @@ class Ledger(Watcher):
 
     def saw_call(
         self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
-    ) -> Finish | None:
+    ) -> AfterCall | None:
         """Note the statistics of a layer that is normalised for without a call of its own."""
         at = address(state)
         with undisturbed():
@@ -205,7 +207,7 @@ class Ledger(Watcher):
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
-    ) -> Finish | None:
+    ) -> AfterCall | None:
         """Return what counts an optimizer's step when it is over; one inside is part of it."""
         if held_by(optimizer).isdisjoint(map(id, all_tensors(self._model))):
             return None
@@ -219,7 +221,7 @@ class Ledger(Watcher):
 
         return finish
 
-    def before_load(self, module: nn.Module, frame: FrameType | None) -> Finish | None:
+    def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
         """Return what notes after a load which statistics it set."""
         below = {id(part) for _, part in named_modules(module)}
         accounts = [account for key, account in self._accounts.items() if key in below]
@@ -230,7 +232,7 @@ class Ledger(Watcher):
 
     def before_collective(
         self, name: str, tensors: list[Tensor], frame: FrameType | None
-    ) -> Finish | None:
+    ) -> AfterCall | None:
         """Return what takes statistics as an exchange between processes has left them."""
         given = {address(tensor) for tensor in tensors} - {0}
         accounts = [

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pytest_bninvariants.instrumentation.installation import Watcher
-from pytest_bninvariants.instrumentation.observer_api import Finish
+from pytest_bninvariants.instrumentation.observer_api import AfterCall
 from pytest_bninvariants.instrumentation.optimizers import Gradient, gradient_of
 from pytest_bninvariants.snapshot.tensor_bytes import content_of, same_content, values_of
 from pytest_bninvariants.torch_internals.isolation import undisturbed
@@ -58,7 +58,7 @@ class Trainees(Watcher):
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
-    ) -> Finish | None:
+    ) -> AfterCall | None:
         """Note what an optimizer trains with; return what notes after its step what moved."""
         name = type(optimizer).__name__
         if name not in self.stepped:

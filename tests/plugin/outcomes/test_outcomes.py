@@ -684,7 +684,7 @@ def test_an_interrupt_leaves_no_observer_behind(sessions: Sessions) -> None:
             yield
             assert nn.Module._call_impl is call
             assert nn.Module.__setattr__.__code__ is setattr_
-            assert observer_api.present == ()
+            assert observer_api.active_observers == ()
             print("nothing is left")
 
         @pytest.mark.frozen_bn
