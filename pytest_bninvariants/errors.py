@@ -13,11 +13,22 @@ if TYPE_CHECKING:
 class InvariantBroken(AssertionError):
     """Say that an invariant does not hold.
 
-    Its text is made when it is first asked for; the first line is the headline.
+    Its text is made when it is first needed; the first line is the headline.
 
     Args:
         verdicts: the broken guards' verdicts, at least one; a test with several markers may break
-            more.
+            several guards.
+
+    Example:
+        >>> import torch
+        >>> from pytest_bninvariants import InvariantBroken, in_sync
+        >>> model, teacher = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+        >>> _ = model(torch.randn(4, 2))
+        >>> try:
+        ...     in_sync(model, teacher)
+        ... except InvariantBroken as broken:
+        ...     print(broken.verdict.changed_tensors)
+        ('running_mean', 'running_var', 'num_batches_tracked')
     """
 
     def __init__(self, *verdicts: Verdict) -> None:
@@ -55,7 +66,19 @@ class InvariantBroken(AssertionError):
 
 
 class FrozenStateChanged(InvariantBroken):
-    """Say that a step changed what `frozen_bn` or `frozen` watch."""
+    """Say that a step changed what `frozen_bn` or `frozen` watch.
+
+    Example:
+        >>> import torch
+        >>> from pytest_bninvariants import FrozenStateChanged, frozen_bn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+        >>> try:
+        ...     with frozen_bn(model):
+        ...         _ = model(torch.randn(4, 3))  # in training mode
+        ... except FrozenStateChanged as changed:
+        ...     print(str(changed).splitlines()[0])
+        1 of 1 frozen BN layer changed: 1 (training-mode)
+    """
 
 
 class DriftNote(str):
@@ -82,6 +105,20 @@ class LawBroken(AssertionError):
         message: the report; its first line is the headline.
         law: the law's name; of several, the first.
         snippet: code that reproduces it.
+
+    Example:
+        >>> import torch
+        >>> from pytest_bninvariants import LawBroken, assert_bn_conforms
+        >>> class Uncounted(torch.nn.BatchNorm1d):
+        ...     def forward(self, x):
+        ...         y = super().forward(x)
+        ...         self.num_batches_tracked.zero_()
+        ...         return y
+        >>> try:
+        ...     assert_bn_conforms(Uncounted, laws="counter", examples=5)
+        ... except LawBroken as broken:
+        ...     print(broken.law)
+        counter
     """
 
     def __init__(self, message: str, law: str, snippet: str) -> None:
@@ -93,10 +130,19 @@ class LawBroken(AssertionError):
 
 
 class GateError(Exception):
-    """Say that a guard could not judge: it was given nothing to watch, or watched nothing.
+    """Say that a guard could not judge: it was given nothing to watch, or nothing ran inside it.
 
-    It is no AssertionError, so that `xfail(raises=AssertionError)` does not expect it, and the
+    It is not an AssertionError, so `xfail(raises=AssertionError)` does not expect it, and the
     plugin reports it as failed even under a bare `xfail`.
+
+    Example:
+        >>> import torch
+        >>> from pytest_bninvariants import frozen_bn
+        >>> with frozen_bn(torch.nn.BatchNorm1d(2)):
+        ...     pass
+        Traceback (most recent call last):
+        ...
+        pytest_bninvariants.errors.GateError: nothing ran inside frozen_bn(): ...
     """
 
 
@@ -118,7 +164,19 @@ class Refusal(GateError):
 
 
 class InvariantHazard(UserWarning):
-    """Say of an invariant that holds what may break it later."""
+    """Warn that an invariant holds, but that something may break it later.
+
+    Example:
+        >>> import torch, warnings
+        >>> from pytest_bninvariants import frozen
+        >>> model = torch.nn.Linear(2, 1)
+        >>> with warnings.catch_warnings(record=True) as caught, frozen(model):
+        ...     model.weight = torch.nn.Parameter(model.weight.detach().clone())
+        >>> [warning.category.__name__ for warning in caught]
+        ['InvariantHazard']
+        >>> print(caught[0].message)
+        frozen() holds, but weight: is another tensor now, with equal values; ...
+    """
 
 
 def shown(value: object) -> str:

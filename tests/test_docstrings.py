@@ -1,0 +1,65 @@
+"""Each public name shows in its docstring how it is used, and what is shown there runs."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+from types import FunctionType
+
+import pytest
+import torch
+
+import pytest_bninvariants
+from pytest_bninvariants.batchnorm import strategies
+
+PUBLIC = {
+    **{name: getattr(pytest_bninvariants, name) for name in pytest_bninvariants.__all__},
+    **{
+        f"strategies.{name}": value
+        for name, value in vars(strategies).items()
+        if isinstance(value, FunctionType)
+        and value.__module__ == strategies.__name__
+        and not name.startswith("_")
+    },
+}
+MISSING = {
+    "Guard",
+    "ReferenceBatchNorm",
+    "TrainBatch",
+    "Verdict",
+    "accumulates",
+    "assert_bn_conforms",
+    "assert_same_output",
+    "batch_invariant",
+    "bn_updates",
+    "frozen",
+    "frozen_bn",
+    "in_sync",
+    "same_output",
+    "train_batches",
+    "trains",
+    *(name for name in PUBLIC if name.startswith("strategies.")),
+}
+NAMES = [
+    pytest.param(name, marks=pytest.mark.xfail(reason="has no example yet"))
+    if name in MISSING
+    else name
+    for name in PUBLIC
+]
+
+
+def example_of(name: str) -> doctest.DocTest:
+    """Return the lines under the heading `Example:` of a public name's docstring."""
+    _, heading, example = (inspect.getdoc(PUBLIC[name]) or "").partition("\nExample:\n")
+    assert heading, f"the docstring of {name} has no 'Example:'"
+    return doctest.DocTestParser().get_doctest(example, {}, name, None, None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_docstring_has_an_example_that_runs(name: str) -> None:
+    example = example_of(name)
+    assert example.examples, f"the example of {name} has no line that begins with >>>"
+    torch.manual_seed(0)
+    told: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=told.append)
+    assert not told, "".join(told)
