@@ -44,7 +44,7 @@ class SyncGuard(PairGuard):
             found = changes_since(take_snapshot(first), second, new)
             initial = [*_initial_statistics(found, first, second, (one, other))]
         changes = tuple(_worded(change, one, other) for change in found)
-        layers = {watched.layer for watched in (*first.values(), *second.values())}
+        layers = {key.rpartition(".")[0] for key in (*first, *second)}
         return Verdict(
             guard=self.spelled,
             noun="layer",
