@@ -11,10 +11,10 @@ from torch import nn
 from pytest_bninvariants.checks import is_int
 from pytest_bninvariants.diagnosis.wording import name_list
 from pytest_bninvariants.errors import GateError, Refusal, shown
-from pytest_bninvariants.invariants.bn_updates.layer_result import Found
+from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult
 from pytest_bninvariants.invariants.bn_updates.rules import diagnose
-from pytest_bninvariants.invariants.bn_updates.state_history import Wrong
-from pytest_bninvariants.invariants.bn_updates.update_log import Ledger
+from pytest_bninvariants.invariants.bn_updates.state_history import WrongStatistic
+from pytest_bninvariants.invariants.bn_updates.update_log import UpdateLog
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.signature import (
     module_names,
@@ -48,7 +48,7 @@ class UpdatesGuard(Guard):
         super().__init__(model, spelling)
         self._scope, self._times, self._per = scope, times, per
         self._layers: dict[str, tuple[str, nn.Module]] = {}
-        self._ledger: Ledger | None = None
+        self._log: UpdateLog | None = None
 
     def _begin(self) -> None:
         selection = select(self.model, self._scope)
@@ -62,19 +62,19 @@ class UpdatesGuard(Guard):
                 "none of the BN layers has running statistics "
                 "(track_running_stats=False): there is nothing to update"
             )
-        self._ledger = Ledger(
+        self._log = UpdateLog(
             (layer for _, layer in self._layers.values()),
             self.model,
             on_purpose=bool(self._scope.modules) and self._times != 0,
         )
-        self._ledger.start()
+        self._log.start()
 
     def _end(self) -> None:
-        if self._ledger is not None:
-            self._ledger.stop()
+        if self._log is not None:
+            self._log.stop()
 
     def _judge(self) -> Verdict:
-        assert self._ledger is not None
+        assert self._log is not None
         with undisturbed():
             found = [each for each in self._found() if self._is_meant(each)]
             self._insist(found)
@@ -95,38 +95,38 @@ class UpdatesGuard(Guard):
             notes=tuple(_notes(found)),
         )
 
-    def _found(self) -> Iterator[Found]:
-        assert self._ledger is not None
-        now, steps = layers_of(self.model), 1 if self._per == "step" else self._ledger.steps
+    def _found(self) -> Iterator[LayerResult]:
+        assert self._log is not None
+        now, steps = layers_of(self.model), 1 if self._per == "step" else self._log.steps
         for key, (name, layer) in self._layers.items():
-            yield Found.of(name, layer, now.get(key), self._ledger, self._times, steps)
+            yield LayerResult.from_log(name, layer, now.get(key), self._log, self._times, steps)
 
-    def _is_meant(self, found: Found) -> bool:
+    def _is_meant(self, found: LayerResult) -> bool:
         """Tell whether a layer is to be judged: all are that were named, else what is trained."""
-        return bool(self._scope.modules or found.account.meant or found.account.updates)
+        return bool(self._scope.modules or found.record.meant or found.record.updates)
 
-    def _insist(self, found: list[Found]) -> None:
+    def _insist(self, found: list[LayerResult]) -> None:
         """Raise where there is nothing to judge."""
-        assert self._ledger is not None
+        assert self._log is not None
         if not found:
             raise Refusal(
                 "no BN layer is in training: all are in eval and frozen; "
                 "name those that must update"
             )
-        ran = (f.account.forwards or f.lineage.written for f in found)
-        if not self._ledger.compiled and not any(ran):
+        ran = (f.record.forwards or f.provenance.written for f in found)
+        if not self._log.compiled and not any(ran):
             raise GateError(
                 f"nothing ran inside {self.spelled}: it saw no forward of a BN layer; run the "
                 "train step, on this very model, inside the guard"
             )
-        if self._per == "optimizer_step" and not self._ledger.steps:
+        if self._per == "optimizer_step" and not self._log.steps:
             raise Refusal(
                 "no optimizer that holds the model's parameters stepped, so there "
                 "is no step to count for"
             )
 
 
-def _broke(found: list[Found], times: Times, per: Per) -> str:
+def _broke(found: list[LayerResult], times: Times, per: Per) -> str:
     if not any(each.counts_wrongly for each in found):
         return "not updated as BatchNorm does it"
     if times == "forwards":
@@ -135,26 +135,26 @@ def _broke(found: list[Found], times: Times, per: Per) -> str:
     return f"not updated exactly {often}{' in each optimizer step' * (per == 'optimizer_step')}"
 
 
-def _hazards(found: Found) -> Iterator[Hazard]:
+def _hazards(found: LayerResult) -> Iterator[Hazard]:
     if not found.holds:
         return
     if found.undone:
         text = "its running statistics were put back: the step leaves no update in them"
         yield Hazard(name=found.name, text=text)
-    if found.lineage.lost:
-        lost, all_of_them = found.lineage.lost, found.lineage.updates
+    if found.provenance.lost:
+        lost, all_of_them = found.provenance.lost, found.provenance.updates
         text = f"in {lost} of {all_of_them} updates a narrow dtype rounded all away: keep running "
         yield Hazard(name=found.name, text=text + "statistics in float32")
-    if found.lineage.unlike:
-        yield Hazard(name=found.name, text=_told_of_unlike(found.lineage.unlike))
-    if found.lineage.unknown:
+    if found.provenance.unlike:
+        yield Hazard(name=found.name, text=_told_of_unlike(found.provenance.unlike))
+    if found.provenance.unknown:
         text = "its forward is of its own: what it updates could not be held against the reference"
         yield Hazard(name=found.name, text=text)
     if found.uncounted:
         yield Hazard(name=found.name, text="its num_batches_tracked does not count its updates")
 
 
-def _told_of_unlike(unlike: Iterable[Wrong]) -> str:
+def _told_of_unlike(unlike: Iterable[WrongStatistic]) -> str:
     told = (
         f"{each.name} is {each.fits}" if each.fits else f"{each.name}: {each.text}"
         for each in unlike
@@ -162,20 +162,20 @@ def _told_of_unlike(unlike: Iterable[Wrong]) -> str:
     return f"its updates are not BatchNorm's, which it may mean: {'; '.join(dict.fromkeys(told))}"
 
 
-def _notes(found: list[Found]) -> Iterator[str]:
+def _notes(found: list[LayerResult]) -> Iterator[str]:
     by_counter = [each.name for each in found if each.by_counter]
     if by_counter:
         yield (
             f"{name_list(by_counter)} ran in compiled code, or in a way that cannot be seen into: "
             "judged by the counter"
         )
-    untold = [each.name for each in found if each.untold]
-    if untold:
+    unknowable = [each.name for each in found if each.unknowable]
+    if unknowable:
         yield (
-            f"{name_list(untold)} ran where it cannot be seen, and counts no batches: how often it "
-            "was updated cannot be told"
+            f"{name_list(unknowable)} ran where it cannot be seen, and counts no batches: how "
+            "often it was updated cannot be told"
         )
-    unjudged = [each.name for each in found if each.lineage.unjudged and not each.unseen]
+    unjudged = [each.name for each in found if each.provenance.unjudged and not each.unseen]
     if unjudged:
         yield f"the values of {name_list(unjudged)} were not held against the reference"
 

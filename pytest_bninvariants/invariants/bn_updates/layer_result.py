@@ -1,4 +1,4 @@
-"""What is found of one BN layer's updates at the end of a step."""
+"""What became of one BN layer's statistics in a step, and what is wrong with that."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from typing import Literal
 import torch
 from torch import nn
 
-from pytest_bninvariants.invariants.bn_updates.state_history import Lineage, State, statistics_of
-from pytest_bninvariants.invariants.bn_updates.update_log import Account, Ledger
+from pytest_bninvariants.invariants.bn_updates.layer_record import LayerRecord
+from pytest_bninvariants.invariants.bn_updates.state_history import (
+    Provenance,
+    StatisticsSnapshot,
+    statistics_of,
+)
+from pytest_bninvariants.invariants.bn_updates.update_log import UpdateLog
 from pytest_bninvariants.selection.bn_layers import STATISTICS, counts_batches
 from pytest_bninvariants.snapshot.tensor_bytes import is_readable
 from pytest_bninvariants.verdict import Change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class LayerResult:
     """What was found of one layer at the end of a step.
 
     Args:
         name: its qualified name.
-        account: what was seen of it.
-        lineage: what led to its statistics.
+        record: what was seen of it.
+        provenance: what led to its statistics.
         times: how many updates there should be in each of the steps, or `forwards`.
         steps: how many steps that is said of.
         compiled: whether compiled code ran.
@@ -35,8 +40,8 @@ class Found:
     """
 
     name: str
-    account: Account
-    lineage: Lineage
+    record: LayerRecord
+    provenance: Provenance
     times: int | Literal["forwards"]
     steps: int
     compiled: bool
@@ -47,46 +52,47 @@ class Found:
     alike: bool = True
 
     @classmethod
-    def of(
+    def from_log(
         cls,
         name: str,
         layer: nn.Module,
         now: nn.Module | None,
-        ledger: Ledger,
+        log: UpdateLog,
         times: int | Literal["forwards"],
         steps: int = 1,
-    ) -> Found:
-        """Find it.
+    ) -> LayerResult:
+        """Conclude from the log what became of a layer.
 
         Args:
             name: the layer's qualified name.
             layer: the module that held the name at the start.
             now: the one that holds it now; None if it is gone.
-            ledger: what was seen.
+            log: what was seen.
             times: how many updates there should be in each of the steps.
             steps: how many steps that is said of.
         """
-        account = ledger.of(layer)
+        record = log.record_of(layer)
+        statistics = StatisticsSnapshot.from_layer(layer if now is None else now)
         return cls(
             name=name,
-            account=account,
-            lineage=ledger.lineage(account, layer if now is None else now),
+            record=record,
+            provenance=record.provenance_of(statistics),
             times=times,
             steps=steps,
-            compiled=ledger.compiled,
-            elsewhere=_elsewhere(account, now),
+            compiled=log.compiled,
+            elsewhere=_elsewhere(record, now),
             replaced=now is not layer,
-            counted=_counted(account, now),
+            counted=_counted(record, now),
             unsound=[] if now is None else list(_unsound(now)),
         )
 
     @property
     def unseen(self) -> bool:
         """Tell whether it ran where forwards cannot be seen."""
-        scripted = isinstance(self.account.layer, torch.jit.ScriptModule)
-        hidden = self.compiled or self.replaced or self.account.unreadable or scripted
-        moved = self.account.unreadable or bool(self.lineage.written)
-        return hidden and (moved or not self.account.updates)
+        scripted = isinstance(self.record.layer, torch.jit.ScriptModule)
+        hidden = self.compiled or self.replaced or self.record.unreadable or scripted
+        moved = self.record.unreadable or bool(self.provenance.written)
+        return hidden and (moved or not self.record.updates)
 
     @property
     def by_counter(self) -> bool:
@@ -94,14 +100,14 @@ class Found:
         return self.unseen and self.counted is not None
 
     @property
-    def untold(self) -> bool:
+    def unknowable(self) -> bool:
         """Tell whether nothing can tell how often it was updated, though it was."""
-        return self.unseen and self.counted is None and bool(self.lineage.written)
+        return self.unseen and self.counted is None and bool(self.provenance.written)
 
     @property
     def updates(self) -> int:
         """Return how many updates the statistics have had."""
-        return max(0, self.counted or 0) if self.by_counter else self.lineage.updates
+        return max(0, self.counted or 0) if self.by_counter else self.provenance.updates
 
     @property
     def expected(self) -> int | None:
@@ -116,32 +122,35 @@ class Found:
     @property
     def made(self) -> int:
         """Return how many updates of its own tensors it made, those undone with the others."""
-        return self.account.updates - self.elsewhere
+        return self.record.updates - self.elsewhere
 
     @property
     def undone(self) -> bool:
         """Tell whether all of its updates were undone, as when a step is skipped."""
-        return self.lineage == Lineage() and self.made > 0 and not self.unseen
+        return self.provenance == Provenance() and self.made > 0 and not self.unseen
 
     @property
     def written(self) -> bool:
         """Tell whether something else wrote to the statistics, too."""
-        return bool(self.lineage.written) and not self.unseen
+        return bool(self.provenance.written) and not self.unseen
 
     @property
     def counts_wrongly(self) -> bool:
         """Tell whether it was updated another number of times."""
-        if self.untold:
+        if self.unknowable:
             return False
         if self.expected is None:
-            return not self.undone and (self.updates == 0 or self.account.idle > 0)
+            return not self.undone and (self.updates == 0 or self.record.idle > 0)
         return self.updates != self.expected and not (self.undone and self.expected > 0)
 
     @property
     def uncounted(self) -> bool:
         """Tell whether its counter does not count its updates."""
-        by_calls = self.lineage.by_calls > 0 and self.counted not in (None, self.lineage.updates)
-        return by_calls or self.lineage.uncounted > 0
+        by_calls = self.provenance.by_calls > 0 and self.counted not in (
+            None,
+            self.provenance.updates,
+        )
+        return by_calls or self.provenance.uncounted > 0
 
     @property
     def holds(self) -> bool:
@@ -153,22 +162,22 @@ class Found:
         told = list(self._told_of_counts())
         if told:
             yield self._change("; ".join(told))
-        for wrong in self.lineage.wrong if not self.unseen else ():
+        for wrong in self.provenance.wrong if not self.unseen else ():
             yield self._change(f"update {wrong.update}: {wrong.text}", wrong.name)
         for name, text in self.unsound:
             yield self._change(text, name)
 
     def _told_of_counts(self) -> Iterator[str]:
-        lineage = self.lineage
+        provenance = self.provenance
         if self.counts_wrongly:
             expected = "one a forward" if self.expected is None else f"expected {self.expected}"
-            idle = f", {_forwards(self.account.idle)} without" if self.account.idle else ""
+            idle = f", {_forwards(self.record.idle)} without" if self.record.idle else ""
             yield f"{_updates(self.updates)}{idle}, {expected}"
         told = (
-            (lineage.recomputed, "in backward"),
-            (lineage.repeated - lineage.recomputed, "with a batch that had updated already"),
-            (lineage.in_eval, "in eval"),
-            (lineage.miscounted, "that num_batches_tracked counted as more or less than one"),
+            (provenance.recomputed, "in backward"),
+            (provenance.repeated - provenance.recomputed, "with a batch that had updated already"),
+            (provenance.in_eval, "in eval"),
+            (provenance.miscounted, "that num_batches_tracked counted as more or less than one"),
         )
         for count, how in told if not self.unseen else ():
             if count > 0:
@@ -181,16 +190,16 @@ class Found:
         return Change(name=name, layer=self.name, kind="update", text=text)
 
 
-def _elsewhere(account: Account, now: nn.Module | None) -> int:
+def _elsewhere(record: LayerRecord, now: nn.Module | None) -> int:
     """Return how many updates were of tensors that functional_call put there, and took away."""
-    returned = now is not None and account.history.origin.is_of(statistics_of(now))
-    return account.elsewhere if returned else 0
+    returned = now is not None and record.history.origin.is_of(statistics_of(now))
+    return record.elsewhere if returned else 0
 
 
-def _counted(account: Account, now: nn.Module | None) -> int | None:
+def _counted(record: LayerRecord, now: nn.Module | None) -> int | None:
     if now is None or not counts_batches(now):
         return None
-    old, new = account.history.origin.number, State.of(now).number
+    old, new = record.history.origin.number, StatisticsSnapshot.from_layer(now).number
     return None if old is None or new is None else new - old
 
 

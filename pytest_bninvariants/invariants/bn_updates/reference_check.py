@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,53 +11,18 @@ from torch import Tensor, nn
 from pytest_bninvariants.batchnorm.arithmetic import UNIT, Arithmetic
 from pytest_bninvariants.batchnorm.expectation import BoundedValue, expected_statistics
 from pytest_bninvariants.batchnorm.reference import Statistics, batch_statistics, rows
-from pytest_bninvariants.invariants.bn_updates.state_history import State, Wrong
-from pytest_bninvariants.selection.bn_layers import STATISTICS, counts_batches
-from pytest_bninvariants.snapshot.tensor_bytes import (
-    are_backed,
-    is_plain,
-    is_uninitialised,
-    version,
+from pytest_bninvariants.invariants.bn_updates.layer_forward import LayerForward
+from pytest_bninvariants.invariants.bn_updates.state_history import (
+    StatisticsSnapshot,
+    WrongStatistic,
 )
+from pytest_bninvariants.selection.bn_layers import STATISTICS, counts_batches
+from pytest_bninvariants.snapshot.tensor_bytes import is_plain, is_uninitialised
 from pytest_bninvariants.torch_internals.private_api import InstanceNorm, NormBase
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A tensor that a forward was given.
-
-    Args:
-        tensor: the tensor.
-        version: its version then.
-    """
-
-    tensor: Tensor
-    version: int | None
-
-    @classmethod
-    def of(cls, tensor: Tensor | None) -> Given | None:
-        """Take note of a tensor, if there is one."""
-        return None if tensor is None else cls(tensor, version(tensor))
-
-    @property
-    def is_as_it_was(self) -> bool:
-        """Tell whether its values are known to be those that it was given with."""
-        written = self.version is None or self.version != version(self.tensor)
-        return not written and are_backed([self.tensor])
-
-
-class Forward(Protocol):
-    """What must be known of the forward that made an update."""
-
-    before: State
-    x: Given | None
-    values: Given | None
-    momentum: object
-    by_call: bool
-
-
 @dataclass(slots=True)
-class Judged:
+class UpdateCheck:
     """What is found about an update.
 
     Args:
@@ -75,67 +39,64 @@ class Judged:
     count: int = 0
     counted: int | None = None
     lost: bool = False
-    wrong: list[Wrong] = field(default_factory=list)
+    wrong: list[WrongStatistic] = field(default_factory=list)
     guessed: bool = False
 
 
-def judge(layer: nn.Module, forward: Forward, after: State, number: int) -> Judged:
+def check_update(forward: LayerForward, after: StatisticsSnapshot, number: int) -> UpdateCheck:
     """Hold an update against the reference, if it can be.
 
     Args:
-        layer: the layer.
         forward: the forward that made it.
         after: the statistics after it.
         number: which update it is, from 1.
     """
-    judged = Judged(
-        counted=_counted(layer, forward.before, after), guessed=_guesses(layer, forward)
-    )
-    x = _normalised(layer, forward)
-    momentum = _weight(forward, forward.before)
+    check = UpdateCheck(counted=_counted(forward, after), guessed=_guesses(forward))
+    x = _normalised(forward)
+    momentum = _weight(forward)
     if x is None or momentum is None:
-        return judged
+        return check
     old, new = _statistics(forward.before, x), _statistics(after, x)
     if old is None or new is None:
-        return judged
+        return check
     values = rows(x)
-    judged.batch, judged.count = batch_statistics(values), values.shape[1]
+    check.batch, check.count = batch_statistics(values), values.shape[1]
     state = after.tensors["running_mean"].dtype
     expected = expected_statistics(old, x, momentum, Arithmetic.for_dtypes(x.dtype, state))
-    judged.lost = all(map(torch.equal, old, new)) and any(
+    check.lost = all(map(torch.equal, old, new)) and any(
         bool(((each.value - was).abs() > UNIT[torch.float32] * was.abs()).any())
         for each, was in zip(expected, old, strict=True)
     )
-    for name, got, approximation in zip(STATISTICS, new, expected, strict=True):
-        text = _difference(got, approximation)
+    for name, got, bounded in zip(STATISTICS, new, expected, strict=True):
+        text = _difference(got, bounded)
         if text:
-            fits = _what_fits(name, got, approximation, old, judged, momentum)
-            judged.wrong.append(Wrong(name=name, update=number, text=text, fits=fits))
-    return judged
+            fits = _what_fits(name, got, bounded, old, check, momentum)
+            check.wrong.append(WrongStatistic(name=name, update=number, text=text, fits=fits))
+    return check
 
 
-def _guesses(layer: nn.Module, forward: Forward) -> bool:
-    return not (isinstance(layer, NormBase) or forward.by_call or forward.values)
+def _guesses(forward: LayerForward) -> bool:
+    return not (isinstance(forward.layer, NormBase) or forward.by_call or forward.values)
 
 
-def _counted(layer: nn.Module, before: State, after: State) -> int | None:
-    if not counts_batches(layer) or after.number is None:
+def _counted(forward: LayerForward, after: StatisticsSnapshot) -> int | None:
+    if not counts_batches(forward.layer) or after.number is None:
         return None
-    return after.number - (before.number or 0)
+    return after.number - (forward.before.number or 0)
 
 
-def _normalised(layer: nn.Module, forward: Forward) -> Tensor | None:
+def _normalised(forward: LayerForward) -> Tensor | None:
     """Return the values that a layer normalised, as (N, C, *), if they are known and usable."""
     given = forward.values or forward.x
     channels = forward.before.tensors.get("running_mean")
-    other = isinstance(layer, InstanceNorm) or _is_synchronised(layer)
+    other = isinstance(forward.layer, InstanceNorm) or _is_synchronised(forward.layer)
     if given is None or channels is None or other:
         return None
     x = given.tensor
     if not is_plain(x) or x.dtype not in UNIT or not 2 <= x.dim() <= 5:
         return None
     fits = is_uninitialised(channels) or x.shape[1] == channels.numel()
-    return x.detach() if x.numel() > x.shape[1] and fits and given.is_as_it_was else None
+    return x.detach() if x.numel() > x.shape[1] and fits and given.has_same_values else None
 
 
 def _is_synchronised(layer: nn.Module) -> bool:
@@ -148,17 +109,17 @@ def _is_synchronised(layer: nn.Module) -> bool:
     )
 
 
-def _weight(forward: Forward, before: State) -> float | None:
+def _weight(forward: LayerForward) -> float | None:
     """Return the weight that the batch has in the running statistics; None if it is unknown."""
     momentum = forward.momentum
     if momentum is None:
-        return None if forward.by_call else 1.0 / ((before.number or 0) + 1)
+        return None if forward.by_call else 1.0 / ((forward.before.number or 0) + 1)
     if isinstance(momentum, Tensor) and momentum.numel() == 1:
         return float(momentum)
     return float(momentum) if isinstance(momentum, int | float) else None
 
 
-def _statistics(state: State, x: Tensor) -> Statistics | None:
+def _statistics(state: StatisticsSnapshot, x: Tensor) -> Statistics | None:
     """Return running statistics in float64; those of a lazy layer are still to be made."""
     found = []
     for name, initial in zip(STATISTICS, (0.0, 1.0), strict=True):
@@ -175,8 +136,10 @@ def _statistics(state: State, x: Tensor) -> Statistics | None:
 def _difference(got: Tensor, expected: BoundedValue) -> str:
     """Say how far values are from what they must be; nothing where they are within the bound."""
     off = (got - expected.value).abs()
-    judged = expected.value.isfinite() & expected.bound.isfinite() & (got != expected.value)
-    ratio = torch.where(judged, off / expected.bound, 0.0).nan_to_num(nan=math.inf)
+    is_bounded = expected.value.isfinite() & expected.bound.isfinite()
+    ratio = torch.where(is_bounded & (got != expected.value), off / expected.bound, 0.0).nan_to_num(
+        nan=math.inf
+    )
     wrong = ratio > 1
     if not bool(wrong.any()):
         return ""
@@ -192,24 +155,22 @@ def _what_fits(
     got: Tensor,
     expected: BoundedValue,
     old: Statistics,
-    judged: Judged,
+    check: UpdateCheck,
     m: float,
 ) -> str:
     """Name the usual mistake that gives such values, if one does."""
-    assert judged.batch is not None
+    assert check.batch is not None
     was = old.mean if name == "running_mean" else old.var
-    n = judged.count
-    batch = judged.batch.mean if name == "running_mean" else judged.batch.var * (n / (n - 1))
+    n = check.count
+    batch = check.batch.mean if name == "running_mean" else check.batch.var * (n / (n - 1))
     mistakes = {
         "as if nothing had been taken in": was,
         f"as if momentum were {1 - m:g}, the weight of the old value": m * was + (1 - m) * batch,
         "as if the batch's alone were stored": batch,
     }
     if name == "running_var":
-        kept, biased = (1 - m) * was, judged.batch.var
-        mistakes["with the biased variance, (n-1)/n of the unbiased one"] = (
-            1 - m
-        ) * was + m * biased
+        kept, biased = (1 - m) * was, check.batch.var
+        mistakes["with the biased variance, (n-1)/n of the unbiased one"] = kept + m * biased
         mistakes["with the standard deviation, not the variance"] = kept + m * batch.sqrt()
     for text, value in mistakes.items():
         if bool(((got - value).abs() <= expected.bound).all()):

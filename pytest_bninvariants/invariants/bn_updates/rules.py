@@ -6,25 +6,25 @@ from collections.abc import Iterable
 
 from pytest_bninvariants.diagnosis.rule import Rule, explain
 from pytest_bninvariants.diagnosis.wording import name_list, one_or_many, span
-from pytest_bninvariants.invariants.bn_updates.layer_result import Found
+from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult
 from pytest_bninvariants.verdict import Cause, Place
 
 
-def diagnose(found: Iterable[Found]) -> tuple[Cause, ...]:
+def diagnose(found: Iterable[LayerResult]) -> tuple[Cause, ...]:
     """Explain each layer by every rule that applies, and group the layers of one event."""
     return explain(RULES, found, layers=lambda group: (each.name for each in group), every=True)
 
 
-def _names(found: list[Found]) -> str:
+def _names(found: list[LayerResult]) -> str:
     return name_list([each.name for each in found])
 
 
-def _was(found: list[Found]) -> str:
+def _was(found: list[LayerResult]) -> str:
     return one_or_many([each.name for each in found], "was", "were")
 
 
-def _explain_recomputation(found: list[Found]) -> tuple[str, str]:
-    again = span([each.lineage.recomputed for each in found], "time", "times")
+def _explain_recomputation(found: list[LayerResult]) -> tuple[str, str]:
+    again = span([each.provenance.recomputed for each in found], "time", "times")
     return (
         f"{_names(found)} {_was(found)} updated {again} in backward, where activation "
         f"checkpointing runs a forward again, with the same batch{_effective(found[0])}",
@@ -33,13 +33,13 @@ def _explain_recomputation(found: list[Found]) -> tuple[str, str]:
     )
 
 
-def _averaged(found: Found) -> tuple[float, int] | None:
+def _averaged(found: LayerResult) -> tuple[float, int] | None:
     """Return the momentum by which a step's updates were averaged, and how many these were."""
-    momentum, k = getattr(found.account.layer, "momentum", None), found.fitting or 0
+    momentum, k = getattr(found.record.layer, "momentum", None), found.fitting or 0
     return (momentum, k) if isinstance(momentum, float) and 0 < momentum < 1 < k else None
 
 
-def _effective(found: Found) -> str:
+def _effective(found: LayerResult) -> str:
     """Say what several updates make of the momentum."""
     averaged = _averaged(found)
     if averaged is None:
@@ -51,7 +51,7 @@ def _effective(found: Found) -> str:
     )
 
 
-def _root(found: Found) -> str:
+def _root(found: LayerResult) -> str:
     """Say which momentum makes several updates weigh as much as one."""
     averaged = _averaged(found)
     if averaged is None:
@@ -63,18 +63,18 @@ def _root(found: Found) -> str:
     )
 
 
-def _has_extra(found: Found) -> bool:
-    lineage = found.lineage
+def _has_extra(found: LayerResult) -> bool:
+    provenance = found.provenance
     more = 0 if found.expected is None else max(0, found.updates - found.expected)
-    return more > lineage.recomputed or lineage.repeated > lineage.recomputed
+    return more > provenance.recomputed or provenance.repeated > provenance.recomputed
 
 
-def _explain_extra(found: list[Found]) -> tuple[str, str]:
+def _explain_extra(found: list[LayerResult]) -> tuple[str, str]:
     first = found[0]
     ran = span([each.updates for each in found], "forward", "forwards")
     why = f"{_names(found)} {_was(found)} updated in {ran} of "
     why += "the step" if first.steps == 1 else f"{first.steps} optimizer steps"
-    if any(each.lineage.repeated for each in found):
+    if any(each.provenance.repeated for each in found):
         why += ", some of them with one and the same batch"
     why += _effective(first)
     return (
@@ -84,10 +84,10 @@ def _explain_extra(found: list[Found]) -> tuple[str, str]:
     )
 
 
-def _advised(found: list[Found]) -> str:
+def _advised(found: list[LayerResult]) -> str:
     """Say which `times` is that of accumulation, where another one would do."""
     first = found[0]
-    if not any(each.counts_wrongly for each in found) or any(f.lineage.repeated for f in found):
+    if not any(each.counts_wrongly for each in found) or any(f.provenance.repeated for f in found):
         return ""
     told = "; if the step accumulates over micro-batches, say "
     if first.fitting is not None and first.alike:
@@ -96,30 +96,30 @@ def _advised(found: list[Found]) -> str:
     return f"""{told}times="forwards", without per=: no number fits all layers and steps"""
 
 
-def _extra_place(found: Found) -> Place | None:
-    expected, places = found.expected or 1, found.lineage.places
+def _extra_place(found: LayerResult) -> Place | None:
+    expected, places = found.expected or 1, found.provenance.places
     return places[expected] if expected < len(places) else None
 
 
-def _explain_in_eval(found: list[Found]) -> tuple[str, str]:
+def _explain_in_eval(found: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{_names(found)} {_was(found)} updated in eval: the forward does not ask the mode",
         "pass training=self.training to batch_norm, or use nn.BatchNorm",
     )
 
 
-def _lacks(found: Found) -> bool:
+def _lacks(found: LayerResult) -> bool:
     few = found.expected is None or found.updates < found.expected
     return found.counts_wrongly and few and not found.unseen
 
 
-def _is_stuck(found: Found) -> bool:
-    account = found.account
-    return _lacks(found) and not account.updates and account.in_eval > 0 and not account.idle
+def _is_stuck(found: LayerResult) -> bool:
+    record = found.record
+    return _lacks(found) and not record.updates and record.in_eval > 0 and not record.idle
 
 
-def _explain_stuck(found: list[Found]) -> tuple[str, str]:
-    trains = any(p.requires_grad for p in found[0].account.layer.parameters(recurse=False))
+def _explain_stuck(found: list[LayerResult]) -> tuple[str, str]:
+    trains = any(p.requires_grad for p in found[0].record.layer.parameters(recurse=False))
     told = ", though requires_grad is True" if trains else ""
     names = _names(found)
     return (
@@ -128,15 +128,15 @@ def _explain_stuck(found: list[Found]) -> tuple[str, str]:
     )
 
 
-def _put_in_eval(found: Found) -> Place | None:
-    return found.account.put_in_eval
+def _put_in_eval(found: LayerResult) -> Place | None:
+    return found.record.put_in_eval
 
 
-def _did_not_run(found: Found) -> bool:
-    return _lacks(found) and not found.account.forwards
+def _did_not_run(found: LayerResult) -> bool:
+    return _lacks(found) and not found.record.forwards
 
 
-def _explain_not_run(found: list[Found]) -> tuple[str, str]:
+def _explain_not_run(found: list[LayerResult]) -> tuple[str, str]:
     names = _names(found)
     return (
         f"no forward of {names} was seen in the step",
@@ -144,33 +144,33 @@ def _explain_not_run(found: list[Found]) -> tuple[str, str]:
     )
 
 
-def _has_no_momentum(found: Found) -> bool:
-    return _lacks(found) and found.account.by_momentum_zero > 0
+def _has_no_momentum(found: LayerResult) -> bool:
+    return _lacks(found) and found.record.by_momentum_zero > 0
 
 
-def _explain_no_momentum(found: list[Found]) -> tuple[str, str]:
+def _explain_no_momentum(found: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{_names(found)} ran in training mode with momentum 0, which keeps the old statistics",
         "use momentum=None for a cumulative average, or a momentum above 0",
     )
 
 
-def _has_no_tracking(found: Found) -> bool:
-    return _lacks(found) and found.account.without_tracking > 0
+def _has_no_tracking(found: LayerResult) -> bool:
+    return _lacks(found) and found.record.without_tracking > 0
 
 
-def _explain_no_tracking(found: list[Found]) -> tuple[str, str]:
+def _explain_no_tracking(found: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{_names(found)} ran with track_running_stats=False, and so updated nothing",
         "set track_running_stats back to True before the forward that is to update",
     )
 
 
-def _wrote_elsewhere(found: Found) -> bool:
+def _wrote_elsewhere(found: LayerResult) -> bool:
     return _lacks(found) and found.elsewhere > 0
 
 
-def _explain_elsewhere(found: list[Found]) -> tuple[str, str]:
+def _explain_elsewhere(found: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{_names(found)} held other tensors for the forward, as functional_call has it, and those "
         "were updated",
@@ -178,13 +178,13 @@ def _explain_elsewhere(found: list[Found]) -> tuple[str, str]:
     )
 
 
-def _wrote_nothing(found: Found) -> bool:
-    account = found.account
-    explained = account.by_momentum_zero + account.without_tracking
-    return _lacks(found) and account.idle > explained
+def _wrote_nothing(found: LayerResult) -> bool:
+    record = found.record
+    explained = record.by_momentum_zero + record.without_tracking
+    return _lacks(found) and record.idle > explained
 
 
-def _explain_wrote_nothing(found: list[Found]) -> tuple[str, str]:
+def _explain_wrote_nothing(found: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{_names(found)} normalised with batch statistics and wrote none of them into "
         "running_mean and running_var",
@@ -192,23 +192,23 @@ def _explain_wrote_nothing(found: list[Found]) -> tuple[str, str]:
     )
 
 
-def _ran_too_seldom(found: Found) -> bool:
-    return _lacks(found) and 0 < found.made < (found.expected or 0) and not found.account.idle
+def _ran_too_seldom(found: LayerResult) -> bool:
+    return _lacks(found) and 0 < found.made < (found.expected or 0) and not found.record.idle
 
 
-def _explain_too_seldom(found: list[Found]) -> tuple[str, str]:
+def _explain_too_seldom(found: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{_names(found)} ran fewer forwards in training mode than updates are expected",
         "run as many forwards as times= says, or say how many there are",
     )
 
 
-def _is_undone(found: Found) -> bool:
+def _is_undone(found: LayerResult) -> bool:
     partly = _lacks(found) and found.made > found.updates and not found.written
     return found.undone or partly
 
 
-def _explain_undone(found: list[Found]) -> tuple[str, str]:
+def _explain_undone(found: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{_names(found)} {_was(found)} updated, and running statistics from before that were put "
         "back",
@@ -216,15 +216,15 @@ def _explain_undone(found: list[Found]) -> tuple[str, str]:
     )
 
 
-def _is_wrong(found: Found) -> bool:
-    return bool(found.lineage.wrong) and not found.unseen
+def _is_wrong(found: LayerResult) -> bool:
+    return bool(found.provenance.wrong) and not found.unseen
 
 
-def _explain_wrong(found: list[Found]) -> tuple[str, str]:
+def _explain_wrong(found: list[LayerResult]) -> tuple[str, str]:
     told = {
         f"{wrong.name} is {wrong.fits}" if wrong.fits else f"{wrong.name} is not the reference's"
         for each in found
-        for wrong in each.lineage.wrong
+        for wrong in each.provenance.wrong
     }
     return (
         f"{_names(found)}: {'; '.join(sorted(told))}",
@@ -233,11 +233,11 @@ def _explain_wrong(found: list[Found]) -> tuple[str, str]:
     )
 
 
-def _is_unsound(found: Found) -> bool:
+def _is_unsound(found: LayerResult) -> bool:
     return bool(found.unsound)
 
 
-def _explain_unsound(found: list[Found]) -> tuple[str, str]:
+def _explain_unsound(found: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{_names(found)} took in a batch with values that are not finite, or a variance that is "
         "negative, and no later batch mends that: every eval will give NaN",
@@ -246,25 +246,25 @@ def _explain_unsound(found: list[Found]) -> tuple[str, str]:
     )
 
 
-def _is_miscounted(found: Found) -> bool:
-    return found.lineage.miscounted > 0 and not found.unseen
+def _is_miscounted(found: LayerResult) -> bool:
+    return found.provenance.miscounted > 0 and not found.unseen
 
 
-def _explain_miscounted(found: list[Found]) -> tuple[str, str]:
+def _explain_miscounted(found: list[LayerResult]) -> tuple[str, str]:
     return (
         f"num_batches_tracked of {_names(found)} moved by another number than 1 in an update",
         "add 1 to it in each forward in training mode: momentum=None averages by it",
     )
 
 
-def _explain_loaded(found: list[Found]) -> tuple[str, str]:
+def _explain_loaded(found: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{_names(found)} got other running statistics from a state_dict during the step",
         "load checkpoints before the step",
     )
 
 
-def _explain_reset(found: list[Found]) -> tuple[str, str]:
+def _explain_reset(found: list[LayerResult]) -> tuple[str, str]:
     return (
         f"running statistics of {_names(found)} were set during the step to those of a new layer, "
         "0 and 1, which an update with a momentum averages in",
@@ -273,7 +273,7 @@ def _explain_reset(found: list[Found]) -> tuple[str, str]:
     )
 
 
-def _explain_in_place(found: list[Found]) -> tuple[str, str]:
+def _explain_in_place(found: list[LayerResult]) -> tuple[str, str]:
     return (
         f"running statistics of {_names(found)} were written to by code that is no forward of the "
         "layer, no load and no exchange between processes",
@@ -281,10 +281,10 @@ def _explain_in_place(found: list[Found]) -> tuple[str, str]:
     )
 
 
-RULES: tuple[Rule[Found], ...] = (
+RULES: tuple[Rule[LayerResult], ...] = (
     Rule(
         cause="recomputation",
-        applies=lambda found: found.lineage.recomputed > 0 and not found.unseen,
+        applies=lambda found: found.provenance.recomputed > 0 and not found.unseen,
         explain=_explain_recomputation,
     ),
     Rule(
@@ -296,7 +296,7 @@ RULES: tuple[Rule[Found], ...] = (
     ),
     Rule(
         cause="update-in-eval",
-        applies=lambda found: found.lineage.in_eval > 0 and not found.unseen,
+        applies=lambda found: found.provenance.in_eval > 0 and not found.unseen,
         explain=_explain_in_eval,
     ),
     Rule(
@@ -318,19 +318,19 @@ RULES: tuple[Rule[Found], ...] = (
     Rule(cause="miscounted", applies=_is_miscounted, explain=_explain_miscounted),
     Rule(
         cause="loaded",
-        applies=lambda found: found.written and found.lineage.written == "loaded",
+        applies=lambda found: found.written and found.provenance.written == "loaded",
         explain=_explain_loaded,
-        place=lambda found: found.lineage.written_at,
+        place=lambda found: found.provenance.written_at,
         did="run by",
     ),
     Rule(
         cause="reset",
-        applies=lambda found: found.lineage.written == "reset" and not found.untold,
+        applies=lambda found: found.provenance.written == "reset" and not found.unknowable,
         explain=_explain_reset,
     ),
     Rule(
         cause="in-place",
-        applies=lambda found: found.written and found.lineage.written == "in-place",
+        applies=lambda found: found.written and found.provenance.written == "in-place",
         explain=_explain_in_place,
     ),
 )

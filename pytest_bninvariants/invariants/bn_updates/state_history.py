@@ -18,7 +18,7 @@ _KNOWN, _PLACES, _BATCHES, _WRONG = 1024, 4, 8, 3  # kept of each: a long step m
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wrong:
+class WrongStatistic:
     """A statistic that an update made other than the reference says.
 
     Args:
@@ -35,7 +35,7 @@ class Wrong:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class BatchKey:
     """What tells a batch from others.
 
     Args:
@@ -49,13 +49,13 @@ class Batch:
     count: int
 
     @classmethod
-    def of(cls, step: int, statistics: Statistics, count: int) -> Batch:
+    def from_statistics(cls, step: int, statistics: Statistics, count: int) -> BatchKey:
         """Take note of a batch by its statistics, which are float64 and on the CPU."""
         return cls(step=step, digest=_digest(map(as_bytes, statistics)), count=count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lineage:
+class Provenance:
     """What led from the state at the start to a later one; updates that were undone are not in it.
 
     Args:
@@ -88,18 +88,18 @@ class Lineage:
     lost: int = 0
     unjudged: int = 0
     unknown: int = 0
-    wrong: tuple[Wrong, ...] = ()
-    unlike: tuple[Wrong, ...] = ()
+    wrong: tuple[WrongStatistic, ...] = ()
+    unlike: tuple[WrongStatistic, ...] = ()
     places: tuple[Place | None, ...] = ()
-    batches: tuple[Batch, ...] = ()
+    batches: tuple[BatchKey, ...] = ()
     written: str = ""
     written_at: Place | None = None
 
-    def with_batch(self, batch: Batch | None) -> tuple[Batch, ...]:
+    def with_batch(self, batch: BatchKey | None) -> tuple[BatchKey, ...]:
         """Return the last batches, with one more."""
         return self.batches if batch is None else (*self.batches, batch)[-_BATCHES:]
 
-    def with_wrong(self, wrong: list[Wrong], *, meant: bool) -> Lineage:
+    def with_wrong(self, wrong: list[WrongStatistic], *, meant: bool) -> Provenance:
         """Return it with more that are wrong, or may be meant, of which the first are kept."""
         if meant:
             return replace(self, unlike=(*self.unlike, *wrong)[:_WRONG])
@@ -118,7 +118,7 @@ def statistics_of(layer: nn.Module) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class StatisticsSnapshot:
     """A layer's statistics at a moment.
 
     Args:
@@ -130,7 +130,7 @@ class State:
     contents: dict[str, Content | None]
 
     @classmethod
-    def of(cls, layer: nn.Module) -> State:
+    def from_layer(cls, layer: nn.Module) -> StatisticsSnapshot:
         """Read it off a layer."""
         tensors = statistics_of(layer)
         return cls(tensors, {name: content_of(tensor) for name, tensor in tensors.items()})
@@ -160,12 +160,12 @@ class State:
         """Tell whether a layer that is new, or reset, has these statistics."""
         return all(self.holds(name, value) for name, value in zip(BN_STATE, (0, 1, 0), strict=True))
 
-    def differs_from(self, other: State) -> set[str]:
+    def differs_from(self, other: StatisticsSnapshot) -> set[str]:
         """Return the names of what has other bytes."""
         names = self.contents.keys() | other.contents.keys()
         return {name for name in names if not self._has(name, other)}
 
-    def _has(self, name: str, other: State) -> bool:
+    def _has(self, name: str, other: StatisticsSnapshot) -> bool:
         mine, theirs = self.contents.get(name), other.contents.get(name)
         if mine is None or theirs is None:
             return mine is theirs
@@ -185,7 +185,7 @@ class State:
 
 
 @dataclass(slots=True)
-class History:
+class StatisticsHistory:
     """States that a layer's statistics went through, the last of them, and what led to each.
 
     Args:
@@ -194,25 +194,25 @@ class History:
         earlier: what led to the last of those before it, by their digests.
     """
 
-    origin: State
-    latest: tuple[State, Lineage]
-    earlier: dict[bytes, Lineage] = field(default_factory=dict)
+    origin: StatisticsSnapshot
+    latest: tuple[StatisticsSnapshot, Provenance]
+    earlier: dict[bytes, Provenance] = field(default_factory=dict)
 
     @classmethod
-    def beginning(cls, origin: State) -> History:
+    def begin(cls, origin: StatisticsSnapshot) -> StatisticsHistory:
         """Begin with a state."""
-        return cls(origin, (origin, Lineage()))
+        return cls(origin, (origin, Provenance()))
 
-    def of(self, state: State) -> Lineage | None:
+    def find(self, state: StatisticsSnapshot) -> Provenance | None:
         """Return what led to a state; None if it was never seen."""
-        for known, lineage in (self.latest, (self.origin, Lineage())):
+        for known, provenance in (self.latest, (self.origin, Provenance())):
             if not known.differs_from(state):
-                return lineage
+                return provenance
         if state.is_new and self.origin.is_new:
-            return Lineage()
+            return Provenance()
         return self.earlier.get(state.digest) if state.readable else None
 
-    def add(self, state: State, lineage: Lineage) -> None:
+    def add(self, state: StatisticsSnapshot, provenance: Provenance) -> None:
         """Take in the state that there is now."""
         before, led_there = self.latest
         if before.readable and state.differs_from(before):
@@ -220,7 +220,7 @@ class History:
             self.earlier[before.digest] = led_there
             if len(self.earlier) > _KNOWN:
                 del self.earlier[next(iter(self.earlier))]
-        self.latest = state, lineage
+        self.latest = state, provenance
 
 
 def _digest(parts: Iterable[Tensor]) -> bytes:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import Tensor, nn
 
 from pytest_bninvariants.errors import Refusal
-from pytest_bninvariants.invariants.bn_updates.layer_result import Found
+from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult
 from pytest_bninvariants.invariants.bn_updates.rules import diagnose as diagnose_updates
-from pytest_bninvariants.invariants.bn_updates.update_log import Ledger
+from pytest_bninvariants.invariants.bn_updates.update_log import UpdateLog
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.signature import (
     module_names,
@@ -47,7 +47,7 @@ class TrainsGuard(Guard):
         self._kept: Mapping[str, KeptTensor] = {}
         self._layers: dict[str, tuple[str, nn.Module]] = {}
         self._trainees: Trainees | None = None
-        self._ledger: Ledger | None = None
+        self._log: UpdateLog | None = None
 
     def _begin(self) -> None:
         with undisturbed():
@@ -73,9 +73,9 @@ class TrainsGuard(Guard):
             and (self._scope.modules or is_to_update(layer))
         }
         self._trainees = Trainees(each.tensor for each in parameters.values())
-        self._ledger = Ledger((layer for _, layer in self._layers.values()), self.model)
+        self._log = UpdateLog((layer for _, layer in self._layers.values()), self.model)
         self._trainees.start()
-        self._ledger.start()
+        self._log.start()
 
     def _is_meant(self, parameter: Tensor) -> bool:
         return bool(self._scope.modules) or parameter.requires_grad
@@ -83,8 +83,8 @@ class TrainsGuard(Guard):
     def _end(self) -> None:
         if self._trainees is not None:
             self._trainees.stop()
-        if self._ledger is not None:
-            self._ledger.stop()
+        if self._log is not None:
+            self._log.stop()
 
     def _judge(self) -> Verdict:
         with undisturbed():
@@ -131,14 +131,14 @@ class TrainsGuard(Guard):
                 stepped=self._trainees.stepped,
             )
 
-    def _found(self) -> Iterator[Found]:
-        assert self._ledger is not None
+    def _found(self) -> Iterator[LayerResult]:
+        assert self._log is not None
         held = layers_of(self.model)
         for key, (name, layer) in self._layers.items():
-            yield Found.of(name, layer, held.get(key), self._ledger, times=1)
+            yield LayerResult.from_log(name, layer, held.get(key), self._log, times=1)
 
 
-def _change_of_layer(found: Found) -> Change:
+def _change_of_layer(found: LayerResult) -> Change:
     text = "its running statistics were put back" if found.undone else "0 updates of its statistics"
     return Change(name=found.name, layer=found.name, kind="still", text=text)
 

@@ -1,0 +1,185 @@
+"""What was seen of one BN layer during a step: its forwards, and which of them were updates."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from pytest_bninvariants.instrumentation.call_sites import place_of_outermost_call
+from pytest_bninvariants.invariants.bn_updates.layer_forward import LayerForward
+from pytest_bninvariants.invariants.bn_updates.reference_check import check_update
+from pytest_bninvariants.invariants.bn_updates.state_history import (
+    BatchKey,
+    Provenance,
+    StatisticsHistory,
+    StatisticsSnapshot,
+)
+from pytest_bninvariants.selection.bn_layers import has_known_forward, is_to_update
+from pytest_bninvariants.torch_internals.isolation import in_transform
+from pytest_bninvariants.torch_internals.private_api import current_graph_task_id
+from pytest_bninvariants.verdict import Place
+
+
+@dataclass(slots=True)
+class LayerRecord:
+    """What was seen of one BN layer.
+
+    Args:
+        layer: the layer.
+        history: the states of its statistics, and what led to each.
+        meant: whether it was in training when the step began.
+        updates: how many updates it made, including those that were undone.
+        forwards: how many forwards it ran.
+        idle: how many of them normalised with batch statistics and updated nothing.
+        by_momentum_zero: how many of these did so because momentum was 0.
+        without_tracking: how many because track_running_stats was False.
+        elsewhere: how many updates were of other tensors than those at the start.
+        in_eval: how many forwards ran in eval.
+        unreadable: whether its statistics could not be read at some forward.
+        put_in_eval: where it was last put in eval.
+    """
+
+    layer: nn.Module
+    history: StatisticsHistory
+    meant: bool
+    updates: int = 0
+    forwards: int = 0
+    idle: int = 0
+    by_momentum_zero: int = 0
+    without_tracking: int = 0
+    elsewhere: int = 0
+    in_eval: int = 0
+    unreadable: bool = False
+    put_in_eval: Place | None = None
+
+    @classmethod
+    def begin(cls, layer: nn.Module) -> LayerRecord:
+        """Begin with a layer as it is."""
+        start = StatisticsSnapshot.from_layer(layer)
+        return cls(layer, StatisticsHistory.begin(start), is_to_update(layer))
+
+    def provenance_of(self, state: StatisticsSnapshot, *, by_call: bool = False) -> Provenance:
+        """Return what led to a state of the statistics.
+
+        Args:
+            state: the state.
+            by_call: whether a call of torch's function is about to update it.
+        """
+        known = self.history.find(state)
+        if known is not None:
+            return known
+        latest, provenance = self.history.latest
+        # whoever calls torch's function has the counter move by itself, before the call or after
+        counted = state.differs_from(latest) == {"num_batches_tracked"}
+        if counted and (by_call or provenance.by_calls):
+            return provenance
+        if state.is_new:
+            return Provenance(written="reset")
+        return replace(provenance, written="in-place")
+
+    def note_load(self, place: Place | None) -> None:
+        """Note that a load has set the statistics, and where."""
+        now = StatisticsSnapshot.from_layer(self.layer)
+        known = self.history.find(now)
+        if known is None:
+            known = Provenance() if now.is_new else self.history.latest[1]
+            known = replace(known, written="loaded", written_at=place)
+        self.history.add(now, known)
+
+    def note_exchange(self) -> None:
+        """Note that an exchange between processes has set the statistics, as it may."""
+        now = StatisticsSnapshot.from_layer(self.layer)
+        self.history.add(now, self.history.find(now) or self.history.latest[1])
+
+    def note_forward(self, forward: LayerForward, steps: int, *, failed: bool) -> None:
+        """Note a forward that has ended.
+
+        Args:
+            forward: the forward.
+            steps: how many steps of an optimizer came before it.
+            failed: whether it raised.
+        """
+        after = StatisticsSnapshot.from_layer(self.layer)
+        self.forwards += 1
+        if not forward.training:
+            self.in_eval += 1
+        if not (forward.before.readable and after.readable) or in_transform():
+            self.unreadable = True
+            return
+        moved = after.differs_from(forward.before)
+        if failed and not moved:
+            return
+        if self._is_update(forward, moved):
+            self._note_update(forward, after, steps)
+        else:
+            self._note_idle(forward, after)
+
+    def _is_update(self, forward: LayerForward, moved: set[str]) -> bool:
+        """Tell whether a forward was an update of the statistics."""
+        if forward.momentum == 0 and not moved - {"num_batches_tracked"}:
+            return False
+        meant = forward.parts > 0 and getattr(self.layer, "track_running_stats", True)
+        return bool(moved) or (meant and has_known_forward(self.layer) and not forward.by_call)
+
+    def _note_idle(self, forward: LayerForward, after: StatisticsSnapshot) -> None:
+        """Note a forward that updated nothing."""
+        if forward.parts or forward.training:
+            self.idle += 1
+            if not getattr(self.layer, "track_running_stats", True):
+                self.without_tracking += 1
+            elif forward.momentum == 0:
+                self.by_momentum_zero += 1
+        if after.differs_from(self.history.latest[0]):
+            self.history.add(after, self._provenance_before(forward))
+
+    def _note_update(self, forward: LayerForward, after: StatisticsSnapshot, steps: int) -> None:
+        self.updates += 1
+        if not self.history.origin.is_of(forward.before.tensors):
+            self.elsewhere += 1
+        old = self._provenance_before(forward)
+        place = place_of_outermost_call(sys._getframe()) if old.wants_place else None
+        self.history.add(after, _advance(old, forward, after, place, steps))
+
+    def _provenance_before(self, forward: LayerForward) -> Provenance:
+        """Return what led to the statistics before a forward.
+
+        Where it begins an average anew, nothing of what was before matters, nor what wrote it.
+        """
+        momentum, state = forward.momentum, forward.before
+        if state.is_new and (momentum is None or momentum == 1):
+            return Provenance()
+        return self.provenance_of(state, by_call=forward.by_call)
+
+
+def _advance(
+    old: Provenance,
+    forward: LayerForward,
+    after: StatisticsSnapshot,
+    place: Place | None,
+    steps: int,
+) -> Provenance:
+    """Return what led to the statistics after an update."""
+    number = old.updates + 1
+    check = check_update(forward, after, number)
+    batch = None
+    if check.batch is not None:
+        batch = BatchKey.from_statistics(steps, check.batch, check.count)
+    counted = None if forward.by_call else check.counted
+    rightly = {None, 1, forward.parts or 1} | ({0} if forward.momentum is not None else set())
+    return replace(
+        old.with_wrong(check.wrong, meant=check.guessed),
+        updates=number,
+        recomputed=old.recomputed + (current_graph_task_id() != -1),
+        repeated=old.repeated + (batch in old.batches),
+        in_eval=old.in_eval + (not forward.training),
+        by_calls=old.by_calls + forward.by_call,
+        uncounted=old.uncounted + (counted == 0),
+        miscounted=old.miscounted + (counted not in rightly),
+        lost=old.lost + check.lost,
+        unjudged=old.unjudged + (check.batch is None),
+        unknown=old.unknown + (check.batch is None and check.guessed),
+        places=(*old.places, place) if old.wants_place else old.places,
+        batches=old.with_batch(batch),
+    )
