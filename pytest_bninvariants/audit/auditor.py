@@ -31,7 +31,8 @@ from pytest_bninvariants.selection.bn_layers import (
     is_compiled,
     uses_batch_statistics,
 )
-from pytest_bninvariants.selection.model_names import WatchedTensor, named_modules
+from pytest_bninvariants.selection.tensor_table import WatchedTensor
+from pytest_bninvariants.selection.walk import named_modules
 from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised
 from pytest_bninvariants.snapshot.tensors import Snapshot, changes_since, take_snapshot
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo

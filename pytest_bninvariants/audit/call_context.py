@@ -10,7 +10,8 @@ from types import FrameType
 from torch import nn
 
 from pytest_bninvariants.frames import callers, place_of
-from pytest_bninvariants.selection.model_names import ModelNames, named_modules
+from pytest_bninvariants.selection.model_names import ModelNames
+from pytest_bninvariants.selection.walk import named_modules
 from pytest_bninvariants.verdict import Place
 
 _ON_PURPOSE = {

@@ -12,7 +12,7 @@ from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.evaluation.rng_state import preserved_rng
 from pytest_bninvariants.instrumentation import installation
 from pytest_bninvariants.instrumentation.observer_api import Observer
-from pytest_bninvariants.selection.model_names import all_tensors
+from pytest_bninvariants.selection.walk import all_tensors
 from pytest_bninvariants.snapshot.restore import ModelState
 from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised
 from pytest_bninvariants.torch_internals.private_api import disable_current_modes

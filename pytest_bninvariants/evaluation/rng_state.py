@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_bninvariants.selection.model_names import all_tensors
+from pytest_bninvariants.selection.walk import all_tensors
 
 
 class RngStates:

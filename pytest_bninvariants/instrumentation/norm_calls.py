@@ -20,7 +20,7 @@ from pytest_bninvariants.selection.bn_layers import (
     has_known_forward,
     uses_batch_statistics,
 )
-from pytest_bninvariants.selection.model_names import own_tensors
+from pytest_bninvariants.selection.walk import own_tensors
 from pytest_bninvariants.snapshot.tensor_bytes import version
 from pytest_bninvariants.torch_internals import private_api
 from pytest_bninvariants.torch_internals.dynamo import hidden_from_dynamo, skipped_by_dynamo

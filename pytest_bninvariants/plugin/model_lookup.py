@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from pytest_bninvariants.errors import GateError, shown
-from pytest_bninvariants.selection.model_names import all_tensors, named_modules
+from pytest_bninvariants.selection.walk import all_tensors, named_modules
 
 
 @dataclass(frozen=True, slots=True)

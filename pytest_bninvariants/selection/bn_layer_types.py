@@ -1,4 +1,4 @@
-"""The types of layers that a project says are BN layers; importing this imports no torch."""
+"""The types that `bn_layer_types` declares to be BN layers; importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from importlib import import_module
 from pytest_bninvariants import run_config
 from pytest_bninvariants.errors import GateError, shown
 
-_known: tuple[str, ...] = ()  # the names that types were imported for
+_compared_names: tuple[str, ...] = ()  # those that `_imported` has types of
 
 
 def names(kind: type) -> bool:
     """Tell whether `bn_layer_types` names a type or a base of it.
 
     Raises:
-        GateError: a name with a module cannot be imported.
+        GateError: if a name with a module cannot be imported.
     """
-    global _known
+    global _compared_names
     bn_layer_types = run_config.current.bn_layer_types
     if not bn_layer_types:
         return False
-    if bn_layer_types is not _known:
-        _known = bn_layer_types
+    if bn_layer_types is not _compared_names:
+        _compared_names = bn_layer_types
         _imported.cache_clear()  # for another run the same name may be another class
     return any(
         base.__qualname__ == name if _module_of(name) == "" else base is _imported(name)
@@ -33,15 +33,16 @@ def names(kind: type) -> bool:
 
 
 def were_used() -> bool:
-    """Tell whether a model was looked at with the names of this run."""
-    return bool(run_config.current.bn_layer_types) and _known is run_config.current.bn_layer_types
+    """Tell whether a type was compared with the names of this run."""
+    bn_layer_types = run_config.current.bn_layer_types
+    return bool(bn_layer_types) and _compared_names is bn_layer_types
 
 
 def insist_on_imports(given: Iterable[str]) -> None:
-    """Refuse names with a module that cannot be imported, or are no class.
+    """Refuse names with a module that cannot be imported, or that are not a class.
 
     Raises:
-        GateError: so it is.
+        GateError: if there is such a name.
     """
     for name in given:
         if _module_of(name):
@@ -49,7 +50,7 @@ def insist_on_imports(given: Iterable[str]) -> None:
 
 
 def unknown(given: Iterable[str]) -> set[str]:
-    """Return the names without a module that no type of torch.nn.Module has that was defined."""
+    """Return the names without a module that no defined subclass of torch.nn.Module has."""
     from torch import nn
 
     defined = {kind.__qualname__ for kind in _below(nn.Module)}
@@ -77,5 +78,5 @@ def _imported(name: str) -> object:
     except (ImportError, AttributeError) as error:
         raise GateError(f"bn_layer_types: {name!r} cannot be imported: {error}") from None
     if not isinstance(found, type):
-        raise GateError(f"bn_layer_types: {name!r} is no class, but {shown(found)}")
+        raise GateError(f"bn_layer_types: {name!r} is not a class, but {shown(found)}")
     return found

@@ -1,4 +1,4 @@
-"""What a BN layer normalises with: stored statistics, or the batch's own."""
+"""Which modules are BN layers, and what they normalise with: stored or batch statistics."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from torch import nn
 from pytest_bninvariants.selection import bn_layer_types
 from pytest_bninvariants.torch_internals.private_api import InstanceNorm, NormBase
 
+STATISTICS = ("running_mean", "running_var")
+BN_STATE = (*STATISTICS, "num_batches_tracked")
 _TORCH_FORWARDS = {nn.BatchNorm1d.forward, nn.SyncBatchNorm.forward, nn.InstanceNorm1d.forward}
 
 
@@ -42,18 +44,14 @@ def is_frozen_by_kind(layer: nn.Module) -> bool:
 
 
 def is_to_update(layer: nn.Module) -> bool:
-    """Tell whether a BN layer is in training, by its mode or by a parameter that is."""
-    asks = (p.requires_grad for p in layer.parameters(recurse=False))
-    return not is_frozen_by_kind(layer) and (layer.training or any(asks))
+    """Tell whether a BN layer is to train: it is in training mode, or a parameter requires grad."""
+    trains = layer.training or any(p.requires_grad for p in layer.parameters(recurse=False))
+    return trains and not is_frozen_by_kind(layer)
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Tell whether torch.compile made a module, or compiled it in place."""
     return "_orig_mod" in module._modules or module._compiled_call_impl is not None
-
-
-STATISTICS = ("running_mean", "running_var")
-BN_STATE = (*STATISTICS, "num_batches_tracked")
 
 
 def is_bn_layer(module: nn.Module) -> bool:

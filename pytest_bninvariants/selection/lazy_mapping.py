@@ -1,4 +1,4 @@
-"""A mapping whose values are made when one of them is asked for."""
+"""A mapping whose values are made when the first of them is read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _V = TypeVar("_V")
 
 
 class LazyMapping(Mapping[str, _V]):
-    """Make the values, which mostly nobody asks for and of which there may be ten thousands, late.
+    """Make all values late: there may be ten thousand, and mostly nobody reads one.
 
-    What it takes to make them is of those who derive from it.
+    Subclasses say what the keys are and how the values are made.
     """
 
     def __iter__(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a scope covers in models of one structure, found out once: by name, and without a model."""
+"""What a scope covers in models of one structure: found out once, and kept without a model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from itertools import count
 from torch import nn
 
 from pytest_bninvariants import run_config
-from pytest_bninvariants.selection.model_names import ModelNames, ModelTree, TensorTable
+from pytest_bninvariants.selection.model_names import ModelNames
+from pytest_bninvariants.selection.model_tree import ModelTree
+from pytest_bninvariants.selection.tensor_table import TensorTable
 
-_MOST = 4
+_MOST_PLANS = 4  # each compares its names with a model's, which takes time if many do not fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +41,9 @@ class Selection:
 class SelectionPlan:
     """What a scope covers in every model of the same structure.
 
-    It depends on nothing but names and types: on which modules there are, and which of their
-    parameters and buffers. It holds on to none of them, nor to their types, which may be a test's
-    own; once a type is gone, the plan fits no model.
+    It depends only on names and types: those of modules, and of their parameters and buffers. It
+    keeps none of them alive, nor their types, which a test may define; once a type is gone, the
+    plan fits no model.
 
     Args:
         scope: the scope.
@@ -52,8 +54,8 @@ class SelectionPlan:
         self._scope = scope
         self._bn_layer_types = run_config.current.bn_layer_types
         self._names = selection.tree.names
-        self._kinds = list(map(id, selection.tree.kinds))
-        self._types = [weakref.ref(kind) for kind in set(selection.tree.kinds)]
+        self._type_ids = list(map(id, selection.tree.types))
+        self._types = [weakref.ref(kind) for kind in set(selection.tree.types)]
         self._bare = selection.names.bare
         self._every, self._columns = selection.names.tensors.columns, selection.tensors.columns
         numbers = dict(zip(self._every.keys, count()))
@@ -64,21 +66,21 @@ class SelectionPlan:
         self._modules = {key: names[key] for key in selection.modules}
 
     def fits(self, scope: object, tree: ModelTree) -> bool:
-        """Tell whether it says what a scope covers in a model."""
+        """Tell whether this plan is for a scope and models of a structure."""
         return (
             self._bn_layer_types is run_config.current.bn_layer_types
             and self._names == tree.names
-            and self._kinds == list(map(id, tree.kinds))
+            and self._type_ids == list(map(id, tree.types))
             and self._scope == scope
             and None not in [kind() for kind in self._types]
         )
 
-    def on(self, tree: ModelTree) -> Selection:
-        """Return the selection in a model that it fits."""
-        there = [module for module in tree.modules if module is not None]
+    def apply_to(self, tree: ModelTree) -> Selection:
+        """Return what the scope covers in a model that this plan fits."""
+        present = [module for module in tree.modules if module is not None]
         tensors = [tensor for tensor in tree.tensors if tensor is not None]
         every = TensorTable(self._every, tensors)
-        names = ModelNames(dict(zip(self._bare, there, strict=True)), self._bare, every)
+        names = ModelNames(dict(zip(self._bare, present, strict=True)), self._bare, every)
         modules = names.modules
         return Selection(
             names=names,
@@ -94,12 +96,11 @@ _recent: tuple[SelectionPlan, ...] = ()
 
 
 def find_planned(scope: object, tree: ModelTree) -> Selection | None:
-    """Return what a scope covers in a model, if it was found out lately in one of its structure."""
-    return next((plan.on(tree) for plan in _recent if plan.fits(scope, tree)), None)
+    """Return what a scope covers in a model, if a model of its structure was seen lately."""
+    return next((plan.apply_to(tree) for plan in _recent if plan.fits(scope, tree)), None)
 
 
-def remember_plan(scope: object, selection: Selection) -> Selection:
-    """Keep the plan of a selection for the next; return the selection."""
+def remember_plan(scope: object, selection: Selection) -> None:
+    """Keep the plan of a selection for the next model of the same structure."""
     global _recent
-    _recent = (SelectionPlan(scope, selection), *_recent[: _MOST - 1])
-    return selection
+    _recent = (SelectionPlan(scope, selection), *_recent[: _MOST_PLANS - 1])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants.selection.model_names import all_tensors, named_modules
+from pytest_bninvariants.selection.walk import all_tensors, named_modules
 from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised
 
 

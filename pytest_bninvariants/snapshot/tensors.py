@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.selection.lazy_mapping import LazyMapping
-from pytest_bninvariants.selection.model_names import Kind, TensorTable, WatchedTensor
+from pytest_bninvariants.selection.tensor_table import TensorTable, WatchedTensor
+from pytest_bninvariants.selection.walk import Kind
 from pytest_bninvariants.snapshot import value_difference
 from pytest_bninvariants.snapshot.buckets import Bucket, compare_pairs, fill_buckets
 from pytest_bninvariants.snapshot.tensor_bytes import (

@@ -8,9 +8,12 @@ from functools import cached_property
 
 from torch import nn
 
-from pytest_bninvariants.selection.model_names import ModelNames, ModelTree, TensorTable
-from pytest_bninvariants.selection.scope import Scope, select
+from pytest_bninvariants.selection.model_names import ModelNames
+from pytest_bninvariants.selection.model_tree import ModelTree
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.selection.selection_plan import Selection
+from pytest_bninvariants.selection.tensor_table import TensorTable
 from pytest_bninvariants.snapshot.tensors import Snapshot, changes_since, take_snapshot
 from pytest_bninvariants.state_change.layer_settings import read_settings
 from pytest_bninvariants.torch_internals.isolation import undisturbed

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from pytest_bninvariants.selection.bn_layers import STATISTICS, has_known_forward, is_bn_layer
-from pytest_bninvariants.selection.model_names import join, own_tensors
+from pytest_bninvariants.selection.walk import join, own_tensors
 from pytest_bninvariants.state_change.before_after import StateAfter, StateBefore
 from pytest_bninvariants.state_change.layer_activity import LayerActivity
 from pytest_bninvariants.state_change.observation import Observation

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.selection.bn_layers import BN_STATE, STATISTICS
-from pytest_bninvariants.selection.model_names import all_tensors
+from pytest_bninvariants.selection.walk import all_tensors
 from pytest_bninvariants.snapshot.addresses import address
 from pytest_bninvariants.snapshot.tensor_bytes import dense_values, join_key, join_values
 from pytest_bninvariants.state_change.observation import Observation

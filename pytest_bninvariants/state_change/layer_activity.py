@@ -17,8 +17,8 @@ from pytest_bninvariants.selection.bn_layers import (
     is_bn_layer,
     uses_batch_statistics,
 )
-from pytest_bninvariants.selection.model_names import join, named_modules
 from pytest_bninvariants.selection.selection_plan import Selection
+from pytest_bninvariants.selection.walk import join, named_modules
 from pytest_bninvariants.snapshot.addresses import address, group_by_address
 from pytest_bninvariants.state_change.module_map import ModuleMap
 from pytest_bninvariants.torch_internals.private_api import NormBase, current_graph_task_id

@@ -8,7 +8,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from pytest_bninvariants.instrumentation.call_sites import place_of_outermost_call
-from pytest_bninvariants.selection.model_names import named_modules, own_tensors
+from pytest_bninvariants.selection.walk import named_modules, own_tensors
 from pytest_bninvariants.snapshot.addresses import address, addresses
 from pytest_bninvariants.state_change.module_map import ModuleMap
 from pytest_bninvariants.verdict import Place

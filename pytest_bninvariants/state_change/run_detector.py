@@ -7,13 +7,10 @@ from collections.abc import Iterable
 from torch import nn
 
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
-from pytest_bninvariants.selection.model_names import (
-    ModelNames,
-    ModelTree,
-    all_tensors,
-    named_modules,
-)
+from pytest_bninvariants.selection.model_names import ModelNames
+from pytest_bninvariants.selection.model_tree import ModelTree
 from pytest_bninvariants.selection.selection_plan import Selection
+from pytest_bninvariants.selection.walk import all_tensors, named_modules
 from pytest_bninvariants.snapshot.addresses import address
 from pytest_bninvariants.snapshot.tensor_bytes import version
 from pytest_bninvariants.state_change.outside_modules import OutsideModules

@@ -21,7 +21,7 @@ from pytest_bninvariants.instrumentation.optimizers import (
     place_of_step,
     skips_parameters_without_gradient,
 )
-from pytest_bninvariants.selection.model_names import named_modules
+from pytest_bninvariants.selection.walk import named_modules
 from pytest_bninvariants.snapshot.addresses import address, group_by_address
 from pytest_bninvariants.snapshot.tensor_bytes import (
     Content,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants.selection.model_names import named_modules, own_tensors
+from pytest_bninvariants.selection.walk import named_modules, own_tensors
 from pytest_bninvariants.torch_internals.patches import Patch, Patches, Switch
 
 DATA_SET = "Tensor.data = ..."

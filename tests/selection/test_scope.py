@@ -20,7 +20,8 @@ from pytest_bninvariants.invariants.signature import option_names
 from pytest_bninvariants.run_config import replaced
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.model_names import ModelNames, covers
-from pytest_bninvariants.selection.scope import Scope, select
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.selection.select import select
 
 STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 

@@ -10,7 +10,8 @@ from torch import nn
 from pytest_bninvariants import run_config
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.selection import selection_plan
-from pytest_bninvariants.selection.scope import Scope, select
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.selection.selection_plan import Selection
 
 
@@ -135,7 +136,7 @@ def test_a_plan_whose_type_is_gone_fits_nothing(monkeypatch: pytest.MonkeyPatch)
     (plan,) = selection_plan._recent
     other = nn.Sequential(nn.BatchNorm1d(2))
     tree = select(other, Scope()).tree
-    plan._kinds = list(map(id, tree.kinds))  # as if the new type lay where the old one did
+    plan._type_ids = list(map(id, tree.types))  # as if the new type lay where the old one did
     assert plan.fits(Scope(), tree)
     del Own
     gc.collect()
@@ -155,4 +156,4 @@ def test_what_finds_nothing_is_refused_each_time() -> None:
 def test_only_the_latest_plans_are_kept() -> None:
     for width in range(1, 10):
         select(nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(width))), Scope())
-    assert len(selection_plan._recent) == selection_plan._MOST
+    assert len(selection_plan._recent) == selection_plan._MOST_PLANS

@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 from pytest_bninvariants import FrozenStateChanged, GateError, Verdict, frozen
-from pytest_bninvariants.selection.scope import Scope, select
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.snapshot import tensor_bytes
 from pytest_bninvariants.snapshot.tensors import KeptTensor, changes_since, take_snapshot
 from pytest_bninvariants.snapshot.value_difference import arrow

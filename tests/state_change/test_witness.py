@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pytest_bninvariants.selection.scope import Scope, select
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.state_change.layer_activity import LayerActivity
 from pytest_bninvariants.state_change.witness import Witness
 

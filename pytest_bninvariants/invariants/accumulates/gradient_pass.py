@@ -23,7 +23,7 @@ from pytest_bninvariants.selection.bn_layers import (
     is_bn_layer,
     uses_batch_statistics,
 )
-from pytest_bninvariants.selection.model_names import named_modules
+from pytest_bninvariants.selection.walk import named_modules
 from pytest_bninvariants.torch_internals.private_api import InstanceNorm
 
 LossFunction = Callable[[nn.Module, Any], Tensor]

@@ -22,7 +22,7 @@ from pytest_bninvariants.invariants.batch_invariant.trial import BatchTrial
 from pytest_bninvariants.invariants.batch_invariant.whole_output import WholeOutput
 from pytest_bninvariants.invariants.guard import Guard, at_once
 from pytest_bninvariants.invariants.signature import refuse_wrong_calls, spell
-from pytest_bninvariants.selection.scope import submodules
+from pytest_bninvariants.selection.submodules import submodules
 from pytest_bninvariants.verdict import Cause, Change, Verdict
 
 EXAMPLES = 20

@@ -16,7 +16,7 @@ from pytest_bninvariants.evaluation.precision import CastModule
 from pytest_bninvariants.evaluation.rounding import Rounding, Tolerance, distances, unit_of
 from pytest_bninvariants.invariants.batch_invariant.sample_batch import Order, in_words
 from pytest_bninvariants.invariants.batch_invariant.whole_output import Tensors, run_module
-from pytest_bninvariants.selection.model_names import all_tensors
+from pytest_bninvariants.selection.walk import all_tensors
 from pytest_bninvariants.snapshot.value_difference import arrow
 
 

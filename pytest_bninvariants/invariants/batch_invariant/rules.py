@@ -10,7 +10,7 @@ from pytest_bninvariants.diagnosis.rule import Rule, explain
 from pytest_bninvariants.diagnosis.wording import name_list, one_or_many
 from pytest_bninvariants.instrumentation.observer_api import ForwardKind, Observer
 from pytest_bninvariants.selection.bn_layers import has_stored_statistics
-from pytest_bninvariants.selection.model_names import named_modules
+from pytest_bninvariants.selection.walk import named_modules
 from pytest_bninvariants.verdict import Cause
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pytest_bninvariants.evaluation.pytrees import leaves
 from pytest_bninvariants.evaluation.rounding import distances
 from pytest_bninvariants.invariants.batch_invariant.sample_batch import Order
-from pytest_bninvariants.selection.model_names import named_modules
+from pytest_bninvariants.selection.walk import named_modules
 
 _ROUNDING = 2.0**-30
 """Far more than float64 rounds, and far less than a sample depends on its mates."""

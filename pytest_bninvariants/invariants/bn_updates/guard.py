@@ -23,7 +23,9 @@ from pytest_bninvariants.invariants.signature import (
     spell,
 )
 from pytest_bninvariants.selection.bn_layers import has_stored_statistics
-from pytest_bninvariants.selection.scope import Scope, layers_of, select
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.selection.select import select
+from pytest_bninvariants.selection.submodules import modules_by_name
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Hazard, Verdict
 
@@ -97,7 +99,7 @@ class UpdatesGuard(Guard):
 
     def _found(self) -> Iterator[LayerResult]:
         assert self._log is not None
-        now, steps = layers_of(self.model), 1 if self._per == "step" else self._log.steps
+        now, steps = modules_by_name(self.model), 1 if self._per == "step" else self._log.steps
         for key, (name, layer) in self._layers.items():
             yield LayerResult.from_log(name, layer, now.get(key), self._log, self._times, steps)
 

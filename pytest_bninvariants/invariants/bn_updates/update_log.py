@@ -16,7 +16,7 @@ from pytest_bninvariants.instrumentation.optimizers import held_by
 from pytest_bninvariants.invariants.bn_updates.layer_forward import LayerForward
 from pytest_bninvariants.invariants.bn_updates.layer_record import LayerRecord
 from pytest_bninvariants.invariants.bn_updates.state_history import statistics_of
-from pytest_bninvariants.selection.model_names import all_tensors, named_modules
+from pytest_bninvariants.selection.walk import all_tensors, named_modules
 from pytest_bninvariants.snapshot.addresses import address
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 from pytest_bninvariants.torch_internals.isolation import undisturbed

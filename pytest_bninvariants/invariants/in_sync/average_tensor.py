@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pytest_bninvariants.batchnorm.arithmetic import TINY, UNIT, gamma
 from pytest_bninvariants.evaluation.rounding import distances
-from pytest_bninvariants.selection.model_names import WatchedTensor
+from pytest_bninvariants.selection.tensor_table import WatchedTensor
 from pytest_bninvariants.snapshot.tensors import KeptTensor
 
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.diagnosis.wording import quoted_list
 from pytest_bninvariants.errors import GateError, Refusal
-from pytest_bninvariants.selection.model_names import ModelNames, WatchedTensor
-from pytest_bninvariants.selection.scope import Scope, select
+from pytest_bninvariants.selection.model_names import ModelNames
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.selection.select import select
+from pytest_bninvariants.selection.tensor_table import WatchedTensor
 from pytest_bninvariants.snapshot.addresses import address
 
 Tensors = dict[str, WatchedTensor]

@@ -16,8 +16,9 @@ from pytest_bninvariants.invariants.same_output.eval_guard import EvalGuard
 from pytest_bninvariants.invariants.same_output.outputs import OutputSnapshot
 from pytest_bninvariants.invariants.same_output.twin_guard import TwinGuard
 from pytest_bninvariants.invariants.signature import refuse_wrong_calls, spell
-from pytest_bninvariants.selection.model_names import all_tensors
-from pytest_bninvariants.selection.scope import Scope, submodules
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.selection.submodules import submodules
+from pytest_bninvariants.selection.walk import all_tensors
 from pytest_bninvariants.state_change.before_after import StateBefore, read_state_before
 from pytest_bninvariants.state_change.compare import StateDifference, compare
 from pytest_bninvariants.state_change.witness import Witness

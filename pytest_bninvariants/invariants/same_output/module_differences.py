@@ -9,7 +9,7 @@ from torch import nn
 from pytest_bninvariants.diagnosis.wording import clauses, name_list
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.model_names import ModelNames
-from pytest_bninvariants.selection.scope import layers_of
+from pytest_bninvariants.selection.submodules import modules_by_name
 from pytest_bninvariants.snapshot.tensors import changes_since, take_snapshot
 from pytest_bninvariants.state_change.layer_settings import read_settings
 from pytest_bninvariants.torch_internals.isolation import undisturbed
@@ -28,7 +28,7 @@ def describe_differences(one: nn.Module, other: nn.Module) -> tuple[str, ...]:
 
 
 def _types(one: nn.Module, other: nn.Module) -> Iterator[str]:
-    then, now = layers_of(one), layers_of(other)
+    then, now = modules_by_name(one), modules_by_name(other)
     swaps: dict[tuple[str, str], list[str]] = {}
     for name in then:
         if name and name in now:
@@ -46,7 +46,7 @@ def _types(one: nn.Module, other: nn.Module) -> Iterator[str]:
 
 
 def _settings(one: nn.Module, other: nn.Module) -> Iterator[str]:
-    then, now = layers_of(one), layers_of(other)
+    then, now = modules_by_name(one), modules_by_name(other)
     changed: dict[str, list[str]] = {}
     for name, layer in then.items():
         if name in now and is_bn_layer(layer) and is_bn_layer(now[name]):

@@ -25,7 +25,9 @@ from pytest_bninvariants.selection.bn_layers import (
     is_to_update,
 )
 from pytest_bninvariants.selection.model_names import ModelNames
-from pytest_bninvariants.selection.scope import Scope, layers_of, select
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.selection.select import select
+from pytest_bninvariants.selection.submodules import modules_by_name
 from pytest_bninvariants.snapshot.tensors import KeptTensor, is_unchanged, take_snapshot
 from pytest_bninvariants.state_change import value_patterns
 from pytest_bninvariants.torch_internals.isolation import undisturbed
@@ -133,7 +135,7 @@ class TrainsGuard(Guard):
 
     def _found(self) -> Iterator[LayerResult]:
         assert self._log is not None
-        held = layers_of(self.model)
+        held = modules_by_name(self.model)
         for key, (name, layer) in self._layers.items():
             yield LayerResult.from_log(name, layer, held.get(key), self._log, times=1)
 

@@ -19,7 +19,8 @@ from torchvision.models import resnet18
 
 from pytest_bninvariants import frozen_bn
 from pytest_bninvariants.audit.auditor import Auditor
-from pytest_bninvariants.selection.scope import Scope, select
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.state_change.witness import Witness
 
 ROUNDS = 40

@@ -81,7 +81,7 @@ NO_IMPORT = {
     "other.Norm": "'other.Norm' cannot be imported: No module named 'other'",
     "test_it.Other": "'test_it.Other' cannot be imported: module 'test_it' has no attr",
     "test_it:Norm.Other": "'test_it:Norm.Other' cannot be imported: type object 'Norm' has no",
-    "torch.nn": "'torch.nn' is no class, but <module 'torch.nn' from",
+    "torch.nn": "'torch.nn' is not a class, but <module 'torch.nn' from",
 }
 BY_MARKER = """
     @pytest.mark.frozen_bn
