@@ -25,7 +25,7 @@ _PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 
 @lru_cache(maxsize=4096)
-def is_users(filename: str) -> bool:
+def is_user_file(filename: str) -> bool:
     """Tell whether a file is the user's own: no library, no generated code, not this package."""
     if filename.startswith(("<", PACKAGE)):
         return False
@@ -41,10 +41,10 @@ def callers(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def users_line() -> tuple[str, int]:
+def user_line() -> tuple[str, int]:
     """Return file and line of the user's code that is running."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not is_users(frame.f_code.co_filename):
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
         frame = frame.f_back
     return ("?", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 
@@ -62,7 +62,7 @@ def place_of(frame: FrameType | None, call: str) -> Place | None:
     """
     tool = None
     nearest = frame
-    while frame is not None and not is_users(frame.f_code.co_filename):
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
         module = str(frame.f_globals.get("__name__", "?"))
         is_tool = not (frame.f_code.co_filename.startswith(PACKAGE) or module.startswith(_NO_TOOLS))
         if tool is None and is_tool:
@@ -80,7 +80,7 @@ def place_of(frame: FrameType | None, call: str) -> Place | None:
     )
 
 
-def relative(file: str) -> str:
+def relative_path(file: str) -> str:
     """Return a path as seen from the current folder, if it is below that."""
     return _below(file, os.getcwd())
 
@@ -91,7 +91,7 @@ def _below(file: str, here: str) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else file
 
 
-def is_ours(traceback: TracebackType) -> bool:
+def is_our_frame(traceback: TracebackType) -> bool:
     """Tell whether a traceback's frame runs this package's machinery."""
     filename = traceback.tb_frame.f_code.co_filename
     if filename == "<string>":  # what dataclasses generate
@@ -115,11 +115,11 @@ def drop_our_frames(error: BaseException) -> None:
 
 
 def _unlinked(traceback: TracebackType | None) -> TracebackType | None:
-    while traceback is not None and is_ours(traceback):
+    while traceback is not None and is_our_frame(traceback):
         traceback = traceback.tb_next
     kept = traceback
     while kept is not None:
-        while kept.tb_next is not None and is_ours(kept.tb_next):
+        while kept.tb_next is not None and is_our_frame(kept.tb_next):
             kept.tb_next = kept.tb_next.tb_next
         kept = kept.tb_next
     return traceback

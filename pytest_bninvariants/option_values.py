@@ -8,11 +8,11 @@ from types import ModuleType
 
 from pytest_bninvariants.checks import is_int
 
-ACCEPTED = "cpu, cuda, cuda:N, mps, xpu, auto (the best there is) or all (each kind there is)"
+DEVICES = "cpu, cuda, cuda:N, mps, xpu, auto (the best there is) or all (each kind there is)"
 _BEST_FIRST = ("cuda", "xpu", "mps", "cpu")
 
 
-def resolve(names: Iterable[str], option: str) -> tuple[str, ...]:
+def resolve_devices(names: Iterable[str], option: str) -> tuple[str, ...]:
     """Turn what users write into names of devices that are there, each once, in their order.
 
     Args:
@@ -22,10 +22,12 @@ def resolve(names: Iterable[str], option: str) -> tuple[str, ...]:
     Raises:
         ValueError: a value is unknown, or its device is not there; the message says why.
     """
-    return tuple(dict.fromkeys(device for name in names for device in _resolve(name, option)))
+    return tuple(
+        dict.fromkeys(device for name in names for device in _resolve_device(name, option))
+    )
 
 
-def _resolve(name: str, option: str) -> list[str]:
+def _resolve_device(name: str, option: str) -> list[str]:
     if name == "cpu":
         return ["cpu"]
     if name in ("auto", "all"):
@@ -33,7 +35,7 @@ def _resolve(name: str, option: str) -> list[str]:
         return present[:1] if name == "auto" else present[::-1]
     match = re.fullmatch(r"(cuda|xpu|mps)(?::(\d+))?", name)
     if match is None or (match[1] == "mps" and match[2]):
-        raise ValueError(f"{option}={name}: there is no such device; accepted are {ACCEPTED}")
+        raise ValueError(f"{option}={name}: there is no such device; accepted are {DEVICES}")
     reason = why_absent(match[1], int(match[2] or 0))
     if reason:
         raise ValueError(f"{option}={name}: {reason}")
@@ -91,7 +93,7 @@ DTYPES = ("float64", "float32", *HALF)
 EFFORTS = {"quick": 6, "default": 100, "thorough": 2000}
 
 
-def cases(option: str, given: object) -> int:
+def count_cases(option: str, given: object) -> int:
     """Return the number that is meant.
 
     Args:

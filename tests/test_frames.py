@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, frames, frozen_bn
-from pytest_bninvariants.frames import is_users
+from pytest_bninvariants.frames import is_user_file
 from pytest_bninvariants.verdict import Place
 
 
@@ -252,4 +252,4 @@ HERE = Path(frames.PACKAGE)
     ],
 )
 def test_a_file_is_the_users_or_not(file: str, users: bool) -> None:
-    assert is_users(file) == users
+    assert is_user_file(file) == users

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import frames, frozen
-from pytest_bninvariants.frames import drop_our_frames, is_ours
+from pytest_bninvariants.frames import drop_our_frames, is_our_frame
 
 PACKAGE = Path(frames.PACKAGE)
 OURS = str(PACKAGE / "invariants" / "guard.py")
@@ -114,7 +114,7 @@ def last(error: BaseException) -> TracebackType:
     ],
 )
 def test_a_frame_is_ours_or_not(file: str, ours: bool) -> None:
-    assert is_ours(last(through(file))) == ours
+    assert is_our_frame(last(through(file))) == ours
 
 
 def test_a_guarded_failure_shows_what_a_bare_one_shows(net: Any) -> None:

@@ -15,7 +15,7 @@ from pytest_bninvariants.diagnosis.wording import (
     one_or_many,
     span,
 )
-from pytest_bninvariants.frames import relative
+from pytest_bninvariants.frames import relative_path
 from pytest_bninvariants.verdict import AUDIT, Change, Place, Verdict
 
 
@@ -104,7 +104,7 @@ def _did(leaks: list[Leak]) -> str:
     did = f"{each}normalised {batches} with batch statistics"
     if first.ran_at is not None:
         at = first.ran_at
-        did += f", first at {relative(at.file)}:{at.line} in {at.function}"
+        did += f", first at {relative_path(at.file)}:{at.line} in {at.function}"
         did += f", by {at.tool}" if at.tool else ""
     if first.put_in_training is None:
         did += ", in training mode since before the test or since it was made"

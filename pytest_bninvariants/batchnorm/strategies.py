@@ -90,13 +90,13 @@ def devices(*names: str) -> st.SearchStrategy[str]:
     Raises:
         InvalidArgument: a device is unknown or not there.
     """
-    from pytest_bninvariants.option_values import ACCEPTED, resolve
+    from pytest_bninvariants.option_values import DEVICES, resolve_devices
 
     for name in names:
         if not isinstance(name, str):
-            raise InvalidArgument(f"a device is one of {ACCEPTED}, not {shown(name)}")
+            raise InvalidArgument(f"a device is one of {DEVICES}, not {shown(name)}")
     try:
-        return st.sampled_from(resolve(names or ("all",), "devices"))
+        return st.sampled_from(resolve_devices(names or ("all",), "devices"))
     except ValueError as error:
         raise InvalidArgument(str(error)) from None
 

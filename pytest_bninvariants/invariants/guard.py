@@ -19,7 +19,7 @@ from pytest_bninvariants.errors import (
     InvariantHazard,
     Refusal,
 )
-from pytest_bninvariants.frames import drop_our_frames, relative, users_line
+from pytest_bninvariants.frames import drop_our_frames, relative_path, user_line
 from pytest_bninvariants.guard_registry import entered, unreported
 from pytest_bninvariants.reporting.verdict_text import hazards_in_a_line, headline, render
 from pytest_bninvariants.verdict import Verdict
@@ -67,9 +67,9 @@ class Guard:
         self._used = self._started = self._is_companion = False
         self.sources: tuple[str, ...] = ()
         self._number = next(_numbers)
-        self.made = users_line()
+        self.made = user_line()
         file, line = self.made
-        self._named = f"{self.spelled}, made at {relative(file)}:{line},"
+        self._named = f"{self.spelled}, made at {relative_path(file)}:{line},"
         unreported[self._number] = never_entered(self._named)
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_bninvariants.option_values import DTYPES, EFFORTS, cases
+from pytest_bninvariants.option_values import DTYPES, EFFORTS, count_cases
 from pytest_bninvariants.run_config import RunConfig, Trace
 
 TRACES = ("rerun", "same-run")
@@ -85,10 +85,10 @@ def _devices(given: list[str] | None, by_ini: list[str]) -> tuple[str, ...]:
     names, option = (given, "--bn-device") if given else (by_ini, "bn_device")
     if not names:
         return ("cpu",)
-    from pytest_bninvariants.option_values import resolve
+    from pytest_bninvariants.option_values import resolve_devices
 
     try:
-        return resolve(names, option)
+        return resolve_devices(names, option)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -142,7 +142,7 @@ def _examples(given: str | None) -> int:
     if given is None:
         return EFFORTS["default"]
     try:
-        return cases("--bn-examples=", int(given) if given.isdecimal() else given)
+        return count_cases("--bn-examples=", int(given) if given.isdecimal() else given)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from pytest_bninvariants.frames import relative
+from pytest_bninvariants.frames import relative_path
 from pytest_bninvariants.verdict import Place
 
 WIDTH = 76  # pytest puts "E   " before each line
@@ -25,4 +25,4 @@ def wrapped(text: str, *, first: str, rest: str) -> list[str]:
 def where(place: Place) -> str:
     """Return a place as `net.py:14 in forward`, and which library acted there."""
     tool = f", by {place.tool}" if place.tool else ""
-    return f"{relative(place.file)}:{place.line} in {place.function}{tool}"
+    return f"{relative_path(place.file)}:{place.line} in {place.function}{tool}"

@@ -16,7 +16,7 @@ from pytest_bninvariants.batchnorm.trials.comparison import ComparisonTally
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
 from pytest_bninvariants.errors import GateError, LawBroken, shown
-from pytest_bninvariants.option_values import DTYPES, EFFORTS, cases
+from pytest_bninvariants.option_values import DTYPES, EFFORTS, count_cases
 
 MOST_UNJUDGED = 0.5  # of the cases; the drawn data give a few in a hundred
 
@@ -121,7 +121,7 @@ def assert_bn_conforms(
     for name in asked:
         if name not in DTYPES:
             raise ValueError(f"dtype {name!r} is unknown; accepted are {', '.join(DTYPES)}")
-    effort = cases("examples=", examples)
+    effort = count_cases("examples=", examples)
     broken: list[LawBroken] = []
     count = 0
     for law in wanted:
