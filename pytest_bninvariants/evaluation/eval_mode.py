@@ -37,7 +37,7 @@ def in_eval(module: nn.Module, *observers: Observer) -> Iterator[None]:
         )
     state = ModelState(module)
     with (
-        installation.heard_only_by(*observers),
+        installation.observed_only_by(*observers),
         disable_current_modes(),
         preserved_rng(module),
         torch.no_grad(),

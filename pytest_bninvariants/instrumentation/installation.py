@@ -1,102 +1,97 @@
-"""Hear from torch what happens in this process, for whoever watches at the moment.
+"""Have observers hear what torch does in this process, while there are any.
 
 Nothing is put on a user's objects, so copies, pickles and scripts of a model that are taken inside
-a step are clean. While somebody watches, a few functions of torch are wrapped, `Module._call_impl`
-first of all, and `torch.optim`'s global step hooks are used. All of it is off while dynamo
-compiles, so that guarded and bare runs compile the same graphs.
+a step are clean. While there are observers, a few functions of torch are wrapped, first of all
+`Module._call_impl`, and the global step hooks of `torch.optim` are used. All of it is off while
+dynamo compiles, so that guarded and bare runs compile the same graphs.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
-from torch import Tensor, nn
-from torch.compiler import is_dynamo_compiling
+from torch import nn
 
 from pytest_bninvariants.instrumentation import observer_api, write_hooks
-from pytest_bninvariants.instrumentation.norm_calls import (
-    listeners,
+from pytest_bninvariants.instrumentation.compiled_code import (
+    observing_eval_frame,
+    tell_compiled_code,
 )
+from pytest_bninvariants.instrumentation.module_calls import observing_call, observing_setattr
+from pytest_bninvariants.instrumentation.norm_calls import norm_hooks
 from pytest_bninvariants.instrumentation.observer_api import Observer
-from pytest_bninvariants.selection.bn_layers import is_bn_layer
-from pytest_bninvariants.snapshot.tensor_bytes import have_values
 from pytest_bninvariants.torch_internals import dynamo, private_api
-from pytest_bninvariants.torch_internals.dynamo import hidden_from_dynamo, skipped_by_dynamo
-from pytest_bninvariants.torch_internals.patches import (
-    Patch,
-    Patches,
-    Switch,
-    around_method,
-    caller,
-)
+from pytest_bninvariants.torch_internals.patches import Patch, Patches, Switch, around_method
 
 _Function = Callable[..., Any]
 
 
-class _Observers:
+class _Installation:
     """Keep the observers, and the wrappers in place while there are any."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._unhook: list[Callable[[], None]] = []
-        self._all: tuple[Observer, ...] = ()
-        self._alone: list[tuple[Observer, ...]] = []
+        self._step_hooks: list[Callable[[], None]] = []
+        """What removes the hooks around optimizer steps."""
+        self._observers: tuple[Observer, ...] = ()
+        self._exclusive: list[tuple[Observer, ...]] = []
+        """Those that hear alone at the moment; the last of them do."""
         self._patches = Patches(
-            around_method(nn.Module, "__setattr__", _observing_setattr),
-            Patch(nn.Module, "_call_impl", _observing_call),
-            Patch(nn.Module, "compile", _observing_compile),
+            around_method(nn.Module, "__setattr__", observing_setattr),
+            Patch(nn.Module, "_call_impl", observing_call),
+            Patch(nn.Module, "compile", _suspending),
             *write_hooks.patches(),
-            *dynamo.patches(_observing_eval_frame, _observing_compile),
+            *dynamo.patches(observing_eval_frame, _suspending),
         )
 
     def add(self, observer: Observer) -> None:
+        """Have an observer hear what happens from now on."""
         with self._lock:
-            if not self._all:
+            if not self._observers:
                 private_api.require(private_api.A_GUARD)
-                dynamo.add_compile_callbacks(self._step_aside, self._install)
-            self._set((*self._all, observer))
+                dynamo.add_compile_callbacks(self._make_way, self._install)
+            self._set((*self._observers, observer))
             self._install()
 
     def discard(self, observer: Observer) -> None:
+        """Have an observer hear no longer; harmless if it does not."""
         with self._lock:
-            if observer not in self._all:
+            if observer not in self._observers:
                 return
-            self._set(tuple(other for other in self._all if other is not observer))
-            if not self._all:
+            self._set(tuple(other for other in self._observers if other is not observer))
+            if not self._observers:
                 self._uninstall()
-                dynamo.remove_compile_callbacks(self._step_aside, self._install)
+                dynamo.remove_compile_callbacks(self._make_way, self._install)
                 write_hooks.forget_steps()
-                listeners.come_back()  # from compiled code that ran within what is over
+                norm_hooks.return_from_compiled_code()  # which has run within what is over
 
-    def _set(self, everybody: tuple[Observer, ...]) -> None:
-        self._all = everybody
-        observer_api.active_observers = self._alone[-1] if self._alone else everybody
+    def _set(self, observers: tuple[Observer, ...]) -> None:
+        self._observers = observers
+        observer_api.active_observers = self._exclusive[-1] if self._exclusive else observers
 
     @contextmanager
-    def heard_only_by(self, *observers: Observer) -> Iterator[None]:
-        """Have these hear what happens, and nobody else, for a while."""
+    def observed_only_by(self, *observers: Observer) -> Iterator[None]:
+        """Have these observers hear what happens, and no others, for a while."""
         with self._lock:
             for observer in observers:
                 self.add(observer)
-            self._alone.append(observers)
-            self._set(self._all)
+            self._exclusive.append(observers)
+            self._set(self._observers)
         try:
             yield
         finally:
             with self._lock:  # others may have come and gone in other threads
-                self._alone.remove(observers)
-                self._set(self._all)
+                self._exclusive.remove(observers)
+                self._set(self._observers)
                 for observer in observers:
                     self.discard(observer)
                 self._install()  # dynamo may have had the wrappers off when nobody was there
 
     @contextmanager
-    def away(self) -> Iterator[None]:
+    def suspended(self) -> Iterator[None]:
         """Take the wrappers off for a moment."""
         self._uninstall()
         try:
@@ -106,146 +101,51 @@ class _Observers:
 
     def _install(self, *_: object) -> None:
         with self._lock:
-            if self._all:
+            if self._observers:
                 self._patches.install()
-                listeners.resume()
-                if observer_api.steps_are_observed() and not self._unhook:
-                    self._unhook = write_hooks.hook_optimizers()
+                norm_hooks.resume()
+                if observer_api.steps_are_observed() and not self._step_hooks:
+                    self._step_hooks = write_hooks.hook_optimizers()
 
     def _uninstall(self) -> None:
         with self._lock:
-            listeners.suspend()
+            norm_hooks.suspend()
             self._patches.remove()
-            while self._unhook:
-                self._unhook.pop()()
+            while self._step_hooks:
+                self._step_hooks.pop()()
 
-    def _step_aside(self, *_: object) -> None:
-        _tell_compiled_code()
+    def _make_way(self, *_: object) -> None:
+        """Take the wrappers off before dynamo compiles."""
+        tell_compiled_code()
         self._uninstall()
 
 
-@hidden_from_dynamo
-def _tell_mode_set(module: nn.Module, training: Any, frame: FrameType | None) -> None:
-    assert frame is not None
-    for observer in observer_api.active_observers:
-        observer.saw_mode_set(module, bool(training), frame)
+def _suspending(original: _Function, switch: Switch) -> _Function:
+    """Return what wraps a method that prepares a module for compiled code.
 
+    What is compiled holds on to the method that it is to call, which must not be a wrapper.
+    """
 
-@hidden_from_dynamo
-def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Tell of a call; return whether `_after_call` must follow."""
-    if listeners.aside and not dynamo.dynamo_runs():
-        listeners.come_back()
-    for observer in observer_api.active_observers:
-        observer.saw_forward(module)
-    is_layer = is_bn_layer(module)
-    observed = is_layer and any(
-        observer.observes_layer(module) for observer in observer_api.active_observers
-    )
-    if not (observed or listeners.listening or observer_api.calls_are_observed()):
-        return False
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    return _have_values(tensors) and listeners.enter(module, tensors, is_layer=is_layer)
-
-
-@hidden_from_dynamo
-def _after_call(*, failed: bool) -> None:
-    listeners.leave(failed=failed)
-
-
-def _tell_compiled_code() -> None:
-    for observer in observer_api.active_observers:
-        observer.saw_compiled_code()
-
-
-@hidden_from_dynamo
-def _tell_compiled_in_place(frame: FrameType | None) -> None:
-    """Tell of the module that runs compiled code in place of the method that is wrapped."""
-    while frame is not None and frame.f_globals.get("__name__") == dynamo.EVAL_FRAME:
-        frame = frame.f_back
-    if frame is not None and frame.f_code is private_api.call_code:
-        module = frame.f_locals["self"]
-        for observer in observer_api.active_observers:
-            observer.saw_forward(module)
-
-
-def _have_values(tensors: list[Tensor]) -> bool:
-    """Tell whether a forward is a real one, and not a tracer's on fake tensors."""
-    with private_api.DisableTorchFunction():  # a user's mode is not to hear of our questions
-        return have_values(tensors)
-
-
-# Dynamo skips the wrappers themselves, but where a model is compiled in place it tries to compile
-# what they call. So they do as little as they can, and call only what is `hidden_from_dynamo`.
-# Export compiles without telling us beforehand: then dynamo finds that they have nothing to do.
-
-
-def _observing_setattr(original: _Function, switch: Switch) -> _Function:
-    @skipped_by_dynamo
-    def __setattr__(self: nn.Module, name: str, value: Any) -> None:  # noqa: N807
-        __tracebackhide__ = True
-        if name == "training" and switch.on and not is_dynamo_compiling():
-            _tell_mode_set(self, value, caller())
-        original(self, name, value)
-
-    return __setattr__
-
-
-def _observing_call(original: _Function, switch: Switch) -> _Function:
-    @skipped_by_dynamo
-    def _call_impl(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-        __tracebackhide__ = True
-        quiet = not switch.on or is_dynamo_compiling()
-        if quiet or not (observer_api.is_observed(self) or listeners.listening):
-            return original(self, *args, **kwargs)
-        if not _before_call(self, args, kwargs):
-            return original(self, *args, **kwargs)
-        failed = True
-        try:
-            result = original(self, *args, **kwargs)
-            failed = False
-        finally:
-            _after_call(failed=failed)
-        return result
-
-    return _call_impl
-
-
-def _observing_eval_frame(original: _Function, switch: Switch) -> _Function:
-    @skipped_by_dynamo
-    def set_eval_frame(callback: Any) -> Any:
-        if switch.on and callback is not None and callback is not False:
-            _tell_compiled_code()
-            _tell_compiled_in_place(sys._getframe(1))
-            listeners.step_aside(sys._getframe(1))
-        elif switch.on:
-            listeners.come_back_from(sys._getframe(1))
-        return original(callback)
-
-    return set_eval_frame
-
-
-def _observing_compile(original: _Function, switch: Switch) -> _Function:
     def compile(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _observers.away():  # what is compiled holds on to the method that it is to call
+        with _installation.suspended():
             return original(self, *args, **kwargs)
 
     return compile
 
 
-_observers = _Observers()
-add = _observers.add
-discard = _observers.discard
-heard_only_by = _observers.heard_only_by
+_installation = _Installation()
+add = _installation.add
+discard = _installation.discard
+observed_only_by = _installation.observed_only_by
 
 
 class Watcher(Observer):
-    """An observer that begins and ends by itself."""
+    """An observer that starts and stops by itself."""
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Hear what happens from now on."""
         add(self)
 
     def stop(self) -> None:
-        """Watch no longer; harmless where it does not watch."""
+        """Hear no longer; harmless where it does not."""
         discard(self)

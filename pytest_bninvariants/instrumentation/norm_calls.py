@@ -1,4 +1,4 @@
-"""Hear what BN layers normalise with, while they run."""
+"""Tell observers what BN layers normalise with, while they run."""
 
 from __future__ import annotations
 
@@ -32,45 +32,46 @@ _WEIGHT, _RUNNING_MEAN, _USES_BATCH = 1, 3, 5
 
 
 @dataclass(slots=True)
-class _Running:
-    """A module whose forward runs.
+class _ModuleCall:
+    """A module's call that is going on.
 
     Args:
         module: the module.
         is_layer: whether it is a BN layer.
         x: the first tensor that it is called with.
-        ends: what is to be called after it.
-        counted: whether torch's functions are listened to on its account.
-        before: what tells, as far as anything does, whether its forward wrote its statistics.
-        heard: whether one of torch's normalising functions was called for it.
+        after: what is to be called after it.
+        listens: whether torch's functions are wrapped on its account.
+        marks: its statistics' marks before the call.
+        normalised: whether one of torch's functions was called for it.
     """
 
     module: nn.Module
     is_layer: bool
     x: Tensor | None
-    ends: list[AfterForward]
-    counted: bool
-    before: object = None
-    heard: bool = False
+    after: list[AfterForward]
+    listens: bool
+    marks: object = None
+    normalised: bool = False
 
 
-class Listeners:
+class NormCallHooks:
     """Hear what BN layers normalise with, from the calls that they make while they run.
 
     What a layer calls decides, not its mode: hooks may change that between the call and the
-    forward, and a forward of a user's own may do as it likes. The mode decides for a forward of
-    torch's own without hooks, and where such a one made no such call, because it raised before, or
-    because it does without.
+    forward, and a user's own forward may do as it likes. The mode decides for a forward of torch's
+    own without hooks, and where a layer made no such call, because it raised before, or because it
+    does without.
     """
 
     def __init__(self) -> None:
-        self._running = threading.local()
+        self._calls = threading.local()
         self._lock = threading.Lock()
-        self.listening = 0
-        """How many modules run that are listened to."""
-        self.aside = False
-        """Whether compiled code ran: it minds if functions that it was compiled with are others."""
-        self._runs_it: FrameType | None = None
+        self.modules_listened_to = 0
+        """How many modules run on whose account torch's functions are wrapped."""
+        self.off_for_compiled_code = False
+        """Whether the wrappers are off because compiled code runs: it would be compiled anew if it
+        found other functions than those it was compiled with."""
+        self._compiled_code_runs_in: FrameType | None = None
         self._patches = Patches(
             Patch(torch, "batch_norm", observing_batch_norm),
             Patch(torch, "instance_norm", observing_instance_norm),
@@ -79,8 +80,8 @@ class Listeners:
     def enter(self, module: nn.Module, tensors: list[Tensor], *, is_layer: bool) -> bool:
         """Begin to listen to a BN layer, to a module inside of one, or to what calls them.
 
-        The last is the outermost module that runs, where somebody wants to hear of calls of
-        torch's functions by no BN layer.
+        The last is the outermost module that runs, where an observer hears of calls of torch's
+        functions that no BN layer makes.
 
         Args:
             module: the module.
@@ -91,60 +92,70 @@ class Listeners:
             Whether `leave` must follow.
         """
         stack = self._stack()
-        inside = any(running.is_layer for running in stack)
+        inside = any(call.is_layer for call in stack)
         if not (is_layer or inside or (not stack and observer_api.calls_are_observed())):
             return False
         x = tensors[0] if tensors else None
-        ends = _begin(module, x) if is_layer else []
-        counted = not (is_layer and _flags_tell(module))
-        before = _marks(module) if is_layer and counted else None
-        stack.append(_Running(module, is_layer, x, ends, counted, before))
-        if counted:
-            self._count_by(1)
+        after = _tell_before_layer(module, x) if is_layer else []
+        listens = not (is_layer and _mode_decides(module))
+        marks = _marks(module) if is_layer and listens else None
+        stack.append(_ModuleCall(module, is_layer, x, after, listens, marks))
+        if listens:
+            self._add_listened_to(1)
         return True
 
     def leave(self, *, failed: bool) -> None:
         """End what `enter` began."""
-        ended = self._stack().pop()
-        if ended.counted:
-            self._count_by(-1)
-        if ended.is_layer and not ended.heard:
-            before = failed and (ended.counted or isinstance(sys.exc_info()[1], ValueError))
-            wrote = ended.counted and _marks(ended.module) != ended.before
-            _tell_by_mode(ended.module, ended.x, failed=before, wrote=wrote)
-        for end in ended.ends:
-            end(failed)
+        call = self._stack().pop()
+        if call.listens:
+            self._add_listened_to(-1)
+        if call.is_layer and not call.normalised:
+            before = failed and (call.listens or isinstance(sys.exc_info()[1], ValueError))
+            wrote = call.listens and _marks(call.module) != call.marks
+            _tell_by_mode(call.module, call.x, failed=before, wrote=wrote)
+        for after in call.after:
+            after(failed)
 
-    def heard(
+    def before_norm(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str
     ) -> list[AfterCall]:
-        """Take note of a normalising call and its arguments; return what is to be called after."""
+        """Tell of a call of one of torch's functions; return what is to be called after it.
+
+        Args:
+            name: the function's name.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            flag: the name of the argument that says whether it uses batch statistics.
+        """
         mean = args[_RUNNING_MEAN] if len(args) > _RUNNING_MEAN else kwargs.get("running_mean")
         batch = args[_USES_BATCH] if len(args) > _USES_BATCH else kwargs.get(flag)
         values = args[0] if args else kwargs.get("input")
-        given = values if isinstance(values, Tensor) else None
-        running = self._meant(name, mean, values)
-        if running is not None:
-            running.heard = True
+        known_values = values if isinstance(values, Tensor) else None
+        call = self._layers_call(name, mean, values)
+        if call is not None:
+            call.normalised = True
             if batch:
-                _tell_batch_statistics(running.module, "batches", given)
+                _tell_batch_statistics(call.module, "batches", known_values)
             return []
         weight = args[_WEIGHT] if len(args) > _WEIGHT else kwargs.get("weight")
         state = mean if isinstance(mean, Tensor) else weight
         if not isinstance(state, Tensor):
             return []
-        finishes = [
-            observer.saw_call(name, state, given, sys._getframe(1), batch=bool(batch))
+        after = [
+            observer.saw_call(name, state, known_values, sys._getframe(1), batch=bool(batch))
             for observer in observer_api.active_observers
         ]
-        return [finish for finish in finishes if finish is not None]
+        return [each for each in after if each is not None]
 
-    def _meant(self, name: str, mean: object, values: object) -> _Running | None:
-        """Return the layer that a call normalises for; layers make other such calls too."""
+    def _layers_call(self, name: str, mean: object, values: object) -> _ModuleCall | None:
+        """Return the call of the layer for which one of torch's functions was called, if any.
+
+        Layers call these functions for other ends, too, such as weight standardisation.
+        """
         stack = self._stack()
         if mean is not None:
-            layers = [running for running in stack if running.is_layer]
-            owner = (r for r in layers if any(b is mean for b in r.module._buffers.values()))
+            layers = [call for call in stack if call.is_layer]
+            owner = (c for c in layers if any(b is mean for b in c.module._buffers.values()))
             return next(owner, layers[-1] if layers else None)
         if not stack or not stack[-1].is_layer:
             return None
@@ -153,22 +164,22 @@ class Listeners:
             return None
         return None if _shares_memory(values, layer) else stack[-1]
 
-    def step_aside(self, frame: FrameType) -> None:
-        """Take the wrappers off until `come_back`; the frame runs the compiled code."""
-        if not self.aside:
-            self._runs_it = frame
-        self.aside = True
+    def yield_to_compiled_code(self, frame: FrameType) -> None:
+        """Take the wrappers off until compiled code, which a frame is about to run, is over."""
+        if not self.off_for_compiled_code:
+            self._compiled_code_runs_in = frame
+        self.off_for_compiled_code = True
         self.suspend()
 
-    def come_back(self) -> None:
-        """Put them back if they are wanted."""
-        self.aside, self._runs_it = False, None
+    def return_from_compiled_code(self) -> None:
+        """Put the wrappers back if they are wanted."""
+        self.off_for_compiled_code, self._compiled_code_runs_in = False, None
         self.resume()
 
-    def come_back_from(self, frame: FrameType) -> None:
-        """Put them back where the frame that ran the compiled code switches dynamo off again."""
-        if self.aside and frame is self._runs_it:
-            self.come_back()
+    def return_from_frame(self, frame: FrameType) -> None:
+        """Put them back if this is the frame that ran the compiled code."""
+        if self.off_for_compiled_code and frame is self._compiled_code_runs_in:
+            self.return_from_compiled_code()
 
     def suspend(self) -> None:
         """Take the wrappers off for a while."""
@@ -176,25 +187,26 @@ class Listeners:
             self._patches.remove()
 
     def resume(self) -> None:
-        """Put them back if any module runs that is listened to."""
-        self._count_by(0)
+        """Put the wrappers back if a module runs on whose account they are wanted."""
+        self._add_listened_to(0)
 
-    def _count_by(self, step: int) -> None:
+    def _add_listened_to(self, count: int) -> None:
         with self._lock:
-            self.listening += step
-            if self.listening and not self.aside:
+            self.modules_listened_to += count
+            if self.modules_listened_to and not self.off_for_compiled_code:
                 self._patches.install()
             else:
                 self._patches.remove()
 
-    def _stack(self) -> list[_Running]:
-        if not hasattr(self._running, "stack"):
-            self._running.stack = []
-        stack: list[_Running] = self._running.stack
+    def _stack(self) -> list[_ModuleCall]:
+        """Return this thread's calls that are listened to, the innermost last."""
+        if not hasattr(self._calls, "stack"):
+            self._calls.stack = []
+        stack: list[_ModuleCall] = self._calls.stack
         return stack
 
 
-def _flags_tell(layer: nn.Module) -> bool:
+def _mode_decides(layer: nn.Module) -> bool:
     """Tell whether a layer's flags say now what it will do: then nothing needs to be wrapped."""
     hooked = (
         layer._forward_pre_hooks
@@ -214,15 +226,15 @@ def _shares_memory(values: object, layer: nn.Module) -> bool:
         return any(t.untyped_storage().data_ptr() == start for _, _, t in own_tensors(layer))
 
 
-def _begin(layer: nn.Module, x: Tensor | None) -> list[AfterForward]:
-    heard = [observer.before_layer(layer, x) for observer in observer_api.active_observers]
-    return [end for end in heard if end is not None]
+def _tell_before_layer(layer: nn.Module, x: Tensor | None) -> list[AfterForward]:
+    after = [observer.before_layer(layer, x) for observer in observer_api.active_observers]
+    return [each for each in after if each is not None]
 
 
 def _marks(layer: nn.Module) -> list[object]:
-    """Return what moves when a layer's statistics are written in place, or others take their name.
+    """Return what differs when statistics were written in place, or others took their name.
 
-    Not with all that writes: that is why what layers call is listened to.
+    Some kernels write without a trace, which is why calls of torch's functions are listened to.
     """
     held = [getattr(layer, name, None) for name in STATISTICS]
     with private_api.DisableTorchFunction():
@@ -253,16 +265,16 @@ def _tell_batch_statistics(
 
 
 @hidden_from_dynamo
-def _tell_normalising(
+def _before_norm(
     name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str
 ) -> list[AfterCall]:
-    return listeners.heard(name, args, kwargs, flag)
+    return norm_hooks.before_norm(name, args, kwargs, flag)
 
 
 @hidden_from_dynamo
-def _tell_normalised(finishes: list[AfterCall]) -> None:
-    for finish in finishes:
-        finish()
+def _after_norm(after: list[AfterCall]) -> None:
+    for each in after:
+        each()
 
 
 def _observing(name: str, flag: str) -> Callable[[_Function, Switch], _Function]:
@@ -274,10 +286,10 @@ def _observing(name: str, flag: str) -> Callable[[_Function, Switch], _Function]
             __tracebackhide__ = True
             if not switch.on or is_dynamo_compiling():
                 return original(*args, **kwargs)
-            finishes = _tell_normalising(name, args, kwargs, flag)
+            after = _before_norm(name, args, kwargs, flag)
             result = original(*args, **kwargs)
-            if finishes:
-                _tell_normalised(finishes)
+            if after:
+                _after_norm(after)
             return result
 
         normalise.__name__ = name
@@ -288,4 +300,4 @@ def _observing(name: str, flag: str) -> Callable[[_Function, Switch], _Function]
 
 observing_batch_norm = _observing("batch_norm", "training")
 observing_instance_norm = _observing("instance_norm", "use_input_stats")
-listeners = Listeners()
+norm_hooks = NormCallHooks()

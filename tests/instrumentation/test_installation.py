@@ -381,7 +381,7 @@ def test_who_comes_and_goes_while_others_are_heard_alone_leaves_nobody_behind() 
     inside, go = threading.Barrier(3), threading.Barrier(3)
 
     def alone() -> None:
-        with installation.heard_only_by(Ear()):
+        with installation.observed_only_by(Ear()):
             inside.wait()
             go.wait()
 
