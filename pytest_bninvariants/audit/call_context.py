@@ -38,7 +38,7 @@ class CallContext:
 
 
 def call_context_of(layer: nn.Module) -> CallContext | None:
-    """Return what a layer runs for; None if its statistics are meant to move, or not its own.
+    """Return what a layer runs for; None if its statistics are meant to move, or are not its own.
 
     Args:
         layer: a layer that runs, or is about to.
@@ -49,11 +49,11 @@ def call_context_of(layer: nn.Module) -> CallContext | None:
     for depth in reversed(range(len(stack))):
         module = _at_work(stack[depth])
         if module is not None and any(below is layer for _, below in named_modules(module)):
-            return _run(layer, module, stack[depth].f_back)
+            return _context(layer, module, stack[depth].f_back)
     return None
 
 
-def _run(layer: nn.Module, outermost: nn.Module, caller: FrameType | None) -> CallContext:
+def _context(layer: nn.Module, outermost: nn.Module, caller: FrameType | None) -> CallContext:
     names = ModelNames.from_model(outermost)
     full = next(name for name, module in names.modules.items() if module is layer)
     around = [

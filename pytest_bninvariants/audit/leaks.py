@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
+from pytest_bninvariants.audit.call_context import CallContext
+from pytest_bninvariants.audit.frozen_period import FrozenPeriod
 from pytest_bninvariants.diagnosis.rule import Rule, explain
 from pytest_bninvariants.diagnosis.wording import (
     NOT_STOPPED,
@@ -16,6 +18,7 @@ from pytest_bninvariants.diagnosis.wording import (
     span,
 )
 from pytest_bninvariants.frames import relative_path
+from pytest_bninvariants.instrumentation.call_sites import ModeHistory
 from pytest_bninvariants.verdict import AUDIT, Change, Place, Verdict
 
 
@@ -46,17 +49,50 @@ class Leak:
     tensors: int
 
 
-def verdicts(leaks: Iterable[Leak], frozen: Mapping[str, int]) -> tuple[Verdict, ...]:
-    """Return a verdict for each model of which layers leaked.
+class LeakLog:
+    """Collect the leaks of an audit."""
 
-    Args:
-        leaks: the leaks.
-        frozen: by class name of a model, how many of its layers ran in training mode while frozen.
-    """
-    models: dict[str, list[Leak]] = {}
-    for leak in leaks:
-        models.setdefault(leak.model, []).append(leak)
-    return tuple(_verdict(model, found, frozen[model]) for model, found in models.items())
+    def __init__(self) -> None:
+        self._leaks: dict[tuple[str, str], Leak] = {}
+        self._frozen: dict[str, set[str]] = {}
+
+    def saw_frozen(self, context: CallContext) -> None:
+        """Note that a frozen layer ran in training mode."""
+        self._frozen.setdefault(context.model, set()).add(context.name)
+
+    def add(self, period: FrozenPeriod, moved: Sequence[Change], modes: ModeHistory) -> None:
+        """Note a layer's first leak.
+
+        Args:
+            period: its period, in a known context.
+            moved: the changes of its statistics by their bare names; none: it did not leak.
+            modes: what was seen of its modes.
+        """
+        context = period.context
+        if not moved or context is None:
+            return
+        prefix = f"{context.name}." if context.name else ""
+        leak = Leak(
+            model=context.model,
+            layer=context.name,
+            kind=period.kind,
+            flipped=modes.flipped,
+            put_in_training=modes.put_in_training,
+            ran_at=context.place,
+            batches=period.batches,
+            changes=tuple(replace(c, name=f"{prefix}{c.name}", layer=context.name) for c in moved),
+            tensors=len(period.kept),
+        )
+        self._leaks.setdefault((leak.model, leak.layer), leak)
+
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Return a verdict for each model of which layers leaked."""
+        models: dict[str, list[Leak]] = {}
+        for leak in self._leaks.values():
+            models.setdefault(leak.model, []).append(leak)
+        return tuple(
+            _verdict(model, leaks, len(self._frozen[model])) for model, leaks in models.items()
+        )
 
 
 def _verdict(model: str, leaks: list[Leak], frozen: int) -> Verdict:
