@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 from pytest_bninvariants.instrumentation.observer_api import AfterCall
 from pytest_bninvariants.instrumentation.optimizers import held_by
 from pytest_bninvariants.selection.tensor_table import WatchedTensor
+from pytest_bninvariants.snapshot.changes import changes_since
+from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised, version
-from pytest_bninvariants.snapshot.tensors import changes_since, take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 
 _TELLING = 2  # who averages one model into another writes all of its parameters

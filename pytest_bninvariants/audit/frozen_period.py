@@ -12,8 +12,9 @@ from pytest_bninvariants.audit.call_context import CallContext
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.selection.bn_layers import BN_STATE, STATISTICS
 from pytest_bninvariants.selection.tensor_table import WatchedTensor
+from pytest_bninvariants.snapshot.changes import changes_since
+from pytest_bninvariants.snapshot.snapshot import Snapshot, take_snapshot
 from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised
-from pytest_bninvariants.snapshot.tensors import Snapshot, changes_since, take_snapshot
 from pytest_bninvariants.torch_internals.isolation import in_transform, undisturbed
 from pytest_bninvariants.verdict import Change
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from pytest_bninvariants.batchnorm.arithmetic import UNIT
 from pytest_bninvariants.checks import is_number
 from pytest_bninvariants.errors import GateError, shown
-from pytest_bninvariants.snapshot.tensors import KeptTensor
+from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 
 _TERMS = 2**18
 MARGIN = math.sqrt(_TERMS) / math.log2(_TERMS)

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pytest_bninvariants.snapshot import memory
+from pytest_bninvariants.snapshot import budget
+from pytest_bninvariants.snapshot.arena import Region, aligned, arena
 from pytest_bninvariants.snapshot.fingerprints import CHUNK, Method, fingerprints, method_on
-from pytest_bninvariants.snapshot.memory import Region, aligned, arena
 from pytest_bninvariants.snapshot.tensor_bytes import (
     READ_ERRORS,
     Content,
@@ -294,12 +294,12 @@ def _provide(
     """Decide of which buckets the bytes are kept, in the arena, and of which fingerprints."""
     idle = arena.idle_on(device)
     kept = large
-    if not (ignore_budget or memory.allows(_room(large), device, idle)):
+    if not (ignore_budget or budget.allows(_room(large), device, idle)):
         arena.release(device)
         kept = []
         for bucket in large:
             wanted = bucket.keys[0] in prefer_exact
-            if wanted and memory.allows(_room([*kept, bucket]), device, idle):
+            if wanted and budget.allows(_room([*kept, bucket]), device, idle):
                 kept.append(bucket)
             else:
                 bucket.method = method_on(device)

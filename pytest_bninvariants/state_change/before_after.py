@@ -14,7 +14,8 @@ from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.selection.tensor_table import TensorTable
-from pytest_bninvariants.snapshot.tensors import Snapshot, changes_since, take_snapshot
+from pytest_bninvariants.snapshot.changes import changes_since
+from pytest_bninvariants.snapshot.snapshot import Snapshot, take_snapshot
 from pytest_bninvariants.state_change.layer_settings import read_settings
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Change

@@ -64,7 +64,9 @@ def _of_training(observation: Observation) -> Iterator[Hazard]:
     before, operations = observation.before, observation.witness.operations
     violated = {change.name for change in observation.changes}
     held, stepped = before.kept.tensors.by_key, operations.saw_any
-    required = {key for key, asks in zip(before.kept, before.kept.asks, strict=True) if asks}
+    required = {
+        key for key, asks in zip(before.kept, before.kept.requires_grad, strict=True) if asks
+    }
     for key, now in observation.after.tensors.by_key.items():
         requires = now.requires_grad
         if not (requires or stepped) or key not in held:

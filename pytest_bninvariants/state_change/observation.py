@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pytest_bninvariants.diagnosis.wording import span
 from pytest_bninvariants.selection.bn_layers import counts_batches
 from pytest_bninvariants.selection.scope import Scope
-from pytest_bninvariants.snapshot.tensors import changes_since, compare_buckets
+from pytest_bninvariants.snapshot.changes import changes_since, compare_buckets
 from pytest_bninvariants.state_change.before_after import (
     StateAfter,
     StateBefore,

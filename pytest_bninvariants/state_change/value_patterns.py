@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pytest_bninvariants.snapshot.kept_tensor import KeptTensor, TensorSpec
 from pytest_bninvariants.snapshot.tensor_bytes import (
     READ_ERRORS,
     as_bytes,
     parts,
     same_bytes,
 )
-from pytest_bninvariants.snapshot.tensors import KeptTensor, TensorSpec
 
 
 def floats(kept: KeptTensor, tensor: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pytest_bninvariants import run_config
 from pytest_bninvariants.frames import place_of
-from pytest_bninvariants.snapshot.tensors import KeptTensor, is_unchanged
+from pytest_bninvariants.snapshot.changes import is_unchanged
+from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 from pytest_bninvariants.torch_internals import private_api
 from pytest_bninvariants.trace import assignments
 from pytest_bninvariants.trace.memory_index import MemoryIndex

@@ -19,7 +19,9 @@ from pytest_bninvariants import FrozenStateChanged, GateError, Verdict, frozen
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.snapshot import tensor_bytes
-from pytest_bninvariants.snapshot.tensors import KeptTensor, changes_since, take_snapshot
+from pytest_bninvariants.snapshot.changes import changes_since
+from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
+from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.snapshot.value_difference import arrow
 
 
@@ -695,8 +697,8 @@ def test_the_snapshot_copies_a_tied_tensor_once() -> None:
 
 
 def address_of(kept: KeptTensor) -> int:
-    assert kept.parts is not None
-    (tensor_bytes,) = kept.parts.content
+    assert kept.tensor_copy is not None
+    (tensor_bytes,) = kept.tensor_copy.content
     return tensor_bytes.data_ptr()
 
 

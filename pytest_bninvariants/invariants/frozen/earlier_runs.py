@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from pytest_bninvariants.snapshot.tensors import KeptTensor
+    from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
     from pytest_bninvariants.state_change.before_after import StateBefore
     from pytest_bninvariants.verdict import Cause, Change
 

@@ -14,7 +14,8 @@ from pytest_bninvariants.invariants.in_sync.pair import Tensors, share_memory
 from pytest_bninvariants.invariants.in_sync.pair_guard import PairGuard
 from pytest_bninvariants.invariants.in_sync.rules import causes_of_wrong_average
 from pytest_bninvariants.selection.scope import Scope
-from pytest_bninvariants.snapshot.tensors import KeptTensor, take_snapshot
+from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
+from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Verdict
 

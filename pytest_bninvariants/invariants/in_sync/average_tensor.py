@@ -10,7 +10,7 @@ from torch import Tensor
 from pytest_bninvariants.batchnorm.arithmetic import TINY, UNIT, gamma
 from pytest_bninvariants.evaluation.rounding import distances
 from pytest_bninvariants.selection.tensor_table import WatchedTensor
-from pytest_bninvariants.snapshot.tensors import KeptTensor
+from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -24,7 +24,8 @@ from pytest_bninvariants.invariants.signature import (
 )
 from pytest_bninvariants.selection.bn_layers import BN_STATE
 from pytest_bninvariants.selection.scope import Scope
-from pytest_bninvariants.snapshot.tensors import changes_since, take_snapshot
+from pytest_bninvariants.snapshot.changes import changes_since
+from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Change, Verdict
 

@@ -12,8 +12,8 @@ from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.in_sync.pair import select_tensors
 from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.snapshot.tensor_bytes import Content, dense_values
-from pytest_bninvariants.snapshot.tensors import take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Change, Verdict
 

@@ -10,7 +10,8 @@ from pytest_bninvariants.diagnosis.wording import clauses, name_list
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.selection.submodules import modules_by_name
-from pytest_bninvariants.snapshot.tensors import changes_since, take_snapshot
+from pytest_bninvariants.snapshot.changes import changes_since
+from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.state_change.layer_settings import read_settings
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 

@@ -12,7 +12,8 @@ from pytest_bninvariants.errors import shown
 from pytest_bninvariants.evaluation.pytrees import leaves
 from pytest_bninvariants.evaluation.rounding import Tolerance
 from pytest_bninvariants.selection.tensor_table import WatchedTensor
-from pytest_bninvariants.snapshot.tensors import Snapshot, changes_since, take_snapshot
+from pytest_bninvariants.snapshot.changes import changes_since
+from pytest_bninvariants.snapshot.snapshot import Snapshot, take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Change
 

@@ -28,7 +28,9 @@ from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.selection.submodules import modules_by_name
-from pytest_bninvariants.snapshot.tensors import KeptTensor, is_unchanged, take_snapshot
+from pytest_bninvariants.snapshot.changes import is_unchanged
+from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
+from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.state_change import value_patterns
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Change, Hazard, Verdict

@@ -15,7 +15,7 @@ from statistics import median
 import torch
 
 from pytest_bninvariants.run_config import replaced
-from pytest_bninvariants.snapshot.memory import arena
+from pytest_bninvariants.snapshot.arena import arena
 from tests.benchmarks.accuracy.bounds import table
 from tests.benchmarks.speed.workloads import WORKLOADS, Workload
 

@@ -14,7 +14,7 @@ from torch import nn
 from pytest_bninvariants import FrozenStateChanged, frozen
 from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.run_config import replaced
-from pytest_bninvariants.snapshot.memory import Arena, arena
+from pytest_bninvariants.snapshot.arena import Arena, arena
 
 CPU = torch.device("cpu")
 
