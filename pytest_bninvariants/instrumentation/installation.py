@@ -24,7 +24,7 @@ from pytest_bninvariants.instrumentation.module_calls import observing_call, obs
 from pytest_bninvariants.instrumentation.norm_calls import norm_hooks
 from pytest_bninvariants.instrumentation.observer_api import Observer
 from pytest_bninvariants.torch_internals import dynamo, private_api
-from pytest_bninvariants.torch_internals.patches import Patch, Patches, Switch, around_method
+from pytest_bninvariants.torch_internals.patches import Patch, Patches, Switch, wrap_method
 
 _Function = Callable[..., Any]
 
@@ -40,7 +40,7 @@ class _Installation:
         self._exclusive: list[tuple[Observer, ...]] = []
         """Those that hear alone at the moment; the last of them do."""
         self._patches = Patches(
-            around_method(nn.Module, "__setattr__", observing_setattr),
+            wrap_method(nn.Module, "__setattr__", observing_setattr),
             Patch(nn.Module, "_call_impl", observing_call),
             Patch(nn.Module, "compile", _suspending),
             *write_hooks.patches(),

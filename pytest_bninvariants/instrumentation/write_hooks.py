@@ -1,9 +1,9 @@
-"""Hear of the operations of torch that write state: optimizer steps, loads, collectives."""
+"""Tell observers of the operations that write state: optimizer steps, loads, collectives."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
@@ -20,7 +20,7 @@ from pytest_bninvariants.frames import callers
 from pytest_bninvariants.instrumentation import observer_api
 from pytest_bninvariants.instrumentation.observer_api import AfterCall
 from pytest_bninvariants.torch_internals.dynamo import hidden_from_dynamo, skipped_by_dynamo
-from pytest_bninvariants.torch_internals.patches import Patch, Swap, Switch, around_method, caller
+from pytest_bninvariants.torch_internals.patches import CodeSwap, Patch, Switch, caller, wrap_method
 
 _Function = Callable[..., Any]
 _COLLECTIVES = (
@@ -28,12 +28,12 @@ _COLLECTIVES = (
     *("broadcast", "all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter_tensor"),
     *("all_gather", "all_gather_into_tensor", "scatter", "recv"),
 )
-_stepping: dict[FrameType, list[AfterCall]] = {}
-"""What is to be called after a step, by the frame in which torch calls the hooks around it."""
+_steps_running: dict[FrameType, list[AfterCall]] = {}
+"""What is to be called after each step, by the frame in which torch calls the hooks around it."""
 
 
 def hook_optimizers() -> list[Callable[[], None]]:
-    """Put hooks around every optimizer's step, and return what takes them off."""
+    """Put hooks around every optimizer's step; return what removes them."""
     return [
         register_optimizer_step_pre_hook(_before_step).remove,
         register_optimizer_step_post_hook(_after_step).remove,
@@ -41,8 +41,8 @@ def hook_optimizers() -> list[Callable[[], None]]:
 
 
 def forget_steps() -> None:
-    """Forget steps that are not over; one that raised never is, and torch says nothing of it."""
-    _stepping.clear()
+    """Forget the steps that are not over; torch calls no hook after a step that raised."""
+    _steps_running.clear()
 
 
 @skipped_by_dynamo
@@ -60,28 +60,28 @@ def _tell_step(
     optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
 ) -> None:
     closure = kwargs.get("closure", next((arg for arg in args if arg is not optimizer), None))
-    heard = [
+    after = [
         observer.before_step(optimizer, frame, closure=closure is not None)
         for observer in observer_api.active_observers
     ]
-    _stepping[frame] = [finish for finish in heard if finish is not None]
+    _steps_running[frame] = [each for each in after if each is not None]
 
 
 @hidden_from_dynamo
 def _tell_stepped(frame: FrameType) -> None:
     """Tell that the innermost step that runs is over."""
-    begun = next((each for each in callers(frame) if each in _stepping), None)
-    for finish in _stepping.pop(begun) if begun is not None else ():
-        finish()
+    begun = next((each for each in callers(frame) if each in _steps_running), None)
+    if begun is not None:
+        _call_all(_steps_running.pop(begun))
 
 
-def patches() -> list[Patch | Swap]:
+def patches() -> list[Patch | CodeSwap]:
     """Return the wrappers around loads and collectives."""
     there = torch.distributed.is_available()
     names = [name for name in _COLLECTIVES if there and hasattr(torch.distributed, name)]
     return [
-        around_method(nn.Module, "load_state_dict", _observing_load),
-        *(Patch(torch.distributed, name, _observing(name)) for name in names),
+        wrap_method(nn.Module, "load_state_dict", _observing_load),
+        *(Patch(torch.distributed, name, _observing_collective(name)) for name in names),
     ]
 
 
@@ -91,23 +91,25 @@ def _observing_load(original: _Function, switch: Switch) -> _Function:
         if not switch.on or is_dynamo_compiling():
             return original(self, *args, **kwargs)
         frame = caller()
-        heard = [observer.before_load(self, frame) for observer in observer_api.active_observers]
+        after = [observer.before_load(self, frame) for observer in observer_api.active_observers]
         try:
             return original(self, *args, **kwargs)
-        finally:  # what is strict complains when it has loaded
-            _finished(None, heard)
+        finally:  # strict=True raises when all that fits has been loaded
+            _call_all(after)
 
     return load_state_dict
 
 
-def _observing(name: str) -> Callable[[_Function, Switch], _Function]:
+def _observing_collective(name: str) -> Callable[[_Function, Switch], _Function]:
     def observing(original: _Function, switch: Switch) -> _Function:
         def collective(*args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
             if not switch.on or is_dynamo_compiling():
                 return original(*args, **kwargs)
-            heard = _before_collective(name, args, kwargs, sys._getframe(1))
-            return _finished(original(*args, **kwargs), heard)
+            after = _before_collective(name, args, kwargs, sys._getframe(1))
+            result = original(*args, **kwargs)
+            _call_all(after)
+            return result
 
         return collective
 
@@ -129,8 +131,7 @@ def _before_collective(
     ]
 
 
-def _finished(result: Any, heard: list[AfterCall | None]) -> Any:
-    for finish in heard:
-        if finish is not None:
-            finish()
-    return result
+def _call_all(after: Iterable[AfterCall | None]) -> None:
+    for each in after:
+        if each is not None:
+            each()

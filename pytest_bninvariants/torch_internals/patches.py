@@ -15,14 +15,14 @@ from torch.torch_version import TorchVersion
 
 @dataclass(slots=True)
 class Switch:
-    """Whether a wrapper does its work, or passes all on."""
+    """Whether a wrapper does its work, or only calls what it wraps."""
 
     on: bool
 
 
 @dataclass(slots=True, frozen=True)
-class _Wrapper:
-    """A wrapper that was made.
+class _Wrapping:
+    """What a wrapper of ours stands around.
 
     Args:
         original: what it wraps.
@@ -36,38 +36,41 @@ class _Wrapper:
 
 
 MakeWrapper = Callable[[Callable[..., Any], Switch], Callable[..., Any]]
-_ours: WeakKeyDictionary[Callable[..., Any], _Wrapper] = WeakKeyDictionary()
+_wrappings: WeakKeyDictionary[Callable[..., Any], _Wrapping] = WeakKeyDictionary()
+"""All our wrappers that are alive, on or off."""
 
 
 @dataclass(slots=True)
 class Patch:
-    """A way to wrap one attribute.
+    """Wrap one attribute for a while.
 
     Args:
         owner: the class or module that has it.
         name: its name.
         make: makes a wrapper from the original and a switch that the wrapper must obey.
-        last: the wrapper that was made last, which serves again: some are on and off all the time.
-        made: what is known of it.
+        wrapper: the wrapper that was made last; it serves again while the original is the same,
+            since some patches come and go with each forward.
+        wrapping: what that one stands around.
     """
 
     owner: object
     name: str
     make: MakeWrapper
-    last: Callable[..., Any] | None = None
-    made: _Wrapper | None = None
+    wrapper: Callable[..., Any] | None = None
+    wrapping: _Wrapping | None = None
 
     def install(self) -> None:
         """Wrap what is there."""
         original = getattr(self.owner, self.name)
-        made = self.made
-        if self.last is None or made is None or made.original is not original:
-            made = self.made = _Wrapper(original, Switch(on=False), original in _ours)
-            self.last = self.make(original, made.switch)
-            _show(self.last, original)
-            _ours[self.last] = made
-        made.switch.on = True
-        setattr(self.owner, self.name, self.last)
+        wrapping = self.wrapping
+        if self.wrapper is None or wrapping is None or wrapping.original is not original:
+            nested = original in _wrappings
+            wrapping = self.wrapping = _Wrapping(original, Switch(on=False), nested)
+            self.wrapper = self.make(original, wrapping.switch)
+            _show_original(self.wrapper, original)
+            _wrappings[self.wrapper] = wrapping
+        wrapping.switch.on = True
+        setattr(self.owner, self.name, self.wrapper)
 
     def remove(self) -> None:
         """Take the wrapper off.
@@ -75,30 +78,32 @@ class Patch:
         Where somebody has put a wrapper around ours in the meantime, ours stays below it, switched
         off. If they put ours back, it goes when the next of ours does.
         """
-        made = self.made
-        assert made is not None
-        made.switch.on = False
+        wrapping = self.wrapping
+        assert wrapping is not None
+        wrapping.switch.on = False
         current = getattr(self.owner, self.name)
-        if current is self.last and not made.nested:
-            setattr(self.owner, self.name, made.original)
+        if current is self.wrapper and not wrapping.nested:
+            setattr(self.owner, self.name, wrapping.original)
             return
-        while current in _ours and not _ours[current].switch.on:
-            current = _ours[current].original
+        while current in _wrappings and not _wrappings[current].switch.on:
+            current = _wrappings[current].original
             setattr(self.owner, self.name, current)
 
 
-class Swap:
-    """A way to wrap a method of torch's: its function gets other code, its class stays as it is.
+class CodeSwap:
+    """Wrap a method of torch's for a while: its function gets other code, its class stays as it is.
 
-    To set an attribute of `nn.Module` makes Python forget what it knows of all its subclasses; that
-    takes longer than the rest of a guard around a small model, and Python 3.13 no longer learns it
-    anew after a thousand times. Where somebody else's function is in the method's place, it is
-    wrapped as a patch does.
+    Setting an attribute of `nn.Module` makes Python forget the attributes that it has looked up in
+    all subclasses. That takes longer than the rest of a guard around a small model. From Python
+    3.13 on a class even gets no more version tags after a thousand changes, so that its attributes
+    are never cached again (MAX_VERSIONS_PER_CLASS in CPython's Objects/typeobject.c).
+
+    Where somebody else's function is in the method's place, a `Patch` wraps it.
 
     Args:
         owner: the class.
         name: the method's name.
-        make: as a patch's.
+        make: makes a wrapper, as for a `Patch`.
     """
 
     def __init__(self, owner: type, name: str, make: MakeWrapper) -> None:
@@ -108,26 +113,26 @@ class Swap:
         self._make = make
         self._switch = Switch(on=False)
         self._function: FunctionType | None = None
-        self._theirs: CodeType | None = None
+        self._own_code: CodeType | None = None
         self._original: FunctionType | None = None
-        self._ours: CodeType | None = None
+        self._wrapping_code: CodeType | None = None
 
     def install(self) -> None:
         """Wrap what is there."""
-        there = vars(self.owner).get(self.name)
-        if not _is_torchs(there):
+        function = vars(self.owner).get(self.name)
+        if not _is_torchs(function):
             self._patch.install()
             return
-        if there is not self._function or there.__code__ is not self._theirs:
-            self._prepare(there)
-        assert self._ours is not None
+        if function is not self._function or function.__code__ is not self._own_code:
+            self._prepare(function)
+        assert self._wrapping_code is not None
         self._switch.on = True
-        there.__code__ = self._ours
-        _show(there, self._original)
+        function.__code__ = self._wrapping_code
+        _show_original(function, self._original)
 
     def _prepare(self, function: FunctionType) -> None:
-        """Make the wrapper, which serves again, and the code that calls it."""
-        code, called = function.__code__, f"_{__name__.partition('.')[0]}_{self.name}"
+        """Make the wrapper, and the code that calls it; both serve again."""
+        code = function.__code__
         original = FunctionType(
             code,
             function.__globals__,
@@ -138,9 +143,10 @@ class Swap:
         original.__kwdefaults__ = function.__kwdefaults__
         original.__annotations__ = function.__annotations__
         self._switch = Switch(on=False)
-        function.__globals__[called] = self._make(original, self._switch)
-        self._function, self._theirs, self._original = function, code, original
-        self._ours = _calling(called).replace(
+        wrapper = f"_{__name__.partition('.')[0]}_{self.name}"
+        function.__globals__[wrapper] = self._make(original, self._switch)
+        self._function, self._own_code, self._original = function, code, original
+        self._wrapping_code = _code_that_calls(wrapper).replace(
             co_name=code.co_name, co_qualname=code.co_qualname, co_freevars=code.co_freevars
         )
 
@@ -150,22 +156,23 @@ class Swap:
             self._patch.remove()
             return
         assert self._function is not None
-        assert self._theirs is not None
+        assert self._own_code is not None
         self._switch.on = False
-        self._function.__code__ = self._theirs
+        self._function.__code__ = self._own_code
         vars(self._function).pop("__wrapped__", None)
 
 
-def around_method(owner: type, name: str, make: MakeWrapper) -> Patch | Swap:
-    """Return a way to wrap a method of torch's.
+def wrap_method(owner: type, name: str, make: MakeWrapper) -> Patch | CodeSwap:
+    """Return what wraps a method of torch's.
 
-    In torch 2.4 what `torch.compile` compiled checks the code of `Module.__setattr__`, and would be
-    compiled anew; from 2.13 on it does not.
+    In torch 2.4 code that `torch.compile` compiled guards on the code of `Module.__setattr__`, and
+    would be compiled anew if that were swapped; from 2.13 on it does not.
     """
-    return (Swap if TorchVersion(torch.__version__) >= "2.13" else Patch)(owner, name, make)
+    swaps = TorchVersion(torch.__version__) >= "2.13"
+    return (CodeSwap if swaps else Patch)(owner, name, make)
 
 
-def _show(wrapper: Any, original: object) -> None:
+def _show_original(wrapper: Any, original: object) -> None:
     """Have `inspect` show a wrapper's original: libraries ask for a method's parameters."""
     wrapper.__wrapped__ = original
 
@@ -174,7 +181,7 @@ def _is_torchs(function: object) -> TypeGuard[FunctionType]:
     return isinstance(function, FunctionType) and function.__module__.startswith("torch.")
 
 
-def _calling(name: str) -> CodeType:
+def _code_that_calls(name: str) -> CodeType:
     """Return the code of a method that calls a global function in its place."""
     source = f"""
 def method(self, /, *args, **kwargs):
@@ -186,7 +193,7 @@ def method(self, /, *args, **kwargs):
 
 
 def caller() -> FrameType | None:
-    """Return the frame that called what is wrapped; its wrapper asks."""
+    """Return the frame that called what is wrapped; only a wrapper may ask."""
     frame = sys._getframe(2)
     return frame.f_back if frame.f_code.co_filename == __file__ else frame
 
@@ -198,9 +205,9 @@ class Patches:
         patches: the patches.
     """
 
-    def __init__(self, *patches: Patch | Swap) -> None:
+    def __init__(self, *patches: Patch | CodeSwap) -> None:
         self._patches = patches
-        self._installed: list[Patch | Swap] = []
+        self._installed: list[Patch | CodeSwap] = []
 
     def install(self) -> None:
         """Put all of them on, unless they are."""

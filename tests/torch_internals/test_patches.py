@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_bninvariants.torch_internals import patches
-from pytest_bninvariants.torch_internals.patches import Patches, Swap, Switch, caller
+from pytest_bninvariants.torch_internals.patches import CodeSwap, Patches, Switch, caller
 
 
 class Base:
@@ -51,7 +51,7 @@ def swapped(name: str) -> Iterator[list[Any]]:
 
         return wrapper
 
-    swap = Patches(Swap(Base, name, make))
+    swap = Patches(CodeSwap(Base, name, make))
     swap.install()
     try:
         yield heard
@@ -110,7 +110,7 @@ def test_on_and_off_again_hears_again() -> None:
 
         return wrapper
 
-    swap = Swap(Base, "set", make)
+    swap = CodeSwap(Base, "set", make)
     for value in range(3):
         swap.install()
         Child().set(value)
