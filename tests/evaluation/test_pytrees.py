@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.evaluation.pytrees import leaves, map_tensors
-from pytest_bninvariants.evaluation.rounding import Tolerance
-from pytest_bninvariants.invariants.same_output.outputs import OutputSnapshot
 
 ONE, TWO = torch.ones(2), torch.zeros(3)
 Pair = namedtuple("Pair", ["left", "right"])
@@ -79,36 +77,3 @@ def test_a_copy_is_alike_and_shares_no_tensor(value: object) -> None:
             assert after[path] is not leaf
         else:
             assert after[path] == leaf
-
-
-def differ(one: object, other: object, tolerance: Tolerance | None = None) -> list[str]:
-    first, second = OutputSnapshot.take(one, "out"), OutputSnapshot.take(other, "out")
-    return [change.name for change in first.changes_to(second, tolerance or Tolerance())]
-
-
-def test_equal_outputs_do_not_differ_whatever_they_are() -> None:
-    nan = torch.tensor([float("nan"), 1.0])
-    values = [nan, [nan, "text"], {"n": float("nan")}, [], Cache(nan), 3, None, print]
-    for value in values:
-        assert differ(value, map_tensors(value, torch.clone)) == []
-    assert differ(torch.ones(2).numpy(), torch.ones(2).numpy()) == []
-    assert differ(torch.ones(2).numpy(), torch.zeros(2).numpy()) == ["out"]
-    assert differ([], ()) == ["out"]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.int64])
-def test_a_tolerance_counts_in_every_dtype(dtype: torch.dtype) -> None:
-    one = torch.tensor([[1, 2], [3, 4]]).to(dtype)
-    other = one + torch.tensor([[0, 1], [0, 0]]).to(dtype)
-    assert differ(one, other) == ["out"]
-    assert differ(one, other, Tolerance(atol=1.0)) == []
-    assert differ(one, other, Tolerance(rtol=0.4)) == ["out"]
-    assert differ(one, other, Tolerance(rtol=0.5)) == []
-
-
-def test_infinities_and_nan_are_within_a_tolerance_only_of_themselves() -> None:
-    inf, nan = float("inf"), float("nan")
-    allowed = Tolerance(atol=1.0)
-    assert differ(torch.tensor([inf, nan]), torch.tensor([inf, nan]), allowed) == []
-    assert differ(torch.tensor([inf, 1.0]), torch.tensor([-inf, 1.0]), allowed) == ["out"]
-    assert differ(torch.tensor([1.0]), torch.tensor([nan]), allowed) == ["out"]
