@@ -85,8 +85,8 @@ INVARIANTS = {
         marker=Marker(
             signature="(*modules, times=1, per='step', exclude=(), model=None)",
             help="fail the test if in its call a BN layer in these modules (default: each that is "
-            "in training) updates its running statistics another number of times, or otherwise "
-            "than BatchNorm does.",
+            "in training) updates its running statistics a different number of times, or not as "
+            "BatchNorm does.",
             options=("times", "per", "exclude"),
         ),
     ),
@@ -133,9 +133,10 @@ INVARIANTS = {
         marker=Marker(
             signature="(one, other=None, *modules, parameters=False, exclude=(), decay=None, "
             "buffers='copied')",
-            help="fail the test if after its call two models, which are fixtures, or one on all "
-            "ranks, have other buffers, or with decay= the other is not the moving average of one, "
-            "for which parameters=True is the default and buffers= says what its buffers are.",
+            help="fail the test if after its call two models, which are fixtures, or one model on "
+            "all ranks, have different buffers; with decay=, if the second model is not the moving "
+            "average of the first (then parameters=True is the default, and buffers= says how its "
+            "buffers follow).",
             options=("parameters", "exclude", "decay", "buffers"),
             maker="sync_guard",
             takes="two models",

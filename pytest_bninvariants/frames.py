@@ -26,7 +26,7 @@ _PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 @lru_cache(maxsize=4096)
 def is_user_file(filename: str) -> bool:
-    """Tell whether a file is the user's own: no library, no generated code, not this package."""
+    """Tell whether a file is the user's: not a library's, not generated, not of this package."""
     if filename.startswith(("<", PACKAGE)):
         return False
     return not (
@@ -57,8 +57,8 @@ def place_of(frame: FrameType | None, call: str) -> Place | None:
         call: what was called.
 
     Returns:
-        The first line of the user's own code, with the library function in between, if one acted;
-        where no code of the user's is on the stack, the library's own line.
+        The innermost line of the user's own code, with the library function in between, if any;
+        if no code of the user's is on the stack, the library's line.
     """
     tool = None
     nearest = frame

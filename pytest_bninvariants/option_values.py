@@ -1,4 +1,4 @@
-"""What options accept: devices, dtypes, efforts; torch is imported for devices other than cpu."""
+"""What options accept: devices, dtypes, efforts. Only devices other than cpu need torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _BEST_FIRST = ("cuda", "xpu", "mps", "cpu")
 
 
 def resolve_devices(names: Iterable[str], option: str) -> tuple[str, ...]:
-    """Turn what users write into names of devices that are there, each once, in their order.
+    """Turn what users write into names of devices that are present, each once, in order.
 
     Args:
         names: what users wrote.
         option: where they wrote it, `--bn-device` or `bn_device`.
 
     Raises:
-        ValueError: a value is unknown, or its device is not there; the message says why.
+        ValueError: a value is unknown, or its device is absent; the message says why.
     """
     return tuple(
         dict.fromkeys(device for name in names for device in _resolve_device(name, option))
@@ -43,7 +43,7 @@ def _resolve_device(name: str, option: str) -> list[str]:
 
 
 def why_absent(kind: str, index: int) -> str | None:
-    """Say why a device is not there, or return None if it is.
+    """Return why a device is absent, or None if it is present.
 
     Args:
         kind: `cuda`, `xpu` or `mps`.
@@ -70,7 +70,7 @@ def why_absent(kind: str, index: int) -> str | None:
 
 
 def _complaint(backend: ModuleType) -> str:
-    """Return what a backend says when it is asked to start."""
+    """Return the error that a backend raises when it is initialised."""
     try:
         backend.init()
     except Exception as error:  # drivers fail in many ways, and each is the answer
@@ -94,11 +94,11 @@ EFFORTS = {"quick": 6, "default": 100, "thorough": 2000}
 
 
 def count_cases(option: str, given: object) -> int:
-    """Return the number that is meant.
+    """Return a number of cases.
 
     Args:
-        option: what gives it, with its `=`.
-        given: a whole number from 1, or a word for one.
+        option: how an error shows where it was given, with its `=`.
+        given: a whole number from 1, or a key of `EFFORTS`.
 
     Raises:
         ValueError: it is neither.

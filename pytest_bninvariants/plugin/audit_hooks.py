@@ -1,4 +1,4 @@
-"""`--bn-audit`: audit every test, tell of leaks in the summary, or fail the tests that leak."""
+"""`--bn-audit`: audit every test, and list leaks in the summary or fail the tests that leak."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _findings = pytest.StashKey[dict[str, Any]]()
 
 
 def register_audit(config: pytest.Config, how: str) -> None:
-    """Have a session audited.
+    """Audit the tests of a session.
 
     Args:
-        config: the session's.
-        how: `report`, or `fail` to have the tests fail that leak.
+        config: of the session.
+        how: `report`, or `fail` to fail the tests that leak.
     """
     config.pluginmanager.register(_AuditHooks(fails=how == "fail"), "bn-audit")
 
@@ -111,7 +111,7 @@ class _AuditHooks:
 
 
 def _was_expected_to_fail(own: list[pytest.ExceptionInfo[BaseException]]) -> bool:
-    """Tell whether all that is wrong with a TestCase's method is that nothing was."""
+    """Tell whether a TestCase's method failed only because it was expected to fail."""
     return [str(excinfo.value) for excinfo in own] == [_UNEXPECTED]
 
 
@@ -127,7 +127,7 @@ def _fail(item: Any, verdicts: tuple[Verdict, ...]) -> None:
 
 
 def _stop(item: pytest.Item) -> tuple[Verdict, ...]:
-    """End a test's audit, unless it has ended, and keep what is to be reported."""
+    """End a test's audit, if it has not ended, and keep its findings for the report."""
     auditor = item.stash.get(_auditor, None)
     if auditor is None:
         return ()

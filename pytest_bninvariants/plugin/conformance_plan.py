@@ -42,11 +42,11 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class ConformancePlan:
-    """What the options ask for.
+    """The checks that the options choose.
 
     Args:
-        checks: the chosen ones.
-        xfails: patterns of ids, each with its reason.
+        checks: one for each law, layer, dtype and device.
+        xfails: patterns of ids of checks that are expected to fail, each with its reason.
     """
 
     checks: tuple[Check, ...]
@@ -72,10 +72,10 @@ def checks_as_params(config: pytest.Config) -> list[Any]:
 
 
 def make_plan(config: pytest.Config) -> ConformancePlan:
-    """Read options into a plan, and keep it.
+    """Read the options into a plan, and keep it for the session.
 
     Raises:
-        pytest.UsageError: one of them cannot be read, or matches nothing.
+        pytest.UsageError: an option cannot be read, or matches nothing.
     """
     from pytest_bninvariants.batchnorm.laws import LAWS, choose_laws
 
@@ -95,20 +95,20 @@ def make_plan(config: pytest.Config) -> ConformancePlan:
 
 
 def require_kit_tests(config: pytest.Config) -> None:
-    """Fail a run whose options choose what the kit runs, if it has collected no test of the kit.
+    """Fail a run whose options choose tests of the kit, if it collected none of them.
 
     Raises:
-        pytest.UsageError: so it is; as `raise_usage_error`.
+        pytest.UsageError: it collected none; in a worker of xdist it is reported instead.
     """
     options = config.stash[SETTINGS].choosing
     left_out = config.getoption("lf", False)  # it passes over files in which nothing has failed
     if not options or _USED in config.stash or left_out:
         return
-    said = (
+    message = (
         f"{', '.join(options)}: no test of the conformance kit was collected; "
         "give `--pyargs pytest_bninvariants.conformance`, too"
     )
-    raise_usage_error(config, options[0], said)
+    raise_usage_error(config, options[0], message)
 
 
 def _subjects(settings: Settings) -> Iterator[LayerUnderTest]:
@@ -141,7 +141,7 @@ def _checks(laws: list[Law], subjects: list[LayerUnderTest], settings: Settings)
 
 
 def _read_xfails(file: str | None, ids: list[str]) -> Iterator[tuple[str, str]]:
-    """Read lines `ID-PATTERN: REASON`; empty lines and those that begin with # say nothing."""
+    """Read lines `ID-PATTERN: REASON`, and skip empty ones and those that begin with #."""
     if file is None:
         return
     try:
@@ -149,7 +149,7 @@ def _read_xfails(file: str | None, ids: list[str]) -> Iterator[tuple[str, str]]:
     except OSError as error:
         raise pytest.UsageError(f"--bn-xfails={file}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise pytest.UsageError(f"--bn-xfails={file}: it is no UTF-8 text") from None
+        raise pytest.UsageError(f"--bn-xfails={file}: it is not UTF-8 text") from None
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue

@@ -28,7 +28,7 @@ class GuardedStep:
         item: the test.
         marks: its markers that ask for a guard.
         function: the function that runs, whose `def` line a failure shows.
-        arguments: what it is called with besides fixtures, as `@given` does.
+        arguments: what it is called with besides fixtures, as by `@given`.
         put_back: whether to restore the models after a failure, so that hypothesis can shrink.
     """
 
@@ -105,7 +105,7 @@ class GuardedStep:
 
 @contextmanager
 def _naming(mark: pytest.Mark) -> Generator[None]:
-    """Say in a gate error which marker it is about, since it may be a class's or a module's."""
+    """Name the marker in its gate errors: it may stand on a class or a module."""
     try:
         yield
     except GateError as error:
@@ -131,7 +131,7 @@ def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, 
         isolated = inspect.iscoroutinefunction(function)
         owner, name = (item.instance, "_callTestMethod") if isolated else (item, "obj")  # type: ignore[attr-defined]
         with _replaced_attribute(
-            owner, name, _guard_calls(item, marks, getattr(owner, name), of=function)
+            owner, name, _guard_calls(item, marks, getattr(owner, name), test=function)
         ):
             return (yield)
     with GuardedStep(item, marks, function):
@@ -143,19 +143,19 @@ def _guard_calls(
     marks: list[pytest.Mark],
     function: Callable[..., Any],
     *,
-    of: Callable[..., Any] | None = None,
+    test: Callable[..., Any] | None = None,
     put_back: bool = False,
 ) -> Callable[..., Any]:
-    """Return a function that runs another, as a step of its own each time.
+    """Return a function that calls another, with guards around each call.
 
     Args:
         item: the test.
         marks: its markers that ask for a guard.
-        function: what runs.
-        of: the test's function, where that is another.
+        function: what is called.
+        test: the test's function, if that is another.
         put_back: whether to restore the models after a failure.
     """
-    test = of or function
+    test = test or function
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:

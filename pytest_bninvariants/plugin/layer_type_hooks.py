@@ -1,4 +1,4 @@
-"""Names in `bn_layer_types` that name nothing: told once, and not by each test, or by none."""
+"""Names in `bn_layer_types` that match no type: reported once for the whole run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _KEY = "bn_unknown_layer_types"
 
 
 def register_layer_types(config: pytest.Config, names: tuple[str, ...], *, audits: bool) -> None:
-    """Have a session tell of names that name nothing.
+    """Make a session report names that match no type.
 
     Args:
-        config: the session's.
+        config: of the session.
         names: what `bn_layer_types` says.
         audits: whether every test is audited.
     """

@@ -1,4 +1,4 @@
-"""Make the guard that a marker asks for, from what the test has at hand."""
+"""Make the guard that a marker asks for, with the models and inputs it names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MarkerRequest(NamedTuple):
         """Read a marker.
 
         Raises:
-            GateError: it has an unknown option, or `model` is no name.
+            GateError: it has an unknown option, or `model` is not a name.
         """
         accepted = MARKERS[mark.name].accepted
         for option in mark.kwargs:

@@ -15,11 +15,11 @@ from pytest_bninvariants.selection.walk import all_tensors, named_modules
 
 @dataclass(frozen=True, slots=True)
 class TestValue:
-    """Something that a test has at hand.
+    """A value of a test: a fixture, an argument or an attribute of its instance.
 
     Args:
         source: where it comes from, e.g. `fixture 'model'`.
-        value: the thing itself.
+        value: the value itself.
         requested: whether the test requested it by name, and not only through other fixtures.
     """
 
@@ -36,10 +36,10 @@ def find_model(
     Args:
         values: the test's values by the name that a path begins with.
         path: a name, or a dotted path from one; None for the only model there is.
-        option: what the path is given by; empty where that is its place among the arguments.
+        option: how an error shows where the path was given; empty for a positional argument.
 
     Raises:
-        GateError: there is none, or several, or the path leads nowhere.
+        GateError: no model is found, or several, or the path leads nowhere.
     """
     if path is not None:
         return _follow(values, path, option)
@@ -81,7 +81,7 @@ def _follow(values: Mapping[str, TestValue], path: str, option: str) -> tuple[nn
     if not isinstance(found.value, nn.Module):
         first = path if path in values else path.split(".")[0]
         hint = _hint({first: values[first]}, option) if first in values else ""
-        raise GateError(f"{option}{path!r} is no torch.nn.Module but {shown(found.value)}{hint}")
+        raise GateError(f"{option}{path!r} is not a torch.nn.Module but {shown(found.value)}{hint}")
     return found.value, found.source
 
 
@@ -91,10 +91,10 @@ def follow_path(values: Mapping[str, TestValue], path: str, option: str) -> Test
     Args:
         values: the test's values by the name that a path begins with.
         path: a name, or a dotted path from one.
-        option: what gives it: `inputs=`, or as `find_model`.
+        option: how an error shows where the path was given: `inputs=`, or as for `find_model`.
 
     Raises:
-        GateError: it leads nowhere.
+        GateError: the path leads nowhere.
     """
     first, *rest = path.split(".")
     if first == "self" and rest:
@@ -102,10 +102,9 @@ def follow_path(values: Mapping[str, TestValue], path: str, option: str) -> Test
     elif first not in values and f"self.{first}" in values:
         first = f"self.{first}"
     if first not in values:
-        there = ", ".join(repr(name) for name, v in values.items() if v.requested) or "none"
-        raise GateError(
-            f"{option}{path!r}: the test has no fixture {first!r}; its fixtures are {there}"
-        )
+        listed = ", ".join(repr(name) for name, v in values.items() if v.requested)
+        taken = f"its fixtures are {listed}" if listed else "it takes no fixtures"
+        raise GateError(f"{option}{path!r}: the test has no fixture {first!r}; {taken}")
     value = values[first].value
     for number, part in enumerate(rest):
         try:
@@ -135,15 +134,15 @@ def _none_found(values: Mapping[str, TestValue]) -> str:
     listed = ", ".join(
         f"{name} ({type(v.value).__name__})" for name, v in values.items() if v.requested
     )
+    taken = f"its fixtures are {listed}" if listed else "it takes no fixtures"
     return (
-        f"the test has no model: its fixtures are {listed or 'none'}; let it take the model as a "
-        "fixture, or use the fixture `frozen_bn` or `frozen` around the train step: "
-        "with frozen_bn(model): ..."
+        f"the test has no model fixture ({taken}); add one, or use the fixture `frozen_bn` or "
+        "`frozen` around the train step: with frozen_bn(model): ..."
     )
 
 
 def _hint(values: Mapping[str, TestValue], option: str) -> str:
-    """Say where modules are that a path could lead to."""
+    """Suggest paths that lead to modules; empty if there are none."""
     paths = [f"{name}.{part}" for name, v in values.items() for part in _modules_in(v.value)]
     if not paths:
         return ""
@@ -166,7 +165,7 @@ def _modules_in(value: object) -> Iterator[str]:
 
 
 def collect_values(item: pytest.Item, arguments: Mapping[str, Any]) -> dict[str, TestValue]:
-    """Return what a test has at hand: its fixtures, its arguments, its instance's attributes."""
+    """Return a test's values by name: its fixtures, its arguments, its instance's attributes."""
     fixtures = getattr(item, "funcargs", None) or {}
     requested = getattr(getattr(item, "_fixtureinfo", None), "argnames", fixtures)
     values = {

@@ -22,17 +22,17 @@ _RERUNNERS = ("rerunfailures", "flaky")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What this run was asked for: the command line, then the ini file.
+    """What the command line and the ini file say; the command line wins.
 
     Args:
-        run: what the engine acts on.
+        run: what the engine reads.
         bn_audit: `report` or `fail`; None: no audit.
-        bn_impls: layers that the conformance kit is run on; none: torch's own.
-        bn_laws: patterns of laws; none: all.
-        bn_dtypes: names of dtypes; none: each law's own.
+        bn_impls: layers that the conformance kit is run on; empty: torch's own.
+        bn_laws: patterns of laws; empty: all.
+        bn_dtypes: names of dtypes; empty: each law's own.
         bn_xfails: the file of expected failures.
-        bn_examples: how many cases a law is tried on.
-        bn_trace: in which run the writers of what changed are sought, of `TRACES`; None: in none.
+        bn_examples: how many cases each law is tried on.
+        bn_trace: which run is traced, one of `TRACES`; None: no run.
     """
 
     run: RunConfig
@@ -46,7 +46,7 @@ class Settings:
 
     @property
     def choosing(self) -> tuple[str, ...]:
-        """Return the options that were given of those that choose what the conformance kit runs."""
+        """Return those of the given options that choose what the conformance kit runs."""
         options = {
             "--bn-impl": self.bn_impls,
             "--bn-laws": self.bn_laws,
@@ -97,7 +97,7 @@ def _types(names: list[str]) -> tuple[str, ...]:
     for name in names:
         if not all(part.isidentifier() for part in name.replace(":", ".").split(".")):
             raise pytest.UsageError(
-                f"bn_layer_types: {name!r} is no name of a class; "
+                f"bn_layer_types: {name!r} is not the name of a class; "
                 "give 'Class', 'package.module.Class' or 'package.module:Class'"
             )
     return tuple(names)
@@ -114,7 +114,7 @@ def _audit(given: str | None, by_ini: str) -> str | None:
 
 
 def _listed(option: str, given: list[str] | None) -> tuple[str, ...]:
-    """Return names out of texts with commas; a text without a name would mean all of them."""
+    """Return the names in comma-separated texts; an empty text is refused, not read as `all`."""
     found: list[str] = []
     for each in given or ():
         names = [name.strip() for name in each.split(",") if name.strip()]
@@ -171,28 +171,29 @@ def may_run_again(config: pytest.Config) -> bool:
     return any(map(config.pluginmanager.hasplugin, _RERUNNERS))
 
 
-def raise_usage_error(config: pytest.Config, option: str, said: str) -> None:
-    """Fail a run after its collection, for what an option says.
+def raise_usage_error(config: pytest.Config, option: str, message: str) -> None:
+    """Fail a run after its collection because of an option.
+
+    In a worker of xdist a UsageError would be a crash, so there a report says it.
 
     Args:
         config: of the run.
         option: its name.
-        said: what is wrong with it.
+        message: what is wrong with it.
 
     Raises:
-        pytest.UsageError: always, but in a worker of xdist, where that would be a crash, and which
-            says it in a report.
+        pytest.UsageError: always, except in a worker.
     """
     if not hasattr(config, "workerinput"):
-        raise pytest.UsageError(said)
-    report = pytest.CollectReport(option, "failed", said, [])
+        raise pytest.UsageError(message)
+    report = pytest.CollectReport(option, "failed", message, [])
     config.hook.pytest_collectreport(report=report)
 
 
 class _Trace(argparse.Action):
-    """Read `--bn-trace` and `--bn-trace=WORD`: option strings of their own.
+    """Read `--bn-trace` and `--bn-trace=WORD`, which are declared as separate option strings.
 
-    An option with an optional value would take the next argument for it, which is a path.
+    An option with an optional value would take the next argument, a path, for its value.
     """
 
     def __call__(self, parser: object, namespace: object, values: object, option: Any = "") -> None:

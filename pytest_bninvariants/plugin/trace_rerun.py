@@ -1,6 +1,6 @@
 """Run a test that broke a guard again, under tracing, and add who wrote to the first run's report.
 
-The first run decides on the outcome; the second, which no one else hears of, only finds the writer.
+The first run decides the outcome; the second only finds the writer, and no other plugin sees it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INSTEAD = "--bn-trace=same-run traces the first run"
 
 @dataclass(slots=True)
 class _RunReports:
-    """What is heard of one run of a test.
+    """What was reported of one run of a test.
 
     Args:
         broken: reports of failures, each with the verdicts of the guards that were broken.
@@ -49,7 +49,7 @@ class TraceRerunner:
 
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Any:
         """Run a test, and once more if it breaks a guard."""
-        if _others_run_again(item):
+        if _another_plugin_reruns(item):
             return None  # what they run is traced as it is
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         with replaced(trace=None):
@@ -80,7 +80,7 @@ class TraceRerunner:
             with replaced(trace=Trace(names=names)), earlier_runs.remembering(None):
                 reports, second = self._run_once(item, nextitem)
             ended = next((report for report in reports if not report.passed), None)
-            text = "" if second.broken else _told_of_a_miss(ended)
+            text = "" if second.broken else _end_of_unbroken_run(ended)
         for report, verdicts in first.broken:
             verbose = item.config.get_verbosity() > 0
             _add(report, text or compared(verdicts, second.verdicts, verbose=verbose))
@@ -89,25 +89,25 @@ class TraceRerunner:
     def pytest_runtest_makereport(
         self, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Hear of failures."""
+        """Keep the reports of broken guards."""
         report = yield
-        verdicts = _of_guards(call.excinfo.value if call.excinfo else None)
+        verdicts = _traceable_verdicts(call.excinfo.value if call.excinfo else None)
         if self._run is not None and report.failed and verdicts:
             self._run.broken.append((report, verdicts))
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Hear of subtests, which are reported while a test runs."""
+        """Note subtests, which are reported while a test runs."""
         if self._run is not None:
             self._run.has_subtests |= hasattr(report, "context")
 
 
-def _of_guards(error: BaseException | None) -> tuple[Verdict, ...]:
-    """Return the verdicts that an exception gives of guards that a write breaks."""
+def _traceable_verdicts(error: BaseException | None) -> tuple[Verdict, ...]:
+    """Return an exception's verdicts, of guards that a write can break."""
     return tuple(verdict for verdict in verdicts_in(error) if verdict.writes is not None)
 
 
-def _others_run_again(item: pytest.Item) -> bool:
+def _another_plugin_reruns(item: pytest.Item) -> bool:
     config = item.config
     if not may_run_again(config):
         return False
@@ -116,8 +116,8 @@ def _others_run_again(item: pytest.Item) -> bool:
     return bool(asked or by_ini)
 
 
-def _told_of_a_miss(ended: pytest.TestReport | None) -> str:
-    """Say how a second run ended that did not break the guard."""
+def _end_of_unbroken_run(ended: pytest.TestReport | None) -> str:
+    """Say how a second run ended if it did not break the guard."""
     if ended is None:
         return f"the second run broke no guard, and passed; {_INSTEAD}"
     crash = getattr(ended.longrepr, "reprcrash", None)

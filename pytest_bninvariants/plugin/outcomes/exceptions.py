@@ -63,15 +63,15 @@ def _and_its_parts(error: BaseException) -> Iterator[BaseException]:
 def drop_notes_about_us(error: BaseException) -> None:
     """Drop our lines from hypothesis's explanation, which lists what only failing examples run.
 
-    It is the end of the notes: a title, a sentence, files with lines, and how many more there are.
+    It ends the notes: a title, a sentence, files with lines, and how many are left out.
     """
     notes = "\n".join(getattr(error, "__notes__", ())).split("\n")
     if not any(PACKAGE in line for line in notes) or _EXPLANATION not in notes:
         return
     start = notes.index(_EXPLANATION)
     kept = [line for line in notes[start:] if PACKAGE not in line]
-    told = any(".py:" in line for line in kept)
-    error.__notes__ = notes[:start] + (kept if told else [])
+    names_lines = any(".py:" in line for line in kept)
+    error.__notes__ = notes[:start] + (kept if names_lines else [])
 
 
 def gate_error_in(error: BaseException | None) -> GateError | None:
@@ -83,10 +83,10 @@ def gate_error_in(error: BaseException | None) -> GateError | None:
 def verdicts_in(error: BaseException | None) -> tuple[Verdict, ...]:
     """Return the verdicts that an exception gives, itself or in a note."""
     parts = () if error is None else _and_its_parts(error)
-    told = (each for part in parts for each in (part, *getattr(part, "__notes__", ())))
+    sources = (each for part in parts for each in (part, *getattr(part, "__notes__", ())))
     return tuple(
         verdict
-        for each in told
+        for each in sources
         if isinstance(each, InvariantBroken | DriftNote)
         for verdict in each.verdicts
     )

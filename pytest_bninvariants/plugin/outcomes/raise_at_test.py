@@ -19,7 +19,7 @@ def raise_at(
 ) -> NoReturn:
     """Raise a failure from a frame that looks like a test's own `def` line.
 
-    So pytest shows the test and nothing of ours, and `--pdb` stops there with the test's values.
+    So pytest shows the test and no frame of ours, and `--pdb` stops there with the test's values.
 
     Args:
         function: the test.

@@ -36,9 +36,10 @@ def report_as_failed(item: pytest.Item, report: pytest.TestReport, error: GateEr
 
 
 def strip_prefix(report: pytest.TestReport) -> None:
-    """Begin with the news, not with the exception's name; the summary has the headline alone.
+    """Begin a failure's text with the headline, without the exception's name before it.
 
-    On CI pytest prints a summary's message whole, which would give the verdict a second time.
+    The summary gets the headline alone: on CI pytest prints a summary's message whole, which would
+    show the verdict a second time.
     """
     longrepr: Any = report.longrepr
     crash = getattr(longrepr, "reprcrash", None)

@@ -62,18 +62,20 @@ def test_without_a_model_the_message_says_what_there_is(sessions: Sessions) -> N
     )
     assert set(session.outcomes.values()) == {"failed"}
     hint = (
-        "let it take the model as a fixture, or use the fixture `frozen_bn` or `frozen` around "
-        "the train step: with frozen_bn(model): ..."
+        "add one, or use the fixture `frozen_bn` or `frozen` around the train step: "
+        "with frozen_bn(model): ..."
     )
     said = {name: problem(session, name) for name in session.texts}
-    assert said["test_no_fixtures"] == f"the test has no model: its fixtures are none; {hint}"
-    assert said["test_other_fixtures"].startswith("the test has no model: its fixtures are")
+    assert (
+        said["test_no_fixtures"] == f"the test has no model fixture (it takes no fixtures); {hint}"
+    )
+    assert said["test_other_fixtures"].startswith("the test has no model fixture (its fixtures ")
     assert "number (int)" in said["test_other_fixtures"]
     assert said["test_other_fixtures"].endswith(hint)
     assert said["test_in_an_object"].endswith("; say model='trainer.model'")
     assert said["test_in_a_mapping"].endswith("; say model='setup.net'")
     assert said["test_in_a_tuple"].endswith("; say model='pair.1' or model='trainer.model'")
-    assert said["test_a_mapping_by_name"].startswith("model='setup' is no torch.nn.Module but {")
+    assert said["test_a_mapping_by_name"].startswith("model='setup' is not a torch.nn.Module but {")
     assert said["test_a_mapping_by_name"].endswith("; say model='setup.net'")
 
 
@@ -144,6 +146,6 @@ def test_a_path_that_leads_nowhere_says_where_it_breaks(sessions: Sessions) -> N
         "model='pair.7': 'pair' is a tuple and has no '7'; say model='pair.1'"
     )
     assert "'pair' is a tuple and has no 'one'" in said["test_no_such_key"]
-    assert said["test_no_module"].startswith("model='trainer' is no torch.nn.Module but <")
+    assert said["test_no_module"].startswith("model='trainer' is not a torch.nn.Module but <")
     assert said["test_no_module"].endswith("(Trainer); say model='trainer.model'")
     assert said["test_empty"].startswith("model='': ")

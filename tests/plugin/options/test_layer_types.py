@@ -191,6 +191,6 @@ def test_what_is_no_name_of_a_class_is_a_usage_error(
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
     assert (
-        f"ERROR: bn_layer_types: {name!r} is no name of a class; "
+        f"ERROR: bn_layer_types: {name!r} is not the name of a class; "
         "give 'Class', 'package.module.Class' or 'package.module:Class'"
     ) in result.errlines
