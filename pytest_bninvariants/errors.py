@@ -179,7 +179,7 @@ class InvariantHazard(UserWarning):
     """
 
 
-def shown(value: object) -> str:
-    """Return a value as an error message shows it: its repr, cut, and its type."""
+def describe(value: object) -> str:
+    """Return a value's repr, cut to 60 characters, and its type, for an error message."""
     text = " ".join(repr(value).split())
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

@@ -10,7 +10,7 @@ from hypothesis.errors import InvalidArgument
 
 from pytest_bninvariants.batchnorm.cases import LAYOUTS, LEAST_DIMS
 from pytest_bninvariants.checks import is_int, is_number
-from pytest_bninvariants.errors import shown
+from pytest_bninvariants.errors import describe
 from pytest_bninvariants.option_values import DTYPES
 
 RANKS = (2, 3, 4, 5)
@@ -24,28 +24,28 @@ def check_whole_number(name: str, value: object, least: int = 0) -> int:
         InvalidArgument: it is none, or below the least.
     """
     if not is_int(value) or value < least:
-        raise InvalidArgument(f"{name} is a whole number from {least}, not {shown(value)}")
+        raise InvalidArgument(f"{name} is a whole number from {least}, not {describe(value)}")
     return value
 
 
 def check_fraction(name: str, value: object) -> None:
     """Refuse what is no number from 0 to 1."""
     if not is_number(value) or not 0 <= value <= 1:
-        raise InvalidArgument(f"{name} is a number from 0 to 1, not {shown(value)}")
+        raise InvalidArgument(f"{name} is a number from 0 to 1, not {describe(value)}")
 
 
 def check_flag(name: str, value: object, *, none: bool = False) -> None:
     """Refuse what is neither True nor False, nor, where that may be, None."""
     if not isinstance(value, bool) and not (none and value is None):
         accepted = "True, False or None" if none else "True or False"
-        raise InvalidArgument(f"{name} is {accepted}, not {shown(value)}")
+        raise InvalidArgument(f"{name} is {accepted}, not {describe(value)}")
 
 
 def check_known(name: str, value: object, accepted: Sequence[object]) -> None:
     """Refuse what is not one of the accepted."""
     if not isinstance(value, type(accepted[0])) or value not in accepted:
         allowed = ", ".join(map(str, accepted))
-        raise InvalidArgument(f"{name} is one of {allowed}, not {shown(value)}")
+        raise InvalidArgument(f"{name} is one of {allowed}, not {describe(value)}")
 
 
 def check_list(name: str, value: Sequence[T]) -> tuple[T, ...]:
@@ -55,7 +55,7 @@ def check_list(name: str, value: Sequence[T]) -> tuple[T, ...]:
         InvalidArgument: it is no list, or empty.
     """
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
-        raise InvalidArgument(f"{name} is a list of one or more, not {shown(value)}")
+        raise InvalidArgument(f"{name} is a list of one or more, not {describe(value)}")
     return tuple(value)
 
 
@@ -67,7 +67,7 @@ def check_device(value: object) -> None:
         torch.device(value)
     except (TypeError, RuntimeError):
         said = "the name of a torch device, such as cpu or cuda:1"
-        raise InvalidArgument(f"device is {said}, not {shown(value)}") from None
+        raise InvalidArgument(f"device is {said}, not {describe(value)}") from None
 
 
 def layouts_for_rank(dims: int, layouts: Sequence[str]) -> tuple[str, ...]:

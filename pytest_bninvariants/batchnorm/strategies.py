@@ -26,7 +26,7 @@ from pytest_bninvariants.batchnorm.arguments import (
 )
 from pytest_bninvariants.batchnorm.cases import LAYOUTS, Batch, Case
 from pytest_bninvariants.batchnorm.shapes import MOST_SAMPLES, BatchLimits, sizes_between
-from pytest_bninvariants.errors import shown
+from pytest_bninvariants.errors import describe
 from pytest_bninvariants.option_values import DTYPES
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ def devices(*names: str) -> st.SearchStrategy[str]:
 
     for name in names:
         if not isinstance(name, str):
-            raise InvalidArgument(f"a device is one of {DEVICES}, not {shown(name)}")
+            raise InvalidArgument(f"a device is one of {DEVICES}, not {describe(name)}")
     try:
         return st.sampled_from(resolve_devices(names or ("all",), "devices"))
     except ValueError as error:

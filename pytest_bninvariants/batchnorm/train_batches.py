@@ -14,7 +14,7 @@ from pytest_bninvariants import run_config
 from pytest_bninvariants.batchnorm import strategies
 from pytest_bninvariants.batchnorm.arguments import check_list, check_whole_number
 from pytest_bninvariants.batchnorm.shapes import sizes_between
-from pytest_bninvariants.errors import shown
+from pytest_bninvariants.errors import describe
 
 MOST_SAMPLES = 32
 _SEEDS = st.integers(0, 2**16)
@@ -146,5 +146,5 @@ def _drawn(
 
 def _shape(name: str, value: Sequence[int]) -> tuple[int, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise InvalidArgument(f"{name} is a sample's, such as (3, 32, 32), not {shown(value)}")
+        raise InvalidArgument(f"{name} is a sample's, such as (3, 32, 32), not {describe(value)}")
     return tuple(check_whole_number(f"each of {name}", size, 1) for size in value)

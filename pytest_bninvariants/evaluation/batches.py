@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.errors import GateError, describe
 from pytest_bninvariants.evaluation.pytrees import leaves, map_tensors, parts_of_collection
 
 _WHOLE = (str, int, float, type(None), type)
@@ -24,7 +24,7 @@ def samples_in(batch: object) -> int:
     """
     sizes = {name: tensor.shape[0] for name, tensor in _tensors(batch) if tensor.dim()}
     if not sizes:
-        raise GateError(f"a batch holds tensors with samples in dimension 0; got {shown(batch)}")
+        raise GateError(f"a batch holds tensors with samples in dimension 0; got {describe(batch)}")
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} has {size}" for name, size in sizes.items())
         raise GateError(f"the tensors of a batch have as many samples each: {listed}")
@@ -37,7 +37,7 @@ def _tensors(batch: object) -> Iterator[tuple[str, Tensor]]:
             yield path, leaf
         elif not isinstance(leaf, _WHOLE):
             raise GateError(
-                f"a batch is made of tensors, tuples, lists and mappings; it holds {shown(leaf)}"
+                f"a batch is made of tensors, tuples, lists and mappings; it holds {describe(leaf)}"
             )
 
 

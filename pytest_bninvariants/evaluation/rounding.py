@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pytest_bninvariants.batchnorm.arithmetic import UNIT
 from pytest_bninvariants.checks import is_number
-from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.errors import GateError, describe
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 
 _TERMS = 2**18
@@ -94,7 +94,7 @@ class Tolerance:
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if not (is_number(value) and 0 <= value < math.inf):
-                raise GateError(f"{name}= takes a number from 0; got {shown(value)}")
+                raise GateError(f"{name}= takes a number from 0; got {describe(value)}")
 
     @property
     def exact(self) -> bool:

@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 from torch import nn
 
 from pytest_bninvariants.diagnosis.did_you_mean import did_you_mean_option
-from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.errors import GateError, describe
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -62,7 +62,7 @@ def _not_a_model(invariant: str, accepted: inspect.Signature, name: str, value: 
     which, place = ("the", "first") if is_first else ("another", "second")
     return (
         f"{invariant}({_required(accepted)}) takes {which} model, a torch.nn.Module, {place}; "
-        f"got {shown(value)}"
+        f"got {describe(value)}"
     )
 
 
@@ -84,7 +84,7 @@ def module_names(model: nn.Module, modules: tuple[object, ...]) -> tuple[str, ..
     names = tuple(module for module in modules if isinstance(module, str))
     for module in modules:
         if not isinstance(module, str):
-            raise GateError(f"{_how_to_name(model, module)}; got {shown(module)}")
+            raise GateError(f"{_how_to_name(model, module)}; got {describe(module)}")
     return names
 
 
@@ -110,10 +110,10 @@ def option_names(value: object, option: str = "exclude") -> tuple[str, ...]:
     """
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, Collection):  # no iterator: a marker's is used up by the first test
-        raise GateError(f"{option}= takes a name or several names; got {shown(value)}")
+        raise GateError(f"{option}= takes a name or several names; got {describe(value)}")
     for name in names:
         if not isinstance(name, str):
-            raise GateError(f"{option}= takes a name or several names; got {shown(name)}")
+            raise GateError(f"{option}= takes a name or several names; got {describe(name)}")
     return tuple(names)
 
 

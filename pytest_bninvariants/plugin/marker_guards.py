@@ -10,7 +10,7 @@ import pytest
 
 from pytest_bninvariants.catalogue import INVARIANTS
 from pytest_bninvariants.diagnosis.did_you_mean import did_you_mean_option
-from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.errors import GateError, describe
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.plugin.markers import MARKERS
 from pytest_bninvariants.plugin.model_lookup import TestValue, find_model, follow_path
@@ -53,7 +53,7 @@ class MarkerRequest(NamedTuple):
         if not (model is None or isinstance(model, str)):
             raise GateError(
                 f"@pytest.mark.{mark.name}(model=...) takes the name of a fixture or a dotted path "
-                f"such as 'trainer.model'; got {shown(model)}"
+                f"such as 'trainer.model'; got {describe(model)}"
             )
         return cls(name=mark.name, modules=mark.args, options=options, model=model)
 
@@ -117,7 +117,7 @@ def _inputs(name: str, values: Values, given: object) -> tuple[Any, ...] | dict[
         return dict(zip(given, found, strict=True)) if isinstance(given, dict) else tuple(found)
     raise GateError(
         f"@pytest.mark.{name}(inputs=...) takes the name of a fixture or a dotted path such as "
-        f"'batch.images', several of them, or a dict of them by keyword; got {shown(given)}"
+        f"'batch.images', several of them, or a dict of them by keyword; got {describe(given)}"
     )
 
 
@@ -127,7 +127,7 @@ def _with_two_models(request: MarkerRequest, values: Values) -> _Call:
         raise GateError(
             f"@pytest.mark.{request.name} takes two models first, by the names of fixtures or "
             f"dotted paths, as in {request.name}('model', 'ema'), or one that is to be the same on "
-            f"all ranks; got {shown(paths)}"
+            f"all ranks; got {describe(paths)}"
         )
     found = [find_model(values, path, "") for path in paths]
     (one, of_one), (other, of_other) = found[0], found[-1] if found[1:] else (None, "")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.errors import GateError, describe
 from pytest_bninvariants.selection.walk import all_tensors, named_modules
 
 
@@ -81,7 +81,9 @@ def _follow(values: Mapping[str, TestValue], path: str, option: str) -> tuple[nn
     if not isinstance(found.value, nn.Module):
         first = path if path in values else path.split(".")[0]
         hint = _hint({first: values[first]}, option) if first in values else ""
-        raise GateError(f"{option}{path!r} is not a torch.nn.Module but {shown(found.value)}{hint}")
+        raise GateError(
+            f"{option}{path!r} is not a torch.nn.Module but {describe(found.value)}{hint}"
+        )
     return found.value, found.source
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from importlib import import_module
 
 from pytest_bninvariants import run_config
-from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.errors import GateError, describe
 
 _compared_names: tuple[str, ...] = ()  # those that `_imported` has types of
 
@@ -78,5 +78,5 @@ def _imported(name: str) -> object:
     except (ImportError, AttributeError) as error:
         raise GateError(f"bn_layer_types: {name!r} cannot be imported: {error}") from None
     if not isinstance(found, type):
-        raise GateError(f"bn_layer_types: {name!r} is not a class, but {shown(found)}")
+        raise GateError(f"bn_layer_types: {name!r} is not a class, but {describe(found)}")
     return found

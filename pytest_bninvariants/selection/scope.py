@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.errors import GateError, describe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Scope:
         for option in ("parameters", "buffers", "allow_batch_stats"):
             value = getattr(self, option)
             if not isinstance(value, bool):
-                raise GateError(f"{option}= takes True or False; got {shown(value)}")
+                raise GateError(f"{option}= takes True or False; got {describe(value)}")
         if not (self.parameters or self.buffers):
             raise GateError("parameters=False and buffers=False together leave nothing to watch")
 

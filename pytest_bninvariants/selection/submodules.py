@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from pytest_bninvariants.diagnosis.did_you_mean import did_you_mean_name
-from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.errors import GateError, describe
 from pytest_bninvariants.selection.model_names import ModelNames
 
 
@@ -28,7 +28,7 @@ def submodules(model: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module
     found: dict[str, nn.Module] = {}
     for pattern in tuple(patterns) or ("",):
         if not isinstance(pattern, str):
-            raise GateError(f"modules are given by qualified name; got {shown(pattern)}")
+            raise GateError(f"modules are given by qualified name; got {describe(pattern)}")
         plain = names.spelled(pattern).replace("[", "[[]")
         matching = [name for name in modules if fnmatchcase(name, plain)]
         if not matching:

@@ -24,7 +24,7 @@ from pytest_bninvariants import (
     frozen_bn,
     same_output,
 )
-from pytest_bninvariants.errors import shown
+from pytest_bninvariants.errors import describe
 from pytest_bninvariants.guard_registry import entered
 from pytest_bninvariants.instrumentation import observer_api
 from pytest_bninvariants.invariants.guard import GuardNeverEntered, conclude
@@ -710,7 +710,7 @@ def test_a_gate_error_pickles(net: Any) -> None:
     ],
 )
 def test_a_value_is_shown_on_one_short_line(value: object, text: str) -> None:
-    assert shown(value) == text
+    assert describe(value) == text
 
 
 class SilentRepr:
@@ -719,7 +719,7 @@ class SilentRepr:
 
 
 def test_a_value_with_an_empty_repr_is_shown_by_its_type() -> None:
-    assert "SilentRepr" in shown(SilentRepr())
+    assert "SilentRepr" in describe(SilentRepr())
 
 
 def test_the_traceback_ends_in_the_users_own_line(net: Any, batch: Tensor) -> None:

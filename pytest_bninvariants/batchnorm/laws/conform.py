@@ -15,7 +15,7 @@ from pytest_bninvariants.batchnorm.laws import Law, choose_laws
 from pytest_bninvariants.batchnorm.trials.comparison import ComparisonTally
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
-from pytest_bninvariants.errors import GateError, LawBroken, shown
+from pytest_bninvariants.errors import GateError, LawBroken, describe
 from pytest_bninvariants.option_values import DTYPES, EFFORTS, count_cases
 
 MOST_UNJUDGED = 0.5  # of the cases; the drawn data give a few in a hundred
@@ -150,7 +150,7 @@ def _names(option: str, given: object) -> tuple[Any, ...]:
         return (given,)
     if isinstance(given, Iterable):
         return tuple(given)
-    raise ValueError(f"{option}= takes a name or several names; got {shown(given)}")
+    raise ValueError(f"{option}= takes a name or several names; got {describe(given)}")
 
 
 def _together(subject: LayerUnderTest, broken: list[LawBroken], count: int) -> LawBroken:

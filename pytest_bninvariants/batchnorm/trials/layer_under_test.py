@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_bninvariants.errors import shown
+from pytest_bninvariants.errors import describe
 
 RANKS = {"1d": (2, 3), "2d": (4,), "3d": (5,), "nd": (2, 3, 4, 5)}
 _CHANNELS = 3
@@ -53,7 +53,8 @@ class LayerUnderTest:
             raise TypeError(f"{factory!r} is no class that makes a layer")
         if isinstance(factory, nn.Module):
             raise TypeError(
-                f"{shown(factory)} is a layer itself: give its class, or a function that makes it"
+                f"{describe(factory)} is a layer itself: give its class, "
+                "or a function that makes it"
             )
         if rank is not None and rank not in RANKS:
             raise ValueError(f"rank {rank!r} is unknown; accepted are {', '.join(RANKS)}")
@@ -81,7 +82,7 @@ class LayerUnderTest:
         except Exception as error:  # a class fails in its own ways, and each is the answer
             raise ValueError(f"{call} raised {type(error).__name__}: {error}") from error
         if not isinstance(made, nn.Module):
-            raise ValueError(f"{call} makes no torch.nn.Module, but {shown(made)}")
+            raise ValueError(f"{call} makes no torch.nn.Module, but {describe(made)}")
 
     def _make(self) -> Any:
         return self.factory(_CHANNELS, **self.keywords)

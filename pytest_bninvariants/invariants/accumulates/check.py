@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pytest_bninvariants.checks import is_int
-from pytest_bninvariants.errors import GateError, InvariantBroken, shown
+from pytest_bninvariants.errors import GateError, InvariantBroken, describe
 from pytest_bninvariants.evaluation.batches import samples_in
 from pytest_bninvariants.invariants.accumulates.gradient_comparison import (
     GradientComparison,
@@ -69,11 +69,11 @@ def _check_arguments(batch: object, k: object, **functions: object) -> None:
     if not is_int(k) or not 2 <= k <= samples:
         raise GateError(
             "accumulates(model, batch, k): the number of micro-batches is a whole number from 2 to "
-            f"{samples}, the samples of the batch; got {shown(k)}"
+            f"{samples}, the samples of the batch; got {describe(k)}"
         )
     for name, function in functions.items():
         if not callable(function):
-            raise GateError(f"accumulates({name}=...) takes a function; got {shown(function)}")
+            raise GateError(f"accumulates({name}=...) takes a function; got {describe(function)}")
 
 
 def _judge(model: nn.Module, k: int, samples: int, comparison: GradientComparison) -> Verdict:

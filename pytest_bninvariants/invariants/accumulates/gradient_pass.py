@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.checks import is_real
-from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.errors import GateError, describe
 from pytest_bninvariants.evaluation.batches import cast_batch, samples_in
 from pytest_bninvariants.evaluation.precision import computing_in
 from pytest_bninvariants.instrumentation import installation
@@ -108,7 +108,7 @@ class GradientPass:
         whole = self._weight_of(self.batch)
         if not whole > 0:
             raise GateError(
-                f"accumulates(weight=...): the batch counts more than 0; got {shown(whole)}"
+                f"accumulates(weight=...): the batch counts more than 0; got {describe(whole)}"
             )
         return whole
 
@@ -119,7 +119,7 @@ class GradientPass:
         value = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
         if not is_real(value) or not math.isfinite(value):
             raise GateError(
-                f"accumulates(weight=...): what a batch counts is a number; got {shown(given)}"
+                f"accumulates(weight=...): what a batch counts is a number; got {describe(given)}"
             )
         return float(value)
 
@@ -183,7 +183,7 @@ def _check_scalar(value: object) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise GateError(
             "accumulates(loss=...): loss(model, batch) returns a tensor of one value; "
-            f"got {shown(value)}"
+            f"got {describe(value)}"
         )
     return value
 

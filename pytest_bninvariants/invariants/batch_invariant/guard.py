@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from pytest_bninvariants.checks import is_int
-from pytest_bninvariants.errors import GateError, Refusal, shown
+from pytest_bninvariants.errors import GateError, Refusal, describe
 from pytest_bninvariants.evaluation.eval_mode import in_eval
 from pytest_bninvariants.evaluation.rounding import Tolerance
 from pytest_bninvariants.invariants.batch_invariant.precision_levels import (
@@ -191,7 +191,7 @@ def batch_guard(
 ) -> BatchGuard:
     """Return a guard that holds it when a step ends; arguments as `batch_invariant`."""
     if not is_int(examples) or examples < 1:
-        raise GateError(f"examples= takes a number from 1; got {shown(examples)}")
+        raise GateError(f"examples= takes a number from 1; got {describe(examples)}")
     names = (modules,) if isinstance(modules, str) else tuple(modules)
     try:
         batch = SampleBatch.read(inputs)

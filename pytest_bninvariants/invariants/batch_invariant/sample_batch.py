@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_bninvariants.errors import Refusal, shown
+from pytest_bninvariants.errors import Refusal, describe
 from pytest_bninvariants.evaluation.call_arguments import CallArguments
 from pytest_bninvariants.evaluation.pytrees import leaves
 
@@ -47,7 +47,7 @@ class SampleBatch:
             if isinstance(leaf, Tensor)
         }
         if not tensors:
-            raise Refusal(f"there is no tensor in the inputs: {shown(inputs)}")
+            raise Refusal(f"there is no tensor in the inputs: {describe(inputs)}")
         return cls(CallArguments.copy_of(args, kwargs), _size(tensors))
 
     def part(self, order: Order) -> CallArguments:

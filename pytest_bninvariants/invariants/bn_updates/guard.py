@@ -10,7 +10,7 @@ from torch import nn
 
 from pytest_bninvariants.checks import is_int
 from pytest_bninvariants.diagnosis.wording import name_list
-from pytest_bninvariants.errors import GateError, Refusal, shown
+from pytest_bninvariants.errors import GateError, Refusal, describe
 from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult
 from pytest_bninvariants.invariants.bn_updates.rules import diagnose
 from pytest_bninvariants.invariants.bn_updates.state_history import WrongStatistic
@@ -215,9 +215,9 @@ def bn_updates(
         InvariantBroken: when left, if a layer was not updated so often, or not rightly.
     """
     if times != "forwards" and (not is_int(times) or times < 0):
-        raise GateError(f'times= takes a number from 0, or "forwards"; got {shown(times)}')
+        raise GateError(f'times= takes a number from 0, or "forwards"; got {describe(times)}')
     if per not in ("step", "optimizer_step"):
-        raise GateError(f'per= takes "step" or "optimizer_step"; got {shown(per)}')
+        raise GateError(f'per= takes "step" or "optimizer_step"; got {describe(per)}')
     if times == "forwards" and per != "step":
         raise GateError('times="forwards" counts for each forward: leave per= out')
     scope = Scope(modules=module_names(model, modules), exclude=option_names(exclude), bn_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from pytest_bninvariants.errors import FrozenStateChanged, GateError, shown
+from pytest_bninvariants.errors import FrozenStateChanged, GateError, describe
 from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.invariants.frozen.earlier_runs import Broken, Slot
 from pytest_bninvariants.invariants.guard import Guard
@@ -115,7 +115,7 @@ def _guard(
 ) -> Guard:
     names = () if trains is None else option_names(trains, "trains")
     if not names and trains is not None:
-        raise GateError(f"trains= names what must train, and {shown(trains)} names nothing")
+        raise GateError(f"trains= names what must train, and {describe(trains)} names nothing")
     guard = FrozenGuard(_spelling(invariant, scope, names), noun, model, scope)
     if not names:
         return guard

@@ -9,7 +9,7 @@ from typing import overload
 from torch import Tensor, nn
 
 from pytest_bninvariants.checks import is_number
-from pytest_bninvariants.errors import GateError, shown
+from pytest_bninvariants.errors import GateError, describe
 from pytest_bninvariants.invariants.guard import Guard, at_once
 from pytest_bninvariants.invariants.in_sync.average_guard import AverageGuard, Buffers
 from pytest_bninvariants.invariants.in_sync.pair import Tensors, share_memory
@@ -183,10 +183,10 @@ def sync_guard(
     if one is other:
         raise GateError("in_sync takes two models; got the same one twice")
     if decay is not None and not (is_number(decay) and 0 <= decay <= 1):
-        raise GateError(f"decay= takes a number from 0 to 1; got {shown(decay)}")
+        raise GateError(f"decay= takes a number from 0 to 1; got {describe(decay)}")
     if buffers not in ((None,) if decay is None else (None, "copied", "averaged")):
         told = "is for decay=" if decay is None else 'takes "copied" or "averaged"'
-        raise GateError(f"buffers= {told}; got {shown(buffers)}")
+        raise GateError(f"buffers= {told}; got {describe(buffers)}")
     scope = Scope(
         modules=module_names(one, modules),
         exclude=option_names(exclude),

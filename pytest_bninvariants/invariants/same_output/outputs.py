@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pytest_bninvariants.errors import shown
+from pytest_bninvariants.errors import describe
 from pytest_bninvariants.evaluation.pytrees import leaves
 from pytest_bninvariants.evaluation.rounding import Tolerance
 from pytest_bninvariants.selection.tensor_table import WatchedTensor
@@ -94,7 +94,7 @@ class OutputSnapshot:
         if path in self.tensors:
             kept = self.tensors[path]
             return f"{str(kept.dtype).removeprefix('torch.')} {kept.shape}"
-        return shown(self.others[path])
+        return describe(self.others[path])
 
 
 def _change(path: str, before: str, after: str) -> Change:
