@@ -1,4 +1,4 @@
-"""What the strategies take: a bad argument is refused by name, with what would be accepted."""
+"""Check arguments of the strategies: an error names the argument and what would be accepted."""
 
 from __future__ import annotations
 
@@ -21,60 +21,60 @@ def check_whole_number(name: str, value: object, least: int = 0) -> int:
     """Return a whole number.
 
     Raises:
-        InvalidArgument: it is none, or below the least.
+        InvalidArgument: if the value is not a whole number, or below the least.
     """
     if not is_int(value) or value < least:
-        raise InvalidArgument(f"{name} is a whole number from {least}, not {describe(value)}")
+        raise InvalidArgument(f"{name} must be a whole number from {least}, not {describe(value)}")
     return value
 
 
 def check_fraction(name: str, value: object) -> None:
-    """Refuse what is no number from 0 to 1."""
+    """Refuse a value that is not a number from 0 to 1."""
     if not is_number(value) or not 0 <= value <= 1:
-        raise InvalidArgument(f"{name} is a number from 0 to 1, not {describe(value)}")
+        raise InvalidArgument(f"{name} must be a number from 0 to 1, not {describe(value)}")
 
 
 def check_flag(name: str, value: object, *, none: bool = False) -> None:
-    """Refuse what is neither True nor False, nor, where that may be, None."""
+    """Refuse a value other than True and False, or None where that is accepted."""
     if not isinstance(value, bool) and not (none and value is None):
         accepted = "True, False or None" if none else "True or False"
-        raise InvalidArgument(f"{name} is {accepted}, not {describe(value)}")
+        raise InvalidArgument(f"{name} must be {accepted}, not {describe(value)}")
 
 
 def check_known(name: str, value: object, accepted: Sequence[object]) -> None:
-    """Refuse what is not one of the accepted."""
+    """Refuse a value that is not one of the accepted ones."""
     if not isinstance(value, type(accepted[0])) or value not in accepted:
         allowed = ", ".join(map(str, accepted))
-        raise InvalidArgument(f"{name} is one of {allowed}, not {describe(value)}")
+        raise InvalidArgument(f"{name} must be one of {allowed}, not {describe(value)}")
 
 
 def check_list(name: str, value: Sequence[T]) -> tuple[T, ...]:
-    """Return a list's members.
+    """Return the members of a list.
 
     Raises:
-        InvalidArgument: it is no list, or empty.
+        InvalidArgument: if the value is not a list, or is empty.
     """
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
-        raise InvalidArgument(f"{name} is a list of one or more, not {describe(value)}")
+        raise InvalidArgument(f"{name} must be a list of one or more, not {describe(value)}")
     return tuple(value)
 
 
 def check_device(value: object) -> None:
-    """Refuse what torch does not take for the name of a device."""
+    """Refuse a value that torch does not accept as the name of a device."""
     try:
         if not isinstance(value, str):
             raise TypeError(value)
         torch.device(value)
     except (TypeError, RuntimeError):
-        said = "the name of a torch device, such as cpu or cuda:1"
-        raise InvalidArgument(f"device is {said}, not {describe(value)}") from None
+        accepted = "the name of a torch device, such as cpu or cuda:1"
+        raise InvalidArgument(f"device must be {accepted}, not {describe(value)}") from None
 
 
 def layouts_for_rank(dims: int, layouts: Sequence[str]) -> tuple[str, ...]:
-    """Return those of some layouts that a batch of a rank can have.
+    """Return the layouts that a batch of this rank can have, among those given.
 
     Raises:
-        InvalidArgument: the rank or a layout is unknown, or none is left.
+        InvalidArgument: if the rank or a layout is unknown, or no layout is left.
     """
     check_known("dims", dims, RANKS)
     for layout in check_list("layouts", layouts):
@@ -94,7 +94,7 @@ def check_batch(
     max_values: int,
     layouts: Sequence[str],
 ) -> None:
-    """Refuse what no batch can be; arguments as `bn_inputs`."""
+    """Refuse arguments that no batch can satisfy; they are those of `bn_inputs`."""
     layouts_for_rank(dims, layouts)
     check_known("dtype", dtype, DTYPES)
     width = 1 if channels is None else check_whole_number("channels", channels, 1)

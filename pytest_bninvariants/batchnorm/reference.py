@@ -111,6 +111,18 @@ class ReferenceBatchNorm(nn.Module):
         affine: whether there are a weight and a bias, shape (C,).
         track_running_stats: whether there are running statistics and a counter.
         bias: whether an affine one has a bias; newer versions of torch have the argument.
+
+    Example:
+        >>> import torch
+        >>> from pytest_bninvariants import ReferenceBatchNorm
+        >>> layer, twin = torch.nn.BatchNorm1d(2), ReferenceBatchNorm(2)
+        >>> twin.load_state_dict(layer.state_dict())
+        <All keys matched successfully>
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+        >>> torch.allclose(layer(x).double(), twin(x))
+        True
+        >>> twin.running_mean
+        tensor([0.2000, 0.4000], dtype=torch.float64)
     """
 
     weight: nn.Parameter | None

@@ -1,7 +1,7 @@
 """Hypothesis strategies for BatchNorm: sizes, settings, inputs and whole cases.
 
-All shrink towards small and plain. A batch is drawn as a shape, a seed and its conditioning, so one
-of a million values costs no more to draw than one of ten.
+All shrink towards small and plain. A batch is drawn as a shape, a seed and its conditioning, so a
+batch of a million values costs no more to draw than one of ten.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ T = TypeVar("T")
 _KAPPAS = (0.0, 1.0, 10.0, 30.0, 1e2, 1e3, 1e4, 1e5, 1e6)
 _SEEDS = st.integers(0, 2**16)
 _STATE_SEEDS = st.none() | _SEEDS
+# mean over standard deviation: above these, channels become ill-posed, see docs/tolerance.md
 _LARGEST_KAPPA = {"float64": 1e6, "float32": 1e4, "float16": 30.0, "bfloat16": 5.0}
 _LARGEST_MIXED_KAPPA = 1e2  # half input of a layer that computes in float32
 
@@ -45,7 +46,13 @@ def batch_sizes(min_size: int = 1, max_size: int = MOST_SAMPLES) -> st.SearchStr
         max_size: the largest.
 
     Raises:
-        InvalidArgument: a size is no whole number, negative, or they are in the wrong order.
+        InvalidArgument: if a size is not a whole number, or negative, or max_size is the smaller.
+
+    Example:
+        >>> from hypothesis import find
+        >>> from pytest_bninvariants.batchnorm.strategies import batch_sizes
+        >>> find(batch_sizes(), lambda size: size > 20)
+        21
     """
     if check_whole_number("max_size", max_size) < check_whole_number("min_size", min_size):
         raise InvalidArgument(f"max_size={max_size} is below min_size={min_size}")
@@ -59,7 +66,13 @@ def momenta(*, none: bool = True) -> st.SearchStrategy[float | None]:
         none: whether None, the cumulative average, is among them.
 
     Raises:
-        InvalidArgument: that is neither True nor False.
+        InvalidArgument: if `none` is neither True nor False.
+
+    Example:
+        >>> from hypothesis import find
+        >>> from pytest_bninvariants.batchnorm.strategies import momenta
+        >>> find(momenta(), lambda momentum: True)
+        0.1
     """
     check_flag("none", none)
     corners: tuple[float | None, ...] = (0.1, 0.0, 1.0, 1, 0.5, 0, 0.9, 0.01, 0.003)
@@ -74,7 +87,13 @@ def epsilons(min_value: float = 1e-16) -> st.SearchStrategy[float]:
         min_value: the smallest.
 
     Raises:
-        InvalidArgument: that is no number from 0 to 1.
+        InvalidArgument: if `min_value` is not a number from 0 to 1.
+
+    Example:
+        >>> from hypothesis import find
+        >>> from pytest_bninvariants.batchnorm.strategies import epsilons
+        >>> find(epsilons(), lambda eps: True)
+        1e-05
     """
     check_fraction("min_value", min_value)
     usual = (1e-5, 1e-3, 1e-2, 0.1, 1.0, 1e-6, 1e-8, 1e-12, 1e-16)
@@ -82,19 +101,25 @@ def epsilons(min_value: float = 1e-16) -> st.SearchStrategy[float]:
 
 
 def devices(*names: str) -> st.SearchStrategy[str]:
-    """Return a strategy for devices that are there.
+    """Return a strategy for devices that this machine has.
 
     Args:
-        names: as `--bn-device` takes them; none: `all`.
+        names: as `--bn-device` takes them; without any: `all`.
 
     Raises:
-        InvalidArgument: a device is unknown or not there.
+        InvalidArgument: if a device is unknown, or this machine has none of its kind.
+
+    Example:
+        >>> from hypothesis import find
+        >>> from pytest_bninvariants.batchnorm.strategies import devices
+        >>> find(devices("cpu"), lambda device: True)
+        'cpu'
     """
     from pytest_bninvariants.option_values import DEVICES, resolve_devices
 
     for name in names:
         if not isinstance(name, str):
-            raise InvalidArgument(f"a device is one of {DEVICES}, not {describe(name)}")
+            raise InvalidArgument(f"a device must be one of {DEVICES}, not {describe(name)}")
     try:
         return st.sampled_from(resolve_devices(names or ("all",), "devices"))
     except ValueError as error:
@@ -105,10 +130,16 @@ def dtypes(*names: str) -> st.SearchStrategy[str]:
     """Return a strategy for names of dtypes.
 
     Args:
-        names: which; none: float32 and then float64, bfloat16 and float16.
+        names: which; without any: float32, then float64, bfloat16 and float16.
 
     Raises:
-        InvalidArgument: a name is unknown.
+        InvalidArgument: if a name is unknown.
+
+    Example:
+        >>> from hypothesis import find
+        >>> from pytest_bninvariants.batchnorm.strategies import dtypes
+        >>> find(dtypes(), lambda dtype: dtype != "float32")
+        'float64'
     """
     for name in names:
         check_known("dtype", name, DTYPES)
@@ -123,7 +154,13 @@ def memory_formats(dims: int = 4, layouts: Sequence[str] = LAYOUTS) -> st.Search
         layouts: which of them.
 
     Raises:
-        InvalidArgument: the rank or a layout is unknown, or the rank can have none of them.
+        InvalidArgument: if the rank or a layout is unknown, or the rank can have none of them.
+
+    Example:
+        >>> from hypothesis import find
+        >>> from pytest_bninvariants.batchnorm.strategies import memory_formats
+        >>> find(memory_formats(dims=4), lambda layout: layout != "contiguous")
+        'channels_last'
     """
     return st.sampled_from(layouts_for_rank(dims, layouts))
 
@@ -150,7 +187,18 @@ def bn_inputs(
         layouts: how it may lie in memory.
 
     Raises:
-        InvalidArgument: an argument is unknown, or no batch is as they say.
+        InvalidArgument: if an argument is unknown, or no batch can satisfy them together.
+
+    Example:
+        >>> from hypothesis import given, settings
+        >>> from pytest_bninvariants.batchnorm.strategies import bn_inputs
+        >>> from torch import nn
+        >>> @settings(max_examples=10)
+        ... @given(batch=bn_inputs(dims=4, channels=3))
+        ... def test_a_layer_keeps_the_shape(batch):
+        ...     x = batch.tensor()
+        ...     assert nn.BatchNorm2d(3)(x).shape == x.shape
+        >>> test_a_layer_keeps_the_shape()
     """
     check_batch(dims, channels, dtype, min_values, max_values, layouts)
     check_fraction("eps", eps)
@@ -169,25 +217,25 @@ def _batch(
     layouts: tuple[str, ...],
     largest_kappa: float,
 ) -> Batch:
-    c = _one(draw, limits.channels()) if channels is None else channels
-    positions = _one(draw, limits.positions(dims, c))
-    n = _one(draw, limits.samples(c, math.prod(positions)))
+    c = _draw_one(draw, limits.channels()) if channels is None else channels
+    positions = _draw_one(draw, limits.positions(dims, c))
+    n = _draw_one(draw, limits.samples(c, math.prod(positions)))
     return Batch(
         shape=(n, c, *positions),
         seed=draw(_SEEDS),
-        sigma=_one(draw, (1.0, max(eps, 1e-16) ** 0.5, 30.0, 0.05, 300.0)),
-        kappa=_one(draw, tuple(k for k in _KAPPAS if k <= largest_kappa)),
-        rectified=_one(draw, (False, False, False, True)),
-        layout=_one(draw, layouts),
+        sigma=_draw_one(draw, (1.0, max(eps, 1e-16) ** 0.5, 30.0, 0.05, 300.0)),
+        kappa=_draw_one(draw, tuple(k for k in _KAPPAS if k <= largest_kappa)),
+        rectified=_draw_one(draw, (False, False, False, True)),
+        layout=_draw_one(draw, layouts),
         dtype=dtype,
     )
 
 
-def _one(draw: st.DrawFn, options: tuple[T, ...]) -> T:
-    """Draw one of several; a lone one costs a choice, too.
+def _draw_one(draw: st.DrawFn, options: tuple[T, ...]) -> T:
+    """Draw one of several options, and make a choice even where there is one option only.
 
-    Hypothesis holds a case of fewer choices for simpler: a shape that leaves one batch size would
-    win over a plain one.
+    Hypothesis takes a case of fewer choices for the simpler one: a shape that leaves one batch size
+    would win over a plain one.
     """
     return options[draw(_index(max(len(options), 2))) % len(options)]
 
@@ -229,7 +277,19 @@ def bn_cases(
         layouts: how batches may lie in memory.
 
     Raises:
-        InvalidArgument: an argument is unknown, or no case is as they say.
+        InvalidArgument: if an argument is unknown, or no case can satisfy them together.
+
+    Example:
+        >>> from hypothesis import given, settings
+        >>> from pytest_bninvariants.batchnorm.strategies import bn_cases
+        >>> from torch import nn
+        >>> @settings(max_examples=10)
+        ... @given(case=bn_cases(dims=[4], momentum=False, affine=True))
+        ... def test_a_layer_loads_the_state(case):
+        ...     layer = nn.BatchNorm2d(case.channels, eps=case.eps)
+        ...     layer.load_state_dict(case.state(), strict=False)
+        ...     assert layer(case.batches[0].tensor()).isfinite().all()
+        >>> test_a_layer_loads_the_state()
     """
     for rank in check_list("dims", dims):
         check_batch(rank, None, dtype, min_values, max_values, layouts)
@@ -276,8 +336,8 @@ def _cases(
     training, e = tuple(draw(modes)), draw(eps)
     mixed = _LARGEST_MIXED_KAPPA if state_dtype == "float32" else 0.0
     kappa = max(_LARGEST_KAPPA[dtype], mixed)
-    rank = _one(draw, tuple(layouts))
-    channels = _one(draw, limits.channels()[: 4 if len(training) > 1 else None])
+    rank = _draw_one(draw, tuple(layouts))
+    channels = _draw_one(draw, limits.channels()[: 4 if len(training) > 1 else None])
     return Case(
         batches=tuple(
             _batch(draw, rank, channels, dtype, e, limits, layouts[rank], kappa) for _ in training
@@ -287,7 +347,7 @@ def _cases(
         affine=draw(affine),
         track_running_stats=draw(tracking),
         seed=draw(_STATE_SEEDS),
-        count=_one(draw, (0, 1, 7, 2**24, 2**31)),
+        count=_draw_one(draw, (0, 1, 7, 2**24, 2**31)),
         modes=training,
         dtype=dtype,
         state_dtype=state_dtype,

@@ -31,9 +31,18 @@ class TrainBatch(_InputsAndTargets):
     Args:
         inputs: shape (N, *), normally distributed.
         targets: shape (N, *): classes, int64, or normally distributed in the inputs' dtype.
+
+    Example:
+        >>> from pytest_bninvariants import TrainBatch
+        >>> batch = TrainBatch.of((4, 3, 8, 8), classes=10)
+        >>> inputs, targets = batch
+        >>> inputs.shape, targets.shape
+        (torch.Size([4, 3, 8, 8]), torch.Size([4]))
+        >>> batch
+        TrainBatch.of((4, 3, 8, 8), classes=10, seed=0)
     """
 
-    _made_by: str | None = None
+    _code: str | None = None
 
     @classmethod
     def of(
@@ -46,7 +55,7 @@ class TrainBatch(_InputsAndTargets):
         dtype: str = "float32",
         device: str = "cpu",
     ) -> TrainBatch:
-        """Make one.
+        """Make a batch from a seed.
 
         Args:
             shape: (N, *), the inputs'.
@@ -57,23 +66,24 @@ class TrainBatch(_InputsAndTargets):
             device: where it is.
         """
         generator = torch.Generator().manual_seed(seed)
-        kind, each = getattr(torch, dtype), (shape[0], *target_shape)
+        torch_dtype, targets_shape = getattr(torch, dtype), (shape[0], *target_shape)
         inputs = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
         if classes is None:
-            targets = torch.randn(each, generator=generator, dtype=torch.float64).to(kind)
+            targets = torch.randn(targets_shape, generator=generator, dtype=torch.float64)
+            targets = targets.to(torch_dtype)
         else:
-            targets = torch.randint(classes, each, generator=generator)
-        batch = cls(inputs.to(kind).to(device), targets.to(device))
+            targets = torch.randint(classes, targets_shape, generator=generator)
+        batch = cls(inputs.to(torch_dtype).to(device), targets.to(device))
         options: dict[str, object] = {} if classes is None else {"classes": classes}
         options |= {"target_shape": tuple(target_shape)} if target_shape else {}
         options |= {"seed": seed} | ({"dtype": dtype} if dtype != "float32" else {})
         options |= {"device": device} if device != "cpu" else {}
-        told = "".join(f", {name}={value!r}" for name, value in options.items())
-        batch._made_by = f"TrainBatch.of({tuple(shape)}{told})"
+        arguments = "".join(f", {name}={value!r}" for name, value in options.items())
+        batch._code = f"TrainBatch.of({tuple(shape)}{arguments})"
         return batch
 
     def __repr__(self) -> str:
-        return self._made_by or super().__repr__()
+        return self._code or super().__repr__()
 
 
 def train_batches(
@@ -98,7 +108,16 @@ def train_batches(
         devices: names as `--bn-device` takes them; None: those of `--bn-device` in this run.
 
     Raises:
-        InvalidArgument: an argument is not as above, or a device is not there.
+        InvalidArgument: if an argument is not as above, or this machine lacks a device.
+
+    Example:
+        >>> from hypothesis import given
+        >>> from pytest_bninvariants import train_batches
+        >>> @given(batch=train_batches((3, 8, 8), classes=10))
+        ... def test_the_step(batch):
+        ...     inputs, targets = batch
+        ...     assert len(inputs) == len(targets)
+        >>> test_the_step()
     """
     sample = _shape("shape", shape)
     if classes is not None:
@@ -132,7 +151,7 @@ def _drawn(
     of_dtype: st.SearchStrategy[str],
     of_device: st.SearchStrategy[str] | None,
 ) -> TrainBatch:
-    if of_device is None:  # now, since a module is imported once, and its tests may run in others
+    if of_device is None:  # read at each draw: one import of a test module serves several runs
         of_device = st.sampled_from(run_config.current.devices)
     return TrainBatch.of(
         (draw(of_size), *sample),
@@ -146,5 +165,7 @@ def _drawn(
 
 def _shape(name: str, value: Sequence[int]) -> tuple[int, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise InvalidArgument(f"{name} is a sample's, such as (3, 32, 32), not {describe(value)}")
+        raise InvalidArgument(
+            f"{name} must be that of a sample, such as (3, 32, 32), not {describe(value)}"
+        )
     return tuple(check_whole_number(f"each of {name}", size, 1) for size in value)

@@ -1,4 +1,4 @@
-"""Run laws on a layer, with as many examples as asked for."""
+"""Run laws on a layer, on as many cases as the effort says."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def check_law(
         examples: effort; laws that sweep take a share of it.
 
     Raises:
-        LawBroken: the layer breaks it; the message is a report of the smallest case found.
-        GateError: too much of what was drawn could not be judged.
+        LawBroken: if the layer breaks it; the message is a report of the smallest case found.
+        GateError: if too many of the drawn cases could not be judged.
     """
     tally = ComparisonTally()
 
@@ -54,17 +54,17 @@ def check_law(
         suppress_health_check=list(HealthCheck),
     )
     @given(law.cases(dims=law.ranks(subject.dims), dtype=dtype, device=device))
-    def run(case: Case) -> None:
-        own = ComparisonTally()
-        with torch.enable_grad():  # and what a layer leaves it at is its own case's
-            law.check(LawTrial(law.name, law.statement, subject, case, own), case)
-        tally.add_case(own)
+    def run_cases(case: Case) -> None:
+        of_case = ComparisonTally()
+        with torch.enable_grad():  # a layer that switches it off does so for this case alone
+            law.check(LawTrial(law.name, law.statement, subject, case, of_case), case)
+        tally.add_case(of_case)
 
     try:
-        with _threads(law.threads):
-            run()
+        with _thread_count(law.threads):
+            run_cases()
     except LawBroken as broken:
-        broken.__notes__ = []  # hypothesis's retelling of the case; the report has it
+        broken.__notes__ = []  # hypothesis adds the falsifying example, which the report has
         raise
     chance = math.sqrt(tally.examples) / 2  # a standard deviation at a share of one half
     most = MOST_UNJUDGED * tally.examples + chance
@@ -77,7 +77,7 @@ def check_law(
 
 
 @contextmanager
-def _threads(shared: bool) -> Iterator[None]:
+def _thread_count(shared: bool) -> Iterator[None]:
     """Use one thread, small tensors being slow with more, except where threads are the point."""
     count = torch.get_num_threads()
     try:
@@ -98,34 +98,48 @@ def assert_bn_conforms(
     rank: str | None = None,
     **keywords: Any,
 ) -> None:
-    """Hold that a layer satisfies the laws of BatchNorm.
+    """Check that a layer satisfies the laws of BatchNorm.
 
     Args:
         factory: the layer's class; it takes nn.BatchNorm's arguments.
         device: where to run, such as `cuda`.
-        laws: names or patterns of laws, or `frozen`; none: all.
+        laws: names or patterns of laws, or `frozen`; empty: all laws of a whole BatchNorm.
         dtypes: names of the inputs' dtypes; None: each law's own.
         examples: effort for each law: a number from 1, `quick`, `default` or `thorough`.
         rank: `1d`, `2d`, `3d` or `nd`; None: by the name of the class, or found out.
         keywords: further arguments for the layer.
 
     Raises:
-        LawBroken: it breaks some; the message holds a report of each.
-        GateError: nothing could be judged.
-        TypeError: it is no class, but a layer, or cannot be called.
-        ValueError: an argument is unknown, or the class makes no layer from its arguments.
+        LawBroken: if the layer breaks a law; the message holds a report of each.
+        GateError: if nothing could be judged.
+        TypeError: if the factory is a layer instead of a class, or cannot be called.
+        ValueError: if an argument is unknown, or the class makes no layer from its arguments.
+
+    Example:
+        >>> from pytest_bninvariants import LawBroken, assert_bn_conforms
+        >>> from torch import nn
+        >>> class CountsTwice(nn.BatchNorm2d):
+        ...     def forward(self, x):
+        ...         self.num_batches_tracked += self.training
+        ...         return super().forward(x)
+        >>> assert_bn_conforms(CountsTwice, laws="eval_output", examples="quick")
+        >>> try:
+        ...     assert_bn_conforms(CountsTwice, laws=["running_mean", "counter"], examples="quick")
+        ... except LawBroken as broken:
+        ...     print(broken.law)
+        counter
     """
     subject = LayerUnderTest.from_factory(factory, rank=rank, keywords=keywords, device=device)
     wanted = [law for law in choose_laws(_names("laws", laws)) if law.ranks(subject.dims)]
-    asked = DTYPES if dtypes is None else _names("dtypes", dtypes)
-    for name in asked:
+    allowed = DTYPES if dtypes is None else _names("dtypes", dtypes)
+    for name in allowed:
         if name not in DTYPES:
             raise ValueError(f"dtype {name!r} is unknown; accepted are {', '.join(DTYPES)}")
     effort = count_cases("examples=", examples)
     broken: list[LawBroken] = []
     count = 0
     for law in wanted:
-        for dtype in law.dtypes if dtypes is None else [n for n in asked if n in law.dtypes]:
+        for dtype in law.dtypes if dtypes is None else [n for n in allowed if n in law.dtypes]:
             count += 1
             try:
                 check_law(law, subject, dtype=dtype, device=str(device), examples=effort)
@@ -135,7 +149,7 @@ def assert_bn_conforms(
     if not count:
         raise GateError("no law is left to run in these dtypes, on a layer of these ranks")
     if broken:
-        failure = _together(subject, broken, len(wanted))
+        failure = _joined_failure(subject, broken, len(wanted))
         failure.__cause__ = failure.__context__ = None
         raise failure.with_traceback(None)
 
@@ -144,7 +158,7 @@ def _names(option: str, given: object) -> tuple[Any, ...]:
     """Return an option's value as a tuple: a name, or several names.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: if the value is neither.
     """
     if isinstance(given, str):
         return (given,)
@@ -153,7 +167,7 @@ def _names(option: str, given: object) -> tuple[Any, ...]:
     raise ValueError(f"{option}= takes a name or several names; got {describe(given)}")
 
 
-def _together(subject: LayerUnderTest, broken: list[LawBroken], count: int) -> LawBroken:
+def _joined_failure(subject: LayerUnderTest, broken: list[LawBroken], count: int) -> LawBroken:
     if len(broken) == 1:
         return broken[0]
     names = ", ".join(error.law for error in broken)
