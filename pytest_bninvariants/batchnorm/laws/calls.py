@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,40 +22,59 @@ from pytest_bninvariants.batchnorm.laws.steps import (
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 _WAYS = tuple(product(("train", "eval"), ("enable_grad", "no_grad")))
-_PROCESS: dict[str, tuple[str, Callable[[Any], None]]] = {
-    "the default dtype": ("torch.get_default_dtype()", torch.set_default_dtype),
-    "the number of threads": ("torch.get_num_threads()", torch.set_num_threads),
-    "the state of `random`": ("random.getstate()", random.setstate),
-    "whether algorithms are deterministic": (
+
+
+class _ProcessSetting(NamedTuple):
+    """A setting of the process that a layer must leave alone.
+
+    Args:
+        name: as a report says it.
+        read: the code with which a trial reads it.
+        write: sets it.
+    """
+
+    name: str
+    read: str
+    write: Callable[[Any], None]
+
+
+def _set_cudnn(enabled: bool) -> None:
+    torch.backends.cudnn.enabled = enabled
+
+
+_PROCESS_SETTINGS = (
+    _ProcessSetting("the default dtype", "torch.get_default_dtype()", torch.set_default_dtype),
+    _ProcessSetting("the number of threads", "torch.get_num_threads()", torch.set_num_threads),
+    _ProcessSetting("the state of `random`", "random.getstate()", random.setstate),
+    _ProcessSetting(
+        "whether algorithms are deterministic",
         "torch.are_deterministic_algorithms_enabled()",
         torch.use_deterministic_algorithms,
     ),
-    "whether cudnn is used": (
-        "torch.backends.cudnn.enabled",
-        lambda value: setattr(torch.backends.cudnn, "enabled", value),
-    ),
-}
-"""Settings of the process: how a trial reads each, and what sets it."""
+    _ProcessSetting("whether cudnn is used", "torch.backends.cudnn.enabled", _set_cudnn),
+)
 _FLAGS = "[layer.training, *(p.requires_grad for p in layer.parameters())]"
 
 
 @law(FLOAT32_ONLY, frozen=True, share=0.3, momentum=False, max_values=512)
 def input_unmodified(trial: LawTrial, case: Case) -> None:
-    """The input stays as it is, and the output is memory of its own, also between calls.
+    """The input stays as it is, and the output has its own memory, also between calls.
 
-    So does the gradient that comes into backward.
+    The gradient that backward is given stays as it is, too.
     """
     for mode, grad in _WAYS:
         build_in_mode(trial, training=mode == "train")
         trial.bind_batch(case.batches[0])
-        trial.run("before = x.clone()", _called("y = layer(x)", grad), "first = y.clone()")
+        trial.run(
+            "before = x.clone()", _in_gradient_mode("y = layer(x)", grad), "first = y.clone()"
+        )
         trial.check_same("x", "before", f"the input changed in {mode}")
-        trial.require("not x.requires_grad", f"in {mode} the input came to require a gradient")
+        trial.require("not x.requires_grad", f"in {mode} the input now requires a gradient")
         trial.require(
             "y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()",
             f"in {mode} the output is the input's memory",
         )
-        trial.run(_called("again = layer(x.flip(0) + 1)", grad))
+        trial.run(_in_gradient_mode("again = layer(x.flip(0) + 1)", grad))
         trial.check_same("y", "first", f"another call in {mode} changed an earlier output")
     for mode in ("train", "eval"):
         build_in_mode(trial, training=mode == "train")
@@ -67,7 +86,7 @@ def input_unmodified(trial: LawTrial, case: Case) -> None:
         )
 
 
-def _called(code: str, grad: str) -> str:
+def _in_gradient_mode(code: str, grad: str) -> str:
     """Return code that runs under a gradient mode."""
     within = code.replace("\n", "\n    ")
     return code if grad == "enable_grad" else f"with torch.{grad}():\n    {within}"
@@ -81,28 +100,28 @@ def no_side_effects(trial: LawTrial, case: Case) -> None:
     """
     trial.run("import random")
     for mode, grad in _WAYS:
-        with _process_restored(trial):
-            _leaves_all_alone(trial, case, mode, grad)
+        with _restore_process_settings(trial):
+            _check_no_side_effects(trial, case, mode, grad)
 
 
 @contextmanager
-def _process_restored(trial: LawTrial) -> Iterator[None]:
+def _restore_process_settings(trial: LawTrial) -> Iterator[None]:
     """Put settings of the process back: the next case would begin with what this one has left."""
-    before = [(put, trial.evaluate(read)) for read, put in _PROCESS.values()]
+    before = [trial.evaluate(setting.read) for setting in _PROCESS_SETTINGS]
     try:
         yield
     finally:
-        for put, value in before:
-            put(value)
+        for setting, value in zip(_PROCESS_SETTINGS, before, strict=True):
+            setting.write(value)
 
 
-def _leaves_all_alone(trial: LawTrial, case: Case, mode: str, grad: str) -> None:
+def _check_no_side_effects(trial: LawTrial, case: Case, mode: str, grad: str) -> None:
     build_in_mode(trial, training=mode == "train")
     trial.run("[p.requires_grad_(i == 0) for i, p in enumerate(layer.parameters())]")
     trial.bind_batch(case.batches[0], grad=True)
     trial.run(f"flags, rng = {_FLAGS}, torch.get_rng_state()")
-    trial.run(f"process = [{', '.join(read for read, _ in _PROCESS.values())}]")
-    _call(trial, grad, "a call")
+    trial.run(f"process = [{', '.join(setting.read for setting in _PROCESS_SETTINGS)}]")
+    _check_call(trial, grad, "a call")
     trial.require("x.grad is None and x.requires_grad", "a call changed the input's gradient")
     trial.run("y, z = layer(x), layer(x)")
     if mode == "eval":
@@ -110,16 +129,18 @@ def _leaves_all_alone(trial: LawTrial, case: Case, mode: str, grad: str) -> None
     c, ones = case.channels, [1] * (len(case.batches[0].shape) - 2)
     for shape in ((1, c, *ones), (4, c + 1, *ones)):
         trial.run(f"x = torch.ones({shape}, device={case.device!r})")
-        _call(trial, grad, f"a call with an input of shape {shape}", may_raise=True)
+        _check_call(trial, grad, f"a call with an input of shape {shape}", may_raise=True)
 
 
-def _call(trial: LawTrial, grad: str, what: str, *, may_raise: bool = False) -> None:
+def _check_call(trial: LawTrial, grad: str, what: str, *, may_raise: bool = False) -> None:
     """Call the layer under a gradient mode, and hold that all is as it was."""
     call = "try:\n    layer(x)\nexcept Exception:\n    pass" if may_raise else "layer(x)"
-    trial.run("enabled = None", _called(f"{call}\nenabled = torch.is_grad_enabled()", grad))
+    trial.run(
+        "enabled = None", _in_gradient_mode(f"{call}\nenabled = torch.is_grad_enabled()", grad)
+    )
     trial.require("torch.equal(torch.get_rng_state(), rng)", f"{what} used the random state")
-    for index, (setting, (read, _)) in enumerate(_PROCESS.items()):
-        trial.require(f"{read} == process[{index}]", f"{what} changed {setting}")
+    for index, setting in enumerate(_PROCESS_SETTINGS):
+        trial.require(f"{setting.read} == process[{index}]", f"{what} changed {setting.name}")
     trial.require(f"enabled is {grad == 'enable_grad'}", f"{what} switched the gradient mode")
     trial.require(
         f"{_FLAGS} == flags",
@@ -166,10 +187,10 @@ def compile(trial: LawTrial, case: Case) -> None:
     variants = ((0.1, True), (None, False))
     for momentum, affine in variants if case.dtype == "float32" else variants[:1]:
         varied = replace(case, momentum=momentum, affine=affine, plain_gradient=False)
-        _compile(trial.for_case(varied), varied)
+        _check_compiled(trial.for_case(varied), varied)
 
 
-def _compile(trial: LawTrial, case: Case) -> None:
+def _check_compiled(trial: LawTrial, case: Case) -> None:
     torch.compiler.reset()
     trial.run("import torch._dynamo")
     twin = build_in_mode(trial, training=True)

@@ -71,7 +71,7 @@ def check_law(
     if tally.unjudged > most or tally.unjudged >= tally.examples:
         raise GateError(
             f"{law.name}: {tally.unjudged:.1f} of {tally.examples} cases were ill-posed, over "
-            f"{MOST_UNJUDGED:.0%}, so this is no judgement"
+            f"{MOST_UNJUDGED:.0%}, so the law was not judged"
         )
     return tally
 

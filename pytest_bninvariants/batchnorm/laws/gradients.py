@@ -85,7 +85,7 @@ def gradients_accumulate(trial: LawTrial, case: Case) -> None:
 
 @law(("float32",), share=0.3, modes=(True, True), layouts=CONTIGUOUS, max_values=256)
 def graphs_are_independent(trial: LawTrial, case: Case) -> None:
-    """Each forward has a graph of its own, which autograd differentiates without touching .grad.
+    """Each forward has its own graph, which autograd differentiates without touching .grad.
 
     It is the graph of the mode that the layer was in then.
     """

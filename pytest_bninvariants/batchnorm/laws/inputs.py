@@ -96,7 +96,7 @@ def empty_batch_in_eval(trial: LawTrial, case: Case) -> None:
 
 @law(FLOAT32_ONLY, **FEW_CASES)
 def wrong_rank(trial: LawTrial, case: Case) -> None:
-    """An input of a rank that the layer is not for raises, in training and in eval."""
+    """An input of a rank that the layer does not take raises, in training and in eval."""
     taken = trial.subject.dims
     every = (1, 2, 3, 4, 5, 6) if len(taken) < 4 else (1,)
     build_in_mode(trial, training=True)

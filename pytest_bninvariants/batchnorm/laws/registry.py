@@ -18,8 +18,10 @@ from pytest_bninvariants.option_values import DTYPES
 LAWS: dict[str, Law] = {}
 ALL_DTYPES = DTYPES
 FLOAT32_ONLY = ("float32",)
+# for laws that do not depend on the values: more cases, or larger ones, find nothing more
 FEW_CASES: dict[str, Any] = {"share": 0.2, "layouts": CONTIGUOUS, "max_values": 256}
-_PLAIN: dict[str, Any] = {"affine": True, "average": False}  # laws of their own try the others
+# affine_off, cumulative_average and copies_keep_momentum try the others
+_PLAIN_CASES: dict[str, Any] = {"affine": True, "average": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +32,9 @@ class Law:
         check: runs a trial of one case, and raises if it breaks the law.
         cases: the strategy of cases, given ranks, dtype and device.
         dtypes: names of the inputs' dtypes that it is tried in.
-        share: of the examples, how many it takes; a law that sweeps needs few.
+        share: of the examples that a run asks for; a law that sweeps needs few.
         frozen: whether a layer with frozen statistics must satisfy it.
-        every: whether a whole BatchNorm must.
+        full: whether a whole BatchNorm must satisfy it.
         threads: whether it runs with as many threads as there are.
         least_rank: the lowest rank of inputs that it is about.
     """
@@ -42,12 +44,12 @@ class Law:
     dtypes: tuple[str, ...]
     share: float
     frozen: bool
-    every: bool
+    full: bool
     threads: bool
     least_rank: int
 
     def ranks(self, dims: Iterable[int]) -> tuple[int, ...]:
-        """Return those of a layer's ranks that it is about; none: it says nothing of the layer."""
+        """Return the ranks it is about, among a layer's; empty if it says nothing of the layer."""
         return tuple(rank for rank in dims if rank >= self.least_rank)
 
     @property
@@ -66,31 +68,31 @@ def law(
     *,
     share: float = 1.0,
     frozen: bool = False,
-    every: bool = True,
+    full: bool = True,
     threads: bool = False,
     least_rank: int = 2,
     **drawn: Any,
 ) -> Callable[[Callable[[LawTrial, Case], None]], Callable[[LawTrial, Case], None]]:
-    """Make a function a law.
+    """Register a function as a law, under its own name; its docstring states the law.
 
     Args:
-        dtypes: names of dtypes that it is tried in.
-        share: of the examples.
-        frozen: whether it is of the frozen set.
-        every: whether it is of the set for whole BatchNorms.
+        dtypes: names of the inputs' dtypes that it is tried in.
+        share: of the examples that a run asks for.
+        frozen: whether it belongs to the set for layers with frozen statistics.
+        full: whether it belongs to the set for whole BatchNorms.
         threads: whether it runs with as many threads as there are.
         least_rank: the lowest rank of inputs that it is about.
-        drawn: what `bn_cases` is told.
+        drawn: arguments of `bn_cases`.
     """
 
     def register(check: Callable[[LawTrial, Case], None]) -> Callable[[LawTrial, Case], None]:
         LAWS[check.__name__] = Law(
             check=check,
-            cases=partial(bn_cases, **_PLAIN | drawn),
+            cases=partial(bn_cases, **_PLAIN_CASES | drawn),
             dtypes=dtypes,
             share=share,
             frozen=frozen,
-            every=every,
+            full=full,
             threads=threads,
             least_rank=least_rank,
         )
@@ -104,14 +106,14 @@ def choose_laws(patterns: Iterable[str] = ()) -> list[Law]:
 
     Args:
         patterns: names of laws, with `*` and `?` as in a shell, or `frozen`: the set that a layer
-            with frozen statistics must satisfy; none: all laws of a whole BatchNorm.
+            with frozen statistics must satisfy; empty: all laws of a whole BatchNorm.
 
     Raises:
-        ValueError: a pattern chooses nothing.
+        ValueError: if a pattern chooses nothing.
     """
     wanted = list(patterns)
     if not wanted:
-        return [each for each in LAWS.values() if each.every]
+        return [each for each in LAWS.values() if each.full]
     for pattern in wanted:
         if not any(_matches(each, pattern) for each in LAWS.values()):
             raise ValueError(

@@ -27,7 +27,7 @@ from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 def construction(trial: LawTrial, case: Case) -> None:
     """The constructor is nn.BatchNorm's: order, defaults, attributes, dtype and initial state.
 
-    Of `device`, `dtype` and `bias`, which not every torch has, those that it takes.
+    `device`, `dtype` and `bias`, which not every torch has, are tried where it takes them.
     """
     call, c = trial.subject.call, case.channels
     trial.run("random = torch.get_rng_state()", f"layer = {call(c)}")
@@ -129,7 +129,7 @@ def no_grad_updates(trial: LawTrial, case: Case) -> None:
     for mode in ("no_grad", "inference_mode"):
         x = trial.bind_batch(case.batches[0])
         trial.run(f"with torch.{mode}():\n    y = layer(x)")
-        trial.require("not y.requires_grad", f"under {mode} the output asks for a gradient")
+        trial.require("not y.requires_grad", f"under {mode} the output requires a gradient")
         check_training_results(trial, twin, twin.expect(x))
     trial.require(
         f"int(layer.num_batches_tracked) == {case.count + 2}",
@@ -196,7 +196,7 @@ def state_dtype(trial: LawTrial, case: Case) -> None:
         f"{shapes} == before",
         "training changed a dtype, shape or device of the state, which was {before}",
     )
-    trial.require("before['num_batches_tracked'][0] == torch.int64", "the counter is no int64")
+    trial.require("before['num_batches_tracked'][0] == torch.int64", "the counter is not int64")
     trial.require(
         f"all(v.dtype == torch.{case.state_dtype} for k, v in layer.state_dict().items()"
         " if k != 'num_batches_tracked')",
@@ -214,7 +214,7 @@ def eval_follows_state(trial: LawTrial, case: Case) -> None:
     trial.make_layer()
     trial.run("layer.eval().to(torch.bfloat16).load_state_dict(values)")
     trial.check_same(
-        "y", "layer(x.bfloat16())", "a cast layer gives what one loaded in bfloat16 does not"
+        "y", "layer(x.bfloat16())", "a cast layer gives another output than one loaded in bfloat16"
     )
 
 

@@ -20,7 +20,7 @@ from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 @law(("float32",), share=0.3, modes=(True, True), layouts=CONTIGUOUS, max_values=256)
 def settings_are_read(trial: LawTrial, case: Case) -> None:
-    """momentum and eps count from when they are set, as recipes that change them rely on."""
+    """momentum and eps take effect when they are set, as recipes that change them rely on."""
     momentum, first = case.momentum, None if case.count % 2 else 0.25
     trial.case = replace(case, count=case.count % 8)
     trial.build_layer(eps=0.5, momentum=first)
@@ -85,9 +85,9 @@ def tracking_off(trial: LawTrial, case: Case) -> None:
 
 @law(("float32",), share=0.5)
 def tracking_switched_off(trial: LawTrial, case: Case) -> None:
-    """With track_running_stats set False later, training updates nothing; eval uses the stored.
+    """With track_running_stats set to False later, training updates no statistics; eval uses them.
 
-    Where these are then set None, as in adaptation at test time, eval uses the batch's.
+    If they are then set to None, as in test-time adaptation, eval uses the batch's.
     """
     twin = build_in_mode(trial, training=True)
     trial.run("layer.track_running_stats = False", KEEP_VALUES)

@@ -47,7 +47,7 @@ def eval_output(trial: LawTrial, case: Case) -> None:
     trial.check_close("y", run_forward(trial, twin).output, axis=1)
 
 
-@law(frozen=True, every=False, **EVAL_CASES)
+@law(frozen=True, full=False, **EVAL_CASES)
 def frozen_output(trial: LawTrial, case: Case) -> None:
     """In training a layer with frozen statistics gives what it gives in eval."""
     trial.build_layer()
@@ -131,7 +131,7 @@ def counter(trial: LawTrial, case: Case) -> None:
         trial.require(
             "layer.num_batches_tracked.dtype == torch.int64"
             " and layer.num_batches_tracked.dim() == 0",
-            "num_batches_tracked is {layer.num_batches_tracked}, no int64 scalar",
+            "num_batches_tracked is {layer.num_batches_tracked}, not an int64 scalar",
         )
         trial.require(
             f"int(layer.num_batches_tracked) == {count}",
@@ -153,7 +153,7 @@ def many_batches(trial: LawTrial, case: Case) -> None:
 
 @law(("float32", "bfloat16"), frozen=True, share=0.5, **EVAL_CASES)
 def eval_keeps_state(trial: LawTrial, case: Case) -> None:
-    """In eval nothing of the state changes, in forward or backward."""
+    """In eval no part of the state changes, in forward or backward."""
     trial.build_layer()
     trial.run(KEEP_VALUES, "torch.nn.Sequential(layer).eval()")
     trial.bind_batch(case.batches[0], grad=True)
@@ -163,7 +163,7 @@ def eval_keeps_state(trial: LawTrial, case: Case) -> None:
 
 @law(("float32", "float64"), frozen=True, layouts=CONTIGUOUS, min_values=4, **EVAL_CASES)
 def eval_batch_mates(trial: LawTrial, case: Case) -> None:
-    """In eval a sample's output depends not on its batch mates, their order or their number."""
+    """In eval a sample's output does not depend on its batch mates, their order or number."""
     twin = build_in_mode(trial, training=False)
     expected = run_forward(trial, twin).output
     trial.run("parts = torch.cat([layer(x[:1]), layer(x[1:])]) if len(x) > 1 else layer(x)")

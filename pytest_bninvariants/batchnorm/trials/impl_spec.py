@@ -60,13 +60,13 @@ def _keywords(arguments: str | None) -> dict[str, Any]:
         call = None
     names = [each.arg for each in getattr(call, "keywords", ())]
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or _has_repeats(names):
-        raise ValueError(f"{arguments}: these are no arguments")
+        raise ValueError(f"{arguments}: these are not arguments")
     if call.args or None in names:
         raise ValueError(f"{arguments}: give arguments by name")
     try:
         return {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
     except ValueError:
-        said = f"{arguments}: arguments are literals, such as False or 0.1"
+        said = f"{arguments}: arguments must be literals, such as False or 0.1"
         raise ValueError(said) from None
 
 

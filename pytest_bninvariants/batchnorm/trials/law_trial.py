@@ -155,7 +155,7 @@ class LawTrial:
         got = self.evaluate(expression)
         if not isinstance(got, Tensor):
             self.fail(
-                f"{expression} is {got!r}, no tensor", f"isinstance({expression}, torch.Tensor)"
+                f"{expression} is {got!r}, not a tensor", f"isinstance({expression}, torch.Tensor)"
             )
         if got.shape != expected.value.shape:
             shape = tuple(expected.value.shape)

@@ -50,7 +50,7 @@ class LayerUnderTest:
             TypeError: this cannot be called, or is a layer itself.
         """
         if not callable(factory):
-            raise TypeError(f"{factory!r} is no class that makes a layer")
+            raise TypeError(f"{factory!r} is not a class that makes a layer")
         if isinstance(factory, nn.Module):
             raise TypeError(
                 f"{describe(factory)} is a layer itself: give its class, "
