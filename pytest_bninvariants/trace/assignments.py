@@ -1,4 +1,4 @@
-"""Hear of `tensor.data = other`, `module.name = other` and the like, which no operator does."""
+"""Observe `tensor.data = other`, `module.name = other` and the like, which are not operators."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ DATA_SET = "Tensor.data = ..."
 SWAP = "torch.utils.swap_tensors()"
 
 
-class Listener(Protocol):
-    """Whoever wants to hear."""
+class AssignmentListener(Protocol):
+    """What is told of assignments."""
 
     def saw_moved(self, tensors: Sequence[Tensor], call: str, frame: FrameType) -> None:
-        """Hear of tensors that were given other memory by this call, in this frame."""
+        """Note that a call in this frame gave tensors other memory."""
 
     def saw_replaced(
         self, replaced: Sequence[tuple[Tensor, Tensor]], call: str, frame: FrameType
     ) -> None:
-        """Hear of tensors that others took the place of, by this call in this frame."""
+        """Note that a call in this frame put other tensors in the place of some."""
 
 
-class _Data:
-    """Stand in for `torch.Tensor.data`, which a base class defines."""
+class _ObservedData:
+    """Shadow `torch.Tensor.data`, a descriptor of a base class that cannot be patched itself."""
 
     def __init__(self, original: Any) -> None:
         self._original = original
@@ -44,97 +44,102 @@ class _Data:
             listener.saw_moved([tensor], DATA_SET, sys._getframe(1))
 
 
-def _held(module: nn.Module, name: str) -> Tensor | nn.Module | None:
-    for registry in ("_parameters", "_buffers", "_modules"):  # a half-made module lacks them
-        held: Tensor | nn.Module | None = vars(module).get(registry, {}).get(name)
-        if held is not None:
-            return held
+def _registered(module: nn.Module, name: str) -> Tensor | nn.Module | None:
+    """Return what a module has under a name; a module that is being made lacks registries."""
+    for registry in ("_parameters", "_buffers", "_modules"):
+        value: Tensor | nn.Module | None = vars(module).get(registry, {}).get(name)
+        if value is not None:
+            return value
     return None
 
 
-def _tensors(held: Tensor | nn.Module | None) -> dict[str, Tensor]:
-    if not isinstance(held, nn.Module):
-        return {} if held is None else {"": held}
+def _tensors_by_name(value: Tensor | nn.Module | None) -> dict[str, Tensor]:
+    if not isinstance(value, nn.Module):
+        return {} if value is None else {"": value}
     return {
         f"{module}.{name}": tensor
-        for module, below in named_modules(held)
+        for module, below in named_modules(value)
         for _, name, tensor in own_tensors(below)
     }
 
 
-def _tell(
+def _report_replaced(
     old: dict[str, Tensor], now: Tensor | nn.Module | None, call: str, frame: FrameType
 ) -> None:
-    new = _tensors(now)
+    """Tell listeners which tensors another tensor has taken the place of."""
+    new = _tensors_by_name(now)
     both = [(tensor, new[name]) for name, tensor in old.items() if name in new]
     replaced = [(before, after) for before, after in both if before is not after]
-    for listener in tuple(_listeners) if replaced else ():
-        listener.saw_replaced(replaced, call, frame)
+    if replaced:
+        for listener in tuple(_listeners):
+            listener.saw_replaced(replaced, call, frame)
 
 
-def _hearing_setattr(original: Callable[..., Any], switch: Switch) -> Callable[..., Any]:
+def _observing_setattr(original: Callable[..., Any], switch: Switch) -> Callable[..., Any]:
     def __setattr__(self: nn.Module, name: str, value: Any) -> None:  # noqa: N807
         __tracebackhide__ = True
-        held = _held(self, name) if switch.on else None
-        old = {} if held is value else _tensors(held)
+        before = _registered(self, name) if switch.on else None
+        old = {} if before is value else _tensors_by_name(before)
         original(self, name, value)
         if old:
             call = f"{type(self).__name__}.{name} = ..."
-            _tell(old, _held(self, name), call, sys._getframe(1))
+            _report_replaced(old, _registered(self, name), call, sys._getframe(1))
 
     return __setattr__
 
 
-def _hearing(method: str) -> Callable[[Callable[..., Any], Switch], Callable[..., Any]]:
+def _observing_register(method: str) -> Callable[[Callable[..., Any], Switch], Callable[..., Any]]:
     """Return what wraps `register_buffer` and its like."""
 
-    def hearing(original: Callable[..., Any], switch: Switch) -> Callable[..., Any]:
+    def observing(original: Callable[..., Any], switch: Switch) -> Callable[..., Any]:
         def register(self: nn.Module, name: str, *args: Any, **kwargs: Any) -> None:
             __tracebackhide__ = True
             frame = sys._getframe(1)
-            heard = switch.on and frame.f_globals.get("__name__") != nn.Module.__module__
-            old = _tensors(_held(self, name)) if heard else {}
+            # nn.Module's own __setattr__ registers parameters, and is observed itself
+            by_user = frame.f_globals.get("__name__") != nn.Module.__module__
+            old = _tensors_by_name(_registered(self, name)) if switch.on and by_user else {}
             original(self, name, *args, **kwargs)
             if old:
                 call = f"{type(self).__name__}.{method}({name!r})"
-                _tell(old, _held(self, name), call, frame)
+                _report_replaced(old, _registered(self, name), call, frame)
 
         return register
 
-    return hearing
+    return observing
 
 
-def _hearing_swap(original: Callable[..., Any], switch: Switch) -> Callable[..., Any]:
+def _observing_swap(original: Callable[..., Any], switch: Switch) -> Callable[..., Any]:
     def swap_tensors(t1: Tensor, t2: Tensor) -> None:
         __tracebackhide__ = True
         original(t1, t2)
-        for listener in tuple(_listeners) if switch.on else ():
-            listener.saw_moved([t1, t2], SWAP, sys._getframe(1))
+        if switch.on:
+            for listener in tuple(_listeners):
+                listener.saw_moved([t1, t2], SWAP, sys._getframe(1))
 
     return swap_tensors
 
 
-_listeners: list[Listener] = []
+_listeners: list[AssignmentListener] = []
 _patches = Patches(
-    Patch(nn.Module, "__setattr__", _hearing_setattr),
+    Patch(nn.Module, "__setattr__", _observing_setattr),
     *(
-        Patch(nn.Module, method, _hearing(method))
+        Patch(nn.Module, method, _observing_register(method))
         for method in ("register_buffer", "register_parameter", "register_module", "add_module")
     ),
-    Patch(torch.utils, "swap_tensors", _hearing_swap),
+    Patch(torch.utils, "swap_tensors", _observing_swap),
 )
 
 
-def add(listener: Listener) -> None:
-    """Tell somebody of assignments from now on."""
+def add_listener(listener: AssignmentListener) -> None:
+    """Tell a listener of assignments from now on."""
     if not _listeners:
-        torch.Tensor.data = _Data(torch.Tensor.data)  # type: ignore[assignment]
+        torch.Tensor.data = _ObservedData(torch.Tensor.data)  # type: ignore[assignment]
         _patches.install()
     _listeners.append(listener)
 
 
-def discard(listener: Listener) -> None:
-    """Tell them no longer; harmless where they are not told."""
+def remove_listener(listener: AssignmentListener) -> None:
+    """Tell a listener no longer; do nothing if it is not told."""
     if listener not in _listeners:
         return
     _listeners.remove(listener)

@@ -1,4 +1,4 @@
-"""Which watched tensors lie where in memory, so that aliases and views of them count."""
+"""An index of tensors by their memory, so that aliases and views of them are recognised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pytest_bninvariants.snapshot.addresses import spans
 
 
 class MemoryIndex:
-    """An index of tensors by the memory that they lie in.
+    """Find tensors by the memory that they lie in.
+
+    Tensors whose memory overlaps share a block of the index.
 
     Args:
         tensors: the tensors by name.

@@ -59,7 +59,7 @@ class FrozenGuard(Guard):
         self._before = now if self._earlier is None else self._earlier.before
         self._witness = Witness(self.model, now.selection)
         self._witness.start()
-        self._tracer = tracer.begin(now.kept)
+        self._tracer = tracer.start_tracing(now.kept)
 
     def _end(self) -> None:
         if self._tracer is not None:
