@@ -13,7 +13,7 @@ from torch import Tensor
 
 LITERAL_VALUES = 128  # longer tensors are printed as the code that makes them
 CONTIGUOUS = ("contiguous",)
-DENSE = ("contiguous", "channels_last", "offset")
+DENSE = ("contiguous", "channels_last", "offset")  # without gaps or overlaps in memory
 LAYOUTS = (
     "contiguous",
     "channels_last",
@@ -25,7 +25,7 @@ LAYOUTS = (
     "expanded",
     "cropped",
 )
-LEAST_DIMS = {"channels_last": 4, "swapped": 3, "cropped": 4}
+LEAST_DIMS = {"channels_last": 4, "swapped": 3, "cropped": 4}  # of the others: 2
 _CROPPED = "torch.cat((x, x), -1).contiguous(memory_format=torch.{})[..., : x.shape[-1]]"
 _VIEWS = {
     "contiguous": "x",
@@ -40,19 +40,19 @@ _VIEWS = {
     "cropped": _CROPPED.format("channels_last"),
     "cropped_3d": _CROPPED.format("channels_last_3d"),
 }
-_CODE = {name: compile(code, "<layout>", "eval") for name, code in _VIEWS.items()}
+_COMPILED_VIEWS = {name: compile(code, "<layout>", "eval") for name, code in _VIEWS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A batch of normally distributed values, with statistics of its own in each channel.
+    """A batch of normally distributed values, with other statistics in each channel.
 
     Args:
         shape: (N, C, *), 2 to 5 dimensions.
         seed: of its values.
         sigma: standard deviation in channel 0; the next two have a half and a quarter of it.
-        kappa: mean over standard deviation; signs alternate.
-        rectified: whether what is below 0 is 0, as behind a ReLU.
+        kappa: mean over standard deviation; signs alternate from channel to channel.
+        rectified: whether negative values are set to 0, as by a ReLU.
         layout: how it lies in memory, one of `LAYOUTS`.
         dtype: name of its dtype, such as `float32`.
     """
@@ -71,23 +71,23 @@ class Batch:
         return math.prod(self.shape[2:])
 
     def tensor(self, device: str = "cpu") -> Tensor:
-        """Return its values, laid out as they should be, on a device."""
+        """Return its values in its layout, on a device."""
         x = self.values().to(getattr(torch, self.dtype)).to(device)
-        laid_out: Tensor = eval(_CODE[self.view], {"torch": torch, "x": x})
-        return laid_out
+        view: Tensor = eval(_COMPILED_VIEWS[self.view_name], {"torch": torch, "x": x})
+        return view
 
     def values(self) -> Tensor:
         """Return its values in float64."""
-        x = _drawn(self.seed, *self.shape)
+        x = _draw_normal(self.seed, *self.shape)
         c = torch.arange(self.shape[1]).view(-1, *[1] * (len(self.shape) - 2))
         x = (x + self.kappa * (1 - c % 2 * 2)) * self.sigma / 2 ** (c % 3)
         return x.relu() if self.rectified else x
 
     @property
-    def view(self) -> str:
-        """Return the layout's name, with its rank where that matters."""
-        own = f"{self.layout}_3d"
-        return own if own in _VIEWS and len(self.shape) == 5 else self.layout
+    def view_name(self) -> str:
+        """Return the name of the layout's view, which for some layouts depends on the rank."""
+        of_volumes = f"{self.layout}_3d"
+        return of_volumes if of_volumes in _VIEWS and len(self.shape) == 5 else self.layout
 
     def source(self) -> list[str]:
         """Return lines of code that make it, as `x`."""
@@ -104,10 +104,12 @@ class Batch:
                 *(["x = x.relu()"] if self.rectified else []),
                 f"x = x.to(torch.{self.dtype})",
             ]
-        return lines if self.view == "contiguous" else [*lines, f"x = {_VIEWS[self.view]}"]
+        if self.view_name != "contiguous":
+            lines.append(f"x = {_VIEWS[self.view_name]}")
+        return lines
 
 
-def _drawn(seed: int, *shape: int) -> Tensor:
+def _draw_normal(seed: int, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
@@ -123,8 +125,8 @@ class Case:
         affine: whether it has a weight and, but for bias, a bias.
         bias: whether an affine layer has a bias.
         track_running_stats: whether it has running statistics.
-        seed: of weight, bias and running statistics; None: as they are in a new layer.
-        count: the counter's start.
+        seed: of weight, bias and running statistics; None: those of a new layer.
+        count: where the counter starts.
         modes: whether the layer is in training, for each batch.
         dtype: name of the inputs' dtype.
         state_dtype: name of the layer's dtype.
@@ -152,15 +154,16 @@ class Case:
         return self.batches[0].shape[1]
 
     def state(self) -> dict[str, Tensor]:
-        """Return the state that the layer starts from, by name; empty: that of a new layer.
+        """Return the state that the layer starts from, by name; empty for that of a new layer.
 
-        The running variance is spread around eps, so that eps shows, around 1 and far above. The
-        weight is all ones or has a zero now and then: kernels and ports make cases of both.
+        The running variance is spread around eps, so that eps shows, around 1 and far above. Of
+        five seeds one gives a weight of all ones and one a weight with a zero: kernels and ports
+        treat both as special cases.
         """
         if self.seed is None:
             return {}
         dtype = getattr(torch, self.state_dtype)
-        weight, bias, mean, var = _drawn(self.seed, 4, self.channels).to(dtype).double()
+        weight, bias, mean, var = _draw_normal(self.seed, 4, self.channels).to(dtype).double()
         state: dict[str, Tensor] = {}
         if self.affine:
             weight = weight.sign() * (weight.abs() + 0.25)
@@ -170,7 +173,7 @@ class Case:
                 weight[-1] = 0.0
             state |= {"weight": weight} | ({"bias": bias} if self.bias else {})
         if self.track_running_stats:
-            half = self.state_dtype == "float16"  # others would overflow
+            half = self.state_dtype == "float16"  # in it 1e5 overflows, and eps is subnormal
             around = 1.0 if half else (1.0, self.eps, 1e5)[self.seed % 3]
             state |= {"running_mean": mean, "running_var": around * var.exp()}
         return {name: value.to(dtype) for name, value in state.items()}
@@ -178,7 +181,11 @@ class Case:
     def gradient(self, index: int) -> Tensor:
         """Return the gradient with respect to a batch's output, in the input's dtype."""
         batch = self.batches[index]
-        return _drawn(batch.seed + 1, *batch.shape).to(getattr(torch, self.dtype)).to(self.device)
+        return (
+            _draw_normal(batch.seed + 1, *batch.shape)
+            .to(getattr(torch, self.dtype))
+            .to(self.device)
+        )
 
 
 def literal(value: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""The reference and the bounds together: what a layer's results must be, and how near."""
+"""The reference and the bounds together: what a layer's results must be, and how exactly."""
 
 from __future__ import annotations
 

@@ -10,12 +10,12 @@ from pytest_bninvariants.plugin.conformance_plan import Check, checks_as_params
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Take on each check that the options ask for."""
+    """Parametrize the test with each check that the options ask for."""
     metafunc.parametrize("check", checks_as_params(metafunc.config))
 
 
 def test_law(check: Check, record_property: Callable[[str, object], None]) -> None:
-    """Hold that a layer satisfies a law."""
+    """Check that a layer satisfies a law."""
     from pytest_bninvariants.batchnorm.laws.conform import check_law
     from pytest_bninvariants.errors import LawBroken
 
@@ -34,4 +34,6 @@ def test_law(check: Check, record_property: Callable[[str, object], None]) -> No
         record_property("bn_examples", tally.examples)
         record_property("bn_ill_posed", [tally.ill_posed, tally.posed])
         return
-    pytest.fail(report, pytrace=False)  # outside of the except block, or pytest tells it twice
+    pytest.fail(
+        report, pytrace=False
+    )  # after the except block, or pytest would show the report twice

@@ -180,7 +180,7 @@ def forward_derivative(trial: LawTrial, case: Case) -> None:
     trial.bind_value("t", t)
     trial.run("from torch.autograd import forward_ad")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, when it first loads what this takes
+        warnings.simplefilter("ignore")  # torch warns when it first loads its jvp decompositions
         _derive(trial, twin, x, t)
 
 

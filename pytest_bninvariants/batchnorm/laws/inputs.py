@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, DENSE, LAYOUTS, LEAST_DIMS, Batch, Case
+from pytest_bninvariants.batchnorm.arguments import layouts_for_rank
+from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, DENSE, LAYOUTS, Batch, Case
 from pytest_bninvariants.batchnorm.expectation import BoundedValue
 from pytest_bninvariants.batchnorm.laws.registry import ALL_DTYPES, FEW_CASES, FLOAT32_ONLY, law
 from pytest_bninvariants.batchnorm.laws.steps import (
@@ -27,6 +28,7 @@ _GRADIENTS = (  # as indexing, splitting and global pooling behind the layer lea
     "torch.cat((g.new_zeros(3), g.flatten()))[3:].view(g.shape)",
     "g[..., :1].expand(g.shape)",
 )
+# torch itself refuses with any of these, by layer and version
 _REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, AssertionError)
 
 
@@ -50,7 +52,7 @@ def one_value_per_channel(trial: LawTrial, case: Case) -> None:
 
 
 def _statistics_stay(trial: LawTrial, what: str) -> None:
-    """Hold that the running statistics are what `_KEEP_STATISTICS` kept; the counter may move."""
+    """Check that the running statistics are what `_KEEP_STATISTICS` kept; the counter may move."""
     trial.check_same("layer.running_mean", "kept[0]", f"{what} changed running_mean")
     trial.check_same("layer.running_var", "kept[1]", f"{what} changed running_var")
 
@@ -177,14 +179,14 @@ def _after_first(each: BoundedValue, axis: int) -> BoundedValue:
 def layouts(trial: LawTrial, case: Case) -> None:
     """Layout and strides of input and gradient change only rounding; channels_last stays so."""
     rank = len(case.batches[0].shape)
-    for index, layout in enumerate(_layouts_of(case)):
+    for index, layout in enumerate(_possible_layouts(case)):
         batch = replace(case.batches[0], layout=layout)
         trial.case = replace(case, batches=(batch,), plain_gradient=False)
         twin = build_in_mode(trial, training=True)
         expected = run_forward(trial, twin, grad=True)
         check_training_results(trial, twin, expected)
         trial.bind_value("g", case.gradient(0))
-        last = batch.view if layout == "channels_last" and rank >= 4 else None
+        last = batch.view_name if layout == "channels_last" and rank >= 4 else None
         trial.run(
             f"g = {_GRADIENTS[(index + batch.seed) % len(_GRADIENTS)]}"
             if last is None
@@ -200,7 +202,7 @@ def layouts(trial: LawTrial, case: Case) -> None:
 @law(("float64", "float32", "bfloat16"), share=0.3, frozen=True, **EVAL_CASES)
 def eval_layouts(trial: LawTrial, case: Case) -> None:
     """In eval layout and strides of the input change only rounding; channels_last stays so."""
-    for layout in _layouts_of(case):
+    for layout in _possible_layouts(case):
         trial.case = replace(case, batches=(replace(case.batches[0], layout=layout),))
         twin = build_in_mode(trial, training=False)
         expected = run_forward(trial, twin).output
@@ -208,7 +210,7 @@ def eval_layouts(trial: LawTrial, case: Case) -> None:
         trial.run("with torch.no_grad():\n    y = layer(x)")
         trial.check_close("y", expected, axis=1)
         dense = layout == "channels_last" and len(case.batches[0].shape) >= 4
-        _keeps_format(trial, trial.case.batches[0].view if dense else None)
+        _keeps_format(trial, trial.case.batches[0].view_name if dense else None)
 
 
 def _keeps_format(trial: LawTrial, memory_format: str | None) -> None:
@@ -220,9 +222,8 @@ def _keeps_format(trial: LawTrial, memory_format: str | None) -> None:
         )
 
 
-def _layouts_of(case: Case) -> list[str]:
-    dims = len(case.batches[0].shape)
-    return [layout for layout in LAYOUTS if LEAST_DIMS.get(layout, 2) <= dims]
+def _possible_layouts(case: Case) -> tuple[str, ...]:
+    return layouts_for_rank(len(case.batches[0].shape), LAYOUTS)
 
 
 @law(ALL_DTYPES, share=0.3, frozen=True, momentum=False, max_values=256)

@@ -15,8 +15,9 @@ from pytest_bninvariants.batchnorm.laws.steps import (
 )
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
+# around powers of two and their sums, where vectors, warps and blocks of kernels end
 _EDGES = (127, 128, 129, 191, 192, 193, 255, 256, 257, 300, 511, 512, 513, 768, 1000, 1023, 1024)
-_SIZES = (*range(1, 68), *_EDGES, 1025)
+_SIZES = (*range(1, 68), *_EDGES, 1025)  # 67: past two warps of 32
 _SWEEP: dict[str, Any] = {
     "layouts": CONTIGUOUS,
     "momentum": False,
@@ -26,7 +27,7 @@ _SWEEP: dict[str, Any] = {
 
 
 def _sweep(trial: LawTrial, case: Case, shapes: list[tuple[int, ...]]) -> None:
-    """Hold output, statistics and gradients of each shape, each on a layer of its own."""
+    """Check output, statistics and gradients of each shape, each on a layer of its own."""
     for index, shape in enumerate(shapes):
         batch = Batch(shape=shape, seed=case.batches[0].seed + index, kappa=case.batches[0].kappa)
         one = replace(case, batches=(batch,), plain_gradient=False, count=0)
@@ -56,7 +57,7 @@ def batch_sizes(trial: LawTrial, case: Case) -> None:
 @law(("float32",), **_SWEEP)
 def channel_counts(trial: LawTrial, case: Case) -> None:
     """Every number of channels is right: all to 67, and those around powers of two to 1025."""
-    counts = (*_SIZES, 2048, 4097)
+    counts = (*_SIZES, 2048, 4097)  # the last stage of a ResNet-50 has 2048
     _sweep(trial, case, [(3, c, *_positions(len(case.batches[0].shape))) for c in counts])
 
 
@@ -69,7 +70,7 @@ def spatial_sizes(trial: LawTrial, case: Case) -> None:
     if rank > 3:
         shapes += [(2, 2, *ones[1:], side, side) for side in (5, 7, 8, 14, 28, 33, 70)]
         shapes += [(2, 2, *ones[1:], *sides) for sides in ((2, 9), (3, 64), (33, 4), (128, 2))]
-    most = (1, 1, *ones, 2**16 + 1)
+    most = (1, 1, *ones, 2**16 + 1)  # past the range of 16-bit integers, and of float16
     if case.dtype == "float16":
         _counts_beyond_half(trial, case, most)
     else:
@@ -77,9 +78,9 @@ def spatial_sizes(trial: LawTrial, case: Case) -> None:
 
 
 def _counts_beyond_half(trial: LawTrial, case: Case, shape: tuple[int, ...]) -> None:
-    """Hold that more values than float16 can count leave finite statistics.
+    """Check that more values than float16 can count leave finite statistics.
 
-    And no more: torch 2.4.0 itself takes their variance for 0.
+    Their values are not compared, since torch 2.4.0 itself computes a variance of 0 here.
     """
     batch = Batch(shape=shape, seed=case.batches[0].seed, sigma=0.05, dtype="float16")
     trial.case = replace(case, batches=(batch,), count=0)

@@ -61,7 +61,7 @@ def construction(trial: LawTrial, case: Case) -> None:
 
 
 def _follows_default_dtype(trial: LawTrial) -> None:
-    """Hold that a new layer is in torch's default dtype, when that is not float32."""
+    """Check that a new layer is in torch's default dtype, when that is not float32."""
     made = f"layer = {trial.subject.call(trial.case.channels)}"
     before = torch.get_default_dtype()
     try:

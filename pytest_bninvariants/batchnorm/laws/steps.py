@@ -37,7 +37,7 @@ def run_forward(
 def check_training_results(
     trial: LawTrial, twin: ReferenceTwin, expected: BatchExpectation, layer: str = "layer"
 ) -> None:
-    """Hold what a batch in training gives: `y`, and the running statistics."""
+    """Check what a batch in training gives: `y`, and the running statistics."""
     trial.check_close("y", expected.output, axis=1)
     trial.check_close(f"{layer}.running_mean", twin.running_mean)
     trial.check_close(f"{layer}.running_var", twin.running_var)
@@ -47,7 +47,7 @@ KEEP_VALUES = "kept = {name: value.detach().clone() for name, value in layer.sta
 
 
 def check_state_unchanged(trial: LawTrial, what: str) -> None:
-    """Hold that the state is what `KEEP_VALUES` kept."""
+    """Check that the state is what `KEEP_VALUES` kept."""
     trial.require(
         "layer.state_dict().keys() == kept.keys()", f"{what} changed the keys of state_dict()"
     )
@@ -61,7 +61,7 @@ KEEP_TENSORS = "held = {k: getattr(layer, k) for k in layer.state_dict()}"
 
 
 def check_same_tensors(trial: LawTrial, call: str) -> None:
-    """Hold that the state's tensors are those that `KEEP_TENSORS` kept."""
+    """Check that the state's tensors are those that `KEEP_TENSORS` kept."""
     for name in list(trial.evaluate("held")):
         trial.require(
             f"layer.{name} is held[{name!r}]", f"{call} put another tensor in {name}'s place"

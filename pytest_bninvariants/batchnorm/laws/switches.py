@@ -57,7 +57,7 @@ def affine_off(trial: LawTrial, case: Case) -> None:
 
 
 def _hold_outputs(trial: LawTrial, twin: ReferenceTwin) -> None:
-    """Hold output and gradients in training, and, if statistics are stored, the output in eval."""
+    """Check output and gradients in training, and, if statistics are stored, the output in eval."""
     expected = run_forward(trial, twin, grad=True)
     trial.check_close("y", expected.output, axis=1)
     of_input, of_weight, _ = expected.gradients(trial.run_backward(0))

@@ -19,10 +19,10 @@ def parse_impl(spec: str, device: str = "cpu") -> LayerUnderTest:
 
     Args:
         spec: as `SPELLING` says.
-        device: where ranks are found out, if need be.
+        device: where ranks are tried out, if the text does not give them.
 
     Raises:
-        ValueError: the text cannot be read, or what it names is not there; the message says why.
+        ValueError: if the text cannot be read, or what it names does not exist.
     """
     match = re.fullmatch(r"([\w.]+):([\w.]+)(\(.*\))?(?:@(\w+))?", spec, re.DOTALL)
     if match is None:
@@ -45,7 +45,7 @@ def parse_impl(spec: str, device: str = "cpu") -> LayerUnderTest:
 
 
 def _suggest_a_colon(spec: str) -> str:
-    """Say how to write what is a dotted path all along."""
+    """Return how to write a path that has a dot where the colon belongs."""
     path = re.match(r"([\w.]+)\.(\w+)(?![\w.:])", spec)
     return f": write {path[1]}:{path[2]}" if path else ""
 

@@ -145,7 +145,7 @@ class LawTrial:
         return g
 
     def check_close(self, expression: str, expected: BoundedValue, *, axis: int = 0) -> None:
-        """Hold that a tensor is as near to its true value as rounding allows.
+        """Check that a tensor is as near to its true value as rounding allows.
 
         Args:
             expression: the tensor.
@@ -185,7 +185,7 @@ class LawTrial:
         )
 
     def check_same(self, first: str, second: str, what: str) -> None:
-        """Hold that two tensors have the same dtype, shape and values, NaN equal to NaN."""
+        """Check that two tensors have the same dtype, shape and values, NaN equal to NaN."""
         a, b = self.evaluate(first), self.evaluate(second)
         equal = (
             isinstance(a, Tensor)
@@ -200,7 +200,7 @@ class LawTrial:
             self.fail(f"{what}: {brief(a)}, and it was {brief(b)}", code)
 
     def require(self, condition: str, message: str) -> None:
-        """Hold that an expression is true.
+        """Check that an expression is true.
 
         Args:
             condition: the expression.
@@ -214,7 +214,7 @@ class LawTrial:
         return re.sub(r"\{(.+?)\}", lambda match: brief(self.evaluate(match[1])), message)
 
     def check_raises(self, line: str, *kinds: type[Exception]) -> None:
-        """Hold that a line raises one of these errors."""
+        """Check that a line raises one of these errors."""
         raised: Exception | None = None
         try:
             self._script.try_out(line)

@@ -1,4 +1,4 @@
-"""The layer under test: what makes it, and the ranks of its inputs, declared or found out."""
+"""The layer under test: what makes it, and the ranks of its inputs, declared or tried out."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class LayerUnderTest:
         keywords: dict[str, Any] | None = None,
         device: str = "cpu",
     ) -> LayerUnderTest:
-        """Return the subject that a class makes, its ranks found out if they are not given.
+        """Return the layer that a class makes; if its ranks are not given, they are tried out.
 
         Raises:
-            ValueError: the rank is unknown, or the class makes no layer from its arguments, or the
-                layer takes no rank.
-            TypeError: this cannot be called, or is a layer itself.
+            ValueError: if the rank is unknown, or the class makes no layer from its arguments, or
+                the layer takes no rank.
+            TypeError: if the factory cannot be called, or is a layer itself.
         """
         if not callable(factory):
             raise TypeError(f"{factory!r} is not a class that makes a layer")
@@ -65,17 +65,17 @@ class LayerUnderTest:
         return subject if subject.dims else replace(subject, dims=subject._find_ranks(device))
 
     def labelled(self, label: str) -> LayerUnderTest:
-        """Return it under another name in test ids."""
+        """Return the same layer under another name in test ids."""
         return replace(self, label=label)
 
     @property
     def name(self) -> str:
-        """Return what code that makes it calls it."""
+        """Return the name by which a snippet calls the factory."""
         name = str(getattr(self.factory, "__name__", ""))
         return name if name.isidentifier() else "make_layer"
 
     def _check_makes_a_layer(self) -> None:
-        """Make one as every law does, which so need not tell what is wrong with its arguments."""
+        """Make a layer once, so that a wrong argument is no finding of every law."""
         call = self.call(_CHANNELS)
         try:
             made = self._make()
