@@ -50,7 +50,8 @@ _HOMES = {name: invariant.module for name, invariant in catalogue.INVARIANTS.ite
     "assert_same_output": "invariants.same_output.guard",
     "train_batches": "batchnorm.train_batches",
 }
-__all__ = sorted(_HOMES)
+if not TYPE_CHECKING:  # type checkers cannot compute it, and take the imports above
+    __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -61,4 +62,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *_HOMES])

@@ -19,7 +19,11 @@ ROOT = Path(__file__).parents[1]
 def imports_for_type_checkers() -> dict[str, str]:
     """Return the module that `__init__` imports each name from under TYPE_CHECKING."""
     tree = ast.parse(Path(pytest_bninvariants.__file__).read_text())
-    (guarded,) = (node for node in tree.body if isinstance(node, ast.If))
+    (guarded,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
     found = {}
     for node in guarded.body:
         assert isinstance(node, ast.ImportFrom)

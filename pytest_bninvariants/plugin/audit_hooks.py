@@ -62,12 +62,12 @@ class _AuditHooks:
         try:
             result = yield
         except BaseException as error:
-            self._note(_stop(item), error)
+            self._add_note(_stop(item), error)
             raise
         verdicts = _stop(item)
         own = getattr(item, "_excinfo", None) or []  # a TestCase's
         for excinfo in own:
-            self._note(verdicts, excinfo.value)
+            self._add_note(verdicts, excinfo.value)
         if verdicts and self._fails and (not own or _was_expected_to_fail(own)):
             _fail(item, verdicts)
         return result
@@ -105,7 +105,7 @@ class _AuditHooks:
         for line in self._tally.lines(verbose=verbose):
             terminalreporter.line(line)
 
-    def _note(self, verdicts: tuple[Verdict, ...], error: BaseException) -> None:
+    def _add_note(self, verdicts: tuple[Verdict, ...], error: BaseException) -> None:
         if verdicts and self._fails and not isinstance(error, _NOT_FAILURES):
             error.add_note(f"\nwhen this was raised, frozen layers had moved:\n{render(verdicts)}")
 

@@ -100,7 +100,7 @@ def require_kit_tests(config: pytest.Config) -> None:
     Raises:
         pytest.UsageError: it collected none; in a worker of xdist it is reported instead.
     """
-    options = config.stash[SETTINGS].choosing
+    options = config.stash[SETTINGS].kit_options
     left_out = config.getoption("lf", False)  # it passes over files in which nothing has failed
     if not options or _USED in config.stash or left_out:
         return

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-NOTABLE = 0.1  # of a law's comparisons; the drawn data give a few in a hundred
+_NOTABLE = 0.1  # of a law's comparisons; the drawn data give a few in a hundred
 
 
 @dataclass(slots=True)
@@ -60,6 +60,6 @@ def summary_lines(passed: Iterable[pytest.TestReport]) -> Iterator[str]:
             f"bn conformance: {checks} held on {whole.examples:,} cases; "
             f"{whole.share:.1%} of comparisons ill-posed"
         )
-    notable = [f"{name} {law.share:.0%}" for name, law in laws.items() if law.share > NOTABLE]
+    notable = [f"{name} {law.share:.0%}" for name, law in laws.items() if law.share > _NOTABLE]
     if notable:
         yield f"bn conformance: notably ill-posed: {', '.join(sorted(notable))}"

@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_bninvariants.plugin.layer_type_hooks import register_layer_types
 
         register_layer_types(config, settings.run.bn_layer_types, audits=bool(settings.bn_audit))
-    if settings.choosing:
+    if settings.kit_options:
         from pytest_bninvariants.plugin import conformance_plan
 
         conformance_plan.make_plan(config)  # errors of usage now, not in the midst of a session
@@ -57,7 +57,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before -k and the like leave tests out
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
-    if config.stash[SETTINGS].choosing:
+    if config.stash[SETTINGS].kit_options:
         from pytest_bninvariants.plugin import conformance_plan
 
         conformance_plan.require_kit_tests(config)

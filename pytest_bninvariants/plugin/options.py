@@ -45,7 +45,7 @@ class Settings:
     bn_trace: str | None
 
     @property
-    def choosing(self) -> tuple[str, ...]:
+    def kit_options(self) -> tuple[str, ...]:
         """Return those of the given options that choose what the conformance kit runs."""
         options = {
             "--bn-impl": self.bn_impls,

@@ -83,7 +83,7 @@ class TraceRerunner:
             text = "" if second.broken else _end_of_unbroken_run(ended)
         for report, verdicts in first.broken:
             verbose = item.config.get_verbosity() > 0
-            _add(report, text or compared(verdicts, second.verdicts, verbose=verbose))
+            _add_section(report, text or compared(verdicts, second.verdicts, verbose=verbose))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -125,7 +125,7 @@ def _end_of_unbroken_run(ended: pytest.TestReport | None) -> str:
     return f"the second run broke no guard, and {ended.outcome} in its {ended.when}: {message}"
 
 
-def _add(report: pytest.TestReport, text: str) -> None:
+def _add_section(report: pytest.TestReport, text: str) -> None:
     longrepr: Any = report.longrepr
     if hasattr(longrepr, "addsection"):
         longrepr.addsection(_TITLE, text)
