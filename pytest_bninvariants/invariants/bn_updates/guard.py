@@ -9,11 +9,10 @@ from typing import Literal
 from torch import nn
 
 from pytest_bninvariants.checks import is_int
-from pytest_bninvariants.diagnosis.wording import name_list
 from pytest_bninvariants.errors import GateError, Refusal, describe
+from pytest_bninvariants.invariants.bn_updates.hazards import hazards_of, notes_about
 from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult
-from pytest_bninvariants.invariants.bn_updates.rules import diagnose
-from pytest_bninvariants.invariants.bn_updates.state_history import WrongStatistic
+from pytest_bninvariants.invariants.bn_updates.rule_order import diagnose
 from pytest_bninvariants.invariants.bn_updates.update_log import UpdateLog
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.signature import (
@@ -27,7 +26,7 @@ from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.selection.submodules import modules_by_name
 from pytest_bninvariants.torch_internals.isolation import undisturbed
-from pytest_bninvariants.verdict import Hazard, Verdict
+from pytest_bninvariants.verdict import Verdict
 
 Times = int | Literal["forwards"]
 Per = Literal["step", "optimizer_step"]
@@ -61,8 +60,8 @@ class UpdatesGuard(Guard):
         }
         if not self._layers:
             raise Refusal(
-                "none of the BN layers has running statistics "
-                "(track_running_stats=False): there is nothing to update"
+                "none of the BN layers has running statistics (track_running_stats=False): there "
+                "is nothing to update"
             )
         self._log = UpdateLog(
             (layer for _, layer in self._layers.values()),
@@ -76,110 +75,64 @@ class UpdatesGuard(Guard):
             self._log.stop()
 
     def _judge(self) -> Verdict:
-        assert self._log is not None
         with undisturbed():
-            found = [each for each in self._found() if self._is_meant(each)]
-            self._insist(found)
-            alike = len({each.updates for each in found}) == 1
-            found = [replace(each, alike=alike) for each in found]
+            results = [each for each in self._results() if self._is_meant(each)]
+            self._insist_on_updates_to_judge(results)
+            alike = len({each.updates for each in results}) == 1
+            results = [replace(each, alike=alike) for each in results]
         return Verdict(
             guard=self.spelled,
             noun="BN layer",
-            broke=_broke(found, self._times, self._per),
+            broke=_broke(results, self._times, self._per),
             column="layer",
             model=type(self.model).__name__,
             source=self.source,
-            layers=len(found),
+            layers=len(results),
             tensors=None,
-            changes=tuple(change for each in found for change in each.changes()),
-            causes=diagnose([each for each in found if not each.holds]),
-            hazards=tuple(hazard for each in found for hazard in _hazards(each)),
-            notes=tuple(_notes(found)),
+            changes=tuple(change for each in results for change in each.changes()),
+            causes=diagnose([each for each in results if not each.holds]),
+            hazards=tuple(hazard for each in results for hazard in hazards_of(each)),
+            notes=tuple(notes_about(results)),
         )
 
-    def _found(self) -> Iterator[LayerResult]:
+    def _results(self) -> Iterator[LayerResult]:
         assert self._log is not None
         now, steps = modules_by_name(self.model), 1 if self._per == "step" else self._log.steps
         for key, (name, layer) in self._layers.items():
             yield LayerResult.from_log(name, layer, now.get(key), self._log, self._times, steps)
 
-    def _is_meant(self, found: LayerResult) -> bool:
+    def _is_meant(self, result: LayerResult) -> bool:
         """Tell whether a layer is to be judged: all are that were named, else what is trained."""
-        return bool(self._scope.modules or found.record.meant or found.record.updates)
+        return bool(self._scope.modules or result.record.meant or result.record.updates)
 
-    def _insist(self, found: list[LayerResult]) -> None:
-        """Raise where there is nothing to judge."""
+    def _insist_on_updates_to_judge(self, results: list[LayerResult]) -> None:
         assert self._log is not None
-        if not found:
+        if not results:
             raise Refusal(
-                "no BN layer is in training: all are in eval and frozen; "
-                "name those that must update"
+                "no BN layer is in training: all are in eval and frozen; name those that must "
+                "update"
             )
-        ran = (f.record.forwards or f.provenance.written for f in found)
-        if not self._log.compiled and not any(ran):
+        ran = any(each.record.forwards or each.provenance.written for each in results)
+        if not (ran or self._log.compiled):
             raise GateError(
                 f"nothing ran inside {self.spelled}: it saw no forward of a BN layer; run the "
                 "train step, on this very model, inside the guard"
             )
         if self._per == "optimizer_step" and not self._log.steps:
             raise Refusal(
-                "no optimizer that holds the model's parameters stepped, so there "
-                "is no step to count for"
+                "no optimizer that holds the model's parameters stepped, so there is no step to "
+                "count for"
             )
 
 
-def _broke(found: list[LayerResult], times: Times, per: Per) -> str:
-    if not any(each.counts_wrongly for each in found):
+def _broke(results: list[LayerResult], times: Times, per: Per) -> str:
+    if not any(each.counts_wrongly for each in results):
         return "not updated as BatchNorm does it"
     if times == "forwards":
         return "not updated once a forward"
     often = "once" if times == 1 else f"{times} times"
-    return f"not updated exactly {often}{' in each optimizer step' * (per == 'optimizer_step')}"
-
-
-def _hazards(found: LayerResult) -> Iterator[Hazard]:
-    if not found.holds:
-        return
-    if found.undone:
-        text = "its running statistics were put back: the step leaves no update in them"
-        yield Hazard(name=found.name, text=text)
-    if found.provenance.lost:
-        lost, all_of_them = found.provenance.lost, found.provenance.updates
-        text = f"in {lost} of {all_of_them} updates a narrow dtype rounded all away: keep running "
-        yield Hazard(name=found.name, text=text + "statistics in float32")
-    if found.provenance.unlike:
-        yield Hazard(name=found.name, text=_told_of_unlike(found.provenance.unlike))
-    if found.provenance.unknown:
-        text = "its forward is of its own: what it updates could not be held against the reference"
-        yield Hazard(name=found.name, text=text)
-    if found.uncounted:
-        yield Hazard(name=found.name, text="its num_batches_tracked does not count its updates")
-
-
-def _told_of_unlike(unlike: Iterable[WrongStatistic]) -> str:
-    told = (
-        f"{each.name} is {each.fits}" if each.fits else f"{each.name}: {each.text}"
-        for each in unlike
-    )
-    return f"its updates are not BatchNorm's, which it may mean: {'; '.join(dict.fromkeys(told))}"
-
-
-def _notes(found: list[LayerResult]) -> Iterator[str]:
-    by_counter = [each.name for each in found if each.by_counter]
-    if by_counter:
-        yield (
-            f"{name_list(by_counter)} ran in compiled code, or in a way that cannot be seen into: "
-            "judged by the counter"
-        )
-    unknowable = [each.name for each in found if each.unknowable]
-    if unknowable:
-        yield (
-            f"{name_list(unknowable)} ran where it cannot be seen, and counts no batches: how "
-            "often it was updated cannot be told"
-        )
-    unjudged = [each.name for each in found if each.provenance.unjudged and not each.unseen]
-    if unjudged:
-        yield f"the values of {name_list(unjudged)} were not held against the reference"
+    where = " in each optimizer step" if per == "optimizer_step" else ""
+    return f"not updated exactly {often}{where}"
 
 
 @refuse_wrong_calls()

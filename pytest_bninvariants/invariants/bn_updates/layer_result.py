@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from pytest_bninvariants.diagnosis.wording import name_list
 from pytest_bninvariants.invariants.bn_updates.layer_record import LayerRecord
 from pytest_bninvariants.invariants.bn_updates.state_history import (
     Provenance,
@@ -144,6 +145,12 @@ class LayerResult:
         return self.updates != self.expected and not (self.undone and self.expected > 0)
 
     @property
+    def lacks_updates(self) -> bool:
+        """Tell whether it was seen to be updated less often than expected."""
+        few = self.expected is None or self.updates < self.expected
+        return self.counts_wrongly and few and not self.unseen
+
+    @property
     def uncounted(self) -> bool:
         """Tell whether its counter does not count its updates."""
         by_calls = self.provenance.by_calls > 0 and self.counted not in (
@@ -188,6 +195,16 @@ class LayerResult:
     def _change(self, text: str, tensor: str = "") -> Change:
         name = ".".join(part for part in (self.name, tensor) if part)
         return Change(name=name, layer=self.name, kind="update", text=text)
+
+
+def names_of(results: list[LayerResult]) -> str:
+    """Return the layers' names as a sentence has them."""
+    return name_list([each.name for each in results])
+
+
+def was(results: list[LayerResult]) -> str:
+    """Return the verb for the layers."""
+    return "was" if len(results) == 1 else "were"
 
 
 def _elsewhere(record: LayerRecord, now: nn.Module | None) -> int:

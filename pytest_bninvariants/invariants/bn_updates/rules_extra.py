@@ -1,0 +1,115 @@
+"""Why a BN layer was updated more often, or otherwise, than it should have been."""
+
+from __future__ import annotations
+
+from pytest_bninvariants.diagnosis.rule import Rule
+from pytest_bninvariants.diagnosis.wording import one_or_many, span
+from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult, names_of, was
+from pytest_bninvariants.verdict import Place
+
+
+def _explain_recomputation(results: list[LayerResult]) -> tuple[str, str]:
+    again = span([each.provenance.recomputed for each in results], "time", "times")
+    return (
+        f"{names_of(results)} {was(results)} updated {again} in backward, where activation "
+        f"checkpointing runs a forward again, with the same batch{_effective_weight(results[0])}",
+        f"leave BN layers out of what is checkpointed, or run the recomputation with "
+        f"{one_or_many([each.name for each in results], 'its', 'their')} momentum at 0",
+    )
+
+
+def _momentum_and_updates(result: LayerResult) -> tuple[float, int] | None:
+    """Return the momentum by which a step's updates were averaged, and how many these were."""
+    momentum, k = getattr(result.record.layer, "momentum", None), result.fitting or 0
+    return (momentum, k) if isinstance(momentum, float) and 0 < momentum < 1 < k else None
+
+
+def _effective_weight(result: LayerResult) -> str:
+    """Say what several updates make of the momentum."""
+    averaged = _momentum_and_updates(result)
+    if averaged is None:
+        return ""
+    momentum, k = averaged
+    return (
+        f"; {k} updates with momentum {momentum:g} weigh the new batches "
+        f"1 - (1 - {momentum:g})^{k} = {1 - (1 - momentum) ** k:.3g}"
+    )
+
+
+def _equal_momentum(result: LayerResult) -> str:
+    """Say which momentum makes several updates weigh as much as one."""
+    averaged = _momentum_and_updates(result)
+    if averaged is None:
+        return ""
+    momentum, k = averaged
+    return (
+        f"momentum 1 - (1 - {momentum:g})^(1/{k}) = {1 - (1 - momentum) ** (1 / k):.3g}, with "
+        f"which {k} updates weigh as much as one"
+    )
+
+
+def _has_extra(result: LayerResult) -> bool:
+    provenance = result.provenance
+    more = 0 if result.expected is None else max(0, result.updates - result.expected)
+    return more > provenance.recomputed or provenance.repeated > provenance.recomputed
+
+
+def _explain_extra(results: list[LayerResult]) -> tuple[str, str]:
+    first = results[0]
+    ran = span([each.updates for each in results], "forward", "forwards")
+    why = f"{names_of(results)} {was(results)} updated in {ran} of "
+    why += "the step" if first.steps == 1 else f"{first.steps} optimizer steps"
+    if any(each.provenance.repeated for each in results):
+        why += ", some of them with one and the same batch"
+    why += _effective_weight(first)
+    return (
+        why,
+        "run what is not meant to train in eval, or put the statistics back after it; for a second "
+        f"forward on the same batch switch track_running_stats off{_advised_times(results)}",
+    )
+
+
+def _advised_times(results: list[LayerResult]) -> str:
+    """Say which `times` is that of accumulation, where another one would do."""
+    first = results[0]
+    is_repeated = any(each.provenance.repeated for each in results)
+    if is_repeated or not any(each.counts_wrongly for each in results):
+        return ""
+    told = "; if the step accumulates over micro-batches, say "
+    if first.fitting is not None and first.alike:
+        momentum = _equal_momentum(first)
+        return f"{told}times={first.fitting}{momentum and f', and use {momentum}'}"
+    return f"""{told}times="forwards", without per=: no number fits all layers and steps"""
+
+
+def _extra_place(result: LayerResult) -> Place | None:
+    expected, places = result.expected or 1, result.provenance.places
+    return places[expected] if expected < len(places) else None
+
+
+def _explain_in_eval(results: list[LayerResult]) -> tuple[str, str]:
+    return (
+        f"{names_of(results)} {was(results)} updated in eval: the forward ignores self.training",
+        "pass training=self.training to batch_norm, or use nn.BatchNorm",
+    )
+
+
+EXTRA_UPDATES: tuple[Rule[LayerResult], ...] = (
+    Rule(
+        cause="recomputation",
+        applies=lambda result: result.provenance.recomputed > 0 and not result.unseen,
+        explain=_explain_recomputation,
+    ),
+    Rule(
+        cause="extra-forward",
+        applies=_has_extra,
+        explain=_explain_extra,
+        place=_extra_place,
+        did="run by",
+    ),
+    Rule(
+        cause="update-in-eval",
+        applies=lambda result: result.provenance.in_eval > 0 and not result.unseen,
+        explain=_explain_in_eval,
+    ),
+)

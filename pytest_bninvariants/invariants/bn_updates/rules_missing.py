@@ -1,0 +1,115 @@
+"""Why a BN layer was updated less often than it should have been."""
+
+from __future__ import annotations
+
+from pytest_bninvariants.diagnosis.rule import Rule
+from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult, names_of, was
+from pytest_bninvariants.verdict import Place
+
+
+def _is_stuck(result: LayerResult) -> bool:
+    record = result.record
+    return result.lacks_updates and not record.updates and record.in_eval > 0 and not record.idle
+
+
+def _explain_stuck(results: list[LayerResult]) -> tuple[str, str]:
+    trains = any(p.requires_grad for p in results[0].record.layer.parameters(recurse=False))
+    told = ", though requires_grad is True" if trains else ""
+    names = names_of(results)
+    return (
+        f"{names} {was(results)} in eval in each forward{told}: running statistics stood still",
+        f"call .train() on {names} before the step, or name only the layers that are to train",
+    )
+
+
+def _put_in_eval(result: LayerResult) -> Place | None:
+    return result.record.put_in_eval
+
+
+def _did_not_run(result: LayerResult) -> bool:
+    return result.lacks_updates and not result.record.forwards
+
+
+def _explain_not_run(results: list[LayerResult]) -> tuple[str, str]:
+    names = names_of(results)
+    return (
+        f"no forward of {names} was seen in the step",
+        f"run the train step inside the guard, or leave {names} out with exclude=",
+    )
+
+
+def _has_no_momentum(result: LayerResult) -> bool:
+    return result.lacks_updates and result.record.by_momentum_zero > 0
+
+
+def _explain_no_momentum(results: list[LayerResult]) -> tuple[str, str]:
+    return (
+        f"{names_of(results)} ran in training mode with momentum 0, which keeps the old statistics",
+        "use momentum=None for a cumulative average, or a momentum above 0",
+    )
+
+
+def _has_no_tracking(result: LayerResult) -> bool:
+    return result.lacks_updates and result.record.without_tracking > 0
+
+
+def _explain_no_tracking(results: list[LayerResult]) -> tuple[str, str]:
+    return (
+        f"{names_of(results)} ran with track_running_stats=False, and so updated nothing",
+        "set track_running_stats back to True before the forward that is to update",
+    )
+
+
+def _wrote_elsewhere(result: LayerResult) -> bool:
+    return result.lacks_updates and result.elsewhere > 0
+
+
+def _explain_elsewhere(results: list[LayerResult]) -> tuple[str, str]:
+    return (
+        f"{names_of(results)} held other tensors for the forward, as functional_call has it, and "
+        "those were updated",
+        "copy the updated buffers back into the model after the step",
+    )
+
+
+def _wrote_nothing(result: LayerResult) -> bool:
+    record = result.record
+    explained = record.by_momentum_zero + record.without_tracking
+    return result.lacks_updates and record.idle > explained
+
+
+def _explain_wrote_nothing(results: list[LayerResult]) -> tuple[str, str]:
+    return (
+        f"{names_of(results)} normalised with batch statistics and did not write them into "
+        "running_mean and running_var",
+        "have the forward update the layer's own buffers, in place and not copies of them",
+    )
+
+
+def _ran_too_seldom(result: LayerResult) -> bool:
+    ran = 0 < result.made < (result.expected or 0)
+    return result.lacks_updates and ran and not result.record.idle
+
+
+def _explain_too_seldom(results: list[LayerResult]) -> tuple[str, str]:
+    return (
+        f"{names_of(results)} ran fewer forwards in training mode than updates are expected",
+        "run as many forwards as times= says, or say how many there are",
+    )
+
+
+MISSING_UPDATES: tuple[Rule[LayerResult], ...] = (
+    Rule(
+        cause="stuck-in-eval",
+        applies=_is_stuck,
+        explain=_explain_stuck,
+        place=_put_in_eval,
+        did="put in eval by",
+    ),
+    Rule(cause="not-run", applies=_did_not_run, explain=_explain_not_run),
+    Rule(cause="momentum-zero", applies=_has_no_momentum, explain=_explain_no_momentum),
+    Rule(cause="tracking-off", applies=_has_no_tracking, explain=_explain_no_tracking),
+    Rule(cause="updated-elsewhere", applies=_wrote_elsewhere, explain=_explain_elsewhere),
+    Rule(cause="not-written", applies=_wrote_nothing, explain=_explain_wrote_nothing),
+    Rule(cause="fewer-forwards", applies=_ran_too_seldom, explain=_explain_too_seldom),
+)

@@ -1,0 +1,109 @@
+"""Why the running statistics of a BN layer are not what its updates alone make of them."""
+
+from __future__ import annotations
+
+from pytest_bninvariants.diagnosis.rule import Rule
+from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult, names_of, was
+
+
+def _is_undone(result: LayerResult) -> bool:
+    partly = result.lacks_updates and result.made > result.updates and not result.written
+    return result.undone or partly
+
+
+def _explain_undone(results: list[LayerResult]) -> tuple[str, str]:
+    return (
+        f"{names_of(results)} {was(results)} updated, and running statistics from before that were "
+        "put back",
+        "keep the updates: load, copy back or reset statistics before the step",
+    )
+
+
+def _is_wrong(result: LayerResult) -> bool:
+    return bool(result.provenance.wrong) and not result.unseen
+
+
+def _explain_wrong(results: list[LayerResult]) -> tuple[str, str]:
+    told = {
+        f"{wrong.name} is {wrong.fits}" if wrong.fits else f"{wrong.name} is not the reference's"
+        for each in results
+        for wrong in each.provenance.wrong
+    }
+    return (
+        f"{names_of(results)}: {'; '.join(sorted(told))}",
+        "store (1 - momentum) old + momentum new, of the mean and of the unbiased variance; "
+        "assert_bn_conforms checks the layer against all laws of BatchNorm",
+    )
+
+
+def _is_unsound(result: LayerResult) -> bool:
+    return bool(result.unsound)
+
+
+def _explain_unsound(results: list[LayerResult]) -> tuple[str, str]:
+    return (
+        f"{names_of(results)} took in a batch with values that are not finite, or a variance that "
+        "is negative, and no later batch mends that: every eval will give NaN",
+        "look for the first batch with such values; where a step is skipped, as GradScaler does, "
+        "put the statistics back, too",
+    )
+
+
+def _is_miscounted(result: LayerResult) -> bool:
+    return result.provenance.miscounted > 0 and not result.unseen
+
+
+def _explain_miscounted(results: list[LayerResult]) -> tuple[str, str]:
+    return (
+        f"num_batches_tracked of {names_of(results)} moved by another number than 1 in an update",
+        "add 1 to it in each forward in training mode: momentum=None averages by it",
+    )
+
+
+def _explain_loaded(results: list[LayerResult]) -> tuple[str, str]:
+    return (
+        f"{names_of(results)} got other running statistics from a state_dict during the step",
+        "load checkpoints before the step",
+    )
+
+
+def _explain_reset(results: list[LayerResult]) -> tuple[str, str]:
+    return (
+        f"running statistics of {names_of(results)} were set during the step to those of a new "
+        "layer, 0 and 1, which an update with a momentum averages in",
+        "call reset_running_stats() before the step; to take statistics anew over many batches, "
+        "set momentum to None first, as torch.optim.swa_utils.update_bn does",
+    )
+
+
+def _explain_in_place(results: list[LayerResult]) -> tuple[str, str]:
+    return (
+        f"running statistics of {names_of(results)} were written to by something other than a "
+        "forward of the layer, a checkpoint load or a collective",
+        "let only the layer write to them, or run such code outside the step",
+    )
+
+
+WRONG_STATISTICS: tuple[Rule[LayerResult], ...] = (
+    Rule(cause="undone", applies=_is_undone, explain=_explain_undone),
+    Rule(cause="wrong-update", applies=_is_wrong, explain=_explain_wrong),
+    Rule(cause="not-finite", applies=_is_unsound, explain=_explain_unsound),
+    Rule(cause="miscounted", applies=_is_miscounted, explain=_explain_miscounted),
+    Rule(
+        cause="loaded",
+        applies=lambda result: result.written and result.provenance.written == "loaded",
+        explain=_explain_loaded,
+        place=lambda result: result.provenance.written_at,
+        did="run by",
+    ),
+    Rule(
+        cause="reset",
+        applies=lambda result: result.provenance.written == "reset" and not result.unknowable,
+        explain=_explain_reset,
+    ),
+    Rule(
+        cause="in-place",
+        applies=lambda result: result.written and result.provenance.written == "in-place",
+        explain=_explain_in_place,
+    ),
+)
