@@ -79,7 +79,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
         return (yield)
     from pytest_bninvariants.invariants.frozen import earlier_runs
 
-    with earlier_runs.remembering(earlier_runs.Memory()):
+    with earlier_runs.remembering(earlier_runs.EarlierRuns()):
         return (yield)
 
 

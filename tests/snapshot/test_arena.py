@@ -117,7 +117,7 @@ def test_a_guard_that_fails_leaves_it_too() -> None:
 
 def test_what_is_remembered_for_a_rerun_is_not_written_over() -> None:
     model = Large()
-    with earlier_runs.remembering(earlier_runs.Memory()):
+    with earlier_runs.remembering(earlier_runs.EarlierRuns()):
         assert earlier_runs.active is not None
         earlier_runs.active.begin_run()
         was = float(model.weight[0, 0].detach())

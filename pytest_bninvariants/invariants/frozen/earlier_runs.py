@@ -12,7 +12,7 @@ tells how far the values moved.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ NOTE = "compared with the state before an earlier run of this test, which the mo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Broken:
+class BrokenGuard:
     """A guard that a run broke.
 
     Args:
@@ -63,56 +63,64 @@ class Broken:
         )
 
 
-@dataclass(slots=True, kw_only=True)
-class Slot:
-    """One guard's place in the memory: the n-th of its spelling around its model in a run.
+@dataclass(slots=True)
+class GuardSlot:
+    """One guard's place among those of a run: the n-th of its spelling around its model.
 
     Args:
         last: what the last run broke there, if it did.
-        keep: keeps what this one breaks for the next.
+        broken: what this run broke there, if it did.
     """
 
-    last: Broken | None = None
-    keep: Callable[[Broken], None] = lambda _: None
+    last: BrokenGuard | None = None
+    broken: BrokenGuard | None = None
+
+
+_Key = tuple[int, str, int]
 
 
 @dataclass(slots=True)
-class Memory:
-    """The guards that a test's last run broke, and this one."""
+class EarlierRuns:
+    """The guards that a test's last run broke, and those of the run that goes on.
 
-    last: dict[tuple[int, str, int], Broken] = field(default_factory=dict)
-    now: dict[tuple[int, str, int], Broken] = field(default_factory=dict)
+    Args:
+        last: what the last run broke.
+        slots: the places of this run's guards.
+        started: how many guards of a spelling this run has started around a model.
+    """
+
+    last: dict[_Key, BrokenGuard] = field(default_factory=dict)
+    slots: dict[_Key, GuardSlot] = field(default_factory=dict)
     started: Counter[tuple[int, str]] = field(default_factory=Counter)
 
     def begin_run(self) -> None:
         """Begin another run of the test."""
-        self.last, self.now = self.now, {}
+        self.last = {key: slot.broken for key, slot in self.slots.items() if slot.broken}
+        self.slots = {}
         self.started.clear()
 
-    def slot(self, model: nn.Module, guard: str) -> Slot:
+    def add_slot(self, model: nn.Module, guard: str) -> GuardSlot:
         """Give a guard that starts its place."""
         self.started[id(model), guard] += 1
         key = id(model), guard, self.started[id(model), guard]
-        return Slot(
-            last=self.last.get(key),
-            keep=lambda broken: self.now.__setitem__(key, broken),
-        )
+        self.slots[key] = GuardSlot(self.last.get(key))
+        return self.slots[key]
 
 
-active: Memory | None = None
-"""The memory of the test that runs at the moment; None where nothing is to be remembered."""
+active: EarlierRuns | None = None
+"""The earlier runs of the test that runs at the moment; None where nothing is to be remembered."""
 
 
-def slot(model: nn.Module, guard: str) -> Slot:
-    """Give a guard that starts its place in the memory, or one of its own where there is none."""
-    return Slot() if active is None else active.slot(model, guard)
+def slot_for(model: nn.Module, guard: str) -> GuardSlot:
+    """Give a guard that starts its place among those of the run, or one that nothing remembers."""
+    return GuardSlot() if active is None else active.add_slot(model, guard)
 
 
 @contextmanager
-def remembering(memory: Memory | None) -> Iterator[None]:
-    """Use a memory, or none."""
+def remembering(runs: EarlierRuns | None) -> Iterator[None]:
+    """Remember in these runs what guards break, or nowhere."""
     global active
-    before, active = active, memory
+    before, active = active, runs
     try:
         yield
     finally:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from torch import nn
 
 from pytest_bninvariants.errors import FrozenStateChanged, GateError, describe
 from pytest_bninvariants.invariants.frozen import earlier_runs
-from pytest_bninvariants.invariants.frozen.earlier_runs import Broken, Slot
+from pytest_bninvariants.invariants.frozen.earlier_runs import BrokenGuard, GuardSlot
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.signature import (
     module_names,
@@ -19,7 +19,7 @@ from pytest_bninvariants.invariants.signature import (
 from pytest_bninvariants.invariants.trains.guard import TrainsGuard
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.state_change.before_after import StateBefore, read_state_before
-from pytest_bninvariants.state_change.compare import compare
+from pytest_bninvariants.state_change.compare import StateDifference, compare
 from pytest_bninvariants.state_change.witness import Witness
 from pytest_bninvariants.trace import tracer
 from pytest_bninvariants.trace.tracer import Tracer
@@ -42,8 +42,8 @@ class FrozenGuard(Guard):
     def __init__(self, spelling: str, noun: str, model: nn.Module, scope: Scope) -> None:
         super().__init__(model, spelling)
         self._before: StateBefore | None = None
-        self._slot = Slot()
-        self._earlier: Broken | None = None
+        self._slot = GuardSlot()
+        self._earlier: BrokenGuard | None = None
         self._noun = noun
         self._scope = scope
         self._witness: Witness | None = None
@@ -53,7 +53,7 @@ class FrozenGuard(Guard):
         now = read_state_before(
             self.model, self._scope, earlier_runs.to_keep_exactly(self.model, self.spelled)
         )
-        self._slot = earlier_runs.slot(self.model, self.spelled)
+        self._slot = earlier_runs.slot_for(self.model, self.spelled)
         last = self._slot.last
         self._earlier = last if last is not None and last.is_as_left(now) else None
         self._before = now if self._earlier is None else self._earlier.before
@@ -70,40 +70,56 @@ class FrozenGuard(Guard):
     def _judge(self) -> Verdict:
         assert self._before is not None
         assert self._witness is not None
-        earlier = self._earlier
-        known: frozenset[Change] = earlier.known if earlier else frozenset()
-        found = compare(self._before, self._witness, self._scope, known)
-        old = known.intersection(found.changes)
-        verdict = Verdict(
-            guard=self.spelled,
-            noun=self._noun,
-            model=type(self.model).__name__,
-            source=self.source,
-            layers=len(self._before.layers),
-            tensors=len(self._before.kept),
-            changes=found.changes,
-            causes=found.causes + (earlier.causes_of(old) if earlier else ()),
-            hazards=found.hazards,
-            writes=self._tracer.writes(found.changes) if self._tracer else (),
-            notes=(earlier_runs.NOTE,) if old else (),
-        )
-        if verdict.holds and not (found.touched or self._witness.runs.saw_anything()):
+        known = self._earlier.known if self._earlier else frozenset()
+        difference = compare(self._before, self._witness, self._scope, known)
+        if difference.changes:
+            self._remember(difference)
+        elif not (difference.touched or self._witness.runs.saw_anything()):
             raise GateError(
                 f"nothing ran inside {self.spelled}: it saw no forward of a watched layer, no "
                 "step of an optimizer that holds the model's parameters and no other change of "
                 "the model (a write through .data to what is not watched cannot be seen); run the "
                 "train step, on this very model, inside the guard"
             )
-        if not verdict.holds:
-            earlier_runs.remember_inexact(
-                self.model, self.spelled, self._before.kept, verdict.changes
-            )
-            causes = found.causes + (earlier.causes if earlier else ())
-            self._slot.keep(
-                Broken(model=self.model, before=self._before, changes=found.changes, causes=causes)
-            )
+        verdict = self._verdict(difference, known.intersection(difference.changes))
         self._before = self._witness = self._tracer = self._earlier = None
+        self._slot = GuardSlot()  # the guard itself must not keep the snapshot alive
         return verdict
+
+    def _remember(self, difference: StateDifference) -> None:
+        """Let a rerun of the test compare with the same state as this run."""
+        assert self._before is not None
+        earlier_runs.remember_inexact(
+            self.model, self.spelled, self._before.kept, difference.changes
+        )
+        self._slot.broken = BrokenGuard(
+            model=self.model,
+            before=self._before,
+            changes=difference.changes,
+            causes=difference.causes + (self._earlier.causes if self._earlier else ()),
+        )
+
+    def _verdict(self, difference: StateDifference, old: Collection[Change]) -> Verdict:
+        """Return the verdict.
+
+        Args:
+            difference: what differs, and why.
+            old: the changes that an earlier run of the test had left.
+        """
+        assert self._before is not None
+        return Verdict(
+            guard=self.spelled,
+            noun=self._noun,
+            model=type(self.model).__name__,
+            source=self.source,
+            layers=len(self._before.layers),
+            tensors=len(self._before.kept),
+            changes=difference.changes,
+            causes=difference.causes + (self._earlier.causes_of(old) if self._earlier else ()),
+            hazards=difference.hazards,
+            writes=self._tracer.writes(difference.changes) if self._tracer else (),
+            notes=(earlier_runs.NOTE,) if old else (),
+        )
 
 
 def _guard(

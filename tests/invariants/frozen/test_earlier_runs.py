@@ -19,10 +19,10 @@ def drift_once(net: Any, batch: Tensor, guard: Any = frozen_bn) -> None:
 
 
 def test_a_model_that_drifted_is_still_broken_in_the_rerun(net: Any, batch: Tensor) -> None:
-    memory = earlier_runs.Memory()
+    runs = earlier_runs.EarlierRuns()
     for _ in range(3):
-        memory.begin_run()
-        with earlier_runs.remembering(memory), pytest.raises(FrozenStateChanged) as caught:
+        runs.begin_run()
+        with earlier_runs.remembering(runs), pytest.raises(FrozenStateChanged) as caught:
             drift_once(net, batch)
         assert caught.value.verdict.changed_layers == ("neck",)
 
@@ -36,22 +36,22 @@ def test_without_a_memory_every_guard_begins_anew(net: Any, batch: Tensor) -> No
 
 @pytest.mark.parametrize("other", [frozen, frozen_bn])
 def test_a_guard_within_the_same_run_begins_anew(net: Any, batch: Tensor, other: Any) -> None:
-    memory = earlier_runs.Memory()
-    memory.begin_run()
-    with earlier_runs.remembering(memory):
+    runs = earlier_runs.EarlierRuns()
+    runs.begin_run()
+    with earlier_runs.remembering(runs):
         with pytest.raises(FrozenStateChanged):
             drift_once(net, batch)
         drift_once(net, batch, other)
 
 
 def test_a_model_that_was_made_anew_is_compared_with_itself(net: Any, batch: Tensor) -> None:
-    memory = earlier_runs.Memory()
+    runs = earlier_runs.EarlierRuns()
     for training in (True, False):
-        memory.begin_run()
+        runs.begin_run()
         model = type(net)()
         model.train(training)
         guard = frozen_bn(model)
-        with earlier_runs.remembering(memory):
+        with earlier_runs.remembering(runs):
             if training:
                 with pytest.raises(FrozenStateChanged), guard:
                     model(batch)
@@ -61,25 +61,25 @@ def test_a_model_that_was_made_anew_is_compared_with_itself(net: Any, batch: Ten
 
 
 def test_a_model_that_was_put_back_holds_in_the_rerun(net: Any, batch: Tensor) -> None:
-    memory = earlier_runs.Memory()
+    runs = earlier_runs.EarlierRuns()
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    memory.begin_run()
-    with earlier_runs.remembering(memory), pytest.raises(FrozenStateChanged):
+    runs.begin_run()
+    with earlier_runs.remembering(runs), pytest.raises(FrozenStateChanged):
         drift_once(net, batch)
     net.load_state_dict(state)
-    memory.begin_run()
-    with earlier_runs.remembering(memory), frozen_bn(net, "neck"):
+    runs.begin_run()
+    with earlier_runs.remembering(runs), frozen_bn(net, "neck"):
         net.eval()(batch)
 
 
 def broken_in_the_rerun(
     net: Any, first: Callable[[], object], again: Callable[[], object]
 ) -> Verdict:
-    memory = earlier_runs.Memory()
+    runs = earlier_runs.EarlierRuns()
     for step in (first, again):
-        memory.begin_run()
+        runs.begin_run()
         with (
-            earlier_runs.remembering(memory),
+            earlier_runs.remembering(runs),
             pytest.raises(FrozenStateChanged) as caught,
             frozen(net),
         ):
@@ -117,14 +117,14 @@ def test_what_moved_again_has_the_cause_of_this_run(net: Any, batch: Tensor) -> 
 def test_a_model_to_which_a_fixture_gave_other_values_is_compared_with_these(
     net: Any, batch: Tensor
 ) -> None:
-    memory = earlier_runs.Memory()
+    runs = earlier_runs.EarlierRuns()
     for training in (True, False):
-        memory.begin_run()
+        runs.begin_run()
         for module in net.modules():
             if isinstance(module, nn.Linear | nn.Conv1d):
                 module.reset_parameters()
         net.train(training)
-        with earlier_runs.remembering(memory):
+        with earlier_runs.remembering(runs):
             if training:
                 with pytest.raises(FrozenStateChanged), frozen(net):
                     net(batch)
@@ -135,6 +135,6 @@ def test_a_model_to_which_a_fixture_gave_other_values_is_compared_with_these(
 
 def test_the_memory_in_use_is_put_back() -> None:
     before = earlier_runs.active
-    with earlier_runs.remembering(earlier_runs.Memory()), earlier_runs.remembering(None):
+    with earlier_runs.remembering(earlier_runs.EarlierRuns()), earlier_runs.remembering(None):
         assert earlier_runs.active is None
     assert earlier_runs.active is before
