@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.errors import Refusal
 from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult
-from pytest_bninvariants.invariants.bn_updates.rules import diagnose as diagnose_updates
+from pytest_bninvariants.invariants.bn_updates.rule_order import diagnose as diagnose_updates
 from pytest_bninvariants.invariants.bn_updates.update_log import UpdateLog
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.signature import (
@@ -17,8 +17,9 @@ from pytest_bninvariants.invariants.signature import (
     refuse_wrong_calls,
     spell,
 )
-from pytest_bninvariants.invariants.trains.parameter_log import Trainees
-from pytest_bninvariants.invariants.trains.rules import Parameter, diagnose
+from pytest_bninvariants.invariants.trains.parameter_log import ParameterLog
+from pytest_bninvariants.invariants.trains.parameter_result import ParameterResult
+from pytest_bninvariants.invariants.trains.rules import diagnose
 from pytest_bninvariants.selection.bn_layers import (
     has_stored_statistics,
     is_frozen_by_kind,
@@ -50,8 +51,8 @@ class TrainsGuard(Guard):
         self._scope = scope
         self._kept: Mapping[str, KeptTensor] = {}
         self._layers: dict[str, tuple[str, nn.Module]] = {}
-        self._trainees: Trainees | None = None
-        self._log: UpdateLog | None = None
+        self._parameter_log: ParameterLog | None = None
+        self._update_log: UpdateLog | None = None
 
     def _begin(self) -> None:
         with undisturbed():
@@ -62,11 +63,8 @@ class TrainsGuard(Guard):
                 if each.kind == "parameter" and self._is_meant(each.tensor)
             }
             if not parameters:
-                raise Refusal(
-                    "no parameter there "
-                    f"{'is' if self._scope.modules else 'has requires_grad=True'}: "
-                    "there is nothing to train"
-                )
+                known = "there is" if self._scope.modules else "there has requires_grad=True"
+                raise Refusal(f"no parameter {known}: there is nothing to train")
             self._kept = take_snapshot(parameters)
         self._layers = {
             key: (selection.bn_names[key], layer)
@@ -76,28 +74,24 @@ class TrainsGuard(Guard):
             and not is_frozen_by_kind(layer)
             and (self._scope.modules or is_to_update(layer))
         }
-        self._trainees = Trainees(each.tensor for each in parameters.values())
-        self._log = UpdateLog((layer for _, layer in self._layers.values()), self.model)
-        self._trainees.start()
-        self._log.start()
+        self._parameter_log = ParameterLog(each.tensor for each in parameters.values())
+        self._update_log = UpdateLog((layer for _, layer in self._layers.values()), self.model)
+        self._parameter_log.start()
+        self._update_log.start()
 
     def _is_meant(self, parameter: Tensor) -> bool:
         return bool(self._scope.modules) or parameter.requires_grad
 
     def _end(self) -> None:
-        if self._trainees is not None:
-            self._trainees.stop()
-        if self._log is not None:
-            self._log.stop()
+        if self._parameter_log is not None:
+            self._parameter_log.stop()
+        if self._update_log is not None:
+            self._update_log.stop()
 
     def _judge(self) -> Verdict:
         with undisturbed():
-            parameters = list(self._parameters())
-            layers = [found for found in self._found() if found.updates == 0 or found.undone]
-        groups = {each.group for each in parameters if each.moved}
-        still = [each for each in parameters if not each.trained]
-        negligible = [each for each in still if each.is_negligible and each.group in groups]
-        still = [each for each in still if each not in negligible]
+            still, negligible = _untrained([*self._parameter_results()])
+            layers = [each for each in self._layer_results() if each.updates == 0 or each.undone]
         changes = [Change(name=p.name, layer=p.name, kind="still", text=p.text) for p in still]
         changes += [_change_of_layer(each) for each in layers]
         return Verdict(
@@ -111,40 +105,52 @@ class TrainsGuard(Guard):
             tensors=None,
             changes=tuple(changes),
             causes=(*diagnose(still), *diagnose_updates(layers)),
-            hazards=tuple(Hazard(name=each.name, text=each.told_as_hazard) for each in negligible),
+            hazards=tuple(Hazard(name=each.name, text=each.hazard) for each in negligible),
         )
 
-    def _parameters(self) -> Iterator[Parameter]:
+    def _parameter_results(self) -> Iterator[ParameterResult]:
         """Yield the parameters as they are at the end."""
-        assert self._trainees is not None
+        assert self._parameter_log is not None
         now = ModelNames.from_model(self.model).tensors
         for key, kept in self._kept.items():
             tensor = now[key].tensor if key in now else kept.watched.tensor
-            seen = self._trainees.of(kept.watched.tensor)
-            stepped_bare = seen.moved and seen.gradient == "none"
-            yield Parameter(
+            record = self._parameter_log.record_of(kept.watched.tensor)
+            stepped_bare = record.moved and record.gradient == "none"
+            yield ParameterResult(
                 name=kept.watched.name,
-                seen=seen,
+                record=record,
                 moved=not is_unchanged(kept, tensor),
-                asks=tensor.requires_grad,
+                requires_grad=tensor.requires_grad,
                 twins=[
                     w.name for k, w in now.items() if w.tensor is tensor and k not in self._kept
                 ],
                 shrank=stepped_bare and value_patterns.uniform_factor(kept, tensor) is not None,
                 dtype=tensor.dtype,
-                stepped=self._trainees.stepped,
+                stepped=self._parameter_log.stepped,
             )
 
-    def _found(self) -> Iterator[LayerResult]:
-        assert self._log is not None
+    def _layer_results(self) -> Iterator[LayerResult]:
+        assert self._update_log is not None
         held = modules_by_name(self.model)
         for key, (name, layer) in self._layers.items():
-            yield LayerResult.from_log(name, layer, held.get(key), self._log, times=1)
+            yield LayerResult.from_log(name, layer, held.get(key), self._update_log, times=1)
 
 
-def _change_of_layer(found: LayerResult) -> Change:
-    text = "its running statistics were put back" if found.undone else "0 updates of its statistics"
-    return Change(name=found.name, layer=found.name, kind="still", text=text)
+def _untrained(
+    parameters: list[ParameterResult],
+) -> tuple[list[ParameterResult], list[ParameterResult]]:
+    """Return the parameters that did not train, and apart from them those that had no need to."""
+    groups = {each.group for each in parameters if each.moved}
+    untrained = [each for each in parameters if not each.trained]
+    negligible = [each for each in untrained if each.is_negligible and each.group in groups]
+    return [each for each in untrained if each not in negligible], negligible
+
+
+def _change_of_layer(result: LayerResult) -> Change:
+    text = "0 updates of its statistics"
+    if result.undone:
+        text = "its running statistics were put back"
+    return Change(name=result.name, layer=result.name, kind="still", text=text)
 
 
 @refuse_wrong_calls()

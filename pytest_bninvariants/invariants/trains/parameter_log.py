@@ -20,7 +20,7 @@ _RANK: dict[Gradient, int] = {"none": 0, "zero": 1, "nonzero": 2}
 
 
 @dataclass(slots=True)
-class Trainee:
+class ParameterRecord:
     """What was seen of one parameter.
 
     Args:
@@ -40,7 +40,7 @@ class Trainee:
     moved: bool = False
 
 
-class Trainees(Watcher):
+class ParameterLog(Watcher):
     """Follow some parameters during one step.
 
     Args:
@@ -48,13 +48,13 @@ class Trainees(Watcher):
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self._seen = {id(parameter): (parameter, Trainee()) for parameter in parameters}
+        self._records = {id(parameter): (parameter, ParameterRecord()) for parameter in parameters}
         self.stepped: list[str] = []
         """Class names of the optimizers that stepped, whatever they hold."""
 
-    def of(self, parameter: Tensor) -> Trainee:
+    def record_of(self, parameter: Tensor) -> ParameterRecord:
         """Return what was seen of a parameter."""
-        return self._seen[id(parameter)][1]
+        return self._records[id(parameter)][1]
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
@@ -67,7 +67,7 @@ class Trainees(Watcher):
         with undisturbed():
             for number, group in enumerate(optimizer.param_groups):
                 for parameter in group["params"]:
-                    if id(parameter) in self._seen:
+                    if id(parameter) in self._records:
                         self._note_holder(parameter, name, number, _rate(group))
                         before.append((parameter, content_of(parameter)))
                         if not closure:
@@ -76,24 +76,25 @@ class Trainees(Watcher):
         def finish() -> None:
             with undisturbed():
                 for parameter, content in before:
-                    self.of(parameter).moved |= not same_content(content, parameter)
+                    if not same_content(content, parameter):
+                        self.record_of(parameter).moved = True
                     if closure:
                         self._note_gradient(parameter)
 
         return finish
 
     def _note_holder(self, parameter: Tensor, optimizer: str, group: int, rate: float) -> None:
-        seen = self.of(parameter)
-        seen.held_by, seen.group = optimizer, group
-        seen.rate = max(seen.rate, rate)
+        record = self.record_of(parameter)
+        record.held_by, record.group = optimizer, group
+        record.rate = max(record.rate, rate)
 
     def _note_gradient(self, parameter: Tensor) -> None:
-        seen = self.of(parameter)
-        seen.gradient = max(seen.gradient, gradient_of(parameter), key=_RANK.__getitem__)
+        record = self.record_of(parameter)
+        record.gradient = max(record.gradient, gradient_of(parameter), key=_RANK.__getitem__)
         grad = parameter.grad
         if grad is not None:
             sizes = (float(each.abs().max()) for each in values_of(grad) if each.numel())
-            seen.size = max(seen.size, *sizes, 0.0)
+            record.size = max(record.size, *sizes, 0.0)
 
 
 def _rate(group: Mapping[str, Any]) -> float:

@@ -69,7 +69,7 @@ def test_statistics_that_move_are_enough_for_a_layer_and_not_for_its_weight(net:
     verdict = broken(trains(net, "body"), lambda: net(torch.ones(2, 3)))
     names = ("body.0.weight", "body.1.weight", "body.1.bias")
     assert causes(verdict) == {"not-in-optimizer": names}
-    assert "no optimizer stepped at all" in verdict.causes[0].why
+    assert "got no step: no optimizer stepped inside the guard" in verdict.causes[0].why
 
 
 @pytest.mark.parametrize(("undo", "cause"), [("reset", "reset"), ("put back", "undone")])
@@ -247,7 +247,7 @@ def test_a_skipped_step_under_grad_scaler_is_told(net: Net) -> None:
 
     (cause,) = broken(trains(net, "head"), overflow).causes
     assert cause.name == "not-in-optimizer"
-    assert "look whether the step was skipped" in cause.fix
+    assert "check whether the step was skipped" in cause.fix
 
 
 def test_an_optimizer_of_an_earlier_copy_trains_nothing(net: Net) -> None:
