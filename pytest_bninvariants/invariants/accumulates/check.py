@@ -30,28 +30,43 @@ def accumulates(
 ) -> Verdict:
     """Hold that the gradients of k micro-batches add up to those of the whole batch.
 
-    Copies of the model run, in the modes that it is in; the model, its gradients, and the random
-    generators stay as they are. docs/invariants.md derives the bound.
+    Copies of the model run, in its modes; the model, its gradients and the random generators stay
+    as they are. docs/invariants.md derives the bound.
 
     Args:
         model: the model, in the modes in which it trains.
         batch: a tensor, or a nest of tensors in tuples, lists and mappings, with samples in
-            dimension 0; what is no tensor, or has no dimension, goes to each micro-batch whole.
+            dimension 0; numbers, strings and tensors without a dimension go to each micro-batch.
         k: the number of micro-batches, from 2 to the number of samples; their sizes differ by 1 at
             most.
-        loss: `loss(model, batch)`, the scalar whose gradients are comparison; it must use the model
+        loss: `loss(model, batch)`, the scalar whose gradients are compared; it must use the model
             that it is given.
-        weight: what a micro-batch's loss counts, relative to the same of the whole batch. As it is,
-            its number of samples, for a loss that is a mean over samples; `lambda batch: 1` is for
-            a sum.
+        weight: `weight(batch)`, how much a micro-batch's loss counts; it is divided by that of the
+            whole batch. The default, the number of samples, fits a loss that is a mean over
+            samples; `lambda batch: 1` fits a sum.
 
     Returns:
         The verdict, which holds.
 
     Raises:
-        InvariantBroken: a gradient does not add up.
-        GateError: it cannot be judged: an argument is wrong, nothing is trainable, the model draws
-            random numbers, or it does not run in float64.
+        InvariantBroken: if a gradient does not add up.
+        GateError: if an argument is wrong, nothing is trainable, the model draws random numbers, or
+            it does not run in float64.
+
+    Example:
+        >>> import torch
+        >>> from pytest_bninvariants import InvariantBroken, accumulates
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+        >>> batch = torch.randn(8, 3)
+        >>> def loss(model, batch):
+        ...     return model(batch).square().mean()
+        >>> accumulates(net.eval(), batch, 4, loss=loss).holds
+        True
+        >>> try:
+        ...     accumulates(net.train(), batch, 4, loss=loss)
+        ... except InvariantBroken as failure:
+        ...     print(str(failure).splitlines()[0])
+        2 of 4 gradients do not add up: 0.weight, 1.weight (training-mode)
     """
     __tracebackhide__ = True
     _check_arguments(batch, k, loss=loss, weight=weight)

@@ -33,10 +33,10 @@ class BatchGuard(Guard):
 
     Args:
         model: the model.
-        modules: names of the modules in it that are called; none: the model itself.
+        modules: names of the modules in it that are called; empty: the model itself.
         batch: the whole batch.
         tolerance: how far values may be apart; exact: as far as rounding explains.
-        examples: how many batches are drawn.
+        examples: the number of batches that hypothesis draws.
     """
 
     def __init__(
@@ -154,29 +154,41 @@ def batch_invariant(
     atol: float = 0.0,
     examples: int = EXAMPLES,
 ) -> Verdict:
-    """Hold that in eval a sample's output does not depend on its batch mates.
+    """Hold that in eval a sample's output does not depend on the other samples of its batch.
 
-    Neither on which they are, nor on their order or number: hypothesis draws batches of some of
-    the samples, and each output must be that of the whole batch, up to rounding. How far rounding
-    goes is measured: the whole batch is run in float64, too, and a copy of the module in float64
-    is what dependence is looked for in first. See `invariants/rounding.py`.
+    It must depend neither on which they are, nor on their order or number: hypothesis draws batches
+    of some of the samples, and compares each output with that of the whole batch, up to rounding.
+    How far rounding goes is measured: the whole batch is run in the module's own dtype and in
+    float64. docs/invariants.md derives the bound.
 
     Args:
         module: the module; it is called in eval, and left as it was.
         inputs: a batch of at least two different samples: a tensor (N, ...), a tuple of what is
             passed by position, or a mapping of what is passed by name.
-        modules: names of submodules that are called in its place.
+        modules: names of submodules to call in its place.
         rtol: how far values may be apart, relative to the whole batch's, in place of bounds.
         atol: how far values may be apart, in place of bounds.
-        examples: how many batches are drawn.
+        examples: the number of batches that hypothesis draws.
 
     Returns:
         The verdict, which holds; its notes tell how near to the bounds it came.
 
     Raises:
-        GateError: two runs in a row differ; no output has a row a sample; samples are equal; the
-            module cannot be run in float64, and no tolerance is given.
-        InvariantBroken: a sample's output depends on its batch.
+        GateError: if two runs in a row differ, no output has a row for each sample, all samples are
+            equal, or the module cannot be run in float64 and no tolerance is given.
+        InvariantBroken: if a sample's output depends on its batch.
+
+    Example:
+        >>> import torch
+        >>> from pytest_bninvariants import InvariantBroken, batch_invariant
+        >>> x = torch.randn(8, 2)
+        >>> batch_invariant(torch.nn.BatchNorm1d(2), x).holds
+        True
+        >>> try:
+        ...     batch_invariant(torch.nn.BatchNorm1d(2, track_running_stats=False), x)
+        ... except InvariantBroken as failure:
+        ...     print(str(failure).splitlines()[0])
+        1 of 1 output depends on the batch: output (no-stored-statistics)
     """
     return at_once(batch_guard(module, inputs, modules, rtol, atol, examples))
 
@@ -189,7 +201,7 @@ def batch_guard(
     atol: float = 0.0,
     examples: int = EXAMPLES,
 ) -> BatchGuard:
-    """Return a guard that holds it when a step ends; arguments as `batch_invariant`."""
+    """Return the guard of `batch_invariant`, which judges when a step ends; same arguments."""
     if not is_int(examples) or examples < 1:
         raise GateError(f"examples= takes a number from 1; got {describe(examples)}")
     names = (modules,) if isinstance(modules, str) else tuple(modules)

@@ -133,18 +133,18 @@ def in_sync(
     """Hold that two models have the same buffers, bit for bit, or that one averages the other.
 
     Names are compared without the prefixes of wrappers, and what wrappers hold themselves, such as
-    `n_averaged`, is left out. Without `decay` it judges at once. With it, it is a context manager
-    for one step, after which each parameter of the average must be
+    `n_averaged`, is left out. Without `decay` the models are compared at once. With it, the result
+    is a context manager for one step, after which each parameter of the average must be
 
-        decay * what it was before + (1 - decay) * the model's, as it is after the step
+        decay * its value before the step + (1 - decay) * the model's value after the step
 
-    within rounding, and the buffers as `buffers` says.
+    within rounding, and its buffers must be as `buffers` says.
 
     Args:
         one: a model; with `decay`, the one that is trained.
         other: its copy: a target network, a teacher, a replica; with `decay`, the average. None:
-            what `one` is on the other ranks of a distributed run; each rank must call it.
-        modules: qualified names of modules or tensors, a name covers its subtree. None: all.
+            the same model on the other ranks of a distributed run; each rank must call it.
+        modules: qualified names of modules or tensors; a name covers its subtree. Empty: all.
         parameters: compare parameters, too; None: only with `decay`.
         exclude: names that are left out.
         decay: the weight of the old value in an exponential moving average, from 0 to 1.
@@ -155,8 +155,23 @@ def in_sync(
         The verdict, which holds; with `decay` a context manager.
 
     Raises:
-        GateError: there is nothing to compare, or the step moved nothing.
-        InvariantBroken: a tensor differs, or is in one model only.
+        GateError: if there is nothing to compare, or the step moved nothing.
+        InvariantBroken: if a tensor differs, or is in one model only.
+
+    Example:
+        >>> import copy
+        >>> import torch
+        >>> from pytest_bninvariants import InvariantBroken, in_sync
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+        >>> teacher = copy.deepcopy(net)
+        >>> in_sync(net, teacher).holds
+        True
+        >>> output = net(torch.randn(4, 3))
+        >>> try:
+        ...     in_sync(net, teacher)
+        ... except InvariantBroken as failure:
+        ...     print(str(failure).splitlines()[0])
+        1 of 1 layer differs: 1 (left-behind)
     """
     guard = sync_guard(
         one,
@@ -179,7 +194,7 @@ def sync_guard(
     decay: float | None = None,
     buffers: Buffers | None = None,
 ) -> Guard:
-    """Return a guard that holds it when a step ends; arguments as `in_sync`."""
+    """Return the guard of `in_sync`, which judges when a step ends; same arguments."""
     if one is other:
         raise GateError("in_sync takes two models; got the same one twice")
     if decay is not None and not (is_number(decay) and 0 <= decay <= 1):

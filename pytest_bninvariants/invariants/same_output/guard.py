@@ -32,7 +32,7 @@ class OutputGuard(EvalGuard):
 
     Args:
         model: the model.
-        modules: names of the modules in it that are called; none: the model itself.
+        modules: names of the modules in it that are called; empty: the model itself.
         arguments: what they are called with.
         tolerance: how far apart values may be.
     """
@@ -136,23 +136,39 @@ def same_output(
 ) -> Guard:
     """Hold that a module's eval output on these inputs is the same before and after a block.
 
-    The module is called in eval, with copies of the inputs, and everything is put back: modes,
+    The guard calls the module in eval with copies of the inputs, and puts everything back: modes,
     parameters, buffers, gradients and random generators.
 
     Args:
         module: the module.
-        inputs: what it is called with: tensors of any shape and dtype, nested in any way.
-        modules: names of submodules, looked up again after the block, that are called in its place.
-        rtol: how far values may be apart, relative to what they were.
+        inputs: the arguments of the call: tensors of any shape and dtype, nested in any way.
+        modules: names of submodules to call in its place, looked up again after the block.
+        rtol: how far values may be apart, relative to their values before.
         atol: how far values may be apart; with both 0, bits, dtypes and shapes must agree.
-        named_inputs: keywords that it is called with.
+        named_inputs: the keywords of the call.
 
     Returns:
         A context manager for one block.
 
     Raises:
-        GateError: two runs in a row differ; the module raises; nothing ran in the block.
+        GateError: if two runs in a row differ, the module raises, or nothing ran in the block.
         InvariantBroken: when left, if an output changed.
+
+    Example:
+        >>> import torch
+        >>> from pytest_bninvariants import InvariantBroken, same_output
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).eval()
+        >>> x = torch.randn(4, 3)
+        >>> with same_output(net, x) as guard:
+        ...     output = net(x)
+        >>> guard.verdict.holds
+        True
+        >>> try:
+        ...     with same_output(net, x):
+        ...         output = net.train()(x)
+        ... except InvariantBroken as failure:
+        ...     print(str(failure).splitlines()[0])
+        1 of 1 output changed: output (mode-flip)
     """
     names = (modules,) if isinstance(modules, str) else tuple(modules)
     _insist_on_inputs("same_output", inputs, named_inputs)
@@ -174,18 +190,34 @@ def assert_same_output(
 
     Args:
         one: a module.
-        other: what was made of it.
-        inputs: what both are called with: tensors of any shape and dtype, nested in any way.
+        other: the module that was made of it.
+        inputs: the arguments of both calls: tensors of any shape and dtype, nested in any way.
         rtol: how far values may be apart, relative to those of `one`.
         atol: how far values may be apart; with both 0, bits, dtypes and shapes must agree.
-        named_inputs: keywords that both are called with.
+        named_inputs: the keywords of both calls.
 
     Returns:
         The verdict, which holds.
 
     Raises:
-        GateError: two runs in a row of a module differ, or one raises.
-        InvariantBroken: an output differs.
+        GateError: if two runs in a row of a module differ, or one raises.
+        InvariantBroken: if an output differs.
+
+    Example:
+        >>> import copy
+        >>> import torch
+        >>> from pytest_bninvariants import InvariantBroken, assert_same_output
+        >>> norm = torch.nn.BatchNorm1d(2)
+        >>> other = copy.deepcopy(norm)
+        >>> x = torch.randn(4, 2)
+        >>> assert_same_output(norm, other, x).holds
+        True
+        >>> other.eps = 1e-3
+        >>> try:
+        ...     assert_same_output(norm, other, x)
+        ... except InvariantBroken as failure:
+        ...     print(str(failure).splitlines()[0])
+        1 of 1 output differs: output
     """
     _insist_on_inputs("assert_same_output", inputs, named_inputs)
     arguments = CallArguments.copy_of(inputs, named_inputs)
