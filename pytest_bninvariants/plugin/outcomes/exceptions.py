@@ -43,6 +43,8 @@ def _presentable(
         if code is not None:
             failure.__traceback__ = _from_code(failure.__traceback__, code)
     drop_notes_about_us(excinfo.value)
+    if excinfo.value.__traceback__ is None:  # as Twisted leaves it
+        return excinfo
     return pytest.ExceptionInfo.from_exception(excinfo.value)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from pytest_bninvariants import frames
-from pytest_bninvariants.plugin.outcomes.exceptions import drop_notes_about_us
+from pytest_bninvariants.plugin.outcomes.exceptions import drop_notes_about_us, make_presentable
 
 OURS = f"        {frames.PACKAGE}plugin/guarded_call.py:164"
 TITLE = ["Explanation:", "    These lines were always and only run by failing test cases:"]
@@ -32,3 +35,12 @@ def test_an_explanation_of_nothing_but_our_lines_goes_whole(
     error.__notes__ = [*example, *getattr(error, "__notes__", [])]
     drop_notes_about_us(error)
     assert "\n".join(error.__notes__).splitlines() == [*example, *left]
+
+
+def test_an_exception_whose_traceback_was_cleared_is_left_alone() -> None:
+    error = ValueError("own")
+    excinfo = pytest.ExceptionInfo.from_exc_info((ValueError, error, None))  # type: ignore[arg-type]
+    item: Any = SimpleNamespace(_excinfo=[excinfo])
+    call: Any = SimpleNamespace(excinfo=None)
+    make_presentable(item, call, verbose=False)
+    assert item._excinfo == [excinfo]
