@@ -1,4 +1,4 @@
-"""What a guard found, as plain data: no tensors, no pytest, picklable."""
+"""What a guard found around one step, as plain data: no tensors, no pytest, picklable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ChangeKind = Literal[
     "still",
 ]
 AUDIT = "--bn-audit"
-"""The guard of a verdict that an audit came to."""
+"""What a verdict of an audit gives as its guard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +64,12 @@ class Change:
 
     @property
     def of_statistics(self) -> bool:
-        """Tell whether it is of a tensor that normalising with batch statistics updates."""
+        """Tell whether a tensor changed that normalising with batch statistics updates."""
         return self.name.endswith(("running_mean", "running_var", "num_batches_tracked"))
 
     @property
     def of_tensor(self) -> bool:
-        """Tell whether it is of a tensor, and not of a layer's setting or way to normalise."""
+        """Tell whether a tensor changed, and not a layer's setting or its way to normalise."""
         return self.kind not in ("eps", "batch-statistics", "update", "still")
 
 
@@ -98,7 +98,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hazard:
-    """Something worth saying about a name that is no violation by itself."""
+    """Something that may go wrong later with a name, though it broke no invariant."""
 
     name: str
     text: str
@@ -110,11 +110,11 @@ class Write:
 
     Args:
         name: the tensor's qualified name.
-        operator: what wrote, e.g. `aten.add_.Tensor`; None where no operator was seen to.
+        operator: the operator that wrote, e.g. `aten.add_.Tensor`; None where none was seen to.
         place: the line of the user's own code that ran then.
         in_backward: whether autograd was running a backward pass.
-        between: where no operator was seen to write: those after which the tensor was last seen
-            unchanged and first seen changed, as far as that is known.
+        between: where no operator was seen to write: the places after which the tensor was last
+            seen unchanged and first seen changed, as far as they are known.
         replaced: whether another tensor took its place.
     """
 
@@ -130,21 +130,42 @@ class Write:
 class Verdict:
     """What one guard found around one step.
 
+    A guard has it as `guard.verdict` when it was left, and a `FrozenStateChanged` or
+    `InvariantBroken` as `error.verdict`.
+
     Args:
         guard: the guard as its user wrote it, e.g. `frozen_bn('backbone')`.
-        noun: what it judges is called, e.g. `frozen BN layer`.
-        broke: what is said of those that break it, e.g. `changed`.
-        column: what the names of its changes are called.
+        noun: what the guard judges, e.g. `frozen BN layer`.
+        broke: the verb for those that broke the invariant, e.g. `changed`.
+        column: the heading above the names of the changes.
         model: class name of the model.
         source: where the model was found, e.g. `fixture 'model'`; empty where it was passed.
-        layers: how many layers, or what the noun says, were watched.
-        tensors: how many tensor names were watched; None where what it judges is no tensor.
+        layers: how many layers were watched, or of what the noun says.
+        tensors: how many tensor names were watched; None where the guard does not judge tensors.
         changes: what broke the invariant; empty when it held.
         causes: why, most specific first.
-        hazards: what else is worth saying.
-        writes: who wrote first to each tensor that changed, if the step was traced; None where no
-            write breaks the guard.
+        hazards: what may go wrong later, though it did not break the invariant.
+        writes: the first write to each tensor that changed, if the step was traced; None where a
+            write cannot break the invariant.
         notes: how it was judged, where that is worth knowing.
+
+    Example:
+        >>> import torch
+        >>> from pytest_bninvariants import FrozenStateChanged, frozen_bn
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(2)).eval()
+        >>> with frozen_bn(model) as guard:
+        ...     output = model(torch.ones(4, 2))
+        >>> guard.verdict.holds, guard.verdict.layers, guard.verdict.tensors
+        (True, 1, 5)
+        >>> try:
+        ...     with frozen_bn(model):
+        ...         output = model.train()(torch.ones(4, 2))
+        ... except FrozenStateChanged as error:
+        ...     verdict = error.verdict
+        >>> verdict.changed_tensors
+        ('0.running_mean', '0.running_var', '0.num_batches_tracked')
+        >>> verdict.causes[0].name
+        'mode-flip'
     """
 
     guard: str

@@ -24,7 +24,6 @@ PUBLIC = {
 }
 MISSING = {
     "Guard",
-    "Verdict",
     "bn_updates",
     "frozen",
     "frozen_bn",

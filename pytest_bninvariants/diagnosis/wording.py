@@ -48,6 +48,11 @@ def one_or_many(names: Sequence[str], one: str, many: str) -> str:
     return one if len(names) == 1 else many
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 test` or `2 tests`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def span(counts: Sequence[int], noun: str, nouns: str) -> str:
     """Return counts with their noun, such as `1 batch` or `1 to 3 batches`."""
     least, most = min(counts), max(counts)

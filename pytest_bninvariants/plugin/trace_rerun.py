@@ -15,7 +15,7 @@ from _pytest.runner import runtestprotocol
 from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.plugin.options import may_run_again
 from pytest_bninvariants.plugin.outcomes.exceptions import verdicts_in
-from pytest_bninvariants.reporting.trace_text import compared
+from pytest_bninvariants.reporting.trace_text import compare_runs
 from pytest_bninvariants.run_config import Trace, replaced
 from pytest_bninvariants.verdict import Verdict
 
@@ -83,7 +83,7 @@ class TraceRerunner:
             text = "" if second.broken else _end_of_unbroken_run(ended)
         for report, verdicts in first.broken:
             verbose = item.config.get_verbosity() > 0
-            _add_section(report, text or compared(verdicts, second.verdicts, verbose=verbose))
+            _add_section(report, text or compare_runs(verdicts, second.verdicts, verbose=verbose))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_bninvariants.diagnosis.wording import first_few, name_list
-from pytest_bninvariants.reporting.lines import wrapped
-from pytest_bninvariants.reporting.verdict_text import explained
+from pytest_bninvariants.diagnosis.wording import counted, first_few, name_list
+from pytest_bninvariants.reporting.lines import labelled, wrap
+from pytest_bninvariants.reporting.verdict_text import cause_lines
 from pytest_bninvariants.verdict import Cause, Place
 
 _NAMED_TESTS = 3
@@ -46,7 +46,7 @@ class AuditTally:
         """
         self._tests[test] = findings["layers"], findings["frozen"]
         for model, plain in findings["causes"]:
-            cause = _cause(plain)
+            cause = _rebuild_cause(plain)
             key = (model, cause.name, cause.layers, cause.place)
             self._groups.setdefault(key, LeakGroup(model, cause)).tests[test] = None
 
@@ -57,41 +57,37 @@ class AuditTally:
             verbose: name all layers and all tests.
         """
         for group in self._groups.values():
-            yield from _told(group, verbose=verbose)
+            yield from _group_lines(group, verbose=verbose)
             yield ""
-        yield from wrapped(self._total(), first="", rest="  ")
+        yield from wrap(self._total(), first="", rest="  ")
 
     def _total(self) -> str:
+        total = f"bn audit: {counted(len(self._tests), 'test')}, "
         ran = [layers for layers, _ in self._tests.values() if layers]
-        watched = f"bn audit: {_count(len(self._tests), 'test')}, "
         if not ran:
-            return f"{watched}no BN layer ran in training mode: there was nothing to audit"
-        watched += f"{_count(sum(ran), 'BN layer')} ran in training mode in {len(ran)} of them, "
-        frozen = sum(layers for _, layers in self._tests.values())
+            return f"{total}no BN layer ran in training mode: there was nothing to audit"
+        total += f"{counted(sum(ran), 'BN layer')} ran in training mode in {len(ran)} of them, "
         leaking = {test for group in self._groups.values() for test in group.tests}
-        if not leaking:
-            return (
-                f"{watched}{frozen} of them frozen, and no leak was seen"
-                if frozen
-                else (f"{watched}none of them frozen")
-            )
-        return f"{watched}frozen layers moved in {len(leaking)}"
+        if leaking:
+            return f"{total}frozen layers moved in {len(leaking)}"
+        frozen = sum(layers for _, layers in self._tests.values())
+        return (
+            f"{total}{frozen} of them frozen, and no leak was seen"
+            if frozen
+            else f"{total}none of them frozen"
+        )
 
 
-def _cause(plain: Mapping[str, Any]) -> Cause:
+def _rebuild_cause(plain: Mapping[str, Any]) -> Cause:
+    """Return a cause that has crossed processes as plain data, in which tuples became lists."""
     place = plain["place"] and Place(**plain["place"])
     return Cause(**{**plain, "layers": tuple(plain["layers"]), "place": place})
 
 
-def _told(group: LeakGroup, *, verbose: bool) -> Iterator[str]:
+def _group_lines(group: LeakGroup, *, verbose: bool) -> Iterator[str]:
     layers, tests = list(group.cause.layers), list(group.tests)
     names = ", ".join(layers) if verbose else name_list(layers)
-    head = f"{group.model}: {_count(len(layers), 'frozen BN layer')} moved: {names or 'the model'}"
-    yield from wrapped(head, first="", rest="  ")
-    shown = first_few(tests, len(tests) if verbose else _NAMED_TESTS)
-    yield from wrapped(shown, first="in   ", rest="     ")
-    yield from explained(group.cause)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    moved = f"{counted(len(layers), 'frozen BN layer')} moved: {names or 'the model'}"
+    yield from wrap(f"{group.model}: {moved}", first="", rest="  ")
+    yield from labelled("in", first_few(tests, len(tests) if verbose else _NAMED_TESTS))
+    yield from cause_lines(group.cause)

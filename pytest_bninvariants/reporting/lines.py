@@ -8,10 +8,17 @@ from pytest_bninvariants.frames import relative_path
 from pytest_bninvariants.verdict import Place
 
 WIDTH = 76  # pytest puts "E   " before each line
+_INDENT = " " * 5  # as wide as a label, such as "why  "
 
 
-def wrapped(text: str, *, first: str, rest: str) -> list[str]:
-    """Return a text as lines, the first and the rest each after what is put before them."""
+def wrap(text: str, *, first: str, rest: str) -> list[str]:
+    """Return a text as lines that fit.
+
+    Args:
+        text: the text.
+        first: what the first line begins with.
+        rest: what the others begin with.
+    """
     return textwrap.wrap(
         text,
         WIDTH,
@@ -22,7 +29,17 @@ def wrapped(text: str, *, first: str, rest: str) -> list[str]:
     )
 
 
-def where(place: Place) -> str:
+def labelled(label: str, text: str) -> list[str]:
+    """Return a text as lines behind a label, which only the first line shows."""
+    return wrap(text, first=label.ljust(len(_INDENT)), rest=_INDENT)
+
+
+def count_hidden(number: int) -> list[str]:
+    """Return the line that says how many lines of a kind are not shown, if any."""
+    return [f"{_INDENT}and {number} more like these; -v gives all"] if number else []
+
+
+def describe_place(place: Place) -> str:
     """Return a place as `net.py:14 in forward`, and which library acted there."""
     tool = f", by {place.tool}" if place.tool else ""
     return f"{relative_path(place.file)}:{place.line} in {place.function}{tool}"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_bninvariants.diagnosis.wording import first_few
-from pytest_bninvariants.reporting.lines import where, wrapped
+from pytest_bninvariants.reporting.lines import count_hidden, describe_place, labelled
 from pytest_bninvariants.verdict import Change, Place, Verdict, Write
 
 _NAMED = 3
-_TOLD = 8
+_SHOWN = 8
 _OTHERS = "NumPy, another library, another thread or compiled code may have"
 
 
-def writers(writes: Iterable[Write], *, verbose: bool = False) -> list[str]:
+def write_lines(writes: Iterable[Write], *, verbose: bool = False) -> list[str]:
     """Return lines about writes: those of one operator at one place together.
 
     Args:
@@ -24,19 +24,16 @@ def writers(writes: Iterable[Write], *, verbose: bool = False) -> list[str]:
     for write in writes:
         key = write.operator, write.place, write.in_backward, write.between, write.replaced
         groups.setdefault(key, []).append(write)
-    told = list(groups.values()) if verbose else list(groups.values())[:_TOLD]
+    shown = list(groups.values())[: None if verbose else _SHOWN]
     lines = []
-    for group in told:
-        names = listed([write.name for write in group], verbose=verbose)
-        sentence, *more = _sentences(group[0], names)
-        lines += wrapped(sentence, first="who  ", rest="     ")
-        for each in more:
-            lines += wrapped(each, first="     ", rest="     ")
-    untold = len(groups) - len(told)
-    return [*lines, f"     and {untold} more like these; -v gives all"] if untold else lines
+    for group in shown:
+        names = _list_names([write.name for write in group], verbose=verbose)
+        for number, sentence in enumerate(_sentences(group[0], names)):
+            lines += labelled("" if number else "who", sentence)
+    return lines + count_hidden(len(groups) - len(shown))
 
 
-def listed(names: Sequence[str], *, verbose: bool = False) -> str:
+def _list_names(names: Sequence[str], *, verbose: bool = False) -> str:
     """Return names as a sentence has them, the first few of many."""
     all_fit = verbose or len(names) <= _NAMED + 1  # "and 1 more" is no shorter than a name
     return first_few(names, len(names) if all_fit else _NAMED)
@@ -53,17 +50,23 @@ def _sentences(write: Write, names: str) -> Iterator[str]:
         return
     yield f"{write.operator} {'replaced' if write.replaced else 'wrote'} {names}"
     backward = ", during backward" if write.in_backward else ""
-    yield f"at {where(write.place)}{backward}" if write.place else f"in a thread of torch{backward}"
+    yield (
+        f"at {describe_place(write.place)}{backward}"
+        if write.place
+        else f"in a thread of torch{backward}"
+    )
 
 
 def _bracket(after: Place | None, before: Place | None) -> Iterator[str]:
     if after is not None:
-        yield f"last seen unchanged after {after.call} at {where(after)}"
+        yield f"last seen unchanged after {after.call} at {describe_place(after)}"
     if before is not None:
-        yield f"first seen changed after {before.call} at {where(before)}"
+        yield f"first seen changed after {before.call} at {describe_place(before)}"
 
 
-def compared(first: Sequence[Verdict], second: Sequence[Verdict], *, verbose: bool = False) -> str:
+def compare_runs(
+    first: Sequence[Verdict], second: Sequence[Verdict], *, verbose: bool = False
+) -> str:
     """Return what a second run, under tracing, tells of the first.
 
     Args:
@@ -79,30 +82,27 @@ def compared(first: Sequence[Verdict], second: Sequence[Verdict], *, verbose: bo
         changed = [name for name in verdict.changed_tensors if name in held]
         writes = [found[name] for name in changed if name in found]
         lines += [f"{verdict.guard}:"] if len(first) > 1 else []
-        lines += writers(writes, verbose=verbose)
+        lines += write_lines(writes, verbose=verbose)
         exact = [change for each in of_same for change in each.changes if change.exact]
-        lines += _values(verdict.changes, exact, verbose=verbose)
+        lines += _value_lines(verdict.changes, exact, verbose=verbose)
         if not changed:
-            lines += wrapped("nobody: what broke it was no write", first="who  ", rest="     ")
+            lines += labelled("who", "nobody: what broke it was no write")
         missing = [name for name in changed if name not in found]
         if missing:
-            told = f"not written again in the second run: {listed(missing, verbose=verbose)}"
-            lines += wrapped(told, first="     ", rest="     ")
+            names = _list_names(missing, verbose=verbose)
+            lines += labelled("", f"not written again in the second run: {names}")
     return "\n".join(lines)
 
 
-def _values(first: Iterable[Change], second: Iterable[Change], *, verbose: bool) -> list[str]:
+def _value_lines(first: Iterable[Change], second: Iterable[Change], *, verbose: bool) -> list[str]:
     """Return how far values moved in the second run, where in the first fingerprints told."""
     names = {change.name for change in first if not change.exact}
-    told = [f"{change.name}: {change.text}" for change in second if change.name in names]
-    shown = told if verbose else told[:_TOLD]
-    lines = [
-        line
-        for number, text in enumerate(shown)
-        for line in wrapped(text, first="     " if number else "how  ", rest="     ")
-    ]
-    more = len(told) - len(shown)
-    return [*lines, f"     and {more} more like these; -v gives all"] if more else lines
+    texts = [f"{change.name}: {change.text}" for change in second if change.name in names]
+    shown = texts[: None if verbose else _SHOWN]
+    lines = []
+    for number, text in enumerate(shown):
+        lines += labelled("" if number else "how", text)
+    return lines + count_hidden(len(texts) - len(shown))
 
 
 def _same_guard(one: Verdict, other: Verdict) -> bool:

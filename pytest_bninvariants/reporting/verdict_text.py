@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pytest_bninvariants.diagnosis.wording import first_few
-from pytest_bninvariants.reporting.lines import where, wrapped
-from pytest_bninvariants.reporting.trace_text import writers
+from pytest_bninvariants.diagnosis.wording import counted, first_few
+from pytest_bninvariants.reporting.lines import describe_place, labelled, wrap
+from pytest_bninvariants.reporting.trace_text import write_lines
 from pytest_bninvariants.verdict import Cause, Change, Hazard, Verdict
 
 _TRACED = "traced in this run, in which what torch.compile had made ran eagerly"
@@ -24,17 +24,18 @@ def headline(verdict: Verdict) -> str:
     layers = verdict.changed_layers
     named = first_few([name or "the model" for name in layers], _NAMED_LAYERS)
     causes = ", ".join(dict.fromkeys(cause.name for cause in verdict.causes))
-    return f"{_count(verdict)}: {named}" + (f" ({causes})" if causes else "")
+    return f"{_extent(verdict)}: {named}" + (f" ({causes})" if causes else "")
 
 
-def _count(verdict: Verdict) -> str:
-    normalised = {change.kind == "batch-statistics" for change in verdict.changes}
-    told = ((False, verdict.broke), (True, "normalised with batch statistics"))
-    ways = [way for happened, way in told if happened in normalised]
+def _extent(verdict: Verdict) -> str:
+    """Say how many layers broke the invariant, and how."""
+    kinds = {change.kind for change in verdict.changes}
+    ways = [verdict.broke] if kinds - {"batch-statistics"} else []
+    if "batch-statistics" in kinds:
+        ways.append("normalised with batch statistics")
     changed = len(verdict.changed_layers)
-    total = max(verdict.layers, changed)
-    plural = "" if total == 1 else "s"
-    return f"{changed} of {total} {verdict.noun}{plural} {' or '.join(ways)}"
+    watched = max(verdict.layers, changed)
+    return f"{changed} of {counted(watched, verdict.noun)} {' or '.join(ways)}"
 
 
 def render(verdicts: Sequence[Verdict], *, verbose: bool = False) -> str:
@@ -61,29 +62,31 @@ def _named_headline(verdict: Verdict) -> str:
 
 def _body(verdict: Verdict, *, verbose: bool) -> str:
     source = f" ({verdict.source})" if verdict.source else ""
-    subject = f"{verdict.guard} on {verdict.model}{source}{_of_tensors(verdict)}"
+    subject = f"{verdict.guard} on {verdict.model}{source}{_tensor_count(verdict)}"
     lines = [
-        *wrapped(subject, first="", rest="  "),
+        *wrap(subject, first="", rest="  "),
         "",
         *_table(verdict, verbose=verbose),
         "",
     ]
     for cause in verdict.causes:
-        lines += explained(cause)
+        lines += cause_lines(cause)
     if verdict.writes:
-        lines += writers(verdict.writes, verbose=verbose)
-        lines += wrapped(_TRACED, first="     ", rest="     ")
-    lines += _hazards(verdict.hazards)
-    lines += [line for note in verdict.notes for line in wrapped(note, first="note ", rest="     ")]
+        lines += write_lines(verdict.writes, verbose=verbose)
+        lines += labelled("", _TRACED)
+    for text in _hazard_texts(verdict.hazards):
+        lines += labelled("also", text)
+    for note in verdict.notes:
+        lines += labelled("note", note)
     return "\n".join(lines).rstrip()
 
 
-def _of_tensors(verdict: Verdict) -> str:
+def _tensor_count(verdict: Verdict) -> str:
     if verdict.tensors is None:
         return ""
     changed = len(verdict.changed_tensors)
-    plural = "" if verdict.tensors == 1 else "s"
-    return f": {changed} of {max(changed, verdict.tensors)} watched tensor{plural} changed"
+    watched = max(changed, verdict.tensors)
+    return f": {changed} of {counted(watched, 'watched tensor')} changed"
 
 
 def _table(verdict: Verdict, *, verbose: bool) -> list[str]:
@@ -96,9 +99,9 @@ def _table(verdict: Verdict, *, verbose: bool) -> list[str]:
     lines = [f"  {verdict.column:{column}}  change"]
     for name, text in rows:
         if len(name) <= column:
-            lines += wrapped(text, first=f"  {name:{column}}  ", rest=" " * (column + 4))
+            lines += wrap(text, first=f"  {name:{column}}  ", rest=" " * (column + 4))
         else:
-            lines += [f"  {name}", *wrapped(text, first=" " * 8, rest=" " * 8)]
+            lines += [f"  {name}", *wrap(text, first=" " * 8, rest=" " * 8)]
     return lines
 
 
@@ -117,27 +120,20 @@ def _folded(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
     return rows
 
 
-def explained(cause: Cause) -> list[str]:
+def cause_lines(cause: Cause) -> list[str]:
     """Return the lines that say why, where, and what to do."""
-    lines = wrapped(f"{cause.name}: {cause.why}", first="why  ", rest="     ")
+    lines = labelled("why", f"{cause.name}: {cause.why}")
     if cause.place is not None:
-        told = f"{cause.did} {cause.place.call} at {where(cause.place)}"
-        lines += wrapped(told, first="     ", rest="     ")
-    return [*lines, *wrapped(cause.fix, first="fix  ", rest="     ")]
-
-
-def _hazards(hazards: Iterable[Hazard]) -> list[str]:
-    return [
-        line for text in _by_text(hazards) for line in wrapped(text, first="also ", rest="     ")
-    ]
+        lines += labelled("", f"{cause.did} {cause.place.call} at {describe_place(cause.place)}")
+    return lines + labelled("fix", cause.fix)
 
 
 def hazards_in_a_line(hazards: Iterable[Hazard]) -> str:
     """Return hazards as one sentence's end."""
-    return "; ".join(_by_text(hazards))
+    return "; ".join(_hazard_texts(hazards))
 
 
-def _by_text(hazards: Iterable[Hazard]) -> list[str]:
+def _hazard_texts(hazards: Iterable[Hazard]) -> list[str]:
     grouped: dict[str, list[str]] = {}
     for hazard in hazards:
         grouped.setdefault(hazard.text, []).append(hazard.name or "the model")
