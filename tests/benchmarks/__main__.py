@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from tests.benchmarks.accuracy import bounds, detection, kit
-from tests.benchmarks.speed import cost, endurance, finetuning, startup, tracing, watching
+from tests.benchmarks.accuracy import accumulating, bounds, detection
+from tests.benchmarks.speed import cost, endurance, finetuning, kit, startup, tracing, watching
 
-for benchmark in (cost, finetuning, watching, tracing, startup, kit, endurance, detection, bounds):
+SPEED = (cost, finetuning, watching, tracing, startup, kit, endurance)
+ACCURACY = (detection, accumulating, bounds)
+
+for benchmark in SPEED + ACCURACY:
     benchmark.main()

@@ -6,7 +6,7 @@ show.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -20,6 +20,7 @@ from tests.benchmarks.accuracy.comparisons import (
     comparisons,
 )
 from tests.benchmarks.accuracy.defects import DEFECTS
+from tests.benchmarks.markdown import table
 
 CASES = 300  # of each precision
 RUN = 100  # cases that a run of a law takes
@@ -101,12 +102,6 @@ def defects(compared: Compared) -> str:
         for defect in DEFECTS
     ]
     return table([f"caught by {' / '.join(found)}, %", *count], lines)
-
-
-def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Return a table in markdown."""
-    rule = ["---"] * len(head)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
 
 
 def _precisions(compared: Compared) -> list[str]:

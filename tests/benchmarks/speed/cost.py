@@ -16,7 +16,7 @@ import torch
 
 from pytest_bninvariants.run_config import replaced
 from pytest_bninvariants.snapshot.arena import arena
-from tests.benchmarks.accuracy.bounds import table
+from tests.benchmarks.markdown import table
 from tests.benchmarks.speed.workloads import WORKLOADS, Workload
 
 ROUNDS = 9

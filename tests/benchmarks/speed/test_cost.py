@@ -10,7 +10,6 @@ pytest.importorskip("torchvision")
 
 from torchvision.models import resnet18
 
-from tests.benchmarks.accuracy import detection
 from tests.benchmarks.speed import cost, endurance, finetuning, startup
 from tests.benchmarks.speed.workloads import WORKLOADS, small
 
@@ -47,14 +46,6 @@ def test_many_steps_are_guarded_and_a_guard_is_put_around_many() -> None:
     grown = endurance.grown(small(), steps=20)
     assert sys.platform != "linux" or abs(grown) < 2**26
     assert endurance.overhead(small(), steps=5, rounds=1) > 0
-
-
-@pytest.mark.parametrize("how", detection.KEEPING)
-def test_flips_are_found_and_untouched_steps_are_no_alarm(how: str) -> None:
-    if how == "xxhash":
-        pytest.importorskip("xxhash")
-    assert detection.flips(how, times=50) == []
-    assert detection.alarms(how, times=20) == 0
 
 
 def test_the_start_is_timed_with_the_plugin_and_without() -> None:

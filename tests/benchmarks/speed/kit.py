@@ -1,6 +1,6 @@
 """Measure how many examples a second the conformance kit tries.
 
-Run as `python -m tests.benchmarks.accuracy.kit`; docs/performance.md has the number.
+Run as `python -m tests.benchmarks.speed.kit`; docs/performance.md has the number.
 """
 
 from __future__ import annotations
