@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm
 
 
-def _hands_out(name: str, doc: str) -> Any:
+def _make_fixture(name: str, doc: str) -> Any:
     """Return a fixture that hands out an invariant."""
 
     def fixture() -> Callable[..., Any]:
@@ -29,7 +29,9 @@ def _hands_out(name: str, doc: str) -> Any:
 
 
 for _name, _invariant in INVARIANTS.items():
-    globals()[_name] = _hands_out(_name, _invariant.fixture)  # pytest looks among a module's names
+    globals()[_name] = _make_fixture(
+        _name, _invariant.fixture
+    )  # pytest looks among a module's names
 
 
 @pytest.fixture(scope="session")

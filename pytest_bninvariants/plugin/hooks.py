@@ -13,7 +13,7 @@ import pytest
 
 from pytest_bninvariants import guard_registry, run_config
 from pytest_bninvariants.plugin import fixtures, markers
-from pytest_bninvariants.plugin.options import SETTINGS, add_options, may_run_again, read_settings
+from pytest_bninvariants.plugin.options import SETTINGS, add_options, may_run_again, parse_settings
 
 __all__: tuple[str, ...] = ()
 _OPEN = pytest.StashKey[set[int]]()
@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fixtures, fixtures.__name__)  # `pytest_plugins` takes longer
     for line in markers.help_lines():
         config.addinivalue_line("markers", line)
-    settings = config.stash[SETTINGS] = read_settings(config)
+    settings = config.stash[SETTINGS] = parse_settings(config)
     until_unconfigured = ExitStack()
     until_unconfigured.enter_context(run_config.active(settings.run))
     config.add_cleanup(until_unconfigured.close)
@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "bn_device" in metafunc.fixturenames and _is_free("bn_device", metafunc):
+    if "bn_device" in metafunc.fixturenames and _may_parametrize("bn_device", metafunc):
         names = metafunc.config.stash[SETTINGS].run.devices
         metafunc.parametrize("bn_device", names, indirect=True, scope="session")
 
@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
         conformance_plan.require_kit_tests(config)
 
 
-def _is_free(fixture: str, metafunc: pytest.Metafunc) -> bool:
+def _may_parametrize(fixture: str, metafunc: pytest.Metafunc) -> bool:
     """Tell whether a fixture is ours, and not overridden or parametrized by the test."""
     definitions = metafunc._arg2fixturedefs.get(fixture, ())
     if not definitions or definitions[-1].func.__module__ != fixtures.__name__:

@@ -56,32 +56,32 @@ class Settings:
         return tuple(option for option, value in options.items() if value)
 
 
-def read_settings(config: pytest.Config) -> Settings:
+def parse_settings(config: pytest.Config) -> Settings:
     """Read the command line and the ini file.
 
     Raises:
         pytest.UsageError: a value is malformed, or a device is not there.
     """
     given, by_ini = config.getoption, config.getini
-    bn_trace = _trace(config)
+    bn_trace = _read_trace(config)
     return Settings(
         run=RunConfig(
-            devices=_devices(given("bn_device"), by_ini("bn_device")),
-            bn_layer_types=_types(by_ini("bn_layer_types")),
-            snapshot_budget=_bytes("bn_snapshot_budget", by_ini("bn_snapshot_budget")),
+            devices=_read_devices(given("bn_device"), by_ini("bn_device")),
+            bn_layer_types=_read_layer_types(by_ini("bn_layer_types")),
+            snapshot_budget=_read_bytes("bn_snapshot_budget", by_ini("bn_snapshot_budget")),
             trace=Trace() if bn_trace else None,
         ),
-        bn_audit=_audit(given("bn_audit"), by_ini("bn_audit")),
+        bn_audit=_read_audit(given("bn_audit"), by_ini("bn_audit")),
         bn_impls=tuple(given("bn_impl") or ()),
-        bn_laws=_listed("--bn-laws", given("bn_laws")),
-        bn_dtypes=_dtypes(given("bn_dtype")),
-        bn_xfails=_file("--bn-xfails", given("bn_xfails")),
-        bn_examples=_examples(given("bn_examples")),
+        bn_laws=_split_names("--bn-laws", given("bn_laws")),
+        bn_dtypes=_read_dtypes(given("bn_dtype")),
+        bn_xfails=_read_file_name("--bn-xfails", given("bn_xfails")),
+        bn_examples=_read_examples(given("bn_examples")),
         bn_trace=bn_trace,
     )
 
 
-def _devices(given: list[str] | None, by_ini: list[str]) -> tuple[str, ...]:
+def _read_devices(given: list[str] | None, by_ini: list[str]) -> tuple[str, ...]:
     names, option = (given, "--bn-device") if given else (by_ini, "bn_device")
     if not names:
         return ("cpu",)
@@ -93,7 +93,7 @@ def _devices(given: list[str] | None, by_ini: list[str]) -> tuple[str, ...]:
         raise pytest.UsageError(str(error)) from None
 
 
-def _types(names: list[str]) -> tuple[str, ...]:
+def _read_layer_types(names: list[str]) -> tuple[str, ...]:
     for name in names:
         if not all(part.isidentifier() for part in name.replace(":", ".").split(".")):
             raise pytest.UsageError(
@@ -103,7 +103,7 @@ def _types(names: list[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _audit(given: str | None, by_ini: str) -> str | None:
+def _read_audit(given: str | None, by_ini: str) -> str | None:
     option, value = ("bn_audit", by_ini) if given is None else ("--bn-audit", given)
     if value in _AUDITS or (given is None and not value):
         return value or None
@@ -113,7 +113,7 @@ def _audit(given: str | None, by_ini: str) -> str | None:
     )
 
 
-def _listed(option: str, given: list[str] | None) -> tuple[str, ...]:
+def _split_names(option: str, given: list[str] | None) -> tuple[str, ...]:
     """Return the names in comma-separated texts; an empty text is refused, not read as `all`."""
     found: list[str] = []
     for each in given or ():
@@ -124,21 +124,21 @@ def _listed(option: str, given: list[str] | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _file(option: str, given: str | None) -> str | None:
+def _read_file_name(option: str, given: str | None) -> str | None:
     if given == "":
         raise pytest.UsageError(f"{option}=: is empty; give a file, or leave it out")
     return given
 
 
-def _dtypes(given: list[str] | None) -> tuple[str, ...]:
-    names = _listed("--bn-dtype", given)
+def _read_dtypes(given: list[str] | None) -> tuple[str, ...]:
+    names = _split_names("--bn-dtype", given)
     for name in names:
         if name not in DTYPES:
             raise pytest.UsageError(f"--bn-dtype={name}: unknown; accepted are {', '.join(DTYPES)}")
     return names
 
 
-def _examples(given: str | None) -> int:
+def _read_examples(given: str | None) -> int:
     if given is None:
         return EFFORTS["default"]
     try:
@@ -147,7 +147,7 @@ def _examples(given: str | None) -> int:
         raise pytest.UsageError(str(error)) from None
 
 
-def _bytes(key: str, given: str) -> int | None:
+def _read_bytes(key: str, given: str) -> int | None:
     if not given:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)", given)
@@ -160,7 +160,7 @@ def _bytes(key: str, given: str) -> int | None:
     return int(float(found[1]) * units[found[2].lower()])
 
 
-def _trace(config: pytest.Config) -> str | None:
+def _read_trace(config: pytest.Config) -> str | None:
     given: str | None = config.getoption("bn_trace")
     debugging = config.getoption("usepdb", False) or config.getoption("trace", False)
     return "same-run" if given and debugging else given  # one stop at a failure is enough
@@ -190,7 +190,7 @@ def raise_usage_error(config: pytest.Config, option: str, message: str) -> None:
     config.hook.pytest_collectreport(report=report)
 
 
-class _Trace(argparse.Action):
+class _TraceAction(argparse.Action):
     """Read `--bn-trace` and `--bn-trace=WORD`, which are declared as separate option strings.
 
     An option with an optional value would take the next argument, a path, for its value.
@@ -214,7 +214,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--bn-trace",
         *(f"--bn-trace={word}" for word in TRACES),
-        action=_Trace,
+        action=_TraceAction,
         nargs=0,
         default=None,
         dest="bn_trace",
