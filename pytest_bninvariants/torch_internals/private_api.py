@@ -47,6 +47,8 @@ class PrivateName:
 
 NAMES: list[PrivateName] = []
 """All that have been looked up."""
+_missing: list[PrivateName] = []
+"""Those without which something refuses to start."""
 
 A_GUARD, A_TRACE = "a guard", "--bn-trace"
 MODULE_ATTRIBUTES = (
@@ -82,7 +84,10 @@ def _need(path: str, *, used_for: str, by: str, default: Any = None) -> Any:
 
     fallback = default or refuse
     value, without = _look_up(path, fallback), f"{by} refuses to start"
-    NAMES.append(PrivateName(path, used_for, without, by, "2.4", value is not fallback))
+    name = PrivateName(path, used_for, without, by, "2.4", value is not fallback)
+    NAMES.append(name)
+    if not name.found:
+        _missing.append(name)
     return value
 
 
@@ -99,11 +104,11 @@ def require(what: str) -> None:
     Raises:
         GateError: this torch lacks a private name that it needs.
     """
-    for name in NAMES:
-        if name.needed_by == what and not name.found:
-            missing = name.path.replace(":", ".")
+    for name in _missing:
+        if name.needed_by == what:
+            path = name.path.replace(":", ".")
             raise GateError(
-                f"torch {torch.__version__} has no {missing}, which {what} needs {name.used_for}"
+                f"torch {torch.__version__} has no {path}, which {what} needs {name.used_for}"
             )
 
 
