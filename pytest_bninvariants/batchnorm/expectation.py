@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -34,7 +33,7 @@ class BoundedValue(NamedTuple):
 
     Args:
         value: float64, on the CPU.
-        bound: the same shape; infinite where nothing can be said.
+        bound: the same shape; infinite where nothing bounds it.
     """
 
     value: Tensor
@@ -110,7 +109,9 @@ class ReferenceTwin:
         new = self._state()
         assert new is not None
         self._state_errors = _running_bounds(
-            zip(old, self._state_errors, new, strict=True),
+            old,
+            self._state_errors,
+            new,
             batch.statistics,
             batch.errors,
             batch.values.shape[1],
@@ -177,18 +178,19 @@ def expected_statistics(
     n = values.shape[1]
     batch = batch_statistics(values)
     errors = statistics_bounds(values, batch, _depth(x), arithmetic)
-    unbiased = Statistics(batch.mean, batch.var * (n / (n - 1)))
-    exact = torch.zeros_like(batch.mean)
+    exact = Statistics(torch.zeros_like(batch.mean), torch.zeros_like(batch.var))
     new = Statistics(
-        *((1 - momentum) * a + momentum * b for a, b in zip(old, unbiased, strict=True))
+        (1 - momentum) * old.mean + momentum * batch.mean,
+        (1 - momentum) * old.var + momentum * (batch.var * (n / (n - 1))),
     )
-    states = zip(old, (exact, exact), new, strict=True)
-    bounds = _running_bounds(states, batch, errors, n, momentum, arithmetic)
+    bounds = _running_bounds(old, exact, new, batch, errors, n, momentum, arithmetic)
     return BoundedValue(new.mean, bounds.mean), BoundedValue(new.var, bounds.var)
 
 
 def _running_bounds(
-    states: Iterable[tuple[Tensor, Tensor, Tensor]],
+    old: Statistics,
+    old_bounds: Statistics,
+    new: Statistics,
     batch: Statistics,
     errors: Statistics,
     n: int,
@@ -198,20 +200,20 @@ def _running_bounds(
     """Return the bounds of running statistics after a batch of n values per channel.
 
     Args:
-        states: of the mean and the variance, the old one, its bound, and the true new one.
-        batch: the batch's statistics, biased.
+        old: the statistics before it.
+        old_bounds: their bounds.
+        new: the true ones after it.
+        batch: the batch's, biased.
         errors: their bounds.
         n: how many values each channel has.
         m: the batch's weight.
         a: the layer's arithmetic.
     """
     unbias = n / (n - 1)
-    of_batch = ((batch.mean, errors.mean), (batch.var * unbias, errors.var * unbias))
+    var, var_bound = batch.var * unbias, errors.var * unbias
     return Statistics(
-        *(
-            running_bound(*state, *contributed, m, a)
-            for state, contributed in zip(states, of_batch, strict=True)
-        )
+        running_bound(old.mean, old_bounds.mean, new.mean, batch.mean, errors.mean, m, a),
+        running_bound(old.var, old_bounds.var, new.var, var, var_bound, m, a),
     )
 
 

@@ -43,7 +43,7 @@ class BatchNormGradients(NamedTuple):
 
 
 def rows(x: Tensor) -> Tensor:
-    """Return a batch (N, C, *) as float64 rows (C, n) on the CPU; autograd passes through."""
+    """Return a batch (N, C, *) as float64 rows (C, n) on the CPU, differentiably."""
     return x.to("cpu", torch.float64).transpose(0, 1).flatten(1)
 
 
@@ -56,9 +56,9 @@ def unrows(values: Tensor, shape: torch.Size) -> Tensor:
 def batch_statistics(values: Tensor) -> Statistics:
     """Return mean and biased variance of rows (C, n).
 
-    Each takes a second look at what rounding left over (Chan, Golub and LeVeque, "Algorithms for
+    Each is corrected by what rounding left over (Chan, Golub and LeVeque, "Algorithms for
     computing the sample variance", 1983, equation 1.7), so that float64 serves as the truth for
-    float32 whatever the offset.
+    float32 at any offset.
     """
     rough = values.mean(1, keepdim=True)
     mean = rough + (values - rough).mean(1, keepdim=True)
@@ -102,7 +102,7 @@ class ReferenceBatchNorm(nn.Module):
     """Compute what a BatchNorm of any rank from 2 to 5 must, in float64 on the CPU.
 
     It has the state of `nn.BatchNorm*`, so `load_state_dict(layer.state_dict())` makes it a twin of
-    a layer. Its forward is differentiable, twice too; `gradients` has the formulas.
+    a layer. Its forward can be differentiated twice; `gradients` computes from the formulas.
 
     Args:
         num_features: C, the number of channels.
@@ -161,7 +161,7 @@ class ReferenceBatchNorm(nn.Module):
 
     @property
     def tracks(self) -> bool:
-        """Return whether the next forward takes its batch into the state that there is."""
+        """Return whether the next forward counts its batch, and tracks its statistics."""
         return self.training and self.track_running_stats
 
     @property
@@ -173,7 +173,7 @@ class ReferenceBatchNorm(nn.Module):
         return 1.0 / int(self.num_batches_tracked)
 
     def statistics(self, values: Tensor) -> Statistics:
-        """Return what rows (C, n) are normalised with in the present mode."""
+        """Return the statistics that rows (C, n) are normalised with in the present mode."""
         if self.uses_batch_statistics:
             return batch_statistics(values)
         assert self.running_mean is not None
@@ -190,8 +190,8 @@ class ReferenceBatchNorm(nn.Module):
             float64 on the CPU, shape of x.
 
         Raises:
-            ValueError: the rank or the number of channels is wrong, or batch statistics would be
-                those of one value per channel.
+            ValueError: if the rank or the number of channels is wrong, or each channel has one
+                value alone, which has no batch statistics.
         """
         self._check(x)
         if self.tracks and self.num_batches_tracked is not None:
@@ -215,7 +215,7 @@ class ReferenceBatchNorm(nn.Module):
 
     @torch.no_grad()
     def _track(self, statistics: Statistics, n: int) -> None:
-        """Take a batch into the running statistics: new = (1 - m) old + m batch's.
+        """Update the running statistics with a batch: new = (1 - m) old + m batch's.
 
         The variance that is stored is the unbiased one, n/(n-1) times the batch's.
         """
@@ -227,11 +227,14 @@ class ReferenceBatchNorm(nn.Module):
 
     @torch.no_grad()
     def gradients(self, x: Tensor, grad: Tensor) -> BatchNormGradients:
-        """Return the gradients of a loss in the present mode; the state stays.
+        """Return the gradients of a loss in the present mode, without changing the state.
 
         Args:
             x: the input, shape (N, C, *).
             grad: g, the gradient with respect to the output, shape of x.
+
+        Raises:
+            ValueError: if x is not a batch for this layer, or grad has another shape.
         """
         self._check(x)
         if grad.shape != x.shape:

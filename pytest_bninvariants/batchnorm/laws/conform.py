@@ -106,7 +106,7 @@ def assert_bn_conforms(
         laws: names or patterns of laws, or `frozen`; empty: all laws of a whole BatchNorm.
         dtypes: names of the inputs' dtypes; None: each law's own.
         examples: effort for each law: a number from 1, `quick`, `default` or `thorough`.
-        rank: `1d`, `2d`, `3d` or `nd`; None: by the name of the class, or found out.
+        rank: `1d`, `2d`, `3d` or `nd`; None: by the name of the class, or tried out.
         keywords: further arguments for the layer.
 
     Raises:

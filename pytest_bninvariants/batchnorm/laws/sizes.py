@@ -27,7 +27,7 @@ _SWEEP: dict[str, Any] = {
 
 
 def _sweep(trial: LawTrial, case: Case, shapes: list[tuple[int, ...]]) -> None:
-    """Check output, statistics and gradients of each shape, each on a layer of its own."""
+    """Check output, statistics and gradients of each shape, each on a new layer."""
     for index, shape in enumerate(shapes):
         batch = Batch(shape=shape, seed=case.batches[0].seed + index, kappa=case.batches[0].kappa)
         one = replace(case, batches=(batch,), plain_gradient=False, count=0)

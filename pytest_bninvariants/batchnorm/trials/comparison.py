@@ -50,7 +50,7 @@ class TensorComparison:
     Args:
         got: the layer's.
         value: the true one.
-        bound: how far the layer's may be from it; infinite where nothing can be said.
+        bound: how far the layer's may be from it; infinite where nothing bounds it.
         dtype: the layer's.
         axis: which axis counts channels.
     """

@@ -66,8 +66,8 @@ def _keywords(arguments: str | None) -> dict[str, Any]:
     try:
         return {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
     except ValueError:
-        said = f"{arguments}: arguments must be literals, such as False or 0.1"
-        raise ValueError(said) from None
+        message = f"{arguments}: arguments must be literals, such as False or 0.1"
+        raise ValueError(message) from None
 
 
 def _has_repeats(names: list[str | None]) -> bool:

@@ -159,8 +159,8 @@ class LawTrial:
             )
         if got.shape != expected.value.shape:
             shape = tuple(expected.value.shape)
-            said = f"{expression} has shape {tuple(got.shape)}, expected {shape}"
-            self.fail(said, f"{expression}.shape == {shape}")
+            news = f"{expression} has shape {tuple(got.shape)}, expected {shape}"
+            self.fail(news, f"{expression}.shape == {shape}")
         comparison = TensorComparison.from_tensors(got, expected, axis)
         if got.numel():
             self._count(comparison.unbounded_share())
@@ -204,7 +204,7 @@ class LawTrial:
 
         Args:
             condition: the expression.
-            message: what is said if it is not; braces hold expressions.
+            message: the news if it is not; braces hold expressions.
         """
         if not self.evaluate(condition):
             self.fail(self._filled(message), condition)
@@ -230,7 +230,7 @@ class LawTrial:
 
     def fail(
         self,
-        said: str,
+        news: str,
         check: str | None,
         *,
         table: list[str] | None = None,
@@ -239,12 +239,12 @@ class LawTrial:
         """Raise that the law is broken.
 
         Args:
-            said: the news, one line.
+            news: what is wrong, one line.
             check: an expression that the snippet asserts; None: its last line raises.
             table: expected and got.
             cause: what the layer raised.
         """
-        headline = f"{self.subject.label} breaks the law {self.law}: {said}"
+        headline = f"{self.subject.label} breaks the law {self.law}: {news}"
         snippet = self._script.text(check)
         report = law_report(headline, self.statement, self.case, table or [], snippet)
         raise LawBroken(report, self.law, "\n".join(snippet)) from cause

@@ -75,7 +75,7 @@ class LayerUnderTest:
         return name if name.isidentifier() else "make_layer"
 
     def _check_makes_a_layer(self) -> None:
-        """Make a layer once, so that a wrong argument is no finding of every law."""
+        """Make a layer once, so that a wrong argument does not break every law."""
         call = self.call(_CHANNELS)
         try:
             made = self._make()
@@ -89,18 +89,18 @@ class LayerUnderTest:
 
     def _find_ranks(self, device: str) -> tuple[int, ...]:
         """Return the ranks that the layer takes in eval."""
-        taken, said = [], ""
+        taken, refusal = [], ""
         for dims in RANKS["nd"]:
             try:
                 layer = self._make().to(device).eval()
                 with torch.no_grad():
                     layer(torch.ones(2, _CHANNELS, *[2] * (dims - 2), device=device))
             except Exception as error:  # a rank that is not taken is refused in many ways
-                said = f"{type(error).__name__}: {error}"
+                refusal = f"{type(error).__name__}: {error}"
             else:
                 taken.append(dims)
         if not taken:
-            raise ValueError(f"it takes no input of 2 to 5 dimensions: {said}")
+            raise ValueError(f"it takes no input of 2 to 5 dimensions: {refusal}")
         return tuple(taken)
 
     def takes(self, keyword: str) -> bool:
