@@ -2,58 +2,59 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import warnings
-from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
-from pytest_bninvariants.errors import (
-    DriftNote,
-    GateError,
-    InvariantBroken,
-    InvariantHazard,
-    Refusal,
-)
-from pytest_bninvariants.frames import drop_our_frames, relative_path, user_line
+from pytest_bninvariants.errors import GateError, InvariantBroken, InvariantHazard, Refusal
+from pytest_bninvariants.frames import relative_path, user_line
 from pytest_bninvariants.guard_registry import entered, unreported
-from pytest_bninvariants.reporting.verdict_text import hazards_in_a_line, headline, render
+from pytest_bninvariants.invariants.conclude import conclude
+from pytest_bninvariants.reporting.verdict_text import hazards_in_a_line
 from pytest_bninvariants.verdict import Verdict
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pytest_bninvariants.verdict import Verdict
+_NEVER_ENTERED = "was never entered, so it watched nothing: use `with`"
+_NEVER_LEFT = "was entered and never left, so it compared nothing: use `with`"
 
 
 class GuardNeverEntered(UserWarning):
-    """Say that a guard was made and thrown away without `with`, and so watched nothing."""
+    """Warn that a guard was made and thrown away without `with`, and so watched nothing."""
 
 
 _numbers = itertools.count()
+_warned: dict[str | tuple[str, type[Warning], int], int] = {}
 
 
 class Guard:
     """Hold an invariant of one model around one step; a context manager, for use once.
 
-    A kind of guard says what it does at the start, at the end, and how it judges.
+    Subclasses say what is kept at the start, what ends at the end, and how it is judged.
 
     Args:
         model: the model.
         spelled: the guard as its user wrote it, e.g. `frozen_bn('backbone')`.
 
     Attributes:
-        failure: what it raises.
+        failure: the exception that it raises.
         judges_halfway: whether its verdict means anything where the step raised.
-        companion: another guard around the same step, that this one brings along.
+        companion: another guard around the same step, which starts and ends with this one.
         made: file and line that warnings are about.
-        sources: where each of its models was found, e.g. `fixture 'model'`; the pytest layer sets
-            it, and none is there where the models were passed.
+        sources: where each of its models was found, e.g. `fixture 'model'`. The pytest layer sets
+            them; they are empty where the models were passed.
         verdict: what was found, once it has ended.
+
+    Example:
+        >>> import torch
+        >>> from pytest_bninvariants import frozen_bn
+        >>> model = torch.nn.BatchNorm1d(2).eval()
+        >>> with frozen_bn(model) as guard:
+        ...     _ = model(torch.ones(4, 2))
+        >>> guard.verdict.holds, guard.verdict.layers, guard.verdict.tensors
+        (True, 1, 5)
     """
 
     failure: ClassVar[type[InvariantBroken]] = InvariantBroken
@@ -62,20 +63,15 @@ class Guard:
     def __init__(self, model: nn.Module, spelled: str) -> None:
         self.model = model
         self.spelled = spelled
+        self.sources: tuple[str, ...] = ()
         self.verdict: Verdict | None = None
         self.companion: Guard | None = None
         self._used = self._started = self._is_companion = False
-        self.sources: tuple[str, ...] = ()
         self._number = next(_numbers)
         self.made = user_line()
         file, line = self.made
-        self._named = f"{self.spelled}, made at {relative_path(file)}:{line},"
-        unreported[self._number] = never_entered(self._named)
-
-    @property
-    def parts(self) -> tuple[Guard, ...]:
-        """Return it, and what it brings along."""
-        return (self,) if self.companion is None else (self, self.companion)
+        self._described = f"{self.spelled}, made at {relative_path(file)}:{line},"
+        self.report_later(_NEVER_ENTERED)
 
     def __enter__(self) -> Guard:
         self.start()
@@ -92,9 +88,14 @@ class Guard:
 
     def __del__(self) -> None:
         if not (getattr(self, "_used", True) or self._is_companion):
-            told = never_entered(self._named)
+            text = f"{self._described} {_NEVER_ENTERED}"
             with suppress(GuardNeverEntered):  # an error here would go nowhere
-                warnings.warn_explicit(told, GuardNeverEntered, *self.made)
+                warnings.warn_explicit(text, GuardNeverEntered, *self.made)
+
+    @property
+    def parts(self) -> tuple[Guard, ...]:
+        """Return the guard, and its companion if it has one."""
+        return (self,) if self.companion is None else (self, self.companion)
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -106,6 +107,11 @@ class Guard:
         """Return where its models were found; empty where they were passed."""
         return " and ".join(filter(None, self.sources))
 
+    @property
+    def left_open(self) -> str:
+        """Return the text reported when the guard is never left."""
+        return f"{self._described} {_NEVER_LEFT}"
+
     def _begin(self) -> None:
         """Keep what is needed of the model, and begin to watch.
 
@@ -115,7 +121,7 @@ class Guard:
         raise NotImplementedError
 
     def _end(self) -> None:
-        """Watch no longer; harmless where it does not watch."""
+        """Stop watching, if it watches."""
 
     def _judge(self) -> Verdict:
         """Compare and explain, once, after `_begin` and `_end`.
@@ -125,11 +131,18 @@ class Guard:
         """
         raise NotImplementedError
 
+    def bring(self, companion: Guard) -> Guard:
+        """Have another guard start and end with this one, and judge by itself."""
+        unreported.pop(companion._number, None)
+        companion._is_companion = True
+        self.companion = companion
+        return self
+
     def start(self) -> None:
         """Keep what is needed of the model, and begin to watch.
 
         Raises:
-            GateError: there is nothing to watch, or it cannot be compared.
+            GateError: if there is nothing to watch, or it cannot be compared.
         """
         if self._used:
             raise GateError(f"{self.spelled} is for one step: make another for the next")
@@ -147,41 +160,19 @@ class Guard:
         if not self._is_companion:
             entered[self._number] = self
 
-    @property
-    def left_open(self) -> str:
-        """Return what is said of it if nobody leaves it."""
-        return never_left(self._named)
-
-    def bring(self, companion: Guard) -> Guard:
-        """Have another guard start and end with this one, and judge by itself."""
-        unreported.pop(companion._number, None)
-        companion._is_companion = True
-        self.companion = companion
-        return self
-
-    def _use(self) -> None:
-        self._used = True
-        unreported.pop(self._number, None)
-
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._use()
         entered.pop(self._number, None)
         if self.companion is not None:
             self.companion.stop()
         self._end()
 
-    def warn(self) -> None:
-        """Warn of what may go wrong later, once for each place and text."""
-        if self.verdict is not None and self.verdict.hazards:
-            told = f"{self.spelled} holds, but {hazards_in_a_line(self.verdict.hazards)}"
-            warnings.warn_explicit(told, InvariantHazard, *self.made, registry=_warned)
-
     def finish(self) -> Verdict:
         """Stop watching and judge.
 
         Raises:
-            GateError: nothing ran that could have changed anything.
+            GateError: if nothing ran that could have changed anything.
         """
         self.stop()
         if not self._started:
@@ -193,112 +184,30 @@ class Guard:
             raise refusal.by(self.spelled) from refusal.__cause__
         return self.verdict
 
+    def warn(self) -> None:
+        """Warn of what may go wrong later, once for each place and text."""
+        if self.verdict is not None and self.verdict.hazards:
+            text = f"{self.spelled} holds, but {hazards_in_a_line(self.verdict.hazards)}"
+            warnings.warn_explicit(text, InvariantHazard, *self.made, registry=_warned)
 
-_warned: dict[str | tuple[str, type[Warning], int], int] = {}
+    def report_later(self, what: str) -> None:
+        """Have the pytest layer fail the test with this, unless the guard is used before."""
+        unreported[self._number] = f"{self._described} {what}"
 
-
-def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
-    """End a step: judge, and raise what must be raised.
-
-    Args:
-        guards: the guards around the step.
-        error: the step's own exception; it wins, and what had changed is added to it as a note.
-
-    Raises:
-        InvariantBroken: an invariant is broken; of what kind, the first broken guard says.
-        GateError: a guard could not judge.
-    """
-    __tracebackhide__ = True
-    guards = [part for guard in guards for part in guard.parts]
-    for guard in reversed(guards):
-        guard.stop()
-    if isinstance(error, _CANCELLED) or _is_trios(error):
-        _keep_for_the_end(guards, error)
-        return
-    if error is not None:
-        drop_our_frames(error)
-        if not isinstance(error, KeyboardInterrupt):
-            _note(guards, error)
-        return
-    broken: dict[Guard, Verdict] = {}
-    blind: list[str] = []
-    for guard in guards:
-        try:
-            verdict = guard.finish()
-        except GateError as gate_error:
-            blind.append(str(gate_error))
-        else:
-            if verdict.holds:
-                guard.warn()
-            else:
-                broken[guard] = verdict
-    verdicts = tuple(broken.values())
-    if blind:
-        failure = GateError("\n".join(blind))
-        if verdicts:
-            failure.add_note(DriftNote(render(verdicts), verdicts))
-        raise failure
-    for guard in broken:
-        raise guard.failure(*verdicts)
+    def _use(self) -> None:
+        self._used = True
+        unreported.pop(self._number, None)
 
 
 def at_once(guard: Guard) -> Verdict:
     """Have a guard judge what is there now.
 
     Raises:
-        InvariantBroken: the invariant does not hold.
-        GateError: it could not be judged.
+        InvariantBroken: if the invariant does not hold.
+        GateError: if it could not be judged.
     """
     __tracebackhide__ = True
     with guard:
         pass
     assert guard.verdict is not None
     return guard.verdict
-
-
-_CANCELLED = (GeneratorExit, asyncio.CancelledError)
-
-
-def _is_trios(error: BaseException | None) -> bool:
-    return type(error).__name__ == "Cancelled" and type(error).__module__.startswith("trio")
-
-
-def _keep_for_the_end(guards: Sequence[Guard], cancelled: BaseException | None) -> None:
-    """Judge at the end of what nobody waits for any more, and so nobody hears from."""
-    of = "generator" if isinstance(cancelled, GeneratorExit) else "task"
-    for guard in guards:
-        try:
-            verdict = guard.finish()
-        except GateError as error:
-            unreported[guard._number] = left_unfinished(guard._named, of, str(error))
-        else:
-            if not verdict.holds:
-                unreported[guard._number] = left_unfinished(guard._named, of, headline(verdict))
-
-
-def _note(guards: Sequence[Guard], error: BaseException) -> None:
-    for guard in guards:
-        if not guard.judges_halfway:
-            continue
-        try:
-            verdict = guard.finish()
-        except GateError:
-            continue
-        if not verdict.holds:
-            told = f"\nwhen this was raised, frozen state had changed:\n{render([verdict])}"
-            error.add_note(DriftNote(told, [verdict]))
-
-
-def never_left(made: str) -> str:
-    """Return what is said of a guard that was entered and did not end."""
-    return f"{made} was entered and never left, so it compared nothing: use `with`"
-
-
-def left_unfinished(made: str, of: str, told: str) -> str:
-    """Return what is said of a guard in a generator or task that did not come to its end."""
-    return f"{made} ended with a {of} that was not run to its end, and found: {told}"
-
-
-def never_entered(made: str) -> str:
-    """Return what is said of a guard that was made, where that names, and not entered."""
-    return f"{made} was never entered, so it watched nothing: use `with`"

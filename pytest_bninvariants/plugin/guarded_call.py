@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from pytest_bninvariants.errors import GateError, InvariantBroken
+from pytest_bninvariants.invariants.conclude import conclude
 from pytest_bninvariants.invariants.frozen import earlier_runs
-from pytest_bninvariants.invariants.guard import Guard, conclude
+from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.plugin.marker_guards import MarkerRequest, make_guard
 from pytest_bninvariants.plugin.markers import as_written
 from pytest_bninvariants.plugin.model_lookup import collect_values

@@ -27,7 +27,8 @@ from pytest_bninvariants import (
 from pytest_bninvariants.errors import describe
 from pytest_bninvariants.guard_registry import entered
 from pytest_bninvariants.instrumentation import observer_api
-from pytest_bninvariants.invariants.guard import GuardNeverEntered, conclude
+from pytest_bninvariants.invariants.conclude import conclude
+from pytest_bninvariants.invariants.guard import GuardNeverEntered
 
 GUARDS = pytest.mark.parametrize("guard", [frozen, frozen_bn])
 
