@@ -22,19 +22,6 @@ PUBLIC = {
         and not name.startswith("_")
     },
 }
-MISSING = {
-    "Guard",
-    "bn_updates",
-    "frozen",
-    "frozen_bn",
-    "trains",
-}
-NAMES = [
-    pytest.param(name, marks=pytest.mark.xfail(reason="has no example yet"))
-    if name in MISSING
-    else name
-    for name in PUBLIC
-]
 
 
 def example_of(name: str) -> doctest.DocTest:
@@ -44,7 +31,7 @@ def example_of(name: str) -> doctest.DocTest:
     return doctest.DocTestParser().get_doctest(example, {}, name, None, None)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_the_docstring_has_an_example_that_runs(name: str) -> None:
     example = example_of(name)
     assert example.examples, f"the example of {name} has no line that begins with >>>"

@@ -166,6 +166,21 @@ def bn_updates(
     Raises:
         GateError: when entered, if there is nothing to watch; when left, if nothing ran.
         InvariantBroken: when left, if a layer was not updated so often, or not rightly.
+
+    Example:
+        >>> import torch
+        >>> from pytest_bninvariants import InvariantBroken, bn_updates
+        >>> model = torch.nn.BatchNorm1d(2)
+        >>> with bn_updates(model) as guard:
+        ...     _ = model(torch.randn(4, 2))
+        >>> guard.verdict.holds, guard.verdict.layers
+        (True, 1)
+        >>> try:
+        ...     with bn_updates(model):
+        ...         _ = model(torch.randn(4, 2)), model(torch.randn(4, 2))
+        ... except InvariantBroken as broken:
+        ...     print(str(broken).splitlines()[0])
+        1 of 1 BN layer not updated exactly once: the model (extra-forward)
     """
     if times != "forwards" and (not is_int(times) or times < 0):
         raise GateError(f'times= takes a number from 0, or "forwards"; got {describe(times)}')

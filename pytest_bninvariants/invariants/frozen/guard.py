@@ -182,6 +182,21 @@ def frozen_bn(
         GateError: when entered, if there is nothing to watch; when left, if nothing ran.
         FrozenStateChanged: when left, if a layer changed.
         InvariantBroken: when left, if what is named in `trains` did not move.
+
+    Example:
+        >>> import torch
+        >>> from pytest_bninvariants import FrozenStateChanged, frozen_bn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).eval()
+        >>> with frozen_bn(model) as guard:
+        ...     _ = model(torch.randn(4, 3))
+        >>> guard.verdict.holds, guard.verdict.layers, guard.verdict.tensors
+        (True, 1, 5)
+        >>> try:
+        ...     with frozen_bn(model):
+        ...         _ = model.train()(torch.randn(4, 3))
+        ... except FrozenStateChanged as changed:
+        ...     print(str(changed).splitlines()[0])
+        1 of 1 frozen BN layer changed: 1 (mode-flip)
     """
     scope = Scope(
         modules=module_names(model, modules),
@@ -207,6 +222,24 @@ def frozen(
     """Hold that all parameters and buffers keep their bytes, and BN layers what `frozen_bn` says.
 
     Args, returns and raises as `frozen_bn`.
+
+    Example:
+        >>> import torch
+        >>> from pytest_bninvariants import FrozenStateChanged, frozen
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+        >>> _ = model[0].requires_grad_(False)
+        >>> def train_step():
+        ...     optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+        ...     model(torch.randn(4, 3)).sum().backward()
+        ...     optimizer.step()
+        >>> with frozen(model, "0", trains="1"):
+        ...     train_step()
+        >>> try:
+        ...     with frozen(model):
+        ...         train_step()
+        ... except FrozenStateChanged as changed:
+        ...     print(str(changed).splitlines()[0])
+        1 of 2 frozen layers changed: 1 (gradient-step)
     """
     scope = Scope(
         modules=module_names(model, modules),

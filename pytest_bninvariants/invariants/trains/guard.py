@@ -175,6 +175,23 @@ def trains(
     Raises:
         GateError: when entered, if there is nothing to train.
         InvariantBroken: when left, if something did not move.
+
+    Example:
+        >>> import torch
+        >>> from pytest_bninvariants import InvariantBroken, trains
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+        >>> def train_step():
+        ...     optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+        ...     model(torch.randn(4, 3)).sum().backward()
+        ...     optimizer.step()
+        >>> with trains(model, "1"):
+        ...     train_step()
+        >>> try:
+        ...     with trains(model):
+        ...         train_step()
+        ... except InvariantBroken as broken:
+        ...     print(str(broken).splitlines()[0])
+        2 of 4 trainable parts did not train: 0.weight, 0.bias (not-in-optimizer)
     """
     scope = Scope(
         modules=module_names(model, modules), exclude=option_names(exclude), buffers=buffers
