@@ -1,0 +1,115 @@
+"""A snapshot shares nothing with the model, and refuses what it cannot keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
+
+from pytest_bninvariants import GateError, frozen
+from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.selection.select import select
+from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
+from pytest_bninvariants.snapshot.snapshot import take_snapshot
+from tests.snapshot.holding import Holder, told
+
+
+def fake() -> Tensor:
+    with FakeTensorMode():
+        return torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda: torch.ones(2, device="meta"), "it is on the meta device and has no values"),
+        (lambda: nn.Parameter(torch.ones(2, device="meta")), "meta"),
+        (lambda: TwoTensor(*[torch.ones(2, device="meta")] * 2), "meta"),
+        (fake, "has no values"),
+    ],
+    ids=["meta", "parameter", "subclass", "fake"],
+)
+def test_a_tensor_without_values_is_a_gate_error_that_names_it(
+    build: Callable[[], Tensor], reason: str
+) -> None:
+    model = nn.ModuleDict({"good": Holder(torch.ones(1)), "bad": Holder(build())})
+    with pytest.raises(GateError) as caught, frozen(model):
+        raise AssertionError("the guard must not be entered")
+    message = str(caught.value)
+    assert message.startswith("cannot compare bad.x (")
+    assert reason in message
+    assert message.endswith("leave it out with exclude='bad.x'")
+    with frozen(model, exclude="bad.x"):
+        model["good"]()
+
+
+def test_a_fake_tensor_is_not_said_to_be_on_the_wrong_device() -> None:
+    with pytest.raises(GateError) as caught, frozen(Holder(fake())):
+        pass
+    assert "it is on the cpu device and has no values" not in str(caught.value)
+
+
+def test_a_tensor_that_loses_its_values_is_a_violation() -> None:
+    text = told(torch.ones(2), lambda holder: holder.to("meta"))
+    assert text is not None
+    assert "can no longer be compared" in text
+
+
+def _freed(tensor: Tensor, share: int = 0) -> Tensor:
+    storage = tensor.untyped_storage()
+    storage.resize_(storage.nbytes() * share // 4)
+    return tensor
+
+
+@pytest.mark.parametrize("share", [0, 1, 3])
+@pytest.mark.parametrize("count", [8, 2**16])
+def test_a_tensor_whose_memory_is_freed_is_not_read(count: int, share: int) -> None:
+    for build in (lambda: torch.ones(count), lambda: torch.ones(count // 8, 8).t()):
+        text = told(build(), lambda holder: _freed(holder.x, share))
+        assert text == "can no longer be compared: its memory was freed"
+        with (
+            pytest.raises(GateError, match="its memory was freed"),
+            frozen(Holder(_freed(build()))),
+        ):
+            pass
+
+
+def test_the_snapshot_copies_a_tied_tensor_once() -> None:
+    model = nn.Module()
+    model.first, model.second = nn.Linear(2, 2), nn.Linear(2, 2)
+    model.second.weight = model.first.weight
+    kept = take_snapshot(select(model, Scope()).tensors)
+    assert address_of(kept["first.weight"]) == address_of(kept["second.weight"])
+    assert address_of(kept["first.bias"]) != address_of(kept["second.bias"])
+
+
+def address_of(kept: KeptTensor) -> int:
+    assert kept.tensor_copy is not None
+    (tensor_bytes,) = kept.tensor_copy.content
+    return tensor_bytes.data_ptr()
+
+
+def test_a_snapshot_shares_no_memory_with_the_model() -> None:
+    model = nn.Linear(3, 3)
+    kept = take_snapshot(select(model, Scope()).tensors)
+    for name, parameter in model.named_parameters():
+        assert address_of(kept[name]) != parameter.data_ptr()
+
+
+def test_a_step_that_changes_nothing_has_no_row_made_for_each_tensor() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
+    with frozen(model):  # which finds out the plan
+        model(torch.randn(4, 2))
+    guard: Any = frozen(model)
+    with guard:
+        kept, selection = guard._before.kept, guard._before.selection
+        model(torch.randn(4, 2))
+    mappings = (kept, selection.tensors, selection.names.tensors)
+    assert ["_made" in vars(mapping) for mapping in mappings] == [False] * 3
+    assert kept["1.running_mean"].watched is selection.tensors["1.running_mean"]
+    assert ["_made" in vars(mapping) for mapping in mappings] == [True, True, False]
