@@ -1,1 +1,1 @@
-"""Hear what torch does while a guard watches: calls, modes, steps, loads, writes."""
+"""Hear what torch does while a guard watches: calls, modes, optimizer steps, loads, collectives."""

@@ -12,7 +12,7 @@ from pytest_bninvariants.verdict import Place
 
 
 def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: bool) -> Place | None:
-    """Find who set a module's mode.
+    """Find the user's line that set a module's mode.
 
     Args:
         frame: the frame that assigns `module.training`.
@@ -20,8 +20,9 @@ def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: boo
         training: the value that is assigned.
 
     Returns:
-        The first line of the user's own code outside of `train` and `eval` methods, with the
-        outermost of those as the call, and the library function in between, if one acted.
+        The innermost line of the user's own code outside of `train` and `eval` methods. Its call is
+        the outermost of these methods, or the assignment; its tool is the library function in
+        between, if there is one.
     """
     call = f"{type(module).__name__}.training = {training}"
     while frame is not None and frame.f_code.co_name == "__setattr__":
@@ -38,7 +39,10 @@ def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: boo
 
 
 def _receiver(frame: FrameType) -> object:
-    """Return whose method runs, whatever it calls itself; a function may be given a module, too."""
+    """Return the object whose method a frame runs, whatever the method calls `self`.
+
+    None for a function: its first argument may be a module, too.
+    """
     name, first = frame.f_code.co_name, frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))
     methods = (vars(base).get(name) for base in type(first).__mro__)
     is_method = any(getattr(method, "__code__", None) is frame.f_code for method in methods)
@@ -46,7 +50,10 @@ def _receiver(frame: FrameType) -> object:
 
 
 def place_of_outermost_call(frame: FrameType | None) -> Place | None:
-    """Find the user's line that called the outermost of the modules that run at the moment."""
+    """Find the user's line that called the outermost module that runs now.
+
+    Its call goes through this package's wrapper of `Module._call_impl`.
+    """
     outermost, call = frame, "a forward"
     while frame is not None:
         module = frame.f_locals.get("self") if frame.f_code.co_name == "_call_impl" else None
@@ -62,8 +69,8 @@ class ModeHistory:
 
     Args:
         flipped: whether it was in eval and then put in training mode.
-        put_in_training: where it was put in training mode: by the last call that flipped it, or
-            the first of all where none has.
+        put_in_training: the line that put it in training mode: of the last call that flipped it,
+            or of the first call if none did.
     """
 
     flipped: bool = False
@@ -74,8 +81,8 @@ class ModeHistory:
 
         Args:
             module: the layer, still in its old mode.
-            frame: who does it.
-            restores: whether they only put it back where it was.
+            frame: the frame that does it.
+            restores: whether it only goes back to the mode that it had when the step began.
         """
         flips = not module.training
         self.flipped |= flips

@@ -15,8 +15,6 @@ from pytest_bninvariants.snapshot.tensor_bytes import values_of
 from pytest_bninvariants.verdict import Place
 
 Gradient = Literal["nonzero", "zero", "none"]
-
-
 _MACHINERY = re.compile(r"torch\.(optim|_dynamo)\b|pytest_bninvariants\b")
 
 
@@ -34,7 +32,11 @@ def gradient_of(tensor: Tensor) -> Gradient:
 
 
 def has_moments(optimizer: Optimizer, tensor: Tensor) -> bool:
-    """Tell whether an optimizer, or one that it wraps, remembers what may move a tensor."""
+    """Tell whether an optimizer, or one that it wraps, has state that may move a tensor.
+
+    Momentum is such state: it moves a tensor whose gradient is zero.
+    """
+    # SAM and Lookahead keep the optimizer that they wrap as an attribute.
     wrapped = [inner for inner in vars(optimizer).values() if isinstance(inner, Optimizer)]
     for each in (optimizer, *wrapped):
         states = [each.state.get(tensor, {})]
@@ -47,16 +49,19 @@ def has_moments(optimizer: Optimizer, tensor: Tensor) -> bool:
 
 
 def skips_parameters_without_gradient(optimizer: Optimizer) -> bool:
-    """Tell whether an optimizer is torch's own, all of which pass over a gradient of None.
+    """Tell whether an optimizer is known to skip parameters whose gradient is None.
 
-    All but LBFGS, which steps along one direction for all.
+    All of torch's own do but LBFGS, which moves all parameters along one direction.
     """
     own = type(optimizer).__module__.startswith("torch.optim")
     return own and not isinstance(optimizer, torch.optim.LBFGS)
 
 
 def place_of_step(frame: FrameType | None, optimizer: Optimizer) -> Place | None:
-    """Find who called an optimizer's step; torch.optim wraps it, and schedulers do once more."""
+    """Find the user's line that called an optimizer's step.
+
+    `torch.optim` wraps `step` to profile it, and its schedulers wrap it again to count calls.
+    """
     while frame is not None and _MACHINERY.match(str(frame.f_globals.get("__name__"))):
         frame = frame.f_back
     return place_of(frame, f"{type(optimizer).__name__}.step()")

@@ -24,7 +24,7 @@ from pytest_bninvariants.torch_internals.patches import CodeSwap, Patch, Switch,
 
 _Function = Callable[..., Any]
 _COLLECTIVES = (
-    "_broadcast_coalesced",  # DDP's
+    "_broadcast_coalesced",  # with which DDP broadcasts buffers before each forward
     *("broadcast", "all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter_tensor"),
     *("all_gather", "all_gather_into_tensor", "scatter", "recv"),
 )

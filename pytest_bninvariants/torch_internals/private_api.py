@@ -1,12 +1,13 @@
-"""Find the private names of torch that this package uses, and say what it does without them.
+"""Look up the private names of torch that this package uses, and say what it does without them.
 
-All are here but dynamo's, which are in `dynamo`: importing dynamo takes a second. Each is looked up
-once, at import. Without some, a fallback serves; a guard that cannot do without one refuses to
-start.
+All of them are here, except that dynamo's are in `dynamo`, since importing dynamo takes a second.
+Each is looked up once, at import. Where one is missing, a fallback takes its place, or what needs
+it raises a `GateError` when it starts.
 
-Attributes that `nn.Module` gives every instance are used directly wherever they are needed:
-`MODULE_ATTRIBUTES` lists them. Two private names occur as text: frames whose function is called
-`_call_impl` run a module (`call_sites`), and `_orig_mod` is the child of a compiled module.
+Attributes that every `nn.Module` has are stable and are read in each forward, so they are used
+directly; `MODULE_ATTRIBUTES` lists them. Some names occur as text: `_orig_mod`, the child of a
+module that `torch.compile` returned, `_call_impl`, the function of a frame that calls a module, and
+modules of torch whose frames are skipped when a user's line is sought.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ class PrivateName:
 
 
 NAMES: list[PrivateName] = []
-"""All that have been looked up."""
+"""All names that have been looked up."""
 _missing: list[PrivateName] = []
-"""Those without which something refuses to start."""
+"""Those that are needed and not found."""
 
 A_GUARD, A_TRACE = "a guard", "--bn-trace"
 MODULE_ATTRIBUTES = (
@@ -77,7 +78,7 @@ def find(path: str, *, used_for: str, without: str, default: Any, since: str = "
 
 
 def _need(path: str, *, used_for: str, by: str, default: Any = None) -> Any:
-    """Return what a name stands for without which something refuses to start."""
+    """Return what a private name of torch stands for; without it, something refuses to start."""
 
     def refuse(*_: object, **__: object) -> Any:
         require(by)
@@ -99,10 +100,13 @@ def _look_up(path: str, default: Any) -> Any:
 
 
 def require(what: str) -> None:
-    """Refuse to start what cannot work on this torch.
+    """Check that a guard or a trace can start on this torch.
+
+    Args:
+        what: `A_GUARD` or `A_TRACE`.
 
     Raises:
-        GateError: this torch lacks a private name that it needs.
+        GateError: if this torch lacks a private name that it needs.
     """
     for name in _missing:
         if name.needed_by == what:
@@ -162,7 +166,7 @@ count_dispatch_modes: Callable[[], int] = find(
 count_pre_dispatch_modes: Callable[[], int] = find(
     "torch._ops:_len_torch_dispatch_stack_pre_dispatch",
     used_for="skipping precautions against modes before dispatch where there are none",
-    without="no such mode, which only torch.export has, is reckoned with",
+    without="no precautions are taken against such modes, which only torch.export uses",
     default=lambda: 0,
 )
 disable_current_modes: Callable[[], AbstractContextManager[object]] = _need(
@@ -177,19 +181,19 @@ _need("torch.nn:Module._call_impl", used_for="to see which modules are called", 
 call_code: CodeType | None = find(
     "torch.nn:Module._wrapped_call_impl.__code__",
     used_for="recognising the frame of a module that runs compiled code in place of its forward",
-    without="such a module's call is unseen; its compiled code is seen to run all the same",
+    without="the module's call is not seen, but only that compiled code runs",
     default=None,
 )
 global_forward_hooks: Mapping[int, Any] = find(
     "torch.nn.modules.module:_global_forward_hooks",
     used_for="telling whether a hook may flip a BN layer's mode before or after its forward",
-    without="no such hook is reckoned with",
+    without="hooks that are global are not taken into account",
     default={},
 )
 global_forward_pre_hooks: Mapping[int, Any] = find(
     "torch.nn.modules.module:_global_forward_pre_hooks",
     used_for="telling whether a hook may flip a BN layer's mode before or after its forward",
-    without="no such hook is reckoned with",
+    without="hooks that are global are not taken into account",
     default={},
 )
 _INSTANCE_NORMS = (
@@ -214,8 +218,8 @@ NormBase: Any = find(
 )
 _ = find(
     "torch.distributed:_broadcast_coalesced",
-    used_for="hearing of DDP's broadcasts of buffers",
-    without="a change that one makes is explained less well",
+    used_for="hearing when DDP broadcasts buffers",
+    without="a change by such a broadcast is reported without its cause",
     default=None,
 )
 
