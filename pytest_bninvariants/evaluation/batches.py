@@ -27,7 +27,7 @@ def samples_in(batch: object) -> int:
         raise GateError(f"a batch holds tensors with samples in dimension 0; got {describe(batch)}")
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} has {size}" for name, size in sizes.items())
-        raise GateError(f"the tensors of a batch have as many samples each: {listed}")
+        raise GateError(f"the tensors of a batch must have the same number of samples: {listed}")
     return next(iter(sizes.values()))
 
 

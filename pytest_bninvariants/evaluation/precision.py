@@ -76,8 +76,8 @@ class CastModule(nn.Module):
             twin = copy.deepcopy(getattr(module, "_orig_mod", module)).to(dtype)
         except Exception as error:  # whatever a module's own copying raises
             raise GateError(
-                f"{type(module).__name__} cannot be copied and cast to {dtype}, which tells how "
-                f"far rounding goes: {type(error).__name__}: {error}; give rtol= or atol="
+                f"{type(module).__name__} cannot be copied and cast to {dtype}, which is needed "
+                f"to measure rounding: {type(error).__name__}: {error}; give rtol= or atol="
             ) from error
         self.twin: nn.Module = twin
         self._dtype = dtype

@@ -127,4 +127,5 @@ def _changes(comparison: GradientComparison) -> Iterator[Change]:
 def _smallest_excess(comparison: GradientComparison, changes: tuple[Change, ...]) -> Iterator[str]:
     beyond = [comparison.beyond(change.name) for change in changes]
     if beyond:
-        yield f"each of these differences is {min(beyond):.0e} times what rounding can do, or more"
+        least = f"{min(beyond):.0e}"
+        yield f"each of these differences is at least {least} times what rounding explains"

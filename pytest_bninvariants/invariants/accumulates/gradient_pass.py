@@ -58,8 +58,8 @@ class GradientPass:
     Args:
         model: the model, which is copied for each run.
         loss: `loss(model, batch)`.
-        weight: what a batch counts.
-        batch: the whole one, which counts 1.
+        weight: returns the weight of a batch; it is divided by that of the whole batch.
+        batch: the whole batch.
     """
 
     model: nn.Module
@@ -108,7 +108,8 @@ class GradientPass:
         whole = self._weight_of(self.batch)
         if not whole > 0:
             raise GateError(
-                f"accumulates(weight=...): the batch counts more than 0; got {describe(whole)}"
+                "accumulates(weight=...): the weight of the batch must be above 0; got "
+                f"{describe(whole)}"
             )
         return whole
 
@@ -119,7 +120,8 @@ class GradientPass:
         value = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
         if not is_real(value) or not math.isfinite(value):
             raise GateError(
-                f"accumulates(weight=...): what a batch counts is a number; got {describe(given)}"
+                "accumulates(weight=...): the weight of a batch must be a number; got "
+                f"{describe(given)}"
             )
         return float(value)
 
@@ -191,7 +193,7 @@ def _check_scalar(value: object) -> Tensor:
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
     if not trainable:
-        raise GateError("nothing of the model is trainable: no parameter has requires_grad=True")
+        raise GateError("nothing in the model is trainable: no parameter has requires_grad=True")
     return trainable
 
 

@@ -42,9 +42,9 @@ def _explain_training_mode(layers: list[MicroBatchNorm]) -> tuple[str, str]:
     return (
         f"{name_list(names)} normalised each micro-batch with that micro-batch's statistics, and "
         "not with those of the whole batch",
-        f"where frozen is meant, {keep_in_eval(names)}; else put a norm without batch "
-        "statistics there, such as GroupNorm, or accept that k micro-batches are not one large "
-        "batch (SyncBatchNorm joins processes, and not micro-batches)",
+        f"if frozen layers are meant, {keep_in_eval(names)}; else use a norm without batch "
+        "statistics, such as GroupNorm, or accept that k micro-batches are not one large batch "
+        "(SyncBatchNorm joins processes, not micro-batches)",
     )
 
 
@@ -54,7 +54,7 @@ def _explain_no_stored_statistics(layers: list[MicroBatchNorm]) -> tuple[str, st
     return (
         f"{listed} {one_or_many(names, 'was', 'were')} in eval, and normalised each micro-batch "
         "with that micro-batch's statistics",
-        f"have {listed} keep and use running statistics (track_running_stats=True), or put "
+        f"have {listed} keep and use running statistics (track_running_stats=True), or use "
         "GroupNorm there",
     )
 
@@ -64,8 +64,8 @@ def _explain_not_a_mean(_: list[MicroBatchNorm]) -> tuple[str, str]:
         "no BN layer was seen to use batch statistics: the loss is not a mean over samples (but a "
         "sum, or a mean over tokens or over what is not ignored), or something else in the model "
         "mixes samples",
-        "say what each micro-batch's loss counts, accumulates(..., weight=lambda batch: ...), and "
-        "let the training loop weigh it likewise",
+        "give each micro-batch's loss its weight, accumulates(..., weight=lambda batch: ...), and "
+        "weight it the same way in the training loop",
     )
 
 

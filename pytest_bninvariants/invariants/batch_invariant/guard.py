@@ -91,7 +91,7 @@ class BatchGuard(Guard):
         if not whole.rows_differ:
             raise Refusal(
                 f"the output is the same for all {self._batch.size} samples, as with a last layer "
-                "that begins with zeros",
+                "whose weights are still zero",
                 verb=" cannot judge",
             )
         return whole
@@ -110,7 +110,7 @@ class BatchGuard(Guard):
         if path is not None:
             raise Refusal(
                 f"two runs in eval in a row, on the same batch, differ in {path}: the forward "
-                "draws random numbers in eval, as F.dropout does where it is not told "
+                "draws random numbers in eval, as F.dropout does unless it is passed "
                 "training=self.training, or keeps a state",
                 verb=" cannot judge",
             )

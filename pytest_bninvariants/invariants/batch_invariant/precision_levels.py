@@ -108,7 +108,7 @@ def measured_levels(
     except Exception as error:  # whatever the module raises in another dtype
         raise GateError(
             f"{type(module).__name__} cannot be run in {'float32' if in_float64 else 'float64'}, "
-            f"which tells how far rounding goes: {type(error).__name__}: {error}; give rtol= or "
+            f"which is needed to measure rounding: {type(error).__name__}: {error}; give rtol= or "
             "atol="
         ) from error
     fine = {path: _filled(whole[path], rounding.wide_bound) for path, rounding in found.items()}

@@ -67,8 +67,8 @@ def _size(tensors: dict[str, Tensor]) -> int:
     if len(sizes) > 1 or 0 in sizes:
         shapes = ", ".join(f"{path} {tuple(tensor.shape)}" for path, tensor in tensors.items())
         raise Refusal(
-            "each tensor of the inputs has samples along its first axis, as many as the others; "
-            f"got {shapes}"
+            "the tensors of the inputs must have the same number of samples along their first "
+            f"axes; got {shapes}"
         )
     (size,) = sizes
     if size < 2:

@@ -45,6 +45,7 @@ class SyncGuard(PairGuard):
             found = changes_since(take_snapshot(first), second, new)
             initial = [*_initial_statistics(found, first, second, (one, other))]
         changes = tuple(_worded(change, one, other) for change in found)
+        legend = f"each row shows the value in {one}, then the value in {other}"
         layers = {key.rpartition(".")[0] for key in (*first, *second)}
         return Verdict(
             guard=self.spelled,
@@ -56,7 +57,7 @@ class SyncGuard(PairGuard):
             tensors=None,
             changes=changes,
             causes=causes_of_difference(initial),
-            notes=(f"a row has the value in {one}, then the one in {other}",) if changes else (),
+            notes=(legend,) if changes else (),
         )
 
 

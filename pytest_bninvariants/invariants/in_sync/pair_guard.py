@@ -52,6 +52,6 @@ class PairGuard(Guard):
             what = "tensor" if len(shared) == 1 else "tensors"
             raise Refusal(
                 f"both models hold the very same {what} {quoted_list(shared)}, so there is nothing "
-                "to compare: copy the model with copy.deepcopy, or leave out what they are to "
-                "share with exclude="
+                "to compare: copy the model with copy.deepcopy, or leave out what they are "
+                "meant to share with exclude="
             )

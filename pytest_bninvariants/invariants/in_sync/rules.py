@@ -172,13 +172,13 @@ def _explain_other_decay(found: list[WrongAverage]) -> tuple[str, str]:
     if updates is not None:
         return (
             f"{why}, as by {updates} updates in one step",
-            f"update {average} once in a step, or have each update in a guard of its own",
+            f"update {average} once per step, or put a guard around each update",
         )
     if math.isclose(used, 1 - decay, rel_tol=1e-6):
         return f"{why}: the weights are the wrong way round", fix
     if used == 0:
         return f"{why}: it is a copy of the model", fix
-    return why, f"{fix}; or say decay={used:g} where that is meant"
+    return why, f"{fix}; or pass decay={used:g} if that is meant"
 
 
 def _explain_averaged_buffers(found: list[WrongAverage]) -> tuple[str, str]:
@@ -192,9 +192,9 @@ def _explain_copied_buffers(found: list[WrongAverage]) -> tuple[str, str]:
 def _explain_other_buffers(found: list[WrongAverage], actual: str, meant: str) -> tuple[str, str]:
     average = found[0].average
     return (
-        f"the buffers of {name_list(_layers(found))} in {average} are {actual}, and not {meant}",
-        f'say buffers="{actual}" where that is meant, or have the update of {average} leave them '
-        f"{meant}",
+        f"the buffers of {name_list(_layers(found))} in {average} are {actual}, not {meant}",
+        f'pass buffers="{actual}" if that is meant, or change the update of {average} so that they '
+        f"are {meant}",
     )
 
 
@@ -202,7 +202,7 @@ def _explain_training_mode(found: list[WrongAverage]) -> tuple[str, str]:
     average, layers = found[0].average, _layers(found)
     return (
         f"{name_list(layers)} in {average} {one_or_many(layers, 'is', 'are')} in training mode, "
-        "where each forward of its own moves running statistics, besides the update",
+        "so each forward of it moves running statistics, in addition to the update",
         f"put the average in eval: {_expression(average, 'average')}.eval()",
     )
 

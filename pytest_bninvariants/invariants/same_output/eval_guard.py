@@ -50,7 +50,7 @@ class EvalGuard(Guard):
             listed = clauses([f"{change.name} {change.text}" for change in changes])
             raise Refusal(
                 f"two runs in eval in a row, on the same inputs, differ: {listed}; its forward "
-                "draws random numbers in eval, as F.dropout does where it is not told "
+                "draws random numbers in eval, as F.dropout does unless it is passed "
                 "training=self.training, or keeps a state, or its kernels are not deterministic "
                 "(then give rtol= or atol=)",
                 verb=" cannot judge",

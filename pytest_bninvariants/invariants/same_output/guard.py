@@ -92,7 +92,7 @@ class OutputGuard(EvalGuard):
         changes: list[Change] = []
         for name, before in self._before.items():
             if name not in modules:
-                raise Refusal(f"{name!r} is no module of the model any more")
+                raise Refusal(f"{name!r} is no longer a module of the model")
             changes += before.changes_to(self._outputs(modules[name], name), self._tolerance)
         return changes
 
@@ -117,11 +117,11 @@ def _state_note(findings: StateDifference) -> str:
     changes = [change for change in findings.changes if change.of_tensor]
     if not findings.changes:
         return (
-            "no parameter, buffer or eps of it changed: its forward reads something else that did, "
-            "such as an attribute or a setting of torch, or layers of it are others now"
+            "none of its parameters, buffers and eps values changed: its forward reads something "
+            "else that did, such as an attribute or a setting of torch, or its layers were replaced"
         )
-    told = clauses([f"{change.name} {change.text}" for change in changes or findings.changes])
-    return f"of its state {len(changes or findings.changes)} differ: {told}"
+    listed = clauses([f"{change.name} {change.text}" for change in changes or findings.changes])
+    return f"in its state, {len(changes or findings.changes)} differ: {listed}"
 
 
 @refuse_wrong_calls()

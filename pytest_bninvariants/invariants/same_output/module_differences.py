@@ -25,7 +25,7 @@ def describe_differences(one: nn.Module, other: nn.Module) -> tuple[str, ...]:
     """
     with undisturbed():
         texts = [*_types(one, other), *_settings(one, other), *_tensors(one, other)]
-    return tuple(texts) or ("layers, settings, parameters and buffers of both agree",)
+    return tuple(texts) or ("their layers, settings, parameters and buffers agree",)
 
 
 def _types(one: nn.Module, other: nn.Module) -> Iterator[str]:

@@ -80,7 +80,7 @@ def test_what_is_no_model_or_no_loss_is_refused(net: Net, seven: Tensor) -> None
 
 
 def test_a_model_in_which_nothing_trains_is_refused(net: Net, seven: Tensor) -> None:
-    with pytest.raises(GateError, match="nothing of the model is trainable"):
+    with pytest.raises(GateError, match="nothing in the model is trainable"):
         accumulates(net.requires_grad_(False), seven, 2, loss=squares)
 
 
@@ -96,7 +96,7 @@ def test_gradients_that_are_all_zero_say_nothing(net: Net, seven: Tensor) -> Non
 
 
 def test_a_batch_that_counts_nothing_is_refused(net: Net, seven: Tensor) -> None:
-    with pytest.raises(GateError, match=r"counts more than 0; got 0\.0 \(float\)"):
+    with pytest.raises(GateError, match=r"must be above 0; got 0\.0 \(float\)"):
         accumulates(net, seven, 2, loss=squares, weight=lambda batch: 0)
 
 
@@ -120,7 +120,7 @@ def test_a_loss_that_insists_on_float32_is_refused(net: Net, seven: Tensor) -> N
 
 @pytest.mark.parametrize("count", [None, "7", True, math.nan, torch.ones(2), 1j])
 def test_a_batch_counts_a_number(net: Net, seven: Tensor, count: Any) -> None:
-    told = re.escape("accumulates(weight=...): what a batch counts is a number; got ")
+    told = re.escape("accumulates(weight=...): the weight of a batch must be a number; got ")
     with pytest.raises(GateError, match=f"^{told}"):
         accumulates(net, seven, 2, loss=squares, weight=lambda batch: count)
     with pytest.raises(GateError, match=f"^{told}"):

@@ -68,7 +68,7 @@ def test_an_average_with_another_decay_is_told_which(
         "3 of 3 layers not averaged with decay 0.99: 0, 1 and 1 more (other-decay)"
     )
     assert f"why other-decay: the second {why}" in told
-    assert ("or say decay=0.9 where that is meant" in told) == (used == 0.9)
+    assert ("or pass decay=0.9 if that is meant" in told) == (used == 0.9)
 
 
 def test_one_layer_that_is_off_is_no_other_decay(model: nn.Sequential) -> None:
@@ -96,8 +96,8 @@ def test_buffers_that_are_averaged_and_not_copied_are_told(
             average_all(average, model, used)
 
     told = failure_text(step)
-    assert "other-buffers: the buffers of 1 in the second are averaged, and not copied" in told
-    assert 'fix say buffers="averaged" where that is meant' in told
+    assert "other-buffers: the buffers of 1 in the second are averaged, not copied" in told
+    assert 'fix pass buffers="averaged" if that is meant' in told
     assert ("other-decay" in told) == (used == 0.9)
 
 
@@ -109,8 +109,8 @@ def test_buffers_that_are_copied_and_not_averaged_are_told(model: nn.Sequential)
             ema_step(average, model, 0.99)
 
     told = failure_text(step)
-    assert "other-buffers: the buffers of 1 in the second are copied, and not averaged" in told
-    assert 'fix say buffers="copied" where that is meant' in told
+    assert "other-buffers: the buffers of 1 in the second are copied, not averaged" in told
+    assert 'fix pass buffers="copied" if that is meant' in told
 
 
 def test_an_average_whose_own_forward_moved_its_statistics_is_told_so(
@@ -127,7 +127,7 @@ def test_an_average_whose_own_forward_moved_its_statistics_is_told_so(
 
     told = failure_text(step)
     assert told.startswith("1 of 3 layers not averaged with decay 0.99: 1 (training-mode)")
-    assert "1 in the second is in training mode, where each forward of its own moves" in told
+    assert "1 in the second is in training mode, so each forward of it moves" in told
     assert "fix put the average in eval: average.eval()" in told
     average.eval()
     assert step().layers == 3

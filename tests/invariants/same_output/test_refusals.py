@@ -46,7 +46,7 @@ def test_dropout_that_is_not_told_the_mode_is_named() -> None:
             return nn.functional.dropout(x)
 
     with (
-        pytest.raises(GateError, match=r"F.dropout does where it is not told"),
+        pytest.raises(GateError, match=r"F.dropout does unless it is passed"),
         same_output(Forgetful(), torch.ones(64)),
     ):
         pass

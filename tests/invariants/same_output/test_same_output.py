@@ -30,7 +30,7 @@ def test_a_forward_in_training_mode_changes_it_and_is_named_with_its_line(
     told = message(caught)
     assert told.startswith("1 of 1 output changed: output (mode-flip)")
     assert "put in training mode by Net.train(True) at" in told
-    assert "of its state 6 differ: backbone.bn.running_mean" in told
+    assert "in its state, 6 differ: backbone.bn.running_mean" in told
 
 
 def test_an_optimizers_step_changes_it_and_is_named(net: Any, batch: Tensor) -> None:
@@ -90,7 +90,7 @@ def test_each_output_has_its_path_and_how_far_it_is_off() -> None:
     assert told.startswith("2 of 4 outputs changed: output['logits'], output['deep'][1][1]")
     assert "6 of 6 values, max |d| 5.0e-01 at [0, 0]: 1.0 -> 1.5" in told
     assert "'text' (str) -> 'other' (str)" in told
-    assert "no parameter, buffer or eps of it changed" in told
+    assert "none of its parameters, buffers and eps values changed" in told
 
 
 @pytest.mark.parametrize(
