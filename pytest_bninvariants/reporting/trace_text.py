@@ -41,8 +41,8 @@ def _list_names(names: Sequence[str], *, verbose: bool = False) -> str:
 
 def _sentences(write: Write, names: str) -> Iterator[str]:
     if write.operator is None and write.replaced:
-        held = "it is held by another tensor" if names == write.name else "held by other tensors"
-        yield f"no operator of torch wrote {names}: {held} now"
+        other = "it is another tensor" if names == write.name else "they are other tensors"
+        yield f"no operator of torch wrote {names}: {other} now"
         return
     if write.operator is None:
         yield f"no operator of torch was seen to write {names}: {_OTHERS}"
@@ -86,7 +86,7 @@ def compare_runs(
         exact = [change for each in of_same for change in each.changes if change.exact]
         lines += _value_lines(verdict.changes, exact, verbose=verbose)
         if not changed:
-            lines += labelled("who", "nobody: what broke it was no write")
+            lines += labelled("who", "nobody: it was not broken by a write")
         missing = [name for name in changed if name not in found]
         if missing:
             names = _list_names(missing, verbose=verbose)

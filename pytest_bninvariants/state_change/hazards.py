@@ -221,7 +221,7 @@ def _of_optimizers(observation: Observation) -> Iterator[Hazard]:
     watched = {id(kept.watched.tensor) for kept in observation.before.kept.values()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in watched | stepped:
-            text = "has requires_grad=True and is in no optimizer that stepped"
+            text = "requires_grad=True, but in no optimizer that stepped: add to one, or freeze"
             yield Hazard(name=name, text=text)
 
 

@@ -208,7 +208,7 @@ class ActivityRecorder:
     def _describe(self, layer: nn.Module) -> str:
         named = self._selection.names.modules.items()
         names = (name for name, module in named if module is layer)
-        return next(names, f"a {type(layer).__name__} outside of the model")
+        return next(names, f"a {type(layer).__name__} outside the model")
 
     def _entry(self, module: nn.Module) -> LayerActivity:
         """Return what was seen of a module, to be added to."""

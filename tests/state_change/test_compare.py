@@ -293,7 +293,7 @@ def test_another_eps_is_a_violation(guard: Any, options: dict[str, bool]) -> Non
     assert verdict.changed_layers == ("bn",)
     (cause,) = verdict.causes
     assert (cause.name, cause.layers, cause.tensors) == ("eps-set", ("bn",), ())
-    assert cause.why == "eps of bn was set, which every output depends on, in eval too"
+    assert cause.why == "eps of bn was set; every output depends on it, in eval too"
     assert "before the guarded step" in cause.fix
 
 

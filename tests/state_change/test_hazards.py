@@ -70,7 +70,8 @@ def test_a_trainable_parameter_that_no_optimizer_holds(net: Any, batch: Tensor) 
 
     said = warned_of(frozen, net, step, "backbone")
     assert (
-        "neck.weight and 1 more: has requires_grad=True and is in no optimizer that stepped" in said
+        "neck.weight and 1 more: requires_grad=True, but in no optimizer that stepped: add to one"
+        in said
     )
 
 

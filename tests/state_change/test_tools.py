@@ -64,7 +64,7 @@ def test_a_traced_model_that_shares_buffers_and_runs_later() -> None:
     cause = the_cause(model, lambda: traced(batch()))
     assert cause.name == "update-in-eval"
     assert cause.tensors == ("bn.running_mean",)
-    assert "a module outside of the model that shares their memory ran" in cause.why
+    assert "a module outside the model that shares their memory ran" in cause.why
 
 
 def test_an_exported_model_that_runs_updates_the_one_it_came_from() -> None:

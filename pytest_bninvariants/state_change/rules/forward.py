@@ -97,7 +97,7 @@ def _explain_update_in_eval(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names = names_of(evidence)
     its = one_or_many(names, "its", "their")
     why = f"{name_list(names)} {one_or_many(names, 'was', 'were')} in eval and {_did(evidence)}: "
-    why += f"{its} forward does not ask {its} mode"
+    why += f"{its} forward ignores self.training"
     if all(layer.activity.own_forwards for layer in layers_of(evidence)):
         return why, f"have the forward of {name_list(names)} update only while self.training"
     return (
@@ -151,8 +151,8 @@ def _did(evidence: list[ChangeEvidence]) -> str:
     if all(own):
         its = one_or_many(names_of(evidence), "its", "their")
         mode = "" if all(layer.activity.in_eval for layer in layers) else " in training mode"
-        return f"ran {_batches(own)}{mode}, by a forward of {its} own"
-    return "normalised with batch statistics, some of it in compiled code"
+        return f"ran {_batches(own)}{mode}, with {its} own forward"
+    return "normalised with batch statistics, in part in compiled code"
 
 
 def _batches(counts: list[int]) -> str:
@@ -184,11 +184,12 @@ def _ran_outside(evidence: ChangeEvidence) -> bool:
 
 
 def _explain_outside(evidence: list[ChangeEvidence]) -> tuple[str, str]:
-    names = name_list(names_of(evidence))
+    names = names_of(evidence)
+    it = one_or_many(names, "it", "them")
     return (
-        f"statistics of {names} moved without a forward of the layer with batch statistics; "
-        "a module outside of the model that shares their memory ran, as a traced, scripted or "
-        "exported one does, in whatever mode it was made in",
+        f"statistics of {name_list(names)} moved, though no forward of {it} used batch statistics; "
+        "a module outside the model that shares their memory ran, such as a traced, scripted or "
+        "exported copy, which keeps the mode that it was made in",
         "call model.eval() before tracing or exporting, or trace a deep copy of the model",
     )
 

@@ -40,7 +40,7 @@ def _is_broadcast(evidence: ChangeEvidence) -> bool:
 
 def _explain_broadcast(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     return (
-        f"{_tensors(evidence)} got other values from an exchange between processes",
+        f"{_tensors(evidence)} got other values from a collective",
         "have every rank start from the same state (load the checkpoint on all of them before "
         "wrapping the model), or wrap it with broadcast_buffers=False",
     )
@@ -74,7 +74,7 @@ def _explain_replaced(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     why = [_describe_swap(layer) for layer in swapped]
     why += [_describe_casts(cast)] if cast else []
     why += [
-        f"{each.change.name} {_REPLACED.get(each.change.kind, 'is held by another tensor now')}"
+        f"{each.change.name} {_REPLACED.get(each.change.kind, 'is another tensor now')}"
         for each in others
         if each not in cast
     ]
@@ -115,7 +115,7 @@ def _explain_untied(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     if all(each.history.step and each.history.step.shares_memory for each in evidence):
         held = one_or_many([each.change.name for each in evidence], "another tensor", "others")
         return (
-            f"{why}; the optimizer holds {held} of the same memory",
+            f"{why}; the optimizer holds {held} with the same memory",
             give_own_memory(names, _its(evidence)),
         )
     if all(each.requires_gradient and not each.required_gradient for each in evidence):
@@ -172,7 +172,7 @@ def _explain_stale(evidence: list[ChangeEvidence]) -> tuple[str, str]:
             if step.gradient == "zero"
             else "build "
         )
-        + f"the optimizer anew without {_it(evidence)}",
+        + f"a new optimizer without {_it(evidence)}",
     )
 
 
@@ -189,8 +189,8 @@ def _explain_in_place(evidence: list[ChangeEvidence]) -> tuple[str, str]:
             "and neither moments nor weight decay that were seen explain it",
             f"leave {_it(evidence)} out of the optimizer",
         )
-    why = f"{names} {_was(evidence)} written to by code that is none of an optimizer's step, "
-    why += "a load, an exchange between processes, or a normalisation that was seen"
+    why = f"{names} {_was(evidence)} written to by something other than an optimizer step, a "
+    why += "checkpoint load, a collective or a normalisation seen here"
     buffers = [each for each in evidence if each.is_buffer]
     ran = [layer.name for layer in layers_of(buffers) if layer.ran]
     if ran:
@@ -200,14 +200,14 @@ def _explain_in_place(evidence: list[ChangeEvidence]) -> tuple[str, str]:
         why += f"; {holder} holds {_it(evidence)} and stepped without moving {_it(evidence)}, but "
         why += "what wraps it may have"
     if evidence[0].compiled_code_ran:
-        why += "; compiled code ran, which cannot be seen into"
+        why += "; compiled code ran, and what it writes is not seen"
     return why, "run this test with --bn-trace, which names the operator and the line"
 
 
 def _explain_eps(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names = name_list([each.change.name for each in evidence])
     return (
-        f"eps of {names} {_was(evidence)} set, which every output depends on, in eval too",
+        f"eps of {names} {_was(evidence)} set; every output depends on it, in eval too",
         f"set eps of {names} before the guarded step: when building the model, or loading it",
     )
 

@@ -115,7 +115,7 @@ def test_a_forward_that_updates_by_hand_in_eval(rebinds: bool) -> None:
     model = nn.Sequential(ByHand(rebinds=rebinds)).eval()
     cause = the_cause(model, lambda: model(batch()))
     assert cause.name == "update-in-eval"
-    assert "0 was in eval and ran 1 batch, by a forward of its own" in cause.why
+    assert "0 was in eval and ran 1 batch, with its own forward" in cause.why
     assert cause.fix == "have the forward of 0 update only while self.training"
 
 
@@ -193,7 +193,7 @@ def test_statistics_that_are_another_layers_too(together: bool) -> None:
     model = nn.ModuleDict({"student": student, "teacher": teacher}) if together else teacher
     cause = the_cause(model, lambda: student(batch()), *(["teacher"] if together else []))
     assert cause.name == "update-in-eval"
-    named = "student.bn" if together else "a BatchNorm1d outside of the model"
+    named = "student.bn" if together else "a BatchNorm1d outside the model"
     assert f"are the same memory as those of {named}" in cause.why
 
 

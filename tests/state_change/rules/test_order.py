@@ -85,7 +85,7 @@ def test_a_layer_without_stored_statistics() -> None:
         (lambda m: setattr(m, "neck", nn.Identity()), "is another module now: Identity"),
         (
             lambda m: setattr(m.neck, "running_mean", torch.ones(3)),
-            "neck.running_mean is held by another tensor now",
+            "neck.running_mean is another tensor now",
         ),
         (lambda m: m.neck.half(), "neck.running_mean was cast"),
         (lambda m: delattr(m.neck, "bias"), "neck.bias is gone"),

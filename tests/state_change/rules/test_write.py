@@ -294,7 +294,7 @@ def test_a_write_in_place_says_what_was_not_seen(model: Branches) -> None:
 
     cause = the_cause(verdict_of(model, step))
     assert cause.name == "in-place"
-    assert "frozen.weight was written to by code that is none of an optimizer's step" in cause.why
+    assert "frozen.weight was written to by something other than an optimizer step" in cause.why
     assert "--bn-trace" in cause.fix
     assert "ran" not in cause.why
 
@@ -419,7 +419,7 @@ def test_a_step_of_what_shares_a_tensors_memory(model: Branches) -> None:
     optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
     cause = cause_of(model, lambda: optimizer.step(closure_of(other, optimizer)))
     assert cause.name == "gradient-step"
-    assert "the optimizer holds others of the same memory" in cause.why
+    assert "the optimizer holds others with the same memory" in cause.why
     assert "copy.deepcopy" in cause.fix
 
 
@@ -456,7 +456,7 @@ def test_moments_of_an_lbfgs_are_those_of_all_that_it_holds(model: Branches) -> 
     cause = cause_of(model, lambda: optimizer.step(closure_of(model, optimizer)))
     assert cause.name == "stale-momentum"
     assert cause.tensors == ("frozen.weight", "frozen.bias")
-    assert cause.fix == "build the optimizer anew without them"
+    assert cause.fix == "build a new optimizer without them"
 
 
 def test_slow_weights_of_an_optimizer_around_another_are_moments(model: Branches) -> None:
