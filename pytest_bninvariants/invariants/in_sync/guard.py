@@ -198,11 +198,7 @@ def sync_guard(
     """Return the guard of `in_sync`, which judges when a step ends; same arguments."""
     if one is other:
         raise GateError("in_sync takes two models; got the same one twice")
-    if decay is not None and not (is_number(decay) and 0 <= decay <= 1):
-        raise GateError(f"decay= takes a number from 0 to 1; got {describe(decay)}")
-    if buffers not in ((None,) if decay is None else (None, "copied", "averaged")):
-        told = "is for decay=" if decay is None else 'takes "copied" or "averaged"'
-        raise GateError(f"buffers= {told}; got {describe(buffers)}")
+    _check_average_options(decay, buffers)
     scope = Scope(
         modules=module_names(one, modules),
         exclude=option_names(exclude),
@@ -220,3 +216,12 @@ def sync_guard(
     if decay is None:
         return SyncGuard(one, other, scope, spelling)
     return AverageGuard(one, other, scope, decay, buffers or "copied", spelling)
+
+
+def _check_average_options(decay: object, buffers: object) -> None:
+    if decay is not None and not (is_number(decay) and 0 <= decay <= 1):
+        raise GateError(f"decay= takes a number from 0 to 1; got {describe(decay)}")
+    if decay is None and buffers is not None:
+        raise GateError(f"buffers= is for decay=; got {describe(buffers)}")
+    if buffers not in (None, "copied", "averaged"):
+        raise GateError(f'buffers= takes "copied" or "averaged"; got {describe(buffers)}')

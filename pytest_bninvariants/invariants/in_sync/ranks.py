@@ -75,15 +75,8 @@ class RanksGuard(Guard):
             )
 
     def _judge(self) -> Verdict:
-        with undisturbed():
-            tensors = select_tensors(self.model, self._scope, complain=True)
-            kept = take_snapshot(tensors, ignore_budget=True)
-            mine = {
-                key: RankDigest.from_tensor(watched.tensor, kept[key].content)
-                for key, watched in tensors.items()
-            }
         ranks: list[dict[str, RankDigest]] = [{} for _ in range(distributed.get_world_size())]
-        distributed.all_gather_object(ranks, mine)
+        distributed.all_gather_object(ranks, self._digests())
         changes = [
             Change(name=key, layer=key.rpartition(".")[0], kind="values", text=text)
             for key in dict.fromkeys(key for rank in ranks for key in rank)
@@ -102,6 +95,16 @@ class RanksGuard(Guard):
             changes=tuple(changes),
             notes=(f"this is rank {distributed.get_rank()} of {len(ranks)}",) if changes else (),
         )
+
+    def _digests(self) -> dict[str, RankDigest]:
+        """Return what this rank sends to the others, by name."""
+        with undisturbed():
+            tensors = select_tensors(self.model, self._scope, complain=True)
+            kept = take_snapshot(tensors, ignore_budget=True)
+            return {
+                key: RankDigest.from_tensor(watched.tensor, kept[key].content)
+                for key, watched in tensors.items()
+            }
 
 
 def _difference(digests: list[RankDigest | None]) -> str:
