@@ -1,7 +1,11 @@
 """What every BatchNorm must satisfy, a function a law.
 
-A law's docstring states it. It builds a layer in a trial, runs lines of code on it, and holds what
-it sees against the reference or against what it saw before.
+A law's docstring states it. It builds a layer in a trial, runs lines of code on it, and compares
+what comes of them with the reference, or with what came before.
+
+A new law is a function under `@law` in one of these files, a layer under `@breaks` in
+`tests/batchnorm/laws/known_bad/` that breaks it, and a row in docs/conformance.md; tests fail until
+all three are there.
 """
 
 from __future__ import annotations
