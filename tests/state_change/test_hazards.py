@@ -27,9 +27,9 @@ def warned_of(guard: Any, model: nn.Module, step: Callable[[], object], *modules
 def quiet(guard: Any, model: nn.Module, step: Callable[[], object], *modules: str) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("error", InvariantHazard)
-        with guard(model, *modules):
+        with guard(model, *modules) as made:
             step()
-    return True
+    return made.verdict.holds and made.verdict.tensors > 0
 
 
 def test_a_frozen_parameter_that_an_optimizer_holds(net: Any, batch: Tensor) -> None:
@@ -124,8 +124,10 @@ def test_a_new_weight_of_zeros_is_not_taken_for_a_loaded_one() -> None:
     nn.init.zeros_(model[1].weight)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with frozen_bn(model):
+        with frozen_bn(model) as guard:
             model(torch.randn(4, 3))
+    assert guard.verdict.holds
+    assert (guard.verdict.layers, guard.verdict.tensors) == (2, 10)
 
 
 def test_a_new_model_is_no_hazard() -> None:
@@ -213,8 +215,9 @@ def test_a_loop_of_guards_warns_once() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for _ in range(3):
-            with frozen_bn(model):
+            with frozen_bn(model) as guard:
                 model(torch.randn(2, 3, 4, 4))
+            assert (guard.verdict.holds, guard.verdict.tensors) == (True, 4)
     assert len(caught) == 1
 
 

@@ -63,9 +63,11 @@ def test_such_a_call_while_the_layer_is_in_training_mode() -> None:
 
 def test_a_call_that_uses_stored_statistics_or_its_own_is_none() -> None:
     model = Norms(training=False).eval()
-    with frozen_bn(model):
+    with frozen_bn(model) as guard:
         model(batch())
         nn.functional.batch_norm(batch(), torch.zeros(3), torch.ones(3), training=True)
+    assert guard.verdict.holds
+    assert (guard.verdict.layers, guard.verdict.tensors) == (2, 10)
 
 
 def test_calls_are_heard_no_longer_once_the_guard_ends() -> None:

@@ -142,7 +142,7 @@ class AlwaysUpdates(nn.BatchNorm1d):
         return nn.functional.batch_norm(batch, self.running_mean, self.running_var, training=True)
 
 
-def test_a_forward_that_does_not_ask_its_mode() -> None:
+def test_a_forward_that_ignores_its_mode() -> None:
     model = Small(AlwaysUpdates).eval()
     cause = the_cause(model, lambda: model(batch()))
     assert cause.name == "update-in-eval"

@@ -1,0 +1,121 @@
+"""What took a name, and what was switched, is a hazard where values are equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+from pytest_bninvariants import frozen, frozen_bn
+from tests.state_change.pairs import (
+    BATCH_STATISTICS,
+    OwnForward,
+    Pair,
+    found,
+    judged,
+    run,
+    said,
+)
+
+
+def test_an_equal_tensor_that_took_the_name_is_a_hazard() -> None:
+    def step(model: Pair) -> None:
+        model.bn.weight = nn.Parameter(model.bn.weight.detach().clone())
+        run(model)
+
+    verdict = judged(Pair(nn.BatchNorm1d(2)).eval(), step)
+    assert said(verdict) == {
+        "bn.weight": "is another tensor now, with equal values; an optimizer may hold the old one"
+    }
+
+
+def test_a_parameter_that_became_a_buffer_is_a_hazard() -> None:
+    def step(model: Pair) -> None:
+        weight = model.bn.weight.detach()
+        del model.bn.weight
+        model.bn.register_buffer("weight", weight)
+        mean = model.bn.running_mean
+        del model.bn.running_mean
+        model.bn.register_parameter("running_mean", nn.Parameter(mean, requires_grad=False))
+        run(model)
+
+    verdict = judged(Pair(nn.BatchNorm1d(2)).eval(), step, guard=frozen)
+    assert "was a parameter and is a buffer" in said(verdict)["bn.weight"]
+    assert "was a buffer and is a parameter" in said(verdict)["bn.running_mean"]
+
+
+def test_an_equal_module_that_took_the_name_is_a_hazard_for_each_of_its_tensors() -> None:
+    def step(model: Pair) -> None:
+        new = nn.BatchNorm1d(2).eval()
+        new.load_state_dict(model.bn.state_dict())
+        model.bn = new
+        run(model)
+
+    verdict = judged(Pair(nn.BatchNorm1d(2)).eval(), step)
+    assert set(said(verdict)) == {f"bn.{name}" for name in nn.BatchNorm1d(2).state_dict()}
+
+
+@pytest.mark.parametrize("guard", [frozen, frozen_bn])
+def test_converting_to_sync_batch_norm_inside_the_step_is_a_hazard(guard: Any) -> None:
+    def step(model: Pair) -> None:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        run(model)
+
+    model = Pair(nn.BatchNorm1d(2)).eval()
+    verdict = judged(model, step, guard=guard)
+    assert isinstance(model.bn, nn.SyncBatchNorm)
+    assert said(verdict)["bn"] == "was BatchNorm1d and is SyncBatchNorm now"
+
+
+def test_a_converted_layer_that_lost_its_mode_is_found() -> None:
+    def step(model: Pair) -> None:
+        fresh = OwnForward(2, momentum=0.0)
+        fresh.load_state_dict(model.bn.state_dict())
+        model.bn = fresh
+        run(model)
+
+    verdict = judged(Pair(nn.BatchNorm1d(2)).eval(), step)
+    assert found(verdict) == BATCH_STATISTICS
+
+
+def test_what_the_old_module_did_before_it_was_replaced_counts() -> None:
+    def step(model: Pair) -> None:
+        model.bn.train()
+        run(model)
+        new = nn.BatchNorm1d(2).eval()
+        new.running_mean.copy_(model.bn.running_mean)
+        model.bn = new
+        run(model)
+
+    model = Pair(nn.BatchNorm1d(2, momentum=0.0)).eval()
+    verdict = judged(model, step, exclude="bn.num_batches_tracked")
+    assert found(verdict) == BATCH_STATISTICS
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "text"),
+    [
+        ("momentum", 0.5, "momentum 0.1 -> 0.5"),
+        ("momentum", None, "momentum 0.1 -> None"),
+        ("track_running_stats", False, "track_running_stats True -> False"),
+    ],
+)
+def test_a_setting_that_was_switched_is_a_hazard(attribute: str, value: object, text: str) -> None:
+    def step(model: Pair) -> None:
+        setattr(model.bn, attribute, value)
+        run(model)
+
+    verdict = judged(Pair(nn.BatchNorm1d(2)).eval(), step)
+    assert said(verdict) == {"bn": text}
+
+
+def test_requires_grad_switched_on_is_a_hazard_and_switched_off_is_not() -> None:
+    def step(model: Pair) -> None:
+        model.bn.weight.requires_grad_(True)
+        model.bn.bias.requires_grad_(False)
+        run(model)
+
+    model = Pair(nn.BatchNorm1d(2)).eval()
+    model.bn.weight.requires_grad_(False)
+    assert said(judged(model, step)) == {"bn.weight": "had requires_grad switched on"}
