@@ -1,9 +1,10 @@
 """Watch all models at once, and find the frozen BN layers whose statistics move.
 
-Nobody says here what is frozen, so the model must tell: a BN layer is, while none of its parameters
-requires a gradient, or, where it has none, none of the innermost module around it that has some.
-That is asked at each of its forwards in training mode. The state that a frozen layer has before the
-first of these is kept, and compared when the layer is no longer frozen, or at the end.
+No test says here what is frozen, so the model must tell: a BN layer is frozen while none of its
+parameters requires a gradient. If it has no parameters, those of the innermost module around it
+that has some decide. An auditor looks at each forward in training mode. It keeps the state of a
+frozen layer before the first of them, and compares it when the layer is no longer frozen, or at the
+end.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Auditor(Observer):
 
     @skipped_by_dynamo
     def ignores(self, module: nn.Module) -> bool:
-        """Tell whether a module is no BN layer, or one that is known, and trained as it was."""
+        """Tell whether a module is not a BN layer, or is a known one that still trains."""
         seen = self._seen.by_id.get(id(module))
         if (
             seen is None
@@ -127,15 +128,15 @@ class Auditor(Observer):
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
     ) -> AfterCall | None:
-        """Note that what an optimizer writes with a gradient is a step, and not an average."""
+        """Note that what an optimizer writes with a gradient is a step, not an average."""
         return _call_all(
-            parameters.leave_out(values=closure or parameters.have_gradients_in(optimizer))
+            parameters.exclude_operation(values=closure or parameters.have_gradients_in(optimizer))
             for parameters in self._frozen_parameters()
         )
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
         """Note that a load of the values that are there is not an average."""
-        return _call_all(each.leave_out(values=False) for each in self._frozen_parameters())
+        return _call_all(each.exclude_operation(values=False) for each in self._frozen_parameters())
 
     def _frozen_parameters(self) -> list[FrozenParameters]:
         return [seen.period.parameters for seen in self._seen if seen.period is not None]

@@ -1,4 +1,4 @@
-"""Tell whether somebody averages a model into parameters that ask for no gradient."""
+"""Tell whether frozen parameters are an average of another model, as an EMA is."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised, version
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 
-_TELLING = 2  # who averages one model into another writes all of its parameters
+_CHECKED = 2  # an average writes all parameters, so a few small ones tell
 
 
 class FrozenParameters:
     """The parameters of a frozen layer, from when it was first seen.
 
-    They were averaged if all of them have been written, though to the same values, or if one has
-    other values. What a load or an optimizer writes is an average only if it has other values, and
-    what an optimizer does with a gradient is none.
+    They were averaged if all of them were written, even with the same values, or if one has other
+    values. A load, or an optimizer without gradients, averaged only if values differ; an optimizer
+    with gradients did not.
 
     Args:
         module: the module that holds them.
 
     Raises:
-        GateError: they cannot be compared.
+        GateError: the parameters cannot be compared.
     """
 
     def __init__(self, module: nn.Module) -> None:
         parameters = (each for each in module.parameters() if not is_uninitialised(each))
-        self._telling = sorted(parameters, key=Tensor.numel)[:_TELLING]
+        self._checked = sorted(parameters, key=Tensor.numel)[:_CHECKED]
         self._averaged = False
         self._versions = self._versions_now()
         self._keep()
 
     @property
     def averaged(self) -> bool:
-        """Tell whether they were."""
+        """Tell whether the parameters were averaged."""
         if self._written():
             return True
         with undisturbed():
             found = changes_since(self._kept, self._kept.tensors, ())
         return any(change.kind == "values" for change in found)
 
-    def leave_out(self, *, values: bool) -> AfterCall:
-        """Note what was done up to an operation; return what is called after it.
+    def exclude_operation(self, *, values: bool) -> AfterCall:
+        """Do not count what an operation writes as an average; return what to call after it.
 
         Args:
-            values: whether what the operation writes is no average, though it has other values.
+            values: whether other values, too, do not count, and not only writes of the same ones.
         """
         self._averaged = self.averaged if values else self._written()
 
@@ -67,7 +67,7 @@ class FrozenParameters:
     def have_gradients_in(self, optimizer: Optimizer) -> bool:
         """Tell whether an optimizer holds any that has a gradient."""
         held = held_by(optimizer)
-        return any(id(each) in held and each.grad is not None for each in self._telling)
+        return any(id(each) in held and each.grad is not None for each in self._checked)
 
     def _written(self) -> bool:
         now = self._versions_now()
@@ -76,11 +76,11 @@ class FrozenParameters:
 
     def _versions_now(self) -> list[int | None]:
         with undisturbed():
-            return list(map(version, self._telling))
+            return list(map(version, self._checked))
 
     def _keep(self) -> None:
         with undisturbed():
-            self._kept = take_snapshot(_watched(self._telling))
+            self._kept = take_snapshot(_watched(self._checked))
 
 
 def _watched(tensors: Iterable[Tensor]) -> dict[str, WatchedTensor]:

@@ -1,4 +1,4 @@
-"""Frozen BN layers that an audit found moved, as verdicts."""
+"""The leaks that an audit found: frozen BN layers whose statistics moved."""
 
 from __future__ import annotations
 

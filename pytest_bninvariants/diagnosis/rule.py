@@ -21,13 +21,13 @@ def _none(_: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule(Generic[T]):
-    """A cause, when it applies to something found, and what it says of all that one event explains.
+    """When a cause applies to something that was found, and what a verdict says about it.
 
     Args:
-        cause: its name.
-        applies: tells whether it explains something.
-        explain: says why, and the fix.
-        place: where it happened, if that was seen.
+        cause: the cause's name; the docs have it, too.
+        applies: tells whether the cause explains something.
+        explain: returns why, and the fix, for all that one event explains.
+        place: returns where it happened, if that was seen.
         did: what was done at that place, up to the call; a rule with a place says it.
     """
 
@@ -47,15 +47,18 @@ def explain(
     event: Callable[[T], object] = _nowhere,
     every: bool = False,
 ) -> tuple[Cause, ...]:
-    """Explain what was found, and group what one event explains.
+    """Explain what was found, with one cause for all that one rule explains by one event.
 
     Args:
         rules: the table, most specific rule first.
         found: what is to be explained.
-        layers: gives the names of the layers that a group is about.
-        tensors: gives those of its tensors.
-        event: tells events apart, besides their places.
-        every: let all rules that apply explain it, and not the first alone.
+        layers: returns the names of the layers that a group is about.
+        tensors: returns the names of its tensors.
+        event: tells events of one place apart.
+        every: let all rules that apply explain a thing, not only the first.
+
+    Returns:
+        The causes, in the order of the rules.
     """
     grouped: dict[tuple[int, Any], list[T]] = {}
     for each in found:

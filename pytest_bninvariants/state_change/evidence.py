@@ -59,13 +59,13 @@ class ChangeEvidence:
         layer: the layer that it is of.
         history: what operations did to the tensor.
         factor: by what all of its values shrank, if by one factor.
-        casts: names of the types by whose rounding its values came of the old ones.
+        casts: names of the dtypes to which a cast and back explains its values.
         ran_outside: where a module outside of the model that holds the tensor's memory ran.
         required_gradient: whether the tensor required a gradient when the step began.
         requires_gradient: whether it requires one now.
         is_buffer: whether it is of a buffer.
-        compiled_code_ran: whether compiled code ran, into which nobody sees.
-        tied: other names of the same tensor, that are not watched.
+        compiled_code_ran: whether compiled code ran, whose writes are not seen.
+        tied: other names of the same tensor, which are not watched.
     """
 
     change: Change

@@ -98,7 +98,7 @@ def _of_normalising(
             continue
         batches = activity.batches
         if batches == 0 and counts_batches(layer):
-            continue  # it was not seen to, and its counter would have told
+            continue  # if it had, its counter would have moved
         counted = f" {span([batches], 'batch', 'batches')}" if batches else ""
         text = f"normalised{counted} with batch statistics"
         yield Change(name=name, layer=name, kind="batch-statistics", text=text)

@@ -44,7 +44,7 @@ class RunDetector:
         self.optimizer_stepped = False
         """Whether an optimizer stepped that holds parameters of the model."""
         self.compiled_code_ran = not dynamo.sees_compiled_code()
-        """Whether code ran into which nobody can see."""
+        """Whether compiled code ran, whose forwards cannot be seen."""
 
     def saw_forward(self, module: nn.Module) -> None:
         """Note that a module is about to run; to be called until a forward was seen that counts."""

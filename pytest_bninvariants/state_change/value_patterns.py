@@ -56,7 +56,7 @@ _TYPES = [(name, getattr(torch, name)) for name in ("float32", "bfloat16", "floa
 
 @torch.no_grad()
 def casts_of(kept: KeptTensor, tensor: Tensor) -> frozenset[str]:
-    """Return the types by whose rounding a tensor's values came of those that were kept.
+    """Return the names of the dtypes to which a cast and back explains a tensor's values.
 
     Args:
         kept: what a snapshot holds of the tensor.
