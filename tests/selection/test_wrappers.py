@@ -15,6 +15,7 @@ from pytest_bninvariants import FrozenStateChanged, GateError, frozen, frozen_bn
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
 from tests.selection.models import STATE, deep, layers, tensors
+from tests.snapshot.holding import watched
 
 
 class Fsdp(nn.Module):
@@ -72,8 +73,9 @@ def test_a_step_that_wraps_a_part_of_the_model_changes_nothing(
     wrap: Callable[[nn.Module], nn.Module],
 ) -> None:
     model = deep().eval()
-    with frozen_bn(model, "layer1"):
+    with frozen_bn(model, "layer1") as guard:
         model.layer1 = wrap(model.layer1)
+    assert watched(guard) == (2, 10)
 
 
 def test_a_wrappers_own_buffer_is_watched_beside_its_models_of_that_name() -> None:

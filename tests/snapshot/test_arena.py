@@ -15,6 +15,7 @@ from pytest_bninvariants import FrozenStateChanged, frozen
 from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.run_config import replaced
 from pytest_bninvariants.snapshot.arena import Arena, arena
+from tests.snapshot.holding import watched
 
 CPU = torch.device("cpu")
 
@@ -83,10 +84,12 @@ def test_what_is_taken_from_one_region_does_not_overlap_and_is_aligned() -> None
 
 def test_memory_reserved_in_inference_mode_can_be_written_outside_of_it() -> None:
     model = Large()
-    with torch.inference_mode(), frozen(model):
+    with torch.inference_mode(), frozen(model) as guard:
         run(model)
-    with frozen(model):
+    assert watched(guard) == (1, 2)
+    with frozen(model) as guard:
         run(model)
+    assert watched(guard) == (1, 2)
 
 
 def test_a_guard_leaves_its_memory_to_the_next() -> None:
@@ -96,9 +99,10 @@ def test_a_guard_leaves_its_memory_to_the_next() -> None:
     kept = arena.idle_on(CPU)
     assert kept >= model.weight.nbytes
     for _ in range(50):
-        with frozen(model):
+        with frozen(model) as guard:
             assert arena.idle_on(CPU) == 0
             run(model)
+        assert watched(guard) == (1, 2)
     assert arena.idle_on(CPU) == kept
 
 
@@ -143,8 +147,9 @@ def test_guards_that_are_open_at_the_same_time_keep_what_each_saw() -> None:
     run(first)
     run(second)
     assert inner.finish().holds
-    with frozen(second):
+    with frozen(second) as third:
         run(second)
+    assert watched(third) == (1, 2)
     assert outer.finish().changed_tensors == ("weight",)
 
 
@@ -179,6 +184,7 @@ def test_memory_is_given_back_where_fingerprints_have_to_do() -> None:
     model = Large()
     with frozen(model):
         run(model)
-    with replaced(snapshot_budget=1000), frozen(model):
+    with replaced(snapshot_budget=1000), frozen(model) as guard:
         run(model)
+    assert watched(guard) == (1, 2)
     assert arena.idle_on(CPU) == 0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, Verdict, frozen
-from tests.snapshot.holding import Holder, quantized, replaced_by, told
+from tests.snapshot.holding import Holder, quantized, replaced_by, told, watched
 
 
 def _by_thread(x: Tensor) -> None:
@@ -127,8 +127,9 @@ def test_another_nan_is_a_change(bits: int) -> None:
 
 def test_a_lazy_parameter_that_is_never_initialised_is_no_change() -> None:
     model = nn.ModuleDict({"lazy": nn.LazyLinear(3), "ran": nn.Linear(1, 1)})
-    with frozen(model):
+    with frozen(model) as guard:
         model["ran"](torch.ones(1, 1))
+    assert watched(guard) == (2, 4)
 
 
 def test_a_lazy_parameter_that_a_step_initialises_is_a_change_of_shape() -> None:
@@ -141,8 +142,9 @@ def test_a_lazy_parameter_that_a_step_initialises_is_a_change_of_shape() -> None
 
 def test_lazy_batch_norms_that_are_never_initialised_can_be_watched() -> None:
     model = nn.ModuleDict({"lazy": nn.LazyBatchNorm1d(), "ran": nn.Linear(1, 1)})
-    with frozen(model):
+    with frozen(model) as guard:
         model["ran"](torch.ones(1, 1))
+    assert watched(guard) == (2, 7)
 
 
 def test_a_change_remembers_whether_the_same_object_holds_the_name() -> None:

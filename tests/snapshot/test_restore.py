@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants import frozen
 from pytest_bninvariants.snapshot.restore import ModelState
+from tests.snapshot.holding import watched
 
 
 def look(model: nn.Module) -> dict[str, object]:
@@ -73,8 +74,9 @@ def test_everything_is_put_back(
     step(net, batch)
     state.restore()
     assert look(net) == before
-    with frozen(net):
+    with frozen(net) as guard:
         net.eval()(batch)
+    assert watched(guard) == (4, 14)
 
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)

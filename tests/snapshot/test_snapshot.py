@@ -16,7 +16,7 @@ from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 from pytest_bninvariants.snapshot.snapshot import take_snapshot
-from tests.snapshot.holding import Holder, told
+from tests.snapshot.holding import Holder, told, watched
 
 
 def fake() -> Tensor:
@@ -44,8 +44,9 @@ def test_a_tensor_without_values_is_a_gate_error_that_names_it(
     assert message.startswith("cannot compare bad.x (")
     assert reason in message
     assert message.endswith("leave it out with exclude='bad.x'")
-    with frozen(model, exclude="bad.x"):
+    with frozen(model, exclude="bad.x") as guard:
         model["good"]()
+    assert watched(guard) == (1, 1)
 
 
 def test_a_fake_tensor_is_not_said_to_be_on_the_wrong_device() -> None:
@@ -109,6 +110,7 @@ def test_a_step_that_changes_nothing_has_no_row_made_for_each_tensor() -> None:
     with guard:
         kept, selection = guard._before.kept, guard._before.selection
         model(torch.randn(4, 2))
+    assert watched(guard) == (2, 7)
     mappings = (kept, selection.tensors, selection.names.tensors)
     assert ["_made" in vars(mapping) for mapping in mappings] == [False] * 3
     assert kept["1.running_mean"].watched is selection.tensors["1.running_mean"]

@@ -19,6 +19,7 @@ from pytest_bninvariants import (
     frozen_bn,
     trains,
 )
+from tests.snapshot.holding import watched
 
 
 class Scaled(Tensor):
@@ -93,8 +94,9 @@ def test_what_a_wrapper_computes_with_is_compared(width: int, change: Any) -> No
 @pytest.mark.parametrize("scale", [0.1, 3, float("nan"), torch.tensor(0.5), None])
 def test_a_wrapper_that_is_as_it_was_holds(scale: object) -> None:
     model = Quantised(3, scale)
-    with frozen(model):
+    with frozen(model) as guard:
         model.weight = nn.Parameter(Scaled(model.weight.integers, scale), requires_grad=False)
+    assert watched(guard) == (1, 1)
 
 
 def test_a_tensor_that_refuses_to_be_read_is_refused_by_name() -> None:
@@ -144,8 +146,9 @@ def test_distributed_tensors_that_stay_hold(net: nn.Sequential, mesh: Any) -> No
     assert type(net[1].running_mean).__name__ == "DTensor"
     with warnings.catch_warnings():
         warnings.simplefilter("error", InvariantHazard)
-        with frozen(net), frozen_bn(net):
+        with frozen(net) as whole, frozen_bn(net) as bn:
             write_nothing(net)
+    assert (watched(whole), watched(bn)) == ((3, 9), (1, 5))
 
 
 def test_a_distributed_tensor_that_moves_is_told_by_value(net: nn.Sequential, mesh: Any) -> None:
@@ -165,8 +168,9 @@ def test_statistics_in_distributed_tensors_are_looked_at(net: nn.Sequential, mes
     net[1].running_var[0] = float("inf")
     distribute(net, mesh)
     said = "1: has running statistics that are not finite"
-    with pytest.warns(InvariantHazard, match=said), frozen_bn(net):
+    with pytest.warns(InvariantHazard, match=said), frozen_bn(net) as guard:
         write_nothing(net)
+    assert watched(guard) == (1, 5)
 
 
 def test_a_model_that_fully_shard_has_sharded_holds_and_breaks(
@@ -184,12 +188,14 @@ def test_a_model_that_fully_shard_has_sharded_holds_and_breaks(
         model(torch.randn(8, 3)).square().sum().backward()
         optimizer.step()
 
-    with frozen(net, "0", "1", trains="2"), frozen_bn(net):
+    with frozen(net, "0", "1", trains="2") as first, frozen_bn(net) as bn:
         step(net)
+    assert (watched(first), watched(bn)) == ((2, 7), (1, 5))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InvariantHazard)  # the names hold the gathered tensors
-        with torch.no_grad(), frozen(net):
+        with torch.no_grad(), frozen(net) as whole:
             net(torch.randn(8, 3))
+    assert watched(whole) == (3, 9)
     with pytest.raises(FrozenStateChanged) as caught, frozen_bn(net):
         step(net.train())
     assert [cause.name for cause in caught.value.verdict.causes] == ["mode-flip"]
