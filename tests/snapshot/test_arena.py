@@ -154,8 +154,8 @@ def test_guards_that_are_open_at_the_same_time_keep_what_each_saw() -> None:
 
 
 def test_guards_in_threads_keep_what_each_saw() -> None:
-    found: list[tuple[str, ...]] = []
-    together = Barrier(4)
+    judged, wrong = [], []
+    together = Barrier(4, timeout=60)  # so that a thread that raises fails the test
 
     def guard(number: int) -> None:
         model = Large(50 + number)
@@ -169,15 +169,17 @@ def test_guards_in_threads_keep_what_each_saw() -> None:
             run(model)
             together.wait()
             verdict = guard.finish()
+            judged.append(number)
             if verdict.changed_tensors != (("weight",) if (turn + number) % 2 else ()):
-                found.append(verdict.changed_tensors)
+                wrong.append(verdict.changed_tensors)
 
     threads = [Thread(target=guard, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == []
+    assert wrong == []
+    assert len(judged) == 4 * 20
 
 
 def test_memory_is_given_back_where_fingerprints_have_to_do() -> None:
