@@ -1,4 +1,4 @@
-"""The invariant `bn_updates`: running statistics are updated so often, and rightly."""
+"""The invariant `bn_updates`: running statistics get the expected number of correct updates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Per = Literal["step", "optimizer_step"]
 
 
 class UpdatesGuard(Guard):
-    """Hold that BN layers update their running statistics so often, and as the reference says.
+    """Hold that BN layers update their running statistics as often as expected, and correctly.
 
     Args:
         model: the model.
@@ -143,11 +143,11 @@ def bn_updates(
     per: Per = "step",
     exclude: Iterable[str] | str = (),
 ) -> Guard:
-    """Hold that each BN layer in training updates its running statistics so often, and rightly.
+    """Hold that each BN layer in training makes `times` correct updates of its running statistics.
 
     Each update must be what the reference says for the batch that the layer saw, within the bounds
     of `batchnorm/tolerance.py`, and count as one; statistics stay finite, with running_var >= 0;
-    none is made inside of a backward, in eval, or twice with one batch in an optimizer's step.
+    none is made inside a backward, in eval, or twice with one batch in an optimizer's step.
     Updates that the step undoes itself, by a load or by copying the old values back, do not count.
 
     Args:
@@ -157,7 +157,8 @@ def bn_updates(
             parameter with requires_grad=True, or updates.
         times: how many updates each layer makes, or `"forwards"` for one in each forward.
         per: `"step"`, what the guard is around, or `"optimizer_step"`, each step of an optimizer in
-            it that holds parameters of the model; a step inside of another's is part of it.
+            it that holds parameters of the model; a step taken inside another optimizer's step
+            counts as part of it.
         exclude: names that are left out.
 
     Returns:
@@ -165,7 +166,7 @@ def bn_updates(
 
     Raises:
         GateError: when entered, if there is nothing to watch; when left, if nothing ran.
-        InvariantBroken: when left, if a layer was not updated so often, or not rightly.
+        InvariantBroken: when left, if a layer made another number of updates, or a wrong one.
 
     Example:
         >>> import torch

@@ -167,7 +167,7 @@ def _advance(
     if check.batch is not None:
         batch = BatchKey.from_statistics(steps, check.batch, check.count)
     counted = None if forward.by_call else check.counted
-    rightly = {None, 1, forward.parts or 1} | ({0} if forward.momentum is not None else set())
+    right_counts = {None, 1, forward.parts or 1} | ({0} if forward.momentum is not None else set())
     return replace(
         old.with_wrong(check.wrong, meant=check.guessed),
         updates=number,
@@ -176,7 +176,7 @@ def _advance(
         in_eval=old.in_eval + (not forward.training),
         by_calls=old.by_calls + forward.by_call,
         uncounted=old.uncounted + (counted == 0),
-        miscounted=old.miscounted + (counted not in rightly),
+        miscounted=old.miscounted + (counted not in right_counts),
         lost=old.lost + check.lost,
         unjudged=old.unjudged + (check.batch is None),
         unknown=old.unknown + (check.batch is None and check.guessed),

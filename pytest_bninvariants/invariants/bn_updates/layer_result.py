@@ -31,7 +31,7 @@ class LayerResult:
         record: what was seen of it.
         provenance: what led to its statistics.
         times: how many updates there should be in each of the steps, or `forwards`.
-        steps: how many steps that is said of.
+        steps: how many such steps there were.
         compiled: whether compiled code ran.
         elsewhere: how many updates were of tensors that the layer held for a call alone.
         replaced: whether another module holds its name now, or none.
@@ -70,7 +70,7 @@ class LayerResult:
             now: the one that holds it now; None if it is gone.
             log: what was seen.
             times: how many updates there should be in each of the steps.
-            steps: how many steps that is said of.
+            steps: how many such steps there were.
         """
         record = log.record_of(layer)
         statistics = StatisticsSnapshot.from_layer(layer if now is None else now)
@@ -122,7 +122,7 @@ class LayerResult:
 
     @property
     def made(self) -> int:
-        """Return how many updates of its own tensors it made, those undone with the others."""
+        """Return how many updates of its own tensors it made, including those that were undone."""
         return self.record.updates - self.elsewhere
 
     @property

@@ -1,4 +1,4 @@
-"""Hold one update of a BN layer's statistics against the reference."""
+"""Check one update of a BN layer's statistics against the reference."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class UpdateCheck:
     Args:
         batch: the batch's statistics; None where the update could not be judged.
         count: how many values each channel had.
-        counted: by how much the counter moved; None where there is none that counts.
+        counted: by how much the counter moved; None where no counter counts.
         lost: whether a dtype that is too narrow has rounded the whole update away.
         wrong: the statistics that are not what the reference says.
-        guessed: whether the layer is of a kind of its own, and called no function of torch to
+        guessed: whether the layer has a custom forward that called no function of torch to
             normalise: then what it was called with is only taken for what it normalised.
     """
 
@@ -44,7 +44,7 @@ class UpdateCheck:
 
 
 def check_update(forward: LayerForward, after: StatisticsSnapshot, number: int) -> UpdateCheck:
-    """Hold an update against the reference, if it can be.
+    """Check an update against the reference, if possible.
 
     Args:
         forward: the forward that made it.

@@ -1,4 +1,4 @@
-"""Why a BN layer was updated more often, or otherwise, than it should have been."""
+"""Why a BN layer was updated more often than it should have been, or in eval."""
 
 from __future__ import annotations
 

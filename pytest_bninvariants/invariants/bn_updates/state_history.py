@@ -60,18 +60,19 @@ class Provenance:
 
     Args:
         updates: how many updates.
-        recomputed: how many of them were made inside of a backward.
+        recomputed: how many of them were made inside a backward.
         repeated: how many had a batch that had updated before, in the same optimizer's step.
         in_eval: how many were made while the layer's mode was eval.
         by_calls: how many were made by a call of torch's function for it, and not by a forward of
-            the layer: who calls it has the counter move before or after, if at all.
+            the layer: the caller moves the counter before or after, if at all.
         uncounted: how many the counter did not count, which only a cumulative average needs.
-        miscounted: how many it counted otherwise, or did not where the average needs it.
+        miscounted: how many it counted as more or less than one, or as none where the
+            average needs the count.
         lost: how many a dtype that is too narrow has rounded away.
-        unjudged: how many were not held against the reference.
-        unknown: how many of these were a layer's of a kind that is not known.
+        unjudged: how many were not checked against the reference.
+        unknown: how many of these were made by a custom forward.
         wrong: the first that were not what the reference says.
-        unlike: likewise of a layer that may mean it.
+        unlike: the same for a layer that may differ on purpose.
         places: where the first of them were run.
         batches: the last batches.
         written: what wrote besides the updates: `loaded`, `reset` or `in-place`.
@@ -100,7 +101,7 @@ class Provenance:
         return self.batches if batch is None else (*self.batches, batch)[-_BATCHES:]
 
     def with_wrong(self, wrong: list[WrongStatistic], *, meant: bool) -> Provenance:
-        """Return it with more that are wrong, or may be meant, of which the first are kept."""
+        """Return a copy with more wrong statistics, of which the first few are kept."""
         if meant:
             return replace(self, unlike=(*self.unlike, *wrong)[:_WRONG])
         return replace(self, wrong=(*self.wrong, *wrong)[:_WRONG])
@@ -131,20 +132,20 @@ class StatisticsSnapshot:
 
     @classmethod
     def from_layer(cls, layer: nn.Module) -> StatisticsSnapshot:
-        """Read it off a layer."""
+        """Copy a layer's statistics."""
         tensors = statistics_of(layer)
         return cls(tensors, {name: content_of(tensor) for name, tensor in tensors.items()})
 
     @property
     def number(self) -> int | None:
-        """Return the counter; None if there is none, or it cannot be read."""
+        """Return the counter's value; None if the layer has no counter, or it cannot be read."""
         content, tensor = self.contents.get(BN_STATE[2]), self.tensors.get(BN_STATE[2])
         if tensor is None or content is None:
             return None
         return int(content[0].view(tensor.dtype).item()) if content else 0
 
     def holds(self, name: str, value: float) -> bool:
-        """Tell whether all of a tensor's values were this one, if there is such a tensor."""
+        """Tell whether all values of a tensor equal this one, or there is no such tensor."""
         content = self.contents.get(name, ())
         if not content:
             return content is not None
@@ -161,7 +162,7 @@ class StatisticsSnapshot:
         return all(self.holds(name, value) for name, value in zip(BN_STATE, (0, 1, 0), strict=True))
 
     def differs_from(self, other: StatisticsSnapshot) -> set[str]:
-        """Return the names of what has other bytes."""
+        """Return the names of the tensors whose bytes differ."""
         names = self.contents.keys() | other.contents.keys()
         return {name for name in names if not self._has(name, other)}
 
@@ -175,12 +176,12 @@ class StatisticsSnapshot:
 
     @property
     def digest(self) -> bytes:
-        """Return what stands for the bytes of all tensors."""
+        """Return a digest of the bytes of all tensors."""
         held = sorted(self.contents.items())
         return _digest(part for _, content in held for part in content or ())
 
     def is_of(self, tensors: dict[str, Tensor]) -> bool:
-        """Tell whether it is of these very tensors."""
+        """Tell whether these very tensors were copied."""
         return all(self.tensors.get(name) is tensors.get(name) for name in BN_STATE)
 
 
@@ -200,7 +201,7 @@ class StatisticsHistory:
 
     @classmethod
     def begin(cls, origin: StatisticsSnapshot) -> StatisticsHistory:
-        """Begin with a state."""
+        """Begin with the state at the start."""
         return cls(origin, (origin, Provenance()))
 
     def find(self, state: StatisticsSnapshot) -> Provenance | None:
@@ -224,7 +225,7 @@ class StatisticsHistory:
 
 
 def _digest(parts: Iterable[Tensor]) -> bytes:
-    """Return what stands for the bytes of flat uint8 tensors."""
+    """Return a digest of the bytes of flat uint8 tensors."""
     made = blake2b(digest_size=16)
     for part in parts:
         on_cpu = part.cpu().contiguous()

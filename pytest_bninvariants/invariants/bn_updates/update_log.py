@@ -86,7 +86,7 @@ class UpdateLog(Watcher):
     def saw_call(
         self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
     ) -> AfterCall | None:
-        """Note the statistics of a layer that is normalised for without a call of its own."""
+        """Note the statistics of the layers whose tensors torch's function is called with."""
         at = address(state)
         normalised = values if name == "batch_norm" else None
         with undisturbed():

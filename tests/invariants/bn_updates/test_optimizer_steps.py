@@ -1,0 +1,121 @@
+"""Updates are counted for each step of an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pytest_bninvariants import GateError, bn_updates
+from tests.invariants.bn_updates.steps import Net, broken, told, train, values
+
+
+def test_each_step_of_an_optimizer_can_be_counted() -> None:
+    model = Net()
+
+    def epoch() -> None:
+        for seed in range(3):
+            train(model, values(seed))
+
+    with bn_updates(model, per="optimizer_step"):
+        epoch()
+    assert told(broken(model, epoch)) == [("bn", "3 updates, expected 1")]
+    of_steps = bn_updates(model, per="optimizer_step")
+    with pytest.raises(GateError, match="no optimizer that holds the model's param"), of_steps:
+        train(model, values(), step=False)
+
+
+class Renamed(torch.optim.SGD):
+    """An optimizer whose step is its parent's, which torch hooks too once a plain SGD was made."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+class Sam(Optimizer):
+    """Sharpness-aware minimisation, around another optimizer."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__(parameters, {"rho": 0.05})
+        self.base = torch.optim.SGD(self.param_groups, lr=0.1)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        held = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        kept = [p.clone() for p in held]
+        for p in held:
+            p.add_(p.grad, alpha=0.05)
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        for p, value in zip(held, kept, strict=True):
+            p.copy_(value)
+        self.base.step()
+
+
+@pytest.mark.parametrize("kind", [Renamed, Sam])
+def test_a_step_of_an_optimizer_inside_anothers_is_part_of_it(
+    kind: Callable[[Iterable[nn.Parameter]], Optimizer],
+) -> None:
+    model = Net()
+    torch.optim.SGD(model.parameters())
+    optimizer = kind(model.parameters())
+    with bn_updates(model, per="optimizer_step"):
+        for seed in range(3):
+            model(values(seed)).square().mean().backward()
+            optimizer.step()
+
+
+def test_a_second_forward_inside_of_an_optimizers_step_has_the_batch_of_the_first() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+    optimizer = Sam(model.parameters())
+
+    def closure() -> Tensor:
+        loss = model(values()).square().mean()
+        loss.backward()
+        return loss
+
+    verdict = broken(model, lambda: (closure(), optimizer.step(closure)), times=2)
+    assert told(verdict) == [("0", "1 update with a batch that had updated already")]
+
+
+def test_each_of_several_optimizers_steps_counts_and_one_that_raises_does_not() -> None:
+    model = Net()
+    optimizers = [torch.optim.SGD([each], lr=0.1) for each in model.parameters()]
+    lbfgs = torch.optim.LBFGS(model.parameters())
+
+    def fails() -> float:
+        raise ValueError
+
+    with bn_updates(model, per="optimizer_step"):
+        for optimizer in optimizers:
+            with suppress(ValueError):
+                lbfgs.step(fails)
+            model(torch.randn(8, 3)).square().mean().backward()
+            optimizer.step()
+
+
+def test_one_batch_may_update_once_in_each_optimizers_step_and_not_twice() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+
+    def overfit(*, steps: bool) -> None:
+        for _ in range(3):
+            train(model, values(), step=steps)
+
+    with bn_updates(model, times=3):
+        overfit(steps=True)
+    verdict = broken(model, lambda: overfit(steps=False), times=3)
+    assert told(verdict) == [("0", "2 updates with a batch that had updated already")]
+
+
+def test_batches_of_equal_means_are_told_apart() -> None:
+    model = nn.BatchNorm1d(3)
+    with bn_updates(model, times=2):
+        for seed in range(2):
+            half = values(seed)
+            model(torch.cat([half, -half]))
