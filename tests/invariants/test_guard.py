@@ -21,6 +21,7 @@ from pytest_bninvariants import (
 )
 from pytest_bninvariants.errors import describe
 from tests.invariants.guard_steps import GUARDS
+from tests.invariants.watching import watching
 
 
 def test_a_step_that_changes_nothing_holds(net: Any, batch: Tensor) -> None:
@@ -74,7 +75,7 @@ def test_a_guard_is_spelled_as_its_user_wrote_it(
 
 def test_a_guard_that_held_keeps_no_model_alive(net: Any, batch: Tensor) -> None:
     model = type(net)().eval()
-    with frozen(model):
+    with watching(frozen(model), layers=4, tensors=14):
         model(batch)
     alive = weakref.ref(model)
     del model

@@ -19,6 +19,7 @@ from pytest_bninvariants import (
 from pytest_bninvariants.guard_registry import entered
 from pytest_bninvariants.instrumentation import observer_api
 from tests.invariants.guard_steps import GUARDS, drift_and_raise, nothing
+from tests.invariants.watching import watching
 
 
 @GUARDS
@@ -211,7 +212,7 @@ def test_the_wrappers_are_in_place_only_while_a_guard_is(
     net: Any, batch: Tensor, torch_state: Callable[[], dict[str, Any]]
 ) -> None:
     before = torch_state()
-    with frozen(net):
+    with watching(frozen(net), layers=4, tensors=14):
         during = torch_state()
         net(batch)
     assert during["Module._call_impl"] is not before["Module._call_impl"]

@@ -24,6 +24,7 @@ from pytest_bninvariants.guard_registry import entered
 from pytest_bninvariants.invariants.conclude import conclude
 from pytest_bninvariants.invariants.guard import GuardNeverEntered
 from tests.invariants.guard_steps import GUARDS, nothing, started
+from tests.invariants.watching import watching
 
 
 def only_the_mode(net: Any, batch: Tensor) -> None:
@@ -87,7 +88,7 @@ def test_a_forward_of_a_layer_without_bn_does_not_count_for_frozen_bn(
 ) -> None:
     with pytest.raises(GateError, match="nothing ran"), frozen_bn(net, "backbone"):
         net.backbone.conv(batch)
-    with frozen(net, "backbone"):
+    with watching(frozen(net, "backbone"), layers=2, tensors=7):
         net.backbone.conv(batch)
 
 
@@ -165,7 +166,7 @@ SOMETHING = [
 def test_a_step_in_which_something_ran_holds(
     net: Any, batch: Tensor, step: Callable[[Any, Tensor], None]
 ) -> None:
-    with frozen_bn(net):
+    with watching(frozen_bn(net), layers=2, tensors=10):
         step(net, batch)
 
 
@@ -179,7 +180,7 @@ def test_unknown_is_not_nothing_in_compiled_code(net: Any, batch: Tensor, compil
     else:
         forward = torch.compile(lambda batch: net(batch), backend="eager")
     forward(batch)
-    with frozen_bn(net):
+    with watching(frozen_bn(net), layers=2, tensors=10):
         forward(batch)
 
 
@@ -235,7 +236,7 @@ def test_a_guard_that_was_entered_is_not_noted(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with frozen(net):
+        with watching(frozen(net), layers=4, tensors=14):
             net(batch)
         with pytest.raises(GateError), frozen(net, "typo"):
             pass
@@ -272,7 +273,7 @@ def test_every_guard_that_saw_nothing_is_named(net: Any) -> None:
 
 def test_a_conversion_to_another_memory_format_counts_as_something_that_ran() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
-    with frozen(model):
+    with watching(frozen(model), layers=2, tensors=7):
         model.to(memory_format=torch.channels_last)
     with same_output(model, torch.randn(2, 3, 8, 8), atol=1e-4):
         model.to(memory_format=torch.contiguous_format)

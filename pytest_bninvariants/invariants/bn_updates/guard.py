@@ -78,8 +78,8 @@ class UpdatesGuard(Guard):
         with undisturbed():
             results = [each for each in self._results() if self._is_meant(each)]
             self._insist_on_updates_to_judge(results)
-            alike = len({each.updates for each in results}) == 1
-            results = [replace(each, alike=alike) for each in results]
+            equally_often = len({each.updates for each in results}) == 1
+            results = [replace(each, equally_often=equally_often) for each in results]
         return Verdict(
             guard=self.spelled,
             noun="BN layer",

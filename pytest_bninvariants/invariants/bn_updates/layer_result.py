@@ -37,7 +37,7 @@ class LayerResult:
         replaced: whether another module holds its name now, or none.
         counted: by how much its counter moved; None if it has none that counts.
         unsound: names of statistics that no forward could use, with what is wrong.
-        alike: whether all layers that are judged were updated equally often.
+        equally_often: whether all layers that are judged were updated equally often.
     """
 
     name: str
@@ -50,7 +50,7 @@ class LayerResult:
     replaced: bool
     counted: int | None
     unsound: list[tuple[str, str]]
-    alike: bool = True
+    equally_often: bool = True
 
     @classmethod
     def from_log(
@@ -116,19 +116,19 @@ class LayerResult:
         return None if self.times == "forwards" else self.times * self.steps
 
     @property
-    def fitting(self) -> int | None:
+    def times_made(self) -> int | None:
         """Return which `times` there were; None if the steps differ in it."""
         return self.updates // self.steps if self.updates % self.steps == 0 else None
 
     @property
-    def made(self) -> int:
+    def own_updates(self) -> int:
         """Return how many updates of its own tensors it made, including those that were undone."""
         return self.record.updates - self.elsewhere
 
     @property
     def undone(self) -> bool:
         """Tell whether all of its updates were undone, as when a step is skipped."""
-        return self.provenance == Provenance() and self.made > 0 and not self.unseen
+        return self.provenance == Provenance() and self.own_updates > 0 and not self.unseen
 
     @property
     def written(self) -> bool:

@@ -20,7 +20,7 @@ def _explain_recomputation(results: list[LayerResult]) -> tuple[str, str]:
 
 def _momentum_and_updates(result: LayerResult) -> tuple[float, int] | None:
     """Return the momentum by which a step's updates were averaged, and how many these were."""
-    momentum, k = getattr(result.record.layer, "momentum", None), result.fitting or 0
+    momentum, k = getattr(result.record.layer, "momentum", None), result.times_made or 0
     return (momentum, k) if isinstance(momentum, float) and 0 < momentum < 1 < k else None
 
 
@@ -76,9 +76,9 @@ def _advised_times(results: list[LayerResult]) -> str:
     if is_repeated or not any(each.counts_wrongly for each in results):
         return ""
     told = "; if the step accumulates over micro-batches, say "
-    if first.fitting is not None and first.alike:
+    if first.times_made is not None and first.equally_often:
         momentum = _equal_momentum(first)
-        return f"{told}times={first.fitting}{momentum and f', and use {momentum}'}"
+        return f"{told}times={first.times_made}{momentum and f', and use {momentum}'}"
     return f"""{told}times="forwards", without per=: no number fits all layers and steps"""
 
 

@@ -87,7 +87,7 @@ def _explain_wrote_nothing(results: list[LayerResult]) -> tuple[str, str]:
 
 
 def _ran_too_seldom(result: LayerResult) -> bool:
-    ran = 0 < result.made < (result.expected or 0)
+    ran = 0 < result.own_updates < (result.expected or 0)
     return result.lacks_updates and ran and not result.record.idle
 
 

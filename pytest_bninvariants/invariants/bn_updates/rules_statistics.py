@@ -7,7 +7,7 @@ from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult, 
 
 
 def _is_undone(result: LayerResult) -> bool:
-    partly = result.lacks_updates and result.made > result.updates and not result.written
+    partly = result.lacks_updates and result.own_updates > result.updates and not result.written
     return result.undone or partly
 
 

@@ -11,6 +11,7 @@ from torchvision.models import resnet18
 
 from pytest_bninvariants import bn_updates
 from tests.invariants.bn_updates.steps import Net, broken, causes, told, train, values
+from tests.invariants.watching import watching
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -33,7 +34,7 @@ def test_recomputation_in_resnet18_is_told(reentrant: bool) -> None:
     assert (verdict.layers, len(verdict.changes)) == (20, 19)
     assert told(verdict)[0][1] == "2 updates, expected 1; 1 update in backward"
     assert causes(verdict) == ["recomputation"]
-    with bn_updates(model, "net.bn1"):
+    with watching(bn_updates(model, "net.bn1"), layers=1):
         train(model, images)
     assert "in backward" in told(broken(model, lambda: train(model, images), times=2))[1][1]
 
@@ -73,7 +74,7 @@ def test_momentum_zero_and_functional_call_leave_no_update() -> None:
         return state
 
     assert causes(broken(model, call)) == ["updated-elsewhere"]
-    with bn_updates(model):
+    with watching(bn_updates(model), layers=1):
         model.load_state_dict(call())
 
 
@@ -89,5 +90,5 @@ def test_a_pass_for_swas_statistics_with_momentum_zero_is_told() -> None:
     verdict = broken(model, lambda: take_statistics(0.0), times=4)
     assert told(verdict) == [("0", "0 updates, 4 forwards without, expected 4")]
     assert causes(verdict) == ["momentum-zero"]
-    with bn_updates(model, times=4):
+    with watching(bn_updates(model, times=4), layers=1):
         take_statistics(None)

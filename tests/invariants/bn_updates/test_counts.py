@@ -8,6 +8,7 @@ from torch import nn
 
 from pytest_bninvariants import bn_updates
 from tests.invariants.bn_updates.steps import Net, broken, causes, told, train, values
+from tests.invariants.watching import watching
 
 
 def test_one_update_of_each_layer_holds() -> None:
@@ -33,7 +34,7 @@ def test_accumulation_is_told_with_what_it_does_to_the_momentum() -> None:
     assert "times=4, and use momentum 1 - (1 - 0.1)^(1/4) = 0.026" in cause.fix
     assert cause.place is not None
     assert cause.place.function == "train"
-    with bn_updates(model, times=4):
+    with watching(bn_updates(model, times=4), layers=1):
         train(model, *batches)
 
 
@@ -51,7 +52,7 @@ def test_what_is_advised_for_each_step_of_an_optimizer_holds() -> None:
     (cause,) = verdict.causes
     assert "in 4 forwards of 2 optimizer steps; 2 updates with momentum 0.1 weigh" in cause.why
     assert "times=2, and use momentum 1 - (1 - 0.1)^(1/2) = 0.0513" in cause.fix
-    with bn_updates(model, per="optimizer_step", times=2):
+    with watching(bn_updates(model, per="optimizer_step", times=2), layers=1):
         accumulate(model, 2, 2)
 
 
@@ -59,7 +60,7 @@ def test_where_steps_or_layers_differ_no_number_is_advised() -> None:
     model = Net()
     (cause,) = broken(model, lambda: accumulate(model, 2, 3), per="optimizer_step").causes
     assert 'say times="forwards", without per=: no number fits' in cause.fix
-    with bn_updates(model, times="forwards"):
+    with watching(bn_updates(model, times="forwards"), layers=1):
         accumulate(model, 2, 3)
     twice, often = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
 
@@ -84,7 +85,7 @@ def test_the_momentum_that_is_advised_weighs_as_much_as_one_batch() -> None:
     layer = nn.BatchNorm1d(3, momentum=1 - (1 - 0.1) ** (1 / 4)).double()
     one = nn.BatchNorm1d(3).double()
     x = values().double()
-    with bn_updates(layer, times="forwards"):
+    with watching(bn_updates(layer, times="forwards"), layers=1):
         for _ in range(4):
             torch.optim.SGD(layer.parameters(), lr=0.0).step()
             layer(x)
@@ -94,7 +95,7 @@ def test_the_momentum_that_is_advised_weighs_as_much_as_one_batch() -> None:
 
 def test_once_a_forward_holds_for_any_number_and_not_for_one_without_an_update() -> None:
     model = Net()
-    with bn_updates(model, times="forwards"):
+    with watching(bn_updates(model, times="forwards"), layers=1):
         train(model, *map(values, range(5)))
 
     def one_without() -> None:
@@ -115,7 +116,7 @@ def test_frozen_layers_are_left_alone_unless_they_are_named() -> None:
     assert guard.verdict is not None
     assert guard.verdict.layers == 1
     assert causes(broken(model, lambda: model(values()), "0")) == ["stuck-in-eval"]
-    with bn_updates(model, "0", times=0):
+    with watching(bn_updates(model, "0", times=0), layers=1):
         model(values())
 
 
@@ -125,9 +126,9 @@ def test_two_networks_are_told_apart_by_name() -> None:
     def step_of_the_critic() -> None:
         train(gan["critic"], values(0), values(1))
 
-    with bn_updates(gan, "critic", times=2):
+    with watching(bn_updates(gan, "critic", times=2), layers=1):
         step_of_the_critic()
-    with bn_updates(gan["critic"], times=2):
+    with watching(bn_updates(gan["critic"], times=2), layers=1):
         step_of_the_critic()
     verdict = broken(gan, step_of_the_critic, times=2)
     assert told(verdict) == [("generator.bn", "0 updates, expected 2")]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants import InvariantHazard, bn_updates
 from tests.invariants.bn_updates.steps import UNCHECKED, broken, causes, told, train, values
+from tests.invariants.watching import watching
 
 
 class Fused(nn.Module):
@@ -49,7 +50,7 @@ def test_a_layer_that_is_normalised_for_without_a_call_of_its_own_is_updated(how
     saved = copy.deepcopy(model.state_dict())
 
     def undo() -> None:
-        with bn_updates(model):
+        with watching(bn_updates(model), layers=1):
             model(values(5))
             model.load_state_dict(saved)
 
@@ -77,7 +78,7 @@ def test_a_call_that_leaves_the_counter_alone_is_a_hazard_and_one_in_eval_no_upd
         bn_updates(model),
     ):
         model(values())
-    with bn_updates(model):
+    with watching(bn_updates(model), layers=1):
         model.bn(model.linear(values()))
         model(values(), momentum=0.0)
     assert causes(broken(model.eval(), lambda: model(values()))) == ["stuck-in-eval"]

@@ -14,6 +14,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from pytest_bninvariants import bn_updates
 from tests.invariants.bn_updates.steps import broken, told, train, values
+from tests.invariants.watching import watching
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ from tests.invariants.bn_updates.steps import broken, told, train, values
     ids=lambda model: type(model).__name__,
 )
 def test_layers_of_other_sorts_hold(model: nn.Module) -> None:
-    with bn_updates(model):
+    with watching(bn_updates(model), layers=1):
         model.train()(values())
 
 
@@ -52,7 +53,7 @@ def test_models_of_timm_and_torchvision_hold() -> None:
         weights=None, weights_backbone=None, num_classes=2, min_size=64, max_size=64
     )
     target = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
-    with bn_updates(detector, "backbone.body.*.1"):
+    with watching(bn_updates(detector, "backbone.body.*.1"), layers=46):
         losses = detector.train()([torch.rand(3, 64, 64)] * 2, [target] * 2)
         sum(losses.values()).backward()
 

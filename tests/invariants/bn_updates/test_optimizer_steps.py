@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants import GateError, bn_updates
 from tests.invariants.bn_updates.steps import Net, broken, told, train, values
+from tests.invariants.watching import watching
 
 
 def test_each_step_of_an_optimizer_can_be_counted() -> None:
@@ -22,7 +23,7 @@ def test_each_step_of_an_optimizer_can_be_counted() -> None:
         for seed in range(3):
             train(model, values(seed))
 
-    with bn_updates(model, per="optimizer_step"):
+    with watching(bn_updates(model, per="optimizer_step"), layers=1):
         epoch()
     assert told(broken(model, epoch)) == [("bn", "3 updates, expected 1")]
     of_steps = bn_updates(model, per="optimizer_step")
@@ -65,7 +66,7 @@ def test_a_step_of_an_optimizer_inside_anothers_is_part_of_it(
     model = Net()
     torch.optim.SGD(model.parameters())
     optimizer = kind(model.parameters())
-    with bn_updates(model, per="optimizer_step"):
+    with watching(bn_updates(model, per="optimizer_step"), layers=1):
         for seed in range(3):
             model(values(seed)).square().mean().backward()
             optimizer.step()
@@ -92,7 +93,7 @@ def test_each_of_several_optimizers_steps_counts_and_one_that_raises_does_not() 
     def fails() -> float:
         raise ValueError
 
-    with bn_updates(model, per="optimizer_step"):
+    with watching(bn_updates(model, per="optimizer_step"), layers=1):
         for optimizer in optimizers:
             with suppress(ValueError):
                 lbfgs.step(fails)
@@ -107,7 +108,7 @@ def test_one_batch_may_update_once_in_each_optimizers_step_and_not_twice() -> No
         for _ in range(3):
             train(model, values(), step=steps)
 
-    with bn_updates(model, times=3):
+    with watching(bn_updates(model, times=3), layers=1):
         overfit(steps=True)
     verdict = broken(model, lambda: overfit(steps=False), times=3)
     assert told(verdict) == [("0", "2 updates with a batch that had updated already")]
@@ -115,7 +116,7 @@ def test_one_batch_may_update_once_in_each_optimizers_step_and_not_twice() -> No
 
 def test_batches_of_equal_means_are_told_apart() -> None:
     model = nn.BatchNorm1d(3)
-    with bn_updates(model, times=2):
+    with watching(bn_updates(model, times=2), layers=1):
         for seed in range(2):
             half = values(seed)
             model(torch.cat([half, -half]))

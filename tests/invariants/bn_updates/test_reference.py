@@ -15,6 +15,7 @@ from pytest_bninvariants import InvariantBroken, InvariantHazard, bn_updates
 from pytest_bninvariants.batchnorm.cases import Case
 from pytest_bninvariants.batchnorm.strategies import bn_cases
 from tests.invariants.bn_updates.steps import UNCHECKED, broken, causes, told, values
+from tests.invariants.watching import watching
 
 LAYERS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
@@ -24,7 +25,7 @@ LAYERS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNo
 def test_torchs_layers_are_updated_rightly_whatever_the_batch(case: Case) -> None:
     assume(case.momentum != 0 and case.batches[0] != case.batches[1])
     layer, step = made(case)
-    with bn_updates(layer, times=len(case.batches)):
+    with watching(bn_updates(layer, times=len(case.batches)), layers=1):
         step()
 
 
@@ -39,7 +40,7 @@ def test_other_dtypes_are_judged_by_their_own_bounds(dtype: str) -> None:
         step()
         assume(layer.running_var.isfinite().all())  # float16 ends at 65504
         layer.load_state_dict(before)
-        with bn_updates(layer):
+        with watching(bn_updates(layer), layers=1):
             step()
 
     run()
@@ -89,7 +90,7 @@ class Own(nn.BatchNorm1d):
 
 def test_a_layer_of_ones_own_that_updates_rightly_holds() -> None:
     model = Own()
-    with bn_updates(model):
+    with watching(bn_updates(model), layers=1):
         model(values())
 
 
@@ -205,14 +206,14 @@ def test_statistics_that_a_half_dtype_rounds_away_are_a_hazard() -> None:
     model.running_mean.fill_(1.0)
 
     def run() -> None:
-        with bn_updates(model, times="forwards"):
+        with watching(bn_updates(model, times="forwards"), layers=1):
             for seed in range(20):
                 model((values(seed, (16, 2)) + 0.2).bfloat16())
 
     with pytest.warns(InvariantHazard, match="dtype rounded the whole update away"):
         run()
     model.float()
-    with bn_updates(model, times="forwards"):
+    with watching(bn_updates(model, times="forwards"), layers=1):
         model(values(0, (16, 2)))
 
 
@@ -227,7 +228,7 @@ def test_a_variance_of_one_pass_is_told_where_it_cancels() -> None:
             return x - mean
 
     model = OnePass(3)
-    with bn_updates(model):
+    with watching(bn_updates(model), layers=1):
         model(values(shape=(256, 3)))
     verdict = broken(model, lambda: model(values(shape=(256, 3)) + 1e4))
     assert "running_var" in {change.name for change in verdict.changes}

@@ -13,6 +13,7 @@ from torch import nn
 from pytest_bninvariants import GateError, bn_updates
 from pytest_bninvariants.invariants.bn_updates import state_history
 from tests.invariants.bn_updates.steps import Net, train, values
+from tests.invariants.watching import watching
 
 
 def test_a_step_in_which_nothing_ran_fails_and_so_does_a_model_without_such_layers() -> None:
@@ -60,7 +61,7 @@ def test_a_guarded_step_is_bit_for_bit_a_bare_one() -> None:
     train(bare, torch.randn(8, 3), torch.randn(8, 3))
     after = torch.get_rng_state()
     torch.manual_seed(3)
-    with bn_updates(guarded, times=2):
+    with watching(bn_updates(guarded, times=2), layers=1):
         train(guarded, torch.randn(8, 3), torch.randn(8, 3))
     assert torch.get_rng_state().equal(after)
     for name, value in bare.state_dict().items():
@@ -72,7 +73,7 @@ def test_a_long_step_keeps_few_things(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = nn.BatchNorm1d(3)
 
     def run(count: int) -> int:
-        with bn_updates(layer, times=count):
+        with watching(bn_updates(layer, times=count), layers=1):
             tracemalloc.start()
             for seed in range(count):
                 layer(values(seed))

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from pytest_bninvariants import InvariantHazard, bn_updates
 from tests.invariants.bn_updates.steps import Net, broken, causes, told, train, values
+from tests.invariants.watching import watching
 
 
 def sam(model: Net, second: Callable[[Net], None], after: Callable[[Net], None]) -> None:
@@ -45,7 +46,7 @@ def test_sams_second_forward_is_told_and_each_way_to_mend_it_holds() -> None:
     verdict = broken(model, lambda: sam(model, nothing, nothing))
     assert causes(verdict) == ["extra-forward"]
     for second, after in ((momentum(0.0), momentum(0.1)), (tracking(False), tracking(True))):
-        with bn_updates(model):
+        with watching(bn_updates(model), layers=1):
             sam(model, second, after)
     kept: dict[str, Tensor] = {}
 
@@ -56,7 +57,7 @@ def test_sams_second_forward_is_told_and_each_way_to_mend_it_holds() -> None:
         for name, value in model.bn.named_buffers():
             value.copy_(kept[name])
 
-    with bn_updates(model):
+    with watching(bn_updates(model), layers=1):
         sam(model, keep, put_back)
 
 
@@ -78,7 +79,7 @@ def test_an_overflow_under_grad_scaler_is_told_and_one_that_is_undone_is_a_hazar
     model.load_state_dict(before)
 
     def step_and_undo() -> None:
-        with bn_updates(model):
+        with watching(bn_updates(model), layers=1):
             step()
             model.load_state_dict(before)
 
@@ -102,13 +103,13 @@ def test_warm_up_forwards_are_told_and_hold_where_they_are_undone() -> None:
     expected = "4 updates, expected 1; 3 updates with a batch that had updated already"
     assert told(verdict) == [("bn", expected)]
     assert causes(verdict) == ["extra-forward"]
-    with bn_updates(model):
+    with watching(bn_updates(model), layers=1):
         capture(restore=True)
 
 
 def test_what_is_put_back_after_many_forwards_is_known() -> None:
     model = Net()
-    with bn_updates(model):
+    with watching(bn_updates(model), layers=1):
         model(values())
         saved = copy.deepcopy(model.bn.state_dict())
         for _ in range(50):
@@ -118,7 +119,7 @@ def test_what_is_put_back_after_many_forwards_is_known() -> None:
 
 def test_update_bn_starts_the_average_anew_and_holds() -> None:
     model = AveragedModel(Net())
-    with bn_updates(model, times=3):
+    with watching(bn_updates(model, times=3), layers=1):
         update_bn(list(map(values, range(3))), model)
 
 
@@ -130,9 +131,9 @@ def warm() -> nn.BatchNorm1d:
 
 def test_statistics_that_were_warm_may_be_taken_anew_by_an_average_of_all_batches() -> None:
     model = nn.Sequential(warm())
-    with bn_updates(model, times=3):
+    with watching(bn_updates(model, times=3), layers=1):
         update_bn(list(map(values, range(3))), model)
-    with bn_updates(model, times=3):
+    with watching(bn_updates(model, times=3), layers=1):
         model[0].reset_running_stats()
         model[0].momentum = None
         train(model, *map(values, range(3)))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, Verdict, frozen, frozen_bn
 from pytest_bninvariants.invariants.frozen import earlier_runs
+from tests.invariants.watching import watching
 
 
 def drift_once(net: Any, batch: Tensor, guard: Any = frozen_bn) -> None:
@@ -129,7 +130,7 @@ def test_a_model_to_which_a_fixture_gave_other_values_is_compared_with_these(
                 with pytest.raises(FrozenStateChanged), frozen(net):
                     net(batch)
             else:
-                with frozen(net):
+                with watching(frozen(net), layers=4, tensors=14):
                     net(batch)
 
 

@@ -15,6 +15,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from pytest_bninvariants import FrozenStateChanged, InvariantBroken, bn_updates, frozen_bn, trains
+from tests.invariants.watching import watching
 
 
 class Lit(lightning.LightningModule):
@@ -53,7 +54,8 @@ def fit(model: Lit, folder: Path, *, accumulate: int = 1) -> None:
 
 def test_lightnings_fit_updates_once_a_step_and_trains_everything(tmp_path: Path) -> None:
     model = Lit()
-    with bn_updates(model, per="optimizer_step"), trains(model):
+    updates = watching(bn_updates(model, per="optimizer_step"), layers=1)
+    with updates, watching(trains(model), layers=7):
         fit(model, tmp_path)
 
 
@@ -62,7 +64,7 @@ def test_lightnings_accumulation_is_told(tmp_path: Path) -> None:
     with pytest.raises(InvariantBroken) as caught, bn_updates(model, per="optimizer_step"):
         fit(model, tmp_path, accumulate=2)
     assert [change.text for change in caught.value.verdict.changes] == ["4 updates, expected 2"]
-    with bn_updates(model, times=2, per="optimizer_step"):
+    with watching(bn_updates(model, times=2, per="optimizer_step"), layers=1):
         fit(model, tmp_path, accumulate=2)
 
 
@@ -86,7 +88,7 @@ def test_torchvisions_frozen_layers_are_frozen_in_any_mode() -> None:
         optimizer.step()
 
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    with trains(model, "backbone.body.layer4", "head"):
+    with watching(trains(model, "backbone.body.layer4", "head"), layers=8):
         step()
     with frozen_bn(model, "backbone"), trains(model), bn_updates(model, times=5) as guard:
         step()
@@ -113,7 +115,7 @@ def test_an_adapter_trains_while_the_statistics_of_what_it_adapts_move() -> None
     (cause,) = caught.value.verdict.causes
     assert cause.name == "zero-gradient"
     assert all("lora_A" in name for name in cause.tensors)
-    with trains(model), bn_updates(model):
+    with watching(trains(model), layers=24), watching(bn_updates(model), layers=20):
         step()
     with pytest.raises(FrozenStateChanged) as failure, frozen_bn(model):
         step()
@@ -121,5 +123,5 @@ def test_an_adapter_trains_while_the_statistics_of_what_it_adapts_move() -> None
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.eval()
-    with frozen_bn(model, trains="*.modules_to_save"):
+    with watching(frozen_bn(model, trains="*.modules_to_save"), layers=20, tensors=100):
         step()

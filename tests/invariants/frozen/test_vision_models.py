@@ -16,6 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from pytest_bninvariants import FrozenStateChanged, frozen, frozen_bn
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
+from tests.invariants.watching import watching
 
 
 def image() -> Tensor:
@@ -53,7 +54,7 @@ def with_write(model: Any) -> None:
 
 def test_timms_batch_norm_is_judged_by_what_it_does() -> None:
     model = nn.Sequential(BatchNormAct2d(4, act_layer=nn.ReLU)).eval()
-    with frozen_bn(model):
+    with watching(frozen_bn(model), layers=1, tensors=5):
         model(image())
     with pytest.raises(FrozenStateChanged, match="training-mode"), frozen_bn(model.train()):
         model(image())

@@ -25,6 +25,7 @@ from pytest_bninvariants import (
     trains,
 )
 from pytest_bninvariants.invariants.guard import GuardNeverEntered
+from tests.invariants.watching import watching
 
 
 class Net(nn.Module):
@@ -96,7 +97,7 @@ def test_a_layer_that_is_normalised_for_without_a_call_of_its_own_trains(net: Ne
             return self.head(self.body[1].forward(self.body[0](batch)))
 
     direct = Direct()
-    with trains(direct):
+    with watching(trains(direct), layers=6):
         step(direct)
 
 
@@ -138,7 +139,7 @@ def test_a_bias_before_a_batch_norm_is_told_for_what_it_is() -> None:
         net[0].bias.fill_(1e6)
 
     def guarded() -> None:
-        with trains(net):
+        with watching(trains(net), layers=5):
             step(net)
 
     with pytest.warns(InvariantHazard, match=r"0\.bias: did not move: .* bias before a BatchNorm"):
@@ -169,7 +170,7 @@ def test_a_closure_brings_the_gradients_that_count(net: Net) -> None:
     net.train()
     closure()
     optimizer.zero_grad(set_to_none=False)
-    with trains(net, "head"):
+    with watching(trains(net, "head"), layers=2):
         optimizer.step(closure)
     with pytest.raises(InvariantBroken, match="zero-gradient"), trains(net, "head"):
         optimizer.step(lambda: closure(detached=True))
@@ -223,7 +224,7 @@ def test_a_layer_that_is_stuck_in_eval_is_told_and_may_be_left_out(net: Net) -> 
     verdict = broken(trains(net, "body"), in_eval)
     assert causes(verdict) == {"stuck-in-eval": ("body.1",)}
     assert verdict.causes[0].place is not None
-    with trains(net, "body", buffers=False):
+    with watching(trains(net, "body", buffers=False), layers=3):
         in_eval()
 
 
@@ -280,7 +281,7 @@ def test_parameters_may_be_stepped_by_hand(net: Net) -> None:
         for parameter in net.parameters():
             parameter.data -= 0.1 * parameter.grad
 
-    with trains(net):
+    with watching(trains(net), layers=6):
         by_hand()
 
 
@@ -294,7 +295,7 @@ def test_a_finetuned_resnet_is_frozen_and_trains_in_one_guard() -> None:
         model(images).square().mean().backward()
         optimizer.step()
 
-    with frozen(model, exclude="fc", trains="fc"):
+    with watching(frozen(model, exclude="fc", trains="fc"), layers=40, tensors=120):
         finetune()
     guard = frozen_bn(model, trains=["fc", "layer4.1.conv2"])
     verdict = broken(guard, finetune)
@@ -345,7 +346,7 @@ def test_a_guarded_step_is_bit_for_bit_a_bare_one(net: Net) -> None:
     torch.manual_seed(3)
     step(bare)
     torch.manual_seed(3)
-    with trains(net):
+    with watching(trains(net), layers=6):
         step(net)
     for name, value in bare.state_dict().items():
         assert value.equal(net.state_dict()[name]), name
@@ -382,13 +383,13 @@ def test_what_an_optimizer_moves_by_steps_of_its_own_trains(net: Net) -> None:
                 parameter.add_(torch.randn_like(parameter))
 
     optimizer = Perturbing(net.parameters(), 0.1)
-    with trains(net):
+    with watching(trains(net), layers=6):
         net(torch.randn(8, 3))
         optimizer.step()
 
 
 def test_an_optimizer_that_sets_its_own_learning_rate(net: Net) -> None:
     optimizer = Adafactor(net.parameters(), lr=None)
-    with trains(net):
+    with watching(trains(net), layers=6):
         net(torch.randn(8, 3)).square().sum().backward()
         optimizer.step()
