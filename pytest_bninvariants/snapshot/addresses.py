@@ -15,13 +15,13 @@ Span = tuple[int, int]
 
 
 def address(tensor: Tensor) -> int:
-    """Return where a tensor's values lie, which its aliases share; 0 if nowhere."""
+    """Return where a tensor's values begin in memory; 0 if it has no memory."""
     with DisableTorchFunction():
         return _address(tensor)
 
 
 def addresses(tensors: Iterable[Tensor]) -> set[int]:
-    """Return where the values of tensors lie."""
+    """Return where the values of tensors begin in memory."""
     with DisableTorchFunction():
         return {_address(tensor) for tensor in tensors} - {0}
 
@@ -34,7 +34,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def group_by_address(held: Iterable[tuple[object, _T]]) -> dict[int, list[_T]]:
-    """Group what goes with tensors by where their values lie; what goes with others is left out."""
+    """Group the second items of pairs by the address of the first; leave out what has none."""
     found: dict[int, list[_T]] = {}
     for tensor, each in held:
         at = address(tensor) if isinstance(tensor, Tensor) else 0
@@ -44,7 +44,7 @@ def group_by_address(held: Iterable[tuple[object, _T]]) -> dict[int, list[_T]]:
 
 
 def spans(tensor: Tensor) -> list[Span]:
-    """Return where a tensor's values lie, from and up to; nowhere for those without any."""
+    """Return the first address of each part of a tensor, and the one after its last."""
     try:
         found = (tensor,) if is_plain(tensor) else parts(tensor)
         return [(part.data_ptr(), part.data_ptr() + extent(part)) for part in found]

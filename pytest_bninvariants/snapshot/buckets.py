@@ -1,4 +1,4 @@
-"""Keep the bytes of plain tensors together, so that one comparison is for all of them."""
+"""Keep the bytes of plain tensors together, so that one comparison does for all of them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,12 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
 )
 
 _NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
-_SMALL = 2**14  # bytes of a tensor that is copied and compared together with others
-_FULL = 2**15  # values that are copied together: as many as torch gives to one thread
+# Bytes up to which a tensor shares a bucket: calling an operator takes longer than copying these.
+_SMALL = 2**14
+# Values up to which a bucket is filled: torch splits longer loops among threads, which is slow if
+# the threads are busy. https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/TensorIterator.h
+_FULL = 2**15
+# Dtypes whose values `torch.cat` and `torch.stack` copy bit by bit.
 _COPIED_BY_BITS = frozenset(
     {
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -76,12 +80,12 @@ class Bucket:
     Args:
         dtype: their dtype.
         device: where they are.
-        keys: whose they are.
+        keys: the keys of the tensors.
         placement: where they lay.
         total: how many bytes they have.
         flat: the bytes, or their fingerprints.
-        region: the arena's memory in which they are, if they are there.
-        method: how fingerprints are made, where they are kept instead; of one tensor alone.
+        region: the arena's memory that holds them, if they are in the arena.
+        method: how fingerprints are made, if those are kept; then there is one tensor alone.
     """
 
     dtype: torch.dtype
@@ -95,7 +99,7 @@ class Bucket:
 
     @property
     def is_large(self) -> bool:
-        """Tell whether it is of one tensor that is large."""
+        """Tell whether it holds one large tensor alone."""
         return len(self.keys) == 1 and self.total > _SMALL
 
     @property
@@ -119,7 +123,7 @@ class Bucket:
         return False
 
     def fits(self, tensors: list[Tensor]) -> bool:
-        """Tell whether tensors elsewhere are what was kept, but for their bytes."""
+        """Tell whether tensors that lie elsewhere can be compared with what is kept."""
         return (
             len(tensors) == len(self.keys)
             and fit_in_buckets(tensors)
@@ -139,7 +143,7 @@ class Bucket:
         kept.copy_(now)
 
     def read(self, tensors: list[Tensor]) -> Tensor:
-        """Return what is to be compared with `flat`; it may be the tensors' own memory."""
+        """Return what is comparable with `flat`; it may be the tensors' own memory."""
         if len(tensors) == 1:
             flat = as_bytes(tensors[0].detach().resolve_neg())
             return flat if self.method is None else fingerprints(flat, self.method)
@@ -170,7 +174,7 @@ class Bucket:
         return f"{len(places)} of {len(now)} fingerprints by {self.method}, first in flatten(){at}"
 
     def differing(self, flat: Tensor) -> list[str]:
-        """Return whose bytes differ from those of others that were read."""
+        """Return the keys of tensors whose bytes differ from those that were read."""
         if len(self.keys) == 1:
             return self.keys
         sizes = self._sizes()
@@ -180,19 +184,19 @@ class Bucket:
 
 
 def compare_pairs(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[bool]:
-    """Tell of each pair of flat uint8 tensors whether it is equal; wait for each device once."""
+    """Tell for each pair of flat uint8 tensors whether it is equal; wait for each device once."""
     pairs = list(pairs)
     found = [False] * len(pairs)
-    flags: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
+    waiting: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
     for number, pair in enumerate(pairs):
         kept, now = in_words(*pair)
         if kept.device.type == "cpu":
             found[number] = torch.equal(kept, now)
         else:
-            flags[kept.device].append((number, (kept != now).any()))
-    for asked in flags.values():
-        told = torch.stack([flag for _, flag in asked]).tolist()
-        for (number, _), differs in zip(asked, told, strict=True):
+            waiting[kept.device].append((number, (kept != now).any()))
+    for flags in waiting.values():
+        differ = torch.stack([flag for _, flag in flags]).tolist()
+        for (number, _), differs in zip(flags, differ, strict=True):
             found[number] = not differs
     return found
 
@@ -211,7 +215,7 @@ def fill_buckets(
         prefer_exact: keys to keep exactly, not as fingerprints, as far as the budget allows.
 
     Returns:
-        The buckets; those tensors are in none that cannot be copied so.
+        The buckets; tensors that cannot be copied together are in none.
     """
     global _latest
     latest = _latest  # another thread may set another
@@ -233,12 +237,12 @@ def fill_buckets(
 
 
 class _BucketPlan(NamedTuple):
-    """How tensors were put into buckets, which serves again while they are where they were.
+    """How tensors were put into buckets, to be used again while they lie where they did.
 
-    It holds on to no tensor.
+    It keeps no tensor alive.
 
     Args:
-        keys: whose they are, all of them plain.
+        keys: the keys of the tensors, all of which are plain.
         placement: where they lay.
         buckets: the buckets that they were put into, emptied.
     """
@@ -254,7 +258,7 @@ class _BucketPlan(NamedTuple):
         return cls(list(tensors), placement, [bucket.emptied() for bucket in buckets])
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Tell whether these are tensors as they were, by key, which makes them plain ones, too."""
+        """Tell whether tensors have the keys and placement that they had; then they are plain."""
         held = list(tensors.values())
         with suppress(*READ_ERRORS):
             return (
@@ -291,7 +295,7 @@ def _arrange(tensors: Mapping[str, Tensor]) -> Iterator[Bucket]:
 def _provide(
     device: torch.device, large: list[Bucket], *, ignore_budget: bool, prefer_exact: Collection[str]
 ) -> None:
-    """Decide of which buckets the bytes are kept, in the arena, and of which fingerprints."""
+    """Decide which buckets keep bytes, in the arena, and which keep fingerprints."""
     idle = arena.idle_on(device)
     kept = large
     if not (ignore_budget or budget.allows(_room(large), device, idle)):

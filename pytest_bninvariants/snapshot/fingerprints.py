@@ -1,7 +1,7 @@
-"""Stand in for bytes that are too many to keep: a fingerprint of each chunk of them.
+"""Fingerprints of chunks stand in for bytes that are too many to keep.
 
-A flipped bit is always found by torch's operators. Of arbitrary writes to a chunk, xxhash misses
-about one in 2**64, and they one in 2**32 or fewer: it depends on which bits are written.
+Those by torch's operators always find a flipped bit. Of arbitrary writes to a chunk, xxhash misses
+about one in 2**64, and torch's operators one in 2**32 or fewer, depending on the bits.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 Method = Literal["xxhash", "torch operators"]
-CHUNK = 2**20  # bytes
-_SCATTER = (-7046029254386353131, -4658895280553007687)  # odd, with bits set all over
+CHUNK = 2**20  # bytes: 2**17 words, whose weights and products stay in a processor's cache
+# Odd multipliers, as int64: 0x9e3779b97f4a7c15 of the golden ratio, and 0xbf58476d1ce4e5b9, both of
+# splitmix64: https://prng.di.unimi.it/splitmix64.c
+_SCATTER = (-7046029254386353131, -4658895280553007687)
 
 
 def method_on(device: torch.device) -> Method:

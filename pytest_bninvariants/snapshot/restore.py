@@ -1,4 +1,4 @@
-"""A whole model's state, to put back."""
+"""Keep a whole model's state and put it back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ModelState:
             self._tensors = [(t, t.detach().clone()) for t in tensors.values()]
 
     def restore(self) -> None:
-        """Put it back, into the very tensors that the model held."""
+        """Put the state back, into the tensors that the model held."""
         for module, training, registries in self._modules:
             module.training = training
             for registry, content in registries:
@@ -40,20 +40,24 @@ class ModelState:
 
 
 def _registries(module: nn.Module) -> list[dict[str, Any]]:
-    """Return where a module keeps parameters, buffers and children; a scripted one's are fixed."""
+    """Return the dicts of parameters, buffers and children; a scripted module has fixed ones."""
     if isinstance(module, torch.jit.ScriptModule):
         return []
     return [module._parameters, module._buffers, module._modules]
 
 
 def _fill(tensor: Tensor, kept: Tensor) -> None:
-    """Give a tensor its old content back, where possible in the memory that views of it share."""
-    fits = (
+    """Give a tensor its old content back, where possible in the memory that its views share."""
+    if _fits_in_place(tensor, kept):
+        tensor.data.copy_(kept)
+    else:
+        tensor.data = kept.clone()
+
+
+def _fits_in_place(tensor: Tensor, kept: Tensor) -> bool:
+    """Tell whether a copy fits in a tensor's memory, of which an expanded one has too little."""
+    return (
         (tensor.dtype, tensor.device, tensor.shape) == (kept.dtype, kept.device, kept.shape)
         and tensor.layout == kept.layout == torch.strided
         and 0 not in tensor.stride()
     )
-    if fits:
-        tensor.data.copy_(kept)
-    else:
-        tensor.data = kept.clone()

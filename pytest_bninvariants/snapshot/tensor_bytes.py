@@ -34,7 +34,7 @@ class UnreadableTensor(Exception):
 
 
 READ_ERRORS = (UnreadableTensor, RuntimeError, NotImplementedError, TypeError)
-"""What a tensor may raise that cannot be read, tensors of other libraries' classes too."""
+"""What reading may raise, where a class of tensors, maybe another library's, does not allow it."""
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -159,7 +159,7 @@ def parts(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return the plain dense tensors whose bytes make up a tensor's content.
 
     Raises:
-        UnreadableTensor: the tensor has no values that could be read, as on the meta device.
+        UnreadableTensor: if the tensor has no values, as on the meta device.
     """
     return _kind_of(tensor).parts(tensor)
 
@@ -168,7 +168,7 @@ def values_of(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return the plain dense tensors that hold a tensor's values.
 
     Raises:
-        UnreadableTensor: the tensor has no values that could be read, as on the meta device.
+        UnreadableTensor: if the tensor has no values, as on the meta device.
     """
     if is_plain(tensor):
         return (tensor,)
@@ -204,7 +204,7 @@ def as_bytes(part: Tensor) -> Tensor:
     """View a plain dense tensor as a flat uint8 tensor; copy only where its layout forbids it.
 
     Raises:
-        UnreadableTensor: its memory is not there.
+        UnreadableTensor: if its memory was freed.
     """
     if not are_backed([part]):
         raise UnreadableTensor("its memory was freed")
@@ -213,9 +213,9 @@ def as_bytes(part: Tensor) -> Tensor:
 
 
 def are_backed(tensors: Sequence[Tensor]) -> bool:
-    """Tell whether all memory of plain tensors is there; who shards a model frees it at times.
+    """Tell whether the memory of plain tensors is there; sharding frees it for a while.
 
-    Torch itself does not ask before it reads, and crashes.
+    Torch itself does not check before it reads, and the process crashes.
     """
     there = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, tensors))
     if any(map(Tensor.storage_offset, tensors)) or not all(map(Tensor.is_contiguous, tensors)):
@@ -226,7 +226,7 @@ def are_backed(tensors: Sequence[Tensor]) -> bool:
 
 
 def extent(part: Tensor) -> int:
-    """Return how many bytes lie between a plain dense tensor's first and its last."""
+    """Return how many bytes lie from a plain dense tensor's first to its last."""
     if part.is_contiguous() or part.numel() == 0:
         return part.nbytes
     last = sum((n - 1) * step for n, step in zip(part.shape, part.stride(), strict=True))
@@ -236,8 +236,8 @@ def extent(part: Tensor) -> int:
 def in_words(*flat: Tensor) -> list[Tensor]:
     """View flat uint8 tensors of one length in the widest integers that fit all of them.
 
-    So NaN equals the same NaN and -0.0 differs from 0.0, and comparing takes a half to a third of
-    the time that it takes for floats.
+    As integers, NaN equals the same NaN and -0.0 differs from 0.0. Comparing integers takes a half
+    to a third of the time of comparing floats.
     """
     ends = [end for each in flat for end in (each.numel(), each.storage_offset())]
     word = next(word for word in _WORDS if not any(end % word.itemsize for end in ends))
@@ -245,12 +245,12 @@ def in_words(*flat: Tensor) -> list[Tensor]:
 
 
 def join_key(tensor: Tensor) -> tuple[torch.dtype, torch.device, int]:
-    """Return what tensors have in common whose values can be joined."""
+    """Return what two tensors must have in common for their values to be joined."""
     return tensor.dtype, tensor.device, min(tensor.dim(), 2)
 
 
 def join_values(tensors: list[Tensor]) -> Tensor:
-    """Return the values of tensors of one sort, one after another."""
+    """Return the values of tensors with one join key, one after another."""
     if tensors[0].dim() < 2:
         return (torch.cat if tensors[0].dim() else torch.stack)(tensors)
     return flatten_dense_tensors(tensors)
@@ -262,7 +262,7 @@ def same_bytes(kept: Tensor, now: Tensor) -> bool:
 
 
 def version(tensor: Tensor) -> int | None:
-    """Return what mostly moves when a tensor is written; those made in inference mode have none."""
+    """Return the counter that most writes to a tensor move; None for one made in inference mode."""
     return None if tensor.is_inference() else version_counter(tensor)
 
 
