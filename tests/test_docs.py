@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FAILING = {
     "README.md": {"test_finetune.py"},
     "causes.md": {"test_causes.py"},
@@ -130,7 +130,7 @@ def test_the_readmes_commands_are_those_that_ci_and_newcomers_run() -> None:
         "pytest --pyargs pytest_bninvariants.conformance "
         "--bn-impl='timm.layers:BatchNormAct2d(apply_act=False)'",
         f"{make}'.[examples]' && .venv/bin/pytest docs/examples",
-        f"{make}'.[test]' && .venv/bin/pytest",
+        f"{make}'.[test]' && .venv/bin/pytest -n auto",
     ]
 
 
