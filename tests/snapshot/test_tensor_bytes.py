@@ -310,3 +310,41 @@ def test_a_sparse_tensor_written_in_place_is_found(write: Callable[[Tensor], obj
 def test_a_transposed_tensor_with_the_same_values_is_no_change() -> None:
     x = torch.arange(6.0).reshape(2, 3)
     assert told(x, replaced_by(x.t().contiguous().t())) is None
+
+
+DENSE = {
+    "0-d": True,
+    "transposed": True,
+    "conjugated": True,
+    "parameter": True,
+    "coo": False,
+    "csr": False,
+    "quantized": False,
+    "nested": False,
+    "mkldnn": False,
+    "subclass": False,
+}
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_only_a_tensor_that_keeps_its_values_as_they_are_has_them_dense(kind: str) -> None:
+    tensor = EXOTIC[kind]()
+    found = tensor_bytes.dense_values(tensor)
+    assert found is (tensor if DENSE[kind] else None)
+
+
+@pytest.mark.parametrize("kind", EXOTIC)
+def test_values_are_among_the_parts_and_can_be_read(kind: str) -> None:
+    tensor = EXOTIC[kind]()
+    values = tensor_bytes.values_of(tensor)
+    assert 0 < len(values) <= len(tensor_bytes.parts(tensor))
+    assert all(tensor_bytes.is_plain(each) for each in values)
+    assert tensor_bytes.is_readable(tensor)
+
+
+def test_a_tensor_without_values_is_not_readable_nor_dense() -> None:
+    for tensor in (torch.ones(2, device="meta"), nn.UninitializedParameter()):
+        assert not tensor_bytes.is_readable(tensor)
+        assert tensor_bytes.dense_values(tensor) is None
+    with pytest.raises(tensor_bytes.UnreadableTensor, match="meta device"):
+        tensor_bytes.values_of(torch.ones(2, device="meta"))
