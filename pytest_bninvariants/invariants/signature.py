@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
@@ -27,26 +27,42 @@ def refuse_wrong_calls(*, models: int = 1) -> Callable[[Callable[_P, _R]], Calla
     """
 
     def decorate(invariant: Callable[_P, _R]) -> Callable[_P, _R]:
-        accepted = inspect.signature(invariant)
-
         @wraps(invariant)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             __tracebackhide__ = True
+            given = args[:models]
+            if len(given) < models or not all(isinstance(model, nn.Module) for model in given):
+                _check_call(invariant, models, args, kwargs)
             try:
-                given = accepted.bind(*args, **kwargs).arguments
-            except TypeError as error:
-                hint = _what_it_takes(accepted, kwargs)
-                raise GateError(f"{invariant.__name__}(): {error}{hint}") from None
-            for name in list(accepted.parameters)[:models]:
-                value = given.get(name)
-                is_default = value is accepted.parameters[name].default
-                if not (is_default or isinstance(value, nn.Module)):
-                    raise GateError(_not_a_model(invariant.__name__, accepted, name, value))
-            return invariant(*args, **kwargs)
+                return invariant(*args, **kwargs)
+            except TypeError:  # of this call, or of something that it runs
+                _check_call(invariant, models, args, kwargs)
+                raise
 
         return call
 
     return decorate
+
+
+def _check_call(
+    invariant: Callable[..., object], models: int, args: tuple[object, ...], kwargs: dict[str, Any]
+) -> None:
+    """Bind arguments as Python does when it calls a function, which takes longer than the call.
+
+    Raises:
+        GateError: if they do not fit, or one of the first is not a model.
+    """
+    accepted = inspect.signature(invariant)
+    try:
+        given = accepted.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        hint = _what_it_takes(accepted, kwargs)
+        raise GateError(f"{invariant.__name__}(): {error}{hint}") from None
+    for name in list(accepted.parameters)[:models]:
+        value = given.get(name)
+        is_default = value is accepted.parameters[name].default
+        if not (is_default or isinstance(value, nn.Module)):
+            raise GateError(_not_a_model(invariant.__name__, accepted, name, value))
 
 
 def _what_it_takes(accepted: inspect.Signature, given: Collection[str]) -> str:
