@@ -15,10 +15,10 @@ import torch._dynamo
 from hypothesis import settings
 from torch import Tensor, nn
 
-import pytest_bninvariants.instrumentation.installation
 import pytest_bninvariants.invariants.guard
 import pytest_bninvariants.plugin.guarded_call  # noqa: F401
 from pytest_bninvariants import guard_registry
+from pytest_bninvariants.instrumentation import installation, observer_api
 from tests.engine import Net, everything_wrapped, run_ranks
 
 pytest_plugins = ["pytester"]
@@ -58,6 +58,8 @@ def torch_is_left_as_it_was() -> Iterator[None]:
     functions = torch.batch_norm, torch.instance_norm
     yield
     after = everything_wrapped()
+    for observer in observer_api.active_observers:  # of a guard that a failed test left open
+        installation.discard(observer)
     for name, method in methods.items():  # a test that fails must not take the others with it
         setattr(nn.Module, name, method)
     setattr_.__code__ = code

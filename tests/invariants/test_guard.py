@@ -21,7 +21,7 @@ from pytest_bninvariants import (
 )
 from pytest_bninvariants.errors import describe
 from tests.invariants.guard_steps import GUARDS
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 
 def test_a_step_that_changes_nothing_holds(net: Any, batch: Tensor) -> None:

@@ -19,7 +19,7 @@ from pytest_bninvariants import (
 from pytest_bninvariants.guard_registry import entered
 from pytest_bninvariants.instrumentation import observer_api
 from tests.invariants.guard_steps import GUARDS, drift_and_raise, nothing
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 
 @GUARDS

@@ -24,7 +24,7 @@ from pytest_bninvariants.guard_registry import entered
 from pytest_bninvariants.invariants.conclude import conclude
 from pytest_bninvariants.invariants.guard import GuardNeverEntered
 from tests.invariants.guard_steps import GUARDS, nothing, started
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 
 def only_the_mode(net: Any, batch: Tensor) -> None:

@@ -111,3 +111,20 @@ def test_a_type_error_of_a_users_own_is_theirs(net: Any) -> None:
 
     with pytest.raises(TypeError, match="mine"):
         frozen(net, exclude=Names())
+
+
+OPTIONS = [
+    (name, option)
+    for name in INVARIANTS
+    for option in ("modules", "exclude")
+    if any(each.name == option and each.kind is each.KEYWORD_ONLY for each in parameters_of(name))
+]
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+@pytest.mark.parametrize("names", [3, [3], iter(["neck"])])
+def test_names_that_are_not_names_are_an_error_of_the_gate(
+    name: str, option: str, names: object, net: Any, batch: Tensor
+) -> None:
+    with pytest.raises(GateError, match=f"{option}= takes a name or several names; got "):
+        call(name, net, batch, **{option: names})

@@ -15,7 +15,7 @@ from pytest_bninvariants import FrozenStateChanged, GateError, frozen, frozen_bn
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
 from tests.selection.models import STATE, deep, layers, tensors
-from tests.snapshot.holding import watched
+from tests.watching import watched
 
 
 class Fsdp(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants import FrozenStateChanged, Guard, frozen
+from pytest_bninvariants import FrozenStateChanged, frozen
 
 
 class Holder(nn.Module):
@@ -51,10 +51,3 @@ def of_bytes(raw: Tensor, dtype: torch.dtype) -> Tensor:
 
 def quantized(scale: float = 0.5, zero: int = 0, first: float = 1.0) -> Tensor:
     return torch.quantize_per_tensor(torch.tensor([first, 2.0]), scale, zero, torch.qint8)
-
-
-def watched(guard: Guard) -> tuple[int, int]:
-    """Return how many layers and tensors a guard watched, all of which stayed as they were."""
-    assert guard.verdict is not None
-    assert guard.verdict.holds
-    return guard.verdict.layers, guard.verdict.tensors

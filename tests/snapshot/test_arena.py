@@ -15,7 +15,7 @@ from pytest_bninvariants import FrozenStateChanged, frozen
 from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.run_config import replaced
 from pytest_bninvariants.snapshot.arena import Arena, arena
-from tests.snapshot.holding import watched
+from tests.watching import watched
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, Verdict, frozen
-from tests.snapshot.holding import Holder, quantized, replaced_by, told, watched
+from tests.snapshot.holding import Holder, quantized, replaced_by, told
+from tests.watching import watched
 
 
 def _by_thread(x: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants import frozen
 from pytest_bninvariants.snapshot.restore import ModelState
-from tests.snapshot.holding import watched
+from tests.watching import watched
 
 
 def look(model: nn.Module) -> dict[str, object]:

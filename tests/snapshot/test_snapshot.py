@@ -16,7 +16,8 @@ from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 from pytest_bninvariants.snapshot.snapshot import take_snapshot
-from tests.snapshot.holding import Holder, told, watched
+from tests.snapshot.holding import Holder, told
+from tests.watching import watched
 
 
 def fake() -> Tensor:

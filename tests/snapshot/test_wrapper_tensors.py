@@ -19,7 +19,7 @@ from pytest_bninvariants import (
     frozen_bn,
     trains,
 )
-from tests.snapshot.holding import watched
+from tests.watching import watched
 
 
 class Scaled(Tensor):

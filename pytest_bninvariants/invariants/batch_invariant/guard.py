@@ -21,7 +21,7 @@ from pytest_bninvariants.invariants.batch_invariant.sample_batch import SampleBa
 from pytest_bninvariants.invariants.batch_invariant.trial import BatchTrial
 from pytest_bninvariants.invariants.batch_invariant.whole_output import WholeOutput
 from pytest_bninvariants.invariants.guard import Guard, at_once
-from pytest_bninvariants.invariants.signature import refuse_wrong_calls, spell
+from pytest_bninvariants.invariants.signature import option_names, refuse_wrong_calls, spell
 from pytest_bninvariants.selection.submodules import submodules
 from pytest_bninvariants.verdict import Cause, Change, Verdict
 
@@ -204,7 +204,7 @@ def batch_guard(
     """Return the guard of `batch_invariant`, which judges when a step ends; same arguments."""
     if not is_int(examples) or examples < 1:
         raise GateError(f"examples= takes a number from 1; got {describe(examples)}")
-    names = (modules,) if isinstance(modules, str) else tuple(modules)
+    names = option_names(modules, "modules")
     try:
         batch = SampleBatch.read(inputs)
     except Refusal as refusal:

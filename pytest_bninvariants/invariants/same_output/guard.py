@@ -15,7 +15,7 @@ from pytest_bninvariants.invariants.guard import Guard, at_once
 from pytest_bninvariants.invariants.same_output.eval_guard import EvalGuard
 from pytest_bninvariants.invariants.same_output.outputs import OutputSnapshot
 from pytest_bninvariants.invariants.same_output.twin_guard import TwinGuard
-from pytest_bninvariants.invariants.signature import refuse_wrong_calls, spell
+from pytest_bninvariants.invariants.signature import option_names, refuse_wrong_calls, spell
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.submodules import submodules
 from pytest_bninvariants.selection.walk import all_tensors
@@ -170,7 +170,7 @@ def same_output(
         ...     print(str(failure).splitlines()[0])
         1 of 1 output changed: output (mode-flip)
     """
-    names = (modules,) if isinstance(modules, str) else tuple(modules)
+    names = option_names(modules, "modules")
     _insist_on_inputs("same_output", inputs, named_inputs)
     arguments = CallArguments.copy_of(inputs, named_inputs)
     return OutputGuard(module, names, arguments, Tolerance(rtol, atol))

@@ -63,8 +63,8 @@ class TrainsGuard(Guard):
                 if each.kind == "parameter" and self._is_meant(each.tensor)
             }
             if not parameters:
-                known = "there is" if self._scope.modules else "there has requires_grad=True"
-                raise Refusal(f"no parameter {known}: there is nothing to train")
+                has = "" if self._scope.modules else " has requires_grad=True"
+                raise Refusal(f"no parameter there{has}: there is nothing to train")
             self._kept = take_snapshot(parameters)
         self._layers = {
             key: (selection.bn_names[key], layer)

@@ -11,7 +11,7 @@ from torchvision.models import resnet18
 
 from pytest_bninvariants import bn_updates
 from tests.invariants.bn_updates.steps import Net, broken, causes, told, train, values
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

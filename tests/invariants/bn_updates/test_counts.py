@@ -8,7 +8,7 @@ from torch import nn
 
 from pytest_bninvariants import bn_updates
 from tests.invariants.bn_updates.steps import Net, broken, causes, told, train, values
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 
 def test_one_update_of_each_layer_holds() -> None:

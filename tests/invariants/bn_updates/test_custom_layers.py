@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants import InvariantHazard, bn_updates
 from tests.invariants.bn_updates.steps import UNCHECKED, broken, causes, told, train, values
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 
 class Fused(nn.Module):

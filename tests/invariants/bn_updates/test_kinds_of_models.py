@@ -14,7 +14,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from pytest_bninvariants import bn_updates
 from tests.invariants.bn_updates.steps import broken, told, train, values
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants import GateError, bn_updates
 from tests.invariants.bn_updates.steps import Net, broken, told, train, values
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 
 def test_each_step_of_an_optimizer_can_be_counted() -> None:

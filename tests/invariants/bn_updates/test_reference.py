@@ -15,7 +15,7 @@ from pytest_bninvariants import InvariantBroken, InvariantHazard, bn_updates
 from pytest_bninvariants.batchnorm.cases import Case
 from pytest_bninvariants.batchnorm.strategies import bn_cases
 from tests.invariants.bn_updates.steps import UNCHECKED, broken, causes, told, values
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 LAYERS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 

@@ -13,7 +13,7 @@ from torch import nn
 from pytest_bninvariants import GateError, bn_updates
 from pytest_bninvariants.invariants.bn_updates import state_history
 from tests.invariants.bn_updates.steps import Net, train, values
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 
 def test_a_step_in_which_nothing_ran_fails_and_so_does_a_model_without_such_layers() -> None:

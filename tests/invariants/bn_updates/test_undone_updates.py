@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from pytest_bninvariants import InvariantHazard, bn_updates
 from tests.invariants.bn_updates.steps import Net, broken, causes, told, train, values
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 
 def sam(model: Net, second: Callable[[Net], None], after: Callable[[Net], None]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, Verdict, frozen, frozen_bn
 from pytest_bninvariants.invariants.frozen import earlier_runs
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 
 def drift_once(net: Any, batch: Tensor, guard: Any = frozen_bn) -> None:

@@ -15,7 +15,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from pytest_bninvariants import FrozenStateChanged, InvariantBroken, bn_updates, frozen_bn, trains
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 
 class Lit(lightning.LightningModule):

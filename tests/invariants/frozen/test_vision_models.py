@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from pytest_bninvariants import FrozenStateChanged, frozen, frozen_bn
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 
 def image() -> Tensor:

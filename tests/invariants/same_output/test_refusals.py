@@ -69,7 +69,10 @@ def test_a_guard_around_it_does_not_take_its_runs_for_the_step(net: Any, batch: 
         (lambda net, x: same_output(x, x), "takes the model, a torch.nn.Module, first"),
         (lambda net, x: same_output(net, x, rtol=-1), "rtol= takes a number from 0; got -1"),
         (lambda net, x: same_output(net, x, modules="bakbone"), "did you mean 'backbone'"),
-        (lambda net, x: same_output(net, x, modules=[3]), "qualified name; got 3"),
+        (
+            lambda net, x: same_output(net, x, modules=[3]),
+            "modules= takes a name or several names; got 3",
+        ),
         (lambda net, x: same_output(net, x[:, :1]), "Net in eval raised on these inputs"),
         (lambda net, x: same_output(nn.LazyLinear(3), x), "lazy parameters without values"),
     ],

@@ -25,7 +25,7 @@ from pytest_bninvariants import (
     trains,
 )
 from pytest_bninvariants.invariants.guard import GuardNeverEntered
-from tests.invariants.watching import watching
+from tests.watching import watching
 
 
 class Net(nn.Module):
