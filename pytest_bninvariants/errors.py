@@ -175,7 +175,7 @@ class InvariantHazard(UserWarning):
         >>> [warning.category.__name__ for warning in caught]
         ['InvariantHazard']
         >>> print(caught[0].message)
-        frozen() holds, but weight: is another tensor now, with equal values; ...
+        frozen() holds, but weight: replaced by a tensor with equal values; ...
     """
 
 

@@ -58,9 +58,9 @@ class Auditor(Observer):
 
     def __init__(self) -> None:
         self.layers = 0
-        """ForwardKind many BN layers have run in training mode."""
+        """How many BN layers have run in training mode."""
         self.frozen = 0
-        """ForwardKind many of them were frozen then."""
+        """How many of them were frozen then."""
         self._seen = AuditedLayers()
         self._log = LeakLog()
 

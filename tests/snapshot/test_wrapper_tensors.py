@@ -167,7 +167,7 @@ def test_a_distributed_tensor_that_moves_is_told_by_value(net: nn.Sequential, me
 def test_statistics_in_distributed_tensors_are_looked_at(net: nn.Sequential, mesh: Any) -> None:
     net[1].running_var[0] = float("inf")
     distribute(net, mesh)
-    said = "1: has running statistics that are not finite"
+    said = "1: running statistics are not finite"
     with pytest.warns(InvariantHazard, match=said), frozen_bn(net) as guard:
         write_nothing(net)
     assert watched(guard) == (1, 5)

@@ -25,9 +25,8 @@ def test_an_equal_tensor_that_took_the_name_is_a_hazard() -> None:
         run(model)
 
     verdict = judged(Pair(nn.BatchNorm1d(2)).eval(), step)
-    assert said(verdict) == {
-        "bn.weight": "is another tensor now, with equal values; an optimizer may hold the old one"
-    }
+    text = "replaced by a tensor with equal values; an optimizer may still hold the old one"
+    assert said(verdict) == {"bn.weight": text}
 
 
 def test_a_parameter_that_became_a_buffer_is_a_hazard() -> None:
@@ -41,8 +40,8 @@ def test_a_parameter_that_became_a_buffer_is_a_hazard() -> None:
         run(model)
 
     verdict = judged(Pair(nn.BatchNorm1d(2)).eval(), step, guard=frozen)
-    assert "was a parameter and is a buffer" in said(verdict)["bn.weight"]
-    assert "was a buffer and is a parameter" in said(verdict)["bn.running_mean"]
+    assert "now a buffer, formerly a parameter" in said(verdict)["bn.weight"]
+    assert "now a parameter, formerly a buffer" in said(verdict)["bn.running_mean"]
 
 
 def test_an_equal_module_that_took_the_name_is_a_hazard_for_each_of_its_tensors() -> None:
@@ -65,7 +64,7 @@ def test_converting_to_sync_batch_norm_inside_the_step_is_a_hazard(guard: Any) -
     model = Pair(nn.BatchNorm1d(2)).eval()
     verdict = judged(model, step, guard=guard)
     assert isinstance(model.bn, nn.SyncBatchNorm)
-    assert said(verdict)["bn"] == "was BatchNorm1d and is SyncBatchNorm now"
+    assert said(verdict)["bn"] == "type changed from BatchNorm1d to SyncBatchNorm"
 
 
 def test_a_converted_layer_that_lost_its_mode_is_found() -> None:
@@ -118,4 +117,6 @@ def test_requires_grad_switched_on_is_a_hazard_and_switched_off_is_not() -> None
 
     model = Pair(nn.BatchNorm1d(2)).eval()
     model.bn.weight.requires_grad_(False)
-    assert said(judged(model, step)) == {"bn.weight": "had requires_grad switched on"}
+    assert said(judged(model, step)) == {
+        "bn.weight": "requires_grad was switched on during the step"
+    }

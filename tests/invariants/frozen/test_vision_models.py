@@ -79,7 +79,9 @@ def test_converting_a_resnet_inside_the_step_is_no_violation(
         convert(model)
         model(torch.randn(1, 3, 32, 32))
     assert guard.verdict is not None
-    assert "was BatchNorm2d and is SyncBatchNorm now" in {h.text for h in guard.verdict.hazards}
+    assert "type changed from BatchNorm2d to SyncBatchNorm" in {
+        h.text for h in guard.verdict.hazards
+    }
 
 
 def trained(guarded: bool) -> dict[str, Tensor]:

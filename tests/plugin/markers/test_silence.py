@@ -357,7 +357,7 @@ def test_a_hazard_of_a_marked_test_is_told_at_its_line(sessions: Sessions) -> No
             hold(broken)
     """
     )
-    said = "InvariantHazard: frozen_bn() holds, but bn1: has running statistics that are not finite"
+    said = "InvariantHazard: frozen_bn() holds, but bn1: running statistics are not finite"
     assert re.search(
         rf"test_it.py:\d+: {re.escape(said)}.*\n +def test_that_it_holds", session.output
     )
