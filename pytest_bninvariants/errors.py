@@ -1,4 +1,4 @@
-"""What users may catch."""
+"""The exceptions and warnings that users may catch, and what they are made of."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class InvariantBroken(AssertionError):
-    """Say that an invariant does not hold.
+    """Raised when an invariant does not hold.
 
-    Its text is made when it is first needed; the first line is the headline.
+    The text is rendered when it is first needed; its first line is the headline.
 
     Args:
         verdicts: the broken guards' verdicts, at least one; a test with several markers may break
@@ -39,7 +39,7 @@ class InvariantBroken(AssertionError):
 
     @property
     def verdict(self) -> Verdict:
-        """Return the first verdict."""
+        """Return the first broken guard's verdict."""
         return self.verdicts[0]
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class InvariantBroken(AssertionError):
         return self._text
 
     def __repr__(self) -> str:
-        # pytest asks each AssertionError for its repr, long before it knows how to show it
+        # pytest asks each AssertionError for its repr before it knows how to show it
         from pytest_bninvariants.reporting.verdict_text import first_line
 
         return f"{type(self).__name__}({first_line(self.verdicts)!r})"
@@ -61,12 +61,13 @@ class InvariantBroken(AssertionError):
             self._verbose, self._text = True, None
 
     def __reduce__(self) -> tuple[type[InvariantBroken], tuple[Verdict, ...], dict[str, Any]]:
-        state = {"_text": str(self), "_verbose": self._verbose}  # paths in the text are from here
+        # the text is rendered here, since its paths are relative to this process's folder
+        state = {"_text": str(self), "_verbose": self._verbose}
         return type(self), self.verdicts, state
 
 
 class FrozenStateChanged(InvariantBroken):
-    """Say that a step changed what `frozen_bn` or `frozen` watch.
+    """Raised when a step changed what `frozen_bn` or `frozen` watches.
 
     Example:
         >>> import torch
@@ -82,7 +83,7 @@ class FrozenStateChanged(InvariantBroken):
 
 
 class DriftNote(str):
-    """A note on another exception that says what had changed.
+    """A note on another exception, which says what had changed when that was raised.
 
     Args:
         text: the note.
@@ -92,19 +93,19 @@ class DriftNote(str):
     verdicts: tuple[Verdict, ...]
 
     def __new__(cls, text: str, verdicts: Sequence[Verdict] = ()) -> DriftNote:
-        """Make the string."""
+        """Return the text with its verdicts."""
         note = super().__new__(cls, text)
         note.verdicts = tuple(verdicts)
         return note
 
 
 class LawBroken(AssertionError):
-    """Say that a layer breaks laws of BatchNorm.
+    """Raised when a layer breaks laws of BatchNorm.
 
     Args:
         message: the report; its first line is the headline.
-        law: the law's name; of several, the first.
-        snippet: code that reproduces it.
+        law: the name of the broken law; of the first, if there are several.
+        snippet: code that reproduces its failure.
 
     Example:
         >>> import torch
@@ -130,7 +131,7 @@ class LawBroken(AssertionError):
 
 
 class GateError(Exception):
-    """Say that a guard could not judge: it was given nothing to watch, or nothing ran inside it.
+    """Raised when a guard could not judge: it had nothing to watch, or nothing ran inside it.
 
     It is not an AssertionError, so `xfail(raises=AssertionError)` does not expect it, and the
     plugin reports it as failed even under a bare `xfail`.
@@ -147,24 +148,24 @@ class GateError(Exception):
 
 
 class Refusal(GateError):
-    """Say why a guard cannot judge; the guard raises it as a GateError that begins with its name.
+    """Raised inside a guard that cannot judge; the guard turns it into a GateError with its name.
 
     Args:
-        reason: why.
-        verb: what stands between the guard's name and the reason.
+        reason: why the guard cannot judge.
+        verb: words between the guard's name and the reason, e.g. ` cannot judge`.
     """
 
     def __init__(self, reason: str, *, verb: str = "") -> None:
         super().__init__(reason)
         self.verb = verb
 
-    def by(self, guard: str) -> GateError:
-        """Return the error that users see, for a guard as its user wrote it."""
-        return GateError(f"{guard}{self.verb}: {self}")
+    def as_gate_error(self, spelling: str) -> GateError:
+        """Return the error that users see, which begins with the guard as its user wrote it."""
+        return GateError(f"{spelling}{self.verb}: {self}")
 
 
 class InvariantHazard(UserWarning):
-    """Warn that an invariant holds, but that something may break it later.
+    """Issued when an invariant holds, but something may break it later.
 
     Example:
         >>> import torch, warnings

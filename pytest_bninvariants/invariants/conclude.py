@@ -1,4 +1,4 @@
-"""The end of a step: its guards judge, and what they found is raised, noted or reported later."""
+"""End a step: its guards judge, and what they find is raised, noted or reported later."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 
 def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
-    """End a step: judge, and raise what must be raised.
+    """End a step: stop its guards, let them judge, and raise for those that are broken.
 
     Args:
         guards: the guards around the step.
-        error: the step's own exception; it wins, and what had changed is added to it as a note.
+        error: the step's own exception; if there is one, guards raise nothing, and a note on it
+            says what had changed.
 
     Raises:
-        InvariantBroken: if an invariant is broken; of what kind, the first broken guard says.
+        InvariantBroken: if an invariant is broken; the first broken guard says which subclass.
         GateError: if a guard could not judge.
     """
     __tracebackhide__ = True
@@ -42,7 +43,8 @@ def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
 
 def _raise_what_is_broken(guards: Sequence[Guard]) -> None:
     __tracebackhide__ = True
-    broken: dict[Guard, Verdict] = {}
+    broken: list[Guard] = []
+    verdicts: list[Verdict] = []
     unjudged: list[str] = []
     for guard in guards:
         try:
@@ -53,36 +55,36 @@ def _raise_what_is_broken(guards: Sequence[Guard]) -> None:
         if verdict.holds:
             guard.warn()
         else:
-            broken[guard] = verdict
-    verdicts = tuple(broken.values())
+            broken.append(guard)
+            verdicts.append(verdict)
     if unjudged:
         failure = GateError("\n".join(unjudged))
         if verdicts:
             failure.add_note(DriftNote(render(verdicts), verdicts))
         raise failure
-    for guard in broken:
-        raise guard.failure(*verdicts)
+    if broken:
+        raise broken[0].failure(*verdicts)
 
 
 def _is_cancellation(error: BaseException) -> bool:
-    """Tell whether a generator or task was given up: nobody receives an exception then."""
+    """Tell whether a generator or task was abandoned: then nobody receives an exception."""
     is_trios = type(error).__name__ == "Cancelled" and type(error).__module__.startswith("trio")
     return isinstance(error, (GeneratorExit, asyncio.CancelledError)) or is_trios
 
 
 def _report_later(guards: Sequence[Guard], cancellation: BaseException) -> None:
     """Judge when a task or generator ends without anyone to receive its exception."""
-    what = "generator" if isinstance(cancellation, GeneratorExit) else "task"
+    ended = "generator" if isinstance(cancellation, GeneratorExit) else "task"
     for guard in guards:
         try:
             verdict = guard.finish()
         except GateError as error:
-            found = str(error)
+            finding = str(error)
         else:
-            found = "" if verdict.holds else headline(verdict)
-        if found:
+            finding = "" if verdict.holds else headline(verdict)
+        if finding:
             guard.report_later(
-                f"ended with a {what} that was not run to its end, and found: {found}"
+                f"ended with a {ended} that was not run to its end, and found: {finding}"
             )
 
 

@@ -1,4 +1,4 @@
-"""What a guard is: a context manager around one step, which judges when it ends."""
+"""The base of all guards: a context manager around one step, which judges when it ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NEVER_LEFT = "was entered and never left, so it compared nothing: use `with`"
 
 
 class GuardNeverEntered(UserWarning):
-    """Warn that a guard was made and thrown away without `with`, and so watched nothing."""
+    """Issued when a guard is thrown away without having been entered: it watched nothing."""
 
 
 _numbers = itertools.count()
@@ -30,22 +30,22 @@ _warned: dict[str | tuple[str, type[Warning], int], int] = {}
 
 
 class Guard:
-    """Hold an invariant of one model around one step; a context manager, for use once.
+    """Check an invariant of one model around one step; a context manager, for use once.
 
-    Subclasses say what is kept at the start, what ends at the end, and how it is judged.
+    Subclasses say what to keep when the step begins, what to stop when it ends, and how to judge.
 
     Args:
         model: the model.
-        spelled: the guard as its user wrote it, e.g. `frozen_bn('backbone')`.
+        spelling: the guard as its user wrote it, e.g. `frozen_bn('backbone')`.
 
     Attributes:
-        failure: the exception that it raises.
-        judges_halfway: whether its verdict means anything where the step raised.
+        failure: the exception that it raises if the invariant is broken.
+        judges_halfway: whether its verdict means anything after a step that raised.
         companion: another guard around the same step, which starts and ends with this one.
-        made: file and line that warnings are about.
-        sources: where each of its models was found, e.g. `fixture 'model'`. The pytest layer sets
-            them; they are empty where the models were passed.
-        verdict: what was found, once it has ended.
+        made_at: file and line that its warnings point at.
+        sources: where the pytest layer found each of its models, e.g. `fixture 'model'`; empty if
+            the user passed the models.
+        verdict: what the guard found; None until it has ended.
 
     Example:
         >>> import torch
@@ -60,17 +60,17 @@ class Guard:
     failure: ClassVar[type[InvariantBroken]] = InvariantBroken
     judges_halfway: ClassVar[bool] = False
 
-    def __init__(self, model: nn.Module, spelled: str) -> None:
+    def __init__(self, model: nn.Module, spelling: str) -> None:
         self.model = model
-        self.spelled = spelled
+        self.spelling = spelling
         self.sources: tuple[str, ...] = ()
         self.verdict: Verdict | None = None
         self.companion: Guard | None = None
         self._used = self._started = self._is_companion = False
         self._number = next(_numbers)
-        self.made = user_line()
-        file, line = self.made
-        self._described = f"{self.spelled}, made at {relative_path(file)}:{line},"
+        self.made_at = user_line()
+        file, line = self.made_at
+        self._described = f"{self.spelling}, made at {relative_path(file)}:{line},"
         self.report_later(_NEVER_ENTERED)
 
     def __enter__(self) -> Guard:
@@ -90,7 +90,7 @@ class Guard:
         if not (getattr(self, "_used", True) or self._is_companion):
             text = f"{self._described} {_NEVER_ENTERED}"
             with suppress(GuardNeverEntered):  # an error here would go nowhere
-                warnings.warn_explicit(text, GuardNeverEntered, *self.made)
+                warnings.warn_explicit(text, GuardNeverEntered, *self.made_at)
 
     @property
     def parts(self) -> tuple[Guard, ...]:
@@ -99,12 +99,12 @@ class Guard:
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
-        """Return the models that it is about."""
+        """Return the models that the guard checks."""
         return (self.model,)
 
     @property
     def source(self) -> str:
-        """Return where its models were found; empty where they were passed."""
+        """Return where its models were found; empty if the user passed them."""
         return " and ".join(filter(None, self.sources))
 
     @property
@@ -113,7 +113,7 @@ class Guard:
         return f"{self._described} {_NEVER_LEFT}"
 
     def _begin(self) -> None:
-        """Keep what is needed of the model, and begin to watch.
+        """Keep what the verdict needs of the model, and begin to watch.
 
         Raises:
             Refusal: if there is nothing to watch, or it cannot be compared.
@@ -121,7 +121,7 @@ class Guard:
         raise NotImplementedError
 
     def _end(self) -> None:
-        """Stop watching, if it watches."""
+        """Stop watching, if `_begin` started that."""
 
     def _judge(self) -> Verdict:
         """Compare and explain, once, after `_begin` and `_end`.
@@ -131,21 +131,21 @@ class Guard:
         """
         raise NotImplementedError
 
-    def bring(self, companion: Guard) -> Guard:
-        """Have another guard start and end with this one, and judge by itself."""
+    def attach(self, companion: Guard) -> Guard:
+        """Make another guard start and end with this one; each gives its own verdict."""
         unreported.pop(companion._number, None)
         companion._is_companion = True
         self.companion = companion
         return self
 
     def start(self) -> None:
-        """Keep what is needed of the model, and begin to watch.
+        """Keep what the verdict needs of the model, and begin to watch.
 
         Raises:
             GateError: if there is nothing to watch, or it cannot be compared.
         """
         if self._used:
-            raise GateError(f"{self.spelled} is for one step: make another for the next")
+            raise GateError(f"{self.spelling} is for one step: make another for the next")
         self._use()
         try:
             self._begin()
@@ -155,7 +155,7 @@ class Guard:
         except BaseException as error:
             self.stop()
             if isinstance(error, Refusal):
-                raise error.by(self.spelled) from error.__cause__
+                raise error.as_gate_error(self.spelling) from error.__cause__
             raise
         if not self._is_companion:
             entered[self._number] = self
@@ -169,30 +169,30 @@ class Guard:
         self._end()
 
     def finish(self) -> Verdict:
-        """Stop watching and judge.
+        """Stop watching, and return the verdict.
 
         Raises:
-            GateError: if nothing ran that could have changed anything.
+            GateError: if the guard never started, or nothing ran that could have changed anything.
         """
         self.stop()
         if not self._started:
-            raise GateError(f"{self.spelled} was never started")
+            raise GateError(f"{self.spelling} was never started")
         self._started = False
         try:
             self.verdict = self._judge()
         except Refusal as refusal:
-            raise refusal.by(self.spelled) from refusal.__cause__
+            raise refusal.as_gate_error(self.spelling) from refusal.__cause__
         return self.verdict
 
     def warn(self) -> None:
         """Warn of what may go wrong later, once for each place and text."""
         if self.verdict is not None and self.verdict.hazards:
-            text = f"{self.spelled} holds, but {hazards_in_a_line(self.verdict.hazards)}"
-            warnings.warn_explicit(text, InvariantHazard, *self.made, registry=_warned)
+            text = f"{self.spelling} holds, but {hazards_in_a_line(self.verdict.hazards)}"
+            warnings.warn_explicit(text, InvariantHazard, *self.made_at, registry=_warned)
 
-    def report_later(self, what: str) -> None:
-        """Have the pytest layer fail the test with this, unless the guard is used before."""
-        unreported[self._number] = f"{self._described} {what}"
+    def report_later(self, complaint: str) -> None:
+        """Have the pytest layer fail the test with a complaint, unless the guard is used before."""
+        unreported[self._number] = f"{self._described} {complaint}"
 
     def _use(self) -> None:
         self._used = True
@@ -200,11 +200,11 @@ class Guard:
 
 
 def at_once(guard: Guard) -> Verdict:
-    """Have a guard judge what is there now.
+    """Return the verdict of a guard around an empty step: it judges the models as they are now.
 
     Raises:
         InvariantBroken: if the invariant does not hold.
-        GateError: if it could not be judged.
+        GateError: if the guard could not judge.
     """
     __tracebackhide__ = True
     with guard:

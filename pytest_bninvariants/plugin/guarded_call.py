@@ -83,7 +83,7 @@ class GuardedStep:
                 request = MarkerRequest.of(mark)
                 guard = make_guard(request, values)
             for part in guard.parts:
-                part.made = line_of(self._function)
+                part.made_at = line_of(self._function)
             self._guards.append(guard)
         if self._put_back:
             models = {id(model): model for guard in self._guards for model in guard.models}

@@ -70,7 +70,7 @@ def test_a_guard_is_spelled_as_its_user_wrote_it(
 ) -> None:
     with make(net) as guard:
         net(batch)
-    assert guard.spelled == guard.verdict.guard == spelled
+    assert guard.spelling == guard.verdict.guard == spelled
 
 
 def test_a_guard_that_held_keeps_no_model_alive(net: Any, batch: Tensor) -> None:

@@ -58,7 +58,7 @@ class BatchGuard(Guard):
         results = [self._result(*each) for each in submodules(self.model, self._modules).items()]
         changes = tuple(change for result in results for change in result.changes)
         return Verdict(
-            guard=self.spelled,
+            guard=self.spelling,
             noun="output",
             broke="depends on the batch" if len(changes) == 1 else "depend on the batch",
             column="output",
@@ -208,5 +208,5 @@ def batch_guard(
     try:
         batch = SampleBatch.read(inputs)
     except Refusal as refusal:
-        raise refusal.by(spell("batch_invariant", names)) from None
+        raise refusal.as_gate_error(spell("batch_invariant", names)) from None
     return BatchGuard(module, names, batch, Tolerance(rtol, atol), examples)

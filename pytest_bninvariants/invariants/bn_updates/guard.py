@@ -81,7 +81,7 @@ class UpdatesGuard(Guard):
             equally_often = len({each.updates for each in results}) == 1
             results = [replace(each, equally_often=equally_often) for each in results]
         return Verdict(
-            guard=self.spelled,
+            guard=self.spelling,
             noun="BN layer",
             broke=_broke(results, self._times, self._per),
             column="layer",
@@ -115,7 +115,7 @@ class UpdatesGuard(Guard):
         ran = any(each.record.forwards or each.provenance.written for each in results)
         if not (ran or self._log.compiled):
             raise GateError(
-                f"nothing ran inside {self.spelled}: it saw no forward of a BN layer; run the "
+                f"nothing ran inside {self.spelling}: it saw no forward of a BN layer; run the "
                 "train step, on this very model, inside the guard"
             )
         if self._per == "optimizer_step" and not self._log.steps:

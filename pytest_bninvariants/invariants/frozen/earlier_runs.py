@@ -1,12 +1,12 @@
 """Let a rerun of a test compare with the state before its first run.
 
 A model that outlives a failed run has drifted already. Compared with its state at the start of the
-rerun it looks frozen, and the failure would be reported as flaky. Where it is not as that run left
-it, somebody made it anew, and it is compared with itself.
+rerun it would look frozen, and pytest would report the failure as flaky. If the model is not as the
+failed run left it, it was made anew, and the rerun compares it with its own start.
 
-What only fingerprints told of is remembered as well: the next such guard keeps the bytes of these
-tensors, so that a rerun, as hypothesis does with a failing example and `--bn-trace` with a test,
-tells how far the values moved.
+Tensors whose change only fingerprints showed are remembered as well. The next such guard keeps
+their bytes, so that a rerun can tell how far their values moved: hypothesis reruns a failing
+example, and `--bn-trace` a failing test.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class BrokenGuard:
     """A guard that a run broke.
 
     Args:
-        model: its model; it is held, so that no other object takes its id.
-        before: the snapshot that it compared with.
-        changes: what it found.
+        model: its model; the reference keeps its id from being reused.
+        before: the snapshot that the guard compared with.
+        changes: the changes that it found.
         causes: why.
     """
 
@@ -44,17 +44,17 @@ class BrokenGuard:
     causes: tuple[Cause, ...]
 
     @property
-    def known(self) -> frozenset[Change]:
-        """Return the changes that are there when the next run begins, if the model is as left."""
+    def lasting_changes(self) -> frozenset[Change]:
+        """Return the changes that a model still shows when the next run begins."""
         return frozenset(each for each in self.changes if each.kind != "batch-statistics")
 
     def is_as_left(self, now: StateBefore) -> bool:
-        """Tell whether what is watched differs from the snapshot as it did when the run ended."""
-        found = self.before.changes(now.selection)
-        return set(found) == {change for change in self.changes if change.of_tensor}
+        """Tell whether the model still differs from the snapshot as it did when the run ended."""
+        changes = self.before.changes(now.selection)
+        return set(changes) == {change for change in self.changes if change.of_tensor}
 
     def causes_of(self, changes: Iterable[Change]) -> tuple[Cause, ...]:
-        """Return the causes of some of its changes, as a later run tells them."""
+        """Return the causes of some of its changes, worded for the verdict of a later run."""
         names = {change.name for change in changes}
         return tuple(
             replace(cause, why=f"{cause.why}; that was in an earlier run of this test")
@@ -63,62 +63,67 @@ class BrokenGuard:
         )
 
 
-@dataclass(slots=True)
+_Key = tuple[int, str, int]
+"""A guard of a run: its model's id, its spelling, and its number among those of this spelling."""
+
+
+@dataclass(frozen=True, slots=True)
 class GuardSlot:
-    """One guard's place among those of a run: the n-th of its spelling around its model.
+    """Where a guard of one run finds what the last run broke, and leaves what this run breaks.
 
     Args:
-        last: what the last run broke there, if it did.
-        broken: what this run broke there, if it did.
+        key: the guard.
+        last: the same guard of the last run, if that broke it.
+        broken: the guards that this run broke; a guard that holds leaves nothing there.
     """
 
-    last: BrokenGuard | None = None
-    broken: BrokenGuard | None = None
+    key: _Key
+    last: BrokenGuard | None
+    broken: dict[_Key, BrokenGuard]
 
-
-_Key = tuple[int, str, int]
+    def remember(self, guard: BrokenGuard) -> None:
+        """Let the next run know that this run broke the guard."""
+        self.broken[self.key] = guard
 
 
 @dataclass(slots=True)
 class EarlierRuns:
-    """The guards that a test's last run broke, and those of the run that goes on.
+    """The guards that the last run of a test broke, and those that its current run broke.
 
     Args:
-        last: what the last run broke.
-        slots: the places of this run's guards.
-        started: how many guards of a spelling this run has started around a model.
+        last: the guards that the last run broke.
+        broken: the guards that the current run broke.
+        started: how many guards of a spelling the current run has started around a model.
     """
 
     last: dict[_Key, BrokenGuard] = field(default_factory=dict)
-    slots: dict[_Key, GuardSlot] = field(default_factory=dict)
+    broken: dict[_Key, BrokenGuard] = field(default_factory=dict)
     started: Counter[tuple[int, str]] = field(default_factory=Counter)
 
     def begin_run(self) -> None:
         """Begin another run of the test."""
-        self.last = {key: slot.broken for key, slot in self.slots.items() if slot.broken}
-        self.slots = {}
+        self.last, self.broken = self.broken, {}
         self.started.clear()
 
-    def add_slot(self, model: nn.Module, guard: str) -> GuardSlot:
-        """Give a guard that starts its place."""
+    def slot_for(self, model: nn.Module, guard: str) -> GuardSlot:
+        """Return the slot of a guard that starts."""
         self.started[id(model), guard] += 1
         key = id(model), guard, self.started[id(model), guard]
-        self.slots[key] = GuardSlot(self.last.get(key))
-        return self.slots[key]
+        return GuardSlot(key, self.last.get(key), self.broken)
 
 
 active: EarlierRuns | None = None
-"""The earlier runs of the test that runs at the moment; None where nothing is to be remembered."""
+"""The runs of the test that is running; None if no plugin can run it again."""
 
 
-def slot_for(model: nn.Module, guard: str) -> GuardSlot:
-    """Give a guard that starts its place among those of the run, or one that nothing remembers."""
-    return GuardSlot() if active is None else active.add_slot(model, guard)
+def slot_for(model: nn.Module, guard: str) -> GuardSlot | None:
+    """Return the slot of a guard that starts; None if no earlier runs are remembered."""
+    return None if active is None else active.slot_for(model, guard)
 
 
 @contextmanager
 def remembering(runs: EarlierRuns | None) -> Iterator[None]:
-    """Remember in these runs what guards break, or nowhere."""
+    """Make these the active runs for a while; with None, guards remember nothing."""
     global active
     before, active = active, runs
     try:
@@ -128,10 +133,11 @@ def remembering(runs: EarlierRuns | None) -> Iterator[None]:
 
 
 _suspects: dict[tuple[str, str], frozenset[str]] = {}
+"""By class of the model and spelling of the guard: keys of tensors to keep exactly next time."""
 
 
 def to_keep_exactly(model: nn.Module, guard: str) -> Collection[str]:
-    """Return the keys of tensors whose bytes a guard had better keep.
+    """Return the keys of tensors whose bytes a guard should keep, as far as the budget allows.
 
     Args:
         model: its model.
@@ -143,18 +149,18 @@ def to_keep_exactly(model: nn.Module, guard: str) -> Collection[str]:
 def remember_inexact(
     model: nn.Module, guard: str, kept: Mapping[str, KeptTensor], changes: Iterable[Change]
 ) -> None:
-    """Remember which of a guard's changes only fingerprints tell.
+    """Remember which of a guard's changes only fingerprints showed.
 
     Args:
         model: its model.
         guard: the guard as its user wrote it.
         kept: what it kept, by key.
-        changes: what it found.
+        changes: the changes that it found.
     """
-    changed = {change.name for change in changes if not change.exact}
-    found = [key for key, each in kept.items() if each.watched.name in changed]
-    if found:
-        _suspects[_kind(model, guard)] = frozenset(found)
+    inexact = {change.name for change in changes if not change.exact}
+    keys = frozenset(key for key, each in kept.items() if each.watched.name in inexact)
+    if keys:
+        _suspects[_kind(model, guard)] = keys
 
 
 def _kind(model: nn.Module, guard: str) -> tuple[str, str]:

@@ -42,7 +42,7 @@ class FrozenGuard(Guard):
     def __init__(self, spelling: str, noun: str, model: nn.Module, scope: Scope) -> None:
         super().__init__(model, spelling)
         self._before: StateBefore | None = None
-        self._slot = GuardSlot()
+        self._slot: GuardSlot | None = None
         self._earlier: BrokenGuard | None = None
         self._noun = noun
         self._scope = scope
@@ -51,10 +51,10 @@ class FrozenGuard(Guard):
 
     def _begin(self) -> None:
         now = read_state_before(
-            self.model, self._scope, earlier_runs.to_keep_exactly(self.model, self.spelled)
+            self.model, self._scope, earlier_runs.to_keep_exactly(self.model, self.spelling)
         )
-        self._slot = earlier_runs.slot_for(self.model, self.spelled)
-        last = self._slot.last
+        self._slot = earlier_runs.slot_for(self.model, self.spelling)
+        last = None if self._slot is None else self._slot.last
         self._earlier = last if last is not None and last.is_as_left(now) else None
         self._before = now if self._earlier is None else self._earlier.before
         self._witness = Witness(self.model, now.selection)
@@ -70,33 +70,37 @@ class FrozenGuard(Guard):
     def _judge(self) -> Verdict:
         assert self._before is not None
         assert self._witness is not None
-        known = self._earlier.known if self._earlier else frozenset()
+        known = self._earlier.lasting_changes if self._earlier else frozenset()
         difference = compare(self._before, self._witness, self._scope, known)
         if difference.changes:
             self._remember(difference)
         elif not (difference.touched or self._witness.runs.saw_anything()):
             raise GateError(
-                f"nothing ran inside {self.spelled}: it saw no forward of a watched layer, no "
+                f"nothing ran inside {self.spelling}: it saw no forward of a watched layer, no "
                 "step of an optimizer that holds the model's parameters and no other change of "
                 "the model (a write through .data to what is not watched cannot be seen); run the "
                 "train step, on this very model, inside the guard"
             )
         verdict = self._verdict(difference, known.intersection(difference.changes))
-        self._before = self._witness = self._tracer = self._earlier = None
-        self._slot = GuardSlot()  # the guard itself must not keep the snapshot alive
+        # a guard that its user keeps must not keep the snapshot alive
+        self._before = self._witness = self._tracer = self._earlier = self._slot = None
         return verdict
 
     def _remember(self, difference: StateDifference) -> None:
         """Let a rerun of the test compare with the same state as this run."""
         assert self._before is not None
         earlier_runs.remember_inexact(
-            self.model, self.spelled, self._before.kept, difference.changes
+            self.model, self.spelling, self._before.kept, difference.changes
         )
-        self._slot.broken = BrokenGuard(
-            model=self.model,
-            before=self._before,
-            changes=difference.changes,
-            causes=difference.causes + (self._earlier.causes if self._earlier else ()),
+        if self._slot is None:
+            return
+        self._slot.remember(
+            BrokenGuard(
+                model=self.model,
+                before=self._before,
+                changes=difference.changes,
+                causes=difference.causes + (self._earlier.causes if self._earlier else ()),
+            )
         )
 
     def _verdict(self, difference: StateDifference, old: Collection[Change]) -> Verdict:
@@ -104,11 +108,11 @@ class FrozenGuard(Guard):
 
         Args:
             difference: what differs, and why.
-            old: the changes that an earlier run of the test had left.
+            old: the changes among them that an earlier run of the test had left.
         """
         assert self._before is not None
         return Verdict(
-            guard=self.spelled,
+            guard=self.spelling,
             noun=self._noun,
             model=type(self.model).__name__,
             source=self.source,
@@ -135,7 +139,7 @@ def _guard(
     guard = FrozenGuard(_spelling(invariant, scope, names), noun, model, scope)
     if not names:
         return guard
-    return guard.bring(TrainsGuard(model, Scope(modules=names), spell("trains", names)))
+    return guard.attach(TrainsGuard(model, Scope(modules=names), spell("trains", names)))
 
 
 def _spelling(invariant: str, scope: Scope, trains: tuple[str, ...]) -> str:

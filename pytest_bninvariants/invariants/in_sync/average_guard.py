@@ -77,7 +77,7 @@ class AverageGuard(PairGuard):
             causes = causes_of_wrong_average(every, self._pair, self._decay) if changes else ()
         first_update = "the first update of an AveragedModel copies the model"
         return Verdict(
-            guard=self.spelled,
+            guard=self.spelling,
             noun="layer",
             broke=f"not averaged with decay {self._decay:g}",
             model=self._pair.types,

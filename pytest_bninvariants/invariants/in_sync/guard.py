@@ -48,7 +48,7 @@ class SyncGuard(PairGuard):
         legend = f"each row shows the value in {one}, then the value in {other}"
         layers = {key.rpartition(".")[0] for key in (*first, *second)}
         return Verdict(
-            guard=self.spelled,
+            guard=self.spelling,
             noun="layer",
             broke="differ" if len({change.layer for change in changes}) > 1 else "differs",
             model=self._pair.types,

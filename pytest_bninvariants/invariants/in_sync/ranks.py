@@ -70,7 +70,7 @@ class RanksGuard(Guard):
         is_distributed = distributed.is_available() and distributed.is_initialized()
         if not is_distributed or distributed.get_world_size() < 2:
             raise GateError(
-                f"{self.spelled} takes a second model; without one it compares the ranks of a "
+                f"{self.spelling} takes a second model; without one it compares the ranks of a "
                 "distributed run, and there is none"
             )
 
@@ -85,7 +85,7 @@ class RanksGuard(Guard):
         layers = {key.rpartition(".")[0] for rank in ranks for key in rank}
         several = len({change.layer for change in changes}) > 1
         return Verdict(
-            guard=self.spelled,
+            guard=self.spelling,
             noun="layer",
             broke=f"differ{'' if several else 's'} between ranks",
             model=type(self.model).__name__,

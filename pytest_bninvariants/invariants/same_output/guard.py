@@ -67,7 +67,7 @@ class OutputGuard(EvalGuard):
         changes = self._changes()
         findings = self._findings(has_changes=bool(changes))
         return Verdict(
-            guard=self.spelled,
+            guard=self.spelling,
             noun="output",
             column="output",
             model=type(self.model).__name__,
@@ -107,7 +107,7 @@ class OutputGuard(EvalGuard):
         findings = compare(self._state, self._witness, self._scope())
         if not (has_changes or findings.touched or self._witness.runs.saw_anything()):
             raise GateError(
-                f"nothing ran inside {self.spelled}: it saw no forward of the module, no step "
+                f"nothing ran inside {self.spelling}: it saw no forward of the module, no step "
                 "of an optimizer that holds its parameters and no change of its state"
             )
         return findings

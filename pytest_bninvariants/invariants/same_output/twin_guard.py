@@ -36,7 +36,7 @@ class TwinGuard(EvalGuard):
         first, second = self._outputs(self._one), self._outputs(self.model)
         changes = first.changes_to(second, self._tolerance)
         return Verdict(
-            guard=self.spelled,
+            guard=self.spelling,
             noun="output",
             broke="differ" if len(changes) > 1 else "differs",
             column="output",

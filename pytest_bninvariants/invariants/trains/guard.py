@@ -95,7 +95,7 @@ class TrainsGuard(Guard):
         changes = [Change(name=p.name, layer=p.name, kind="still", text=p.text) for p in still]
         changes += [_change_of_layer(each) for each in layers]
         return Verdict(
-            guard=self.spelled,
+            guard=self.spelling,
             noun="trainable part",
             broke="did not train",
             column="name",

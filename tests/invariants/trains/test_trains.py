@@ -299,7 +299,7 @@ def test_a_finetuned_resnet_is_frozen_and_trains_in_one_guard() -> None:
         finetune()
     guard = frozen_bn(model, trains=["fc", "layer4.1.conv2"])
     verdict = broken(guard, finetune)
-    assert guard.spelled == "frozen_bn(trains=['fc', 'layer4.1.conv2'])"
+    assert guard.spelling == "frozen_bn(trains=['fc', 'layer4.1.conv2'])"
     assert causes(verdict) == {"requires-grad-off": ("layer4.1.conv2.weight",)}
 
 
