@@ -1,6 +1,6 @@
-"""The invariants there are: where each is defined, its fixture and its marker.
+"""The catalogue of invariants: where each is defined, its fixture and its marker.
 
-From it come the package's public names, the fixtures, the markers and `pytest --markers`, so it
+The package's public names, its fixtures, its markers and `pytest --markers` are made from it, so it
 imports neither torch nor pytest.
 """
 
@@ -17,11 +17,11 @@ class Marker:
     Args:
         signature: its arguments, as `pytest --markers` shows them.
         help: what it checks, as `pytest --markers` says it.
-        options: the keywords that are handed on to the guard.
-        maker: the function that makes the guard, in the invariant's module; empty: the invariant
+        options: the keywords that it passes on to the guard.
+        maker: the function in the invariant's module that makes the guard; empty: the invariant
             itself.
-        takes: what that function takes before the options: `model` and the names of modules;
-            `model and arguments`, those of a call of the model; `model and batch`; or `two models`.
+        takes: what that function takes before the options: `model`, followed by names of modules;
+            `model and arguments`, which the model is called with; `model and batch`; `two models`.
     """
 
     signature: str
@@ -41,9 +41,9 @@ class Invariant:
     """One public invariant.
 
     Args:
-        module: the module that defines it, below this package.
+        module: the module that defines it, relative to this package.
         fixture: the docstring of its fixture.
-        marker: its marker; None where it has none.
+        marker: its marker; None if it has none.
     """
 
     module: str
@@ -92,7 +92,7 @@ INVARIANTS = {
     ),
     "trains": Invariant(
         module="invariants.trains.guard",
-        fixture="Hold that parameters move: "
+        fixture="Check that parameters move: "
         '`with trains(model, "head"): train_step(model, batch)`.',
         marker=Marker(
             signature="(*modules, buffers=True, exclude=(), model=None)",
@@ -103,7 +103,8 @@ INVARIANTS = {
     ),
     "same_output": Invariant(
         module="invariants.same_output.guard",
-        fixture="Hold that eval outputs stay: `with same_output(model, images): convert(model)`.",
+        fixture="Check that eval outputs stay the same: "
+        "`with same_output(model, images): convert(model)`.",
         marker=Marker(
             signature="(*modules, inputs, rtol=0.0, atol=0.0, model=None)",
             help="fail the test if its call changes what these modules (default: the model) return "
@@ -114,7 +115,7 @@ INVARIANTS = {
     ),
     "batch_invariant": Invariant(
         module="invariants.batch_invariant.guard",
-        fixture="Hold that samples do not depend on each other in eval: "
+        fixture="Check that samples do not depend on each other in eval: "
         "`batch_invariant(model, images)`.",
         marker=Marker(
             signature="(*modules, inputs, rtol=0.0, atol=0.0, examples=20, model=None)",
@@ -127,7 +128,7 @@ INVARIANTS = {
     ),
     "in_sync": Invariant(
         module="invariants.in_sync.guard",
-        fixture="Hold that two models' buffers agree, or that one averages the other: "
+        fixture="Check that two models' buffers agree, or that one averages the other: "
         "`in_sync(model, ema)`.\n\n"
         "An average: `with in_sync(model, ema, decay=0.99): train_step(model, batch)`.",
         marker=Marker(
@@ -144,7 +145,7 @@ INVARIANTS = {
     ),
     "accumulates": Invariant(
         module="invariants.accumulates.check",
-        fixture="Hold that micro-batches' gradients add up: "
+        fixture="Check that micro-batches' gradients add up: "
         "`accumulates(model, batch, 4, loss=loss)`.",
     ),
 }

@@ -36,7 +36,7 @@ for _name, _invariant in INVARIANTS.items():
 
 @pytest.fixture(scope="session")
 def bn_conforms(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Hold a layer against the laws of BatchNorm: `bn_conforms(MyBatchNorm2d, laws="eval*")`.
+    """Check a layer against the laws of BatchNorm: `bn_conforms(MyBatchNorm2d, laws="eval*")`.
 
     It runs on each device of --bn-device, and as many examples as --bn-examples says.
     """

@@ -140,7 +140,7 @@ class Session:
         return "\n".join(self.lines)
 
     def tells_apart(self) -> None:
-        """Hold that tests named `holds` pass, and those named `drifts` fail as violations."""
+        """Check that tests named `holds` pass, and those named `drifts` fail as violations."""
         for name, outcome in self.outcomes.items():
             assert outcome == ("passed" if "holds" in name else "failed"), f"{name}: {self.output}"
         assert set(self.outcomes.values()) == {"passed", "failed"}, self.output
@@ -148,7 +148,7 @@ class Session:
             self.names_a_violation(name)
 
     def names_a_violation(self, name: str) -> None:
-        """Hold that a test failed because its model changed, and says so first."""
+        """Check that a test failed because its model changed, and says so first."""
         assert self.outcomes[name] == "failed", self.output
         headline = self.first_line(name)
         assert HEADLINE.search(headline), self.texts[name]
@@ -253,7 +253,7 @@ class Sessions:
 
 
 def hold_that_nothing_is_left_behind() -> None:
-    """Hold that no observer, wrapper or setting of a session outlives it in this process."""
+    """Check that no observer, wrapper or setting of a session outlives it in this process."""
     assert observer_api.active_observers == ()
     assert assignments._listeners == []
     assert run_config.current == run_config.RunConfig()

@@ -133,7 +133,7 @@ def _check_no_side_effects(trial: LawTrial, case: Case, mode: str, grad: str) ->
 
 
 def _check_call(trial: LawTrial, grad: str, what: str, *, may_raise: bool = False) -> None:
-    """Call the layer under a gradient mode, and hold that all is as it was."""
+    """Call the layer under a gradient mode, and check that the call changed nothing else."""
     call = "try:\n    layer(x)\nexcept Exception:\n    pass" if may_raise else "layer(x)"
     trial.run(
         "enabled = None", _in_gradient_mode(f"{call}\nenabled = torch.is_grad_enabled()", grad)

@@ -28,21 +28,21 @@ def accumulates(
     loss: Callable[[nn.Module, Any], Tensor],
     weight: Callable[[Any], float] = samples_in,
 ) -> Verdict:
-    """Hold that the gradients of k micro-batches add up to those of the whole batch.
+    """Check that the gradients of k micro-batches add up to those of the whole batch.
 
-    Copies of the model run, in its modes; the model, its gradients and the random generators stay
-    as they are. docs/invariants.md derives the bound.
+    Only copies of the model run, in the modes that it is in; the model, its gradients and the
+    random generators stay as they are. docs/invariants.md derives the bound.
 
     Args:
         model: the model, in the modes in which it trains.
         batch: a tensor, or a nest of tensors in tuples, lists and mappings, with samples in
             dimension 0; numbers, strings and tensors without a dimension go to each micro-batch.
-        k: the number of micro-batches, from 2 to the number of samples; their sizes differ by 1 at
-            most.
-        loss: `loss(model, batch)`, the scalar whose gradients are compared; it must use the model
-            that it is given.
-        weight: `weight(batch)`, how much a micro-batch's loss counts; it is divided by that of the
-            whole batch. The default, the number of samples, fits a loss that is a mean over
+        k: the number of micro-batches, from 2 to the number of samples; their sizes differ by at
+            most 1.
+        loss: `loss(model, batch)`, the scalar whose gradients are compared; it must call the model
+            that it is given, not another reference to it.
+        weight: `weight(batch)`, how much a micro-batch's loss counts; it is divided by the weight
+            of the whole batch. The default, the number of samples, fits a loss that is a mean over
             samples; `lambda batch: 1` fits a sum.
 
     Returns:
@@ -50,8 +50,8 @@ def accumulates(
 
     Raises:
         InvariantBroken: if a gradient does not add up.
-        GateError: if an argument is wrong, nothing is trainable, the model draws random numbers, or
-            it does not run in float64.
+        GateError: if an argument is wrong, nothing is trainable, or the model draws random numbers
+            or does not run in float64.
 
     Example:
         >>> import torch

@@ -29,13 +29,13 @@ EXAMPLES = 20
 
 
 class BatchGuard(Guard):
-    """Hold, when a step ends, that samples do not depend on their batch.
+    """Check, when a step ends, that samples do not depend on their batch.
 
     Args:
         model: the model.
-        modules: names of the modules in it that are called; empty: the model itself.
+        modules: names of the modules to call in it; empty: the model itself.
         batch: the whole batch.
-        tolerance: how far values may be apart; exact: as far as rounding explains.
+        tolerance: how far values may be apart; if it is exact, as far as rounding explains.
         examples: the number of batches that hypothesis draws.
     """
 
@@ -52,7 +52,7 @@ class BatchGuard(Guard):
         self._examples = examples
 
     def _begin(self) -> None:
-        """Do nothing: what is judged is the model as the step leaves it."""
+        """Do nothing: the guard judges the model as the step leaves it."""
 
     def _judge(self) -> Verdict:
         results = [self._result(*each) for each in submodules(self.model, self._modules).items()]
@@ -99,7 +99,7 @@ class BatchGuard(Guard):
     def _trial(
         self, name: str, module: nn.Module, whole: WholeOutput, stack: ExitStack
     ) -> BatchTrial:
-        """Return a trial at the levels that the tolerance asks for; the stack keeps copies."""
+        """Return a trial at the precision levels of the tolerance; the stack ends their copies."""
         levels = (
             measured_levels(module, whole.rows, self._batch.arguments, name, stack)
             if self._tolerance.exact
@@ -118,7 +118,7 @@ class BatchGuard(Guard):
 
 
 class _ModuleResult(NamedTuple):
-    """What was found about one module."""
+    """The findings about one module."""
 
     outputs: int
     changes: list[Change]
@@ -154,24 +154,25 @@ def batch_invariant(
     atol: float = 0.0,
     examples: int = EXAMPLES,
 ) -> Verdict:
-    """Hold that in eval a sample's output does not depend on the other samples of its batch.
+    """Check that in eval a sample's output does not depend on the other samples of its batch.
 
-    It must depend neither on which they are, nor on their order or number: hypothesis draws batches
-    of some of the samples, and compares each output with that of the whole batch, up to rounding.
-    How far rounding goes is measured: the whole batch is run in the module's own dtype and in
-    float64. docs/invariants.md derives the bound.
+    Neither their values, nor their order, nor their number may matter: hypothesis draws batches of
+    some of the samples, and each output is compared with that of the whole batch, up to rounding.
+    To measure rounding, the whole batch is run in the module's own dtype and in float64.
+    docs/invariants.md derives the bound.
 
     Args:
-        module: the module; it is called in eval, and left as it was.
-        inputs: a batch of at least two different samples: a tensor (N, ...), a tuple of what is
-            passed by position, or a mapping of what is passed by name.
+        module: the module; it is called in eval, and put back as it was.
+        inputs: a batch of at least two different samples: a tensor (N, ...), a tuple of positional
+            arguments, or a mapping of keyword arguments.
         modules: names of submodules to call in its place.
-        rtol: how far values may be apart, relative to the whole batch's, in place of bounds.
-        atol: how far values may be apart, in place of bounds.
+        rtol: how far values may be apart, relative to the whole batch's; with it or `atol`,
+            rounding is not measured.
+        atol: how far values may be apart, in absolute terms.
         examples: the number of batches that hypothesis draws.
 
     Returns:
-        The verdict, which holds; its notes tell how near to the bounds it came.
+        The verdict, which holds; its notes say how close to the bounds the outputs came.
 
     Raises:
         GateError: if two runs in a row differ, no output has a row for each sample, all samples are

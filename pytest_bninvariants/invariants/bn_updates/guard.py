@@ -33,13 +33,13 @@ Per = Literal["step", "optimizer_step"]
 
 
 class UpdatesGuard(Guard):
-    """Hold that BN layers update their running statistics as often as expected, and correctly.
+    """Check that BN layers update their running statistics as often as expected, and correctly.
 
     Args:
         model: the model.
         scope: the layers.
-        times: how many updates each makes, or `forwards` for one a forward.
-        per: what these are counted for.
+        times: how many updates each must make, or `forwards` for one per forward.
+        per: whether `times` counts per step of the guard or per step of an optimizer.
         spelling: the guard as its user wrote it.
     """
 
@@ -102,7 +102,7 @@ class UpdatesGuard(Guard):
             yield LayerResult.from_log(name, layer, now.get(key), self._log, self._times, steps)
 
     def _is_meant(self, result: LayerResult) -> bool:
-        """Tell whether a layer is to be judged: all are that were named, else what is trained."""
+        """Tell whether to judge a layer: each that the user named, or else each that trains."""
         return bool(self._scope.modules or result.record.meant or result.record.updates)
 
     def _insist_on_updates_to_judge(self, results: list[LayerResult]) -> None:
@@ -143,23 +143,24 @@ def bn_updates(
     per: Per = "step",
     exclude: Iterable[str] | str = (),
 ) -> Guard:
-    """Hold that each BN layer in training makes `times` correct updates of its running statistics.
+    """Check that each BN layer in training makes `times` correct updates of its statistics.
 
-    Each update must be what the reference says for the batch that the layer saw, within the bounds
-    of `batchnorm/tolerance.py`, and count as one; statistics stay finite, with running_var >= 0;
-    none is made inside a backward, in eval, or twice with one batch in an optimizer's step.
-    Updates that the step undoes itself, by a load or by copying the old values back, do not count.
+    Each update must match what the reference makes of the layer's batch, within the bounds of
+    docs/tolerance.md, and count as one. Statistics must stay finite, with running_var >= 0. No
+    update may run inside a backward pass, in eval, or twice with the same batch before an optimizer
+    steps. Updates that the step itself undoes, by a load or by copying the old values back, do not
+    count.
 
     Args:
         model: the model.
         modules: qualified names of modules; a name covers its subtree, `*` and `?` work as in a
-            shell. None: every BN layer that is in training mode when the step begins, has a
-            parameter with requires_grad=True, or updates.
-        times: how many updates each layer makes, or `"forwards"` for one in each forward.
-        per: `"step"`, what the guard is around, or `"optimizer_step"`, each step of an optimizer in
-            it that holds parameters of the model; a step taken inside another optimizer's step
-            counts as part of it.
-        exclude: names that are left out.
+            shell. Without any: every BN layer that is in training mode when the step begins, has a
+            parameter with requires_grad=True, or updates its statistics.
+        times: how many updates each layer must make, or `"forwards"` for one in each forward.
+        per: `"step"`: `times` counts the updates inside the guard; `"optimizer_step"`: it counts
+            them for each step of an optimizer that holds parameters of the model. A step taken
+            inside another optimizer's step counts as part of it.
+        exclude: names to leave out.
 
     Returns:
         A context manager for one step.

@@ -27,13 +27,13 @@ from pytest_bninvariants.verdict import Change, Verdict
 
 
 class FrozenGuard(Guard):
-    """Hold that what a scope covers keeps its bytes.
+    """Check that everything in a scope keeps its bytes.
 
     Args:
         spelling: the guard as its user wrote it.
-        noun: what its layers are called.
+        noun: what a verdict calls a layer.
         model: the model.
-        scope: what is watched in it.
+        scope: what to watch in it.
     """
 
     failure = FrozenStateChanged
@@ -166,18 +166,19 @@ def frozen_bn(
     exclude: Iterable[str] | str = (),
     trains: Iterable[str] | str | None = None,
 ) -> Guard:
-    """Hold that every BN layer keeps its state, bit for bit, and uses stored statistics throughout.
+    """Check that every BN layer keeps its state, bit for bit, and never uses batch statistics.
 
     Args:
         model: the model; names are looked up in it again after the step.
         modules: qualified names of modules or tensors; a name covers its subtree, `*` and `?` work
-            as in a shell, wrapper prefixes such as `module.` may be left out. None: all BN layers.
+            as in a shell, wrapper prefixes such as `module.` may be left out. Without any: all BN
+            layers.
         parameters: watch weight and bias.
-        buffers: watch running statistics, and that batch statistics are not used.
+        buffers: watch running statistics, and refuse batch statistics.
         allow_batch_stats: let the layers normalise with batch statistics.
-        exclude: names that are left out.
-        trains: names of what must train in the same step, as the invariant `trains` has it. None:
-            nothing need.
+        exclude: names to leave out.
+        trains: names of modules or tensors that must train in the same step, as the invariant
+            `trains` checks it.
 
     Returns:
         A context manager for one step.
@@ -185,7 +186,7 @@ def frozen_bn(
     Raises:
         GateError: when entered, if there is nothing to watch; when left, if nothing ran.
         FrozenStateChanged: when left, if a layer changed.
-        InvariantBroken: when left, if what is named in `trains` did not move.
+        InvariantBroken: when left, if something named in `trains` did not train.
 
     Example:
         >>> import torch
@@ -223,9 +224,10 @@ def frozen(
     exclude: Iterable[str] | str = (),
     trains: Iterable[str] | str | None = None,
 ) -> Guard:
-    """Hold that all parameters and buffers keep their bytes, and BN layers what `frozen_bn` says.
+    """Check that all parameters and buffers keep their bytes, and BN layers as `frozen_bn` does.
 
-    Args, returns and raises as `frozen_bn`.
+    Its arguments, result and exceptions are those of `frozen_bn`; without names of modules, it
+    watches the whole model.
 
     Example:
         >>> import torch

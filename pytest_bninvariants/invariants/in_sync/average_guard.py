@@ -1,4 +1,4 @@
-"""Hold that a model is the exponential moving average of another."""
+"""Check that a model is the exponential moving average of another."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Buffers = Literal["copied", "averaged"]
 
 
 class AverageGuard(PairGuard):
-    """Hold that a step moves an average as its decay says.
+    """Check that a step moves an average as its decay says.
 
     Args:
         model: the model.
         average: its average.
-        scope: what is compared.
+        scope: what to compare.
         decay: the weight of the old value.
-        buffers: whether buffers are copied or averaged.
+        buffers: whether buffers must be copied or averaged.
         spelling: the guard as its user wrote it.
     """
 

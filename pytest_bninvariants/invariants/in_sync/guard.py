@@ -1,4 +1,4 @@
-"""The invariant `in_sync`: two modules hold the same state, or one follows the other's."""
+"""The invariant `in_sync`: two models have the same state, or one averages the other."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from pytest_bninvariants.verdict import Change, Verdict
 
 
 class SyncGuard(PairGuard):
-    """Hold, when a step ends, that two models hold the same bytes by name."""
+    """Check, when a step ends, that tensors of one name have the same bytes in two models."""
 
     def _begin(self) -> None:
-        """Do nothing: what is judged is what the step leaves."""
+        """Do nothing: the guard judges the models as the step leaves them."""
 
     def _judge(self) -> Verdict:
         first, second = self._tensors()
@@ -131,11 +131,11 @@ def in_sync(
     decay: float | None = None,
     buffers: Buffers | None = None,
 ) -> Verdict | Guard:
-    """Hold that two models have the same buffers, bit for bit, or that one averages the other.
+    """Check that two models have the same buffers, bit for bit, or that one averages the other.
 
-    Names are compared without the prefixes of wrappers, and what wrappers hold themselves, such as
-    `n_averaged`, is left out. Without `decay` the models are compared at once. With it, the result
-    is a context manager for one step, after which each parameter of the average must be
+    Tensors are matched by name, without the prefixes of wrappers; tensors of wrappers themselves,
+    such as `n_averaged`, are left out. Without `decay` the models are compared at once. With it,
+    the result is a context manager for one step, after which each parameter of the average must be
 
         decay * its value before the step + (1 - decay) * the model's value after the step
 
@@ -145,9 +145,10 @@ def in_sync(
         one: a model; with `decay`, the one that is trained.
         other: its copy: a target network, a teacher, a replica; with `decay`, the average. None:
             the same model on the other ranks of a distributed run; each rank must call it.
-        modules: qualified names of modules or tensors; a name covers its subtree. Empty: all.
+        modules: qualified names of modules or tensors; a name covers its subtree, `*` and `?` work
+            as in a shell. Without any: all.
         parameters: compare parameters, too; None: only with `decay`.
-        exclude: names that are left out.
+        exclude: names to leave out.
         decay: the weight of the old value in an exponential moving average, from 0 to 1.
         buffers: with `decay`: `"copied"`, as torch's AveragedModel does, or `"averaged"`, as it
             does with use_buffers=True, and timm's ModelEma.
@@ -156,8 +157,8 @@ def in_sync(
         The verdict, which holds; with `decay` a context manager.
 
     Raises:
-        GateError: if there is nothing to compare, or the step moved nothing.
-        InvariantBroken: if a tensor differs, or is in one model only.
+        GateError: if there is nothing to compare, or, with `decay`, the step moved nothing.
+        InvariantBroken: if a tensor differs, or is in one model only; with `decay`, when left.
 
     Example:
         >>> import copy

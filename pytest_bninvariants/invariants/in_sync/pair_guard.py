@@ -1,10 +1,10 @@
-"""What the guards of two models share."""
+"""The base of the guards that compare two models."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from pytest_bninvariants.diagnosis.wording import quoted_list
+from pytest_bninvariants.diagnosis.wording import one_or_many, quoted_list
 from pytest_bninvariants.errors import Refusal
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.in_sync.pair import ModelPair, Tensors
@@ -12,12 +12,12 @@ from pytest_bninvariants.selection.scope import Scope
 
 
 class PairGuard(Guard):
-    """Hold something of the tensors of two models.
+    """Compare the tensors of two models.
 
     Args:
         one: the first model.
         other: the second model.
-        scope: what is compared.
+        scope: what to compare.
         spelling: the guard as its user wrote it.
     """
 
@@ -27,7 +27,7 @@ class PairGuard(Guard):
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
-        """Return both."""
+        """Return both models."""
         return self.model, self._other
 
     @property
@@ -43,15 +43,15 @@ class PairGuard(Guard):
         return self._pair.tensors(self._scope)
 
     def _insist_on_copies(self, shared: list[str]) -> None:
-        """Refuse tensors that the models share: they are equal whatever is done to them.
+        """Refuse tensors that the models share: they are equal whatever happens to them.
 
         Args:
             shared: their names; empty if there are none.
         """
         if shared:
-            what = "tensor" if len(shared) == 1 else "tensors"
+            noun = one_or_many(shared, "tensor", "tensors")
             raise Refusal(
-                f"both models hold the very same {what} {quoted_list(shared)}, so there is nothing "
+                f"both models hold the very same {noun} {quoted_list(shared)}, so there is nothing "
                 "to compare: copy the model with copy.deepcopy, or leave out what they are "
                 "meant to share with exclude="
             )

@@ -1,4 +1,4 @@
-"""Hold that a model is the same in all processes of a distributed run."""
+"""Check that a model is the same in all processes of a distributed run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pytest_bninvariants.verdict import Change, Verdict
 
 
 class RankDigest(NamedTuple):
-    """What a rank sends of a tensor.
+    """What a rank tells the others about one of its tensors.
 
     Args:
         kind: its dtype and shape.
         digest: the SHA-256 of its bytes.
-        mean: the mean of its values, to be shown; None where there is none.
+        mean: the mean of its values, for the verdict's text; None if it has none.
     """
 
     kind: str
@@ -49,16 +49,16 @@ class RankDigest(NamedTuple):
         return (self.kind, self.digest) == (other.kind, other.digest)
 
     def shown(self, rank: int) -> str:
-        """Return the text for the tensor of a rank."""
+        """Return how a verdict shows the tensor of a rank."""
         return f"{self.kind if self.mean is None else f'mean {self.mean:.6g}'} on rank {rank}"
 
 
 class RanksGuard(Guard):
-    """Hold, when a step ends, that all ranks hold the same bytes; each rank must judge.
+    """Check, when a step ends, that all ranks hold the same bytes; each rank must judge.
 
     Args:
         model: this rank's model.
-        scope: what is compared.
+        scope: what to compare.
         spelling: the guard as its user wrote it.
     """
 
@@ -97,7 +97,7 @@ class RanksGuard(Guard):
         )
 
     def _digests(self) -> dict[str, RankDigest]:
-        """Return what this rank sends to the others, by name."""
+        """Return the digests that this rank sends to the others, by name."""
         with undisturbed():
             tensors = select_tensors(self.model, self._scope, complain=True)
             kept = take_snapshot(tensors, ignore_budget=True)
@@ -108,7 +108,7 @@ class RanksGuard(Guard):
 
 
 def _difference(digests: list[RankDigest | None]) -> str:
-    """Return how the first rank that differs from rank 0 does; empty if all agree."""
+    """Return how the first rank that differs from rank 0 does so; empty if all agree."""
     first = digests[0]
     for rank, other in enumerate(digests):
         if first is None or other is None:

@@ -1,4 +1,4 @@
-"""What the guards of outputs share: they call modules in eval, twice, and keep the outputs."""
+"""The base of the guards that compare outputs: it calls modules in eval, twice."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pytest_bninvariants.invariants.same_output.outputs import OutputSnapshot
 
 
 class EvalGuard(Guard):
-    """Hold something of what modules return in eval.
+    """Compare what modules return in eval.
 
     Args:
         model: the model.
         spelling: the guard as its user wrote it.
-        arguments: what modules are called with.
+        arguments: what to call the modules with.
         tolerance: how far apart values may be.
     """
 

@@ -28,12 +28,12 @@ _NOTHING = StateDifference(changes=(), causes=(), hazards=(), touched=False)
 
 
 class OutputGuard(EvalGuard):
-    """Hold that modules give the same outputs before and after a step.
+    """Check that modules give the same outputs before and after a step.
 
     Args:
         model: the model.
-        modules: names of the modules in it that are called; empty: the model itself.
-        arguments: what they are called with.
+        modules: names of the modules to call in it; empty: the model itself.
+        arguments: what to call them with.
         tolerance: how far apart values may be.
     """
 
@@ -134,24 +134,25 @@ def same_output(
     atol: float = 0.0,
     **named_inputs: Any,
 ) -> Guard:
-    """Hold that a module's eval output on these inputs is the same before and after a block.
+    """Check that a module gives the same eval output on these inputs before and after a step.
 
     The guard calls the module in eval with copies of the inputs, and puts everything back: modes,
     parameters, buffers, gradients and random generators.
 
     Args:
         module: the module.
-        inputs: the arguments of the call: tensors of any shape and dtype, nested in any way.
-        modules: names of submodules to call in its place, looked up again after the block.
+        inputs: positional arguments of the call: tensors of any shape and dtype, nested in any way.
+        modules: names of submodules to call in its place; they are looked up again after the step.
         rtol: how far values may be apart, relative to their values before.
         atol: how far values may be apart; with both 0, bits, dtypes and shapes must agree.
-        named_inputs: the keywords of the call.
+        named_inputs: keyword arguments of the call.
 
     Returns:
-        A context manager for one block.
+        A context manager for one step.
 
     Raises:
-        GateError: if two runs in a row differ, the module raises, or nothing ran in the block.
+        GateError: when entered or left, if two runs in a row differ or the module raises; when
+            left, if nothing ran.
         InvariantBroken: when left, if an output changed.
 
     Example:
@@ -186,21 +187,22 @@ def assert_same_output(
     atol: float = 0.0,
     **named_inputs: Any,
 ) -> Verdict:
-    """Hold that two modules give the same eval output on these inputs, as around a conversion.
+    """Check that two modules give the same eval output on these inputs, such as after a conversion.
 
     Args:
         one: a module.
-        other: the module that was made of it.
-        inputs: the arguments of both calls: tensors of any shape and dtype, nested in any way.
+        other: the module that was made from it.
+        inputs: positional arguments of both calls: tensors of any shape and dtype, nested in any
+            way.
         rtol: how far values may be apart, relative to those of `one`.
         atol: how far values may be apart; with both 0, bits, dtypes and shapes must agree.
-        named_inputs: the keywords of both calls.
+        named_inputs: keyword arguments of both calls.
 
     Returns:
         The verdict, which holds.
 
     Raises:
-        GateError: if two runs in a row of a module differ, or one raises.
+        GateError: if two runs in a row of one module differ, or a module raises.
         InvariantBroken: if an output differs.
 
     Example:

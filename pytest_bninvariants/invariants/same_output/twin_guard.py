@@ -1,4 +1,4 @@
-"""Hold that two modules give the same outputs, as around a conversion."""
+"""Check that two modules give the same outputs, such as before and after a conversion."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pytest_bninvariants.verdict import Verdict
 
 
 class TwinGuard(EvalGuard):
-    """Hold that one module gives the outputs of another.
+    """Check that one module gives the outputs of another.
 
     Args:
         one: a module.
-        other: what was made of it.
-        arguments: what both are called with.
+        other: the module that was made from it.
+        arguments: what to call both with.
         tolerance: how far apart values may be.
     """
 
@@ -30,7 +30,7 @@ class TwinGuard(EvalGuard):
         self._one = one
 
     def _begin(self) -> None:
-        """Do nothing: both are compared in the end."""
+        """Do nothing: the guard compares both modules when it ends."""
 
     def _judge(self) -> Verdict:
         first, second = self._outputs(self._one), self._outputs(self.model)

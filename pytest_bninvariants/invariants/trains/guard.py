@@ -1,4 +1,4 @@
-"""The invariant `trains`: what is to be trained does move."""
+"""The invariant `trains`: parameters move, and BN layers update their statistics."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from pytest_bninvariants.verdict import Change, Hazard, Verdict
 
 
 class TrainsGuard(Guard):
-    """Hold that parameters move, and that BN layers update their statistics.
+    """Check that parameters move, and that BN layers update their statistics.
 
     Args:
         model: the model.
-        scope: what is to be trained.
+        scope: what must train.
         spelling: the guard as its user wrote it.
     """
 
@@ -109,7 +109,7 @@ class TrainsGuard(Guard):
         )
 
     def _parameter_results(self) -> Iterator[ParameterResult]:
-        """Yield the parameters as they are at the end."""
+        """Yield what became of each parameter."""
         assert self._parameter_log is not None
         now = ModelNames.from_model(self.model).tensors
         for key, kept in self._kept.items():
@@ -139,7 +139,7 @@ class TrainsGuard(Guard):
 def _untrained(
     parameters: list[ParameterResult],
 ) -> tuple[list[ParameterResult], list[ParameterResult]]:
-    """Return the parameters that did not train, and apart from them those that had no need to."""
+    """Return the parameters that did not train: those that should have, and the negligible ones."""
     groups = {each.group for each in parameters if each.moved}
     untrained = [each for each in parameters if not each.trained]
     negligible = [each for each in untrained if each.is_negligible and each.group in groups]
@@ -160,14 +160,14 @@ def trains(
     buffers: bool = True,
     exclude: Iterable[str] | str = (),
 ) -> Guard:
-    """Hold that every parameter moves, and that every BN layer in training updates its statistics.
+    """Check that every parameter moves, and every BN layer in training updates its statistics.
 
     Args:
         model: the model.
         modules: qualified names of modules or tensors; a name covers its subtree, `*` and `?` work
-            as in a shell. None: every parameter with requires_grad=True.
-        buffers: hold it of running statistics, too.
-        exclude: names that are left out.
+            as in a shell. Without any: every parameter with requires_grad=True.
+        buffers: check running statistics, too.
+        exclude: names to leave out.
 
     Returns:
         A context manager for one step.

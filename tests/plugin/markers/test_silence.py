@@ -175,7 +175,7 @@ EXPECTATIONS = {
 
 
 def assert_says(session: Session, name: str, message: str) -> None:
-    """Hold that a failure begins with a message, in which ` ... ` stands for anything."""
+    """Check that a failure begins with a message, in which ` ... ` stands for anything."""
     pattern = ".*".join(re.escape(part) for part in message.split(" ... "))
     assert re.match(pattern, session.says(name)), session.says(name)
 

@@ -26,7 +26,7 @@ def still(model):
 
 
 def hold_that_all_is_told(session: Session, headlines: dict[str, str]) -> None:
-    """Hold that tests named `holds` pass, and the others fail with these headlines."""
+    """Check that tests named `holds` pass, and the others fail with these headlines."""
     for name, outcome in session.outcomes.items():
         assert outcome == ("passed" if "holds" in name else "failed"), f"{name}: {session.output}"
     assert {name: session.first_line(name) for name in headlines} == headlines
