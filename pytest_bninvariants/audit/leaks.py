@@ -143,7 +143,7 @@ def _did(leaks: list[Leak]) -> str:
         did += f", first at {relative_path(at.file)}:{at.line} in {at.function}"
         did += f", by {at.tool}" if at.tool else ""
     if first.put_in_training is None:
-        did += ", in training mode since before the test or since it was made"
+        did += ", in training mode since before the test or since it was created"
     return f"{did}; {NOT_STOPPED}"
 
 

@@ -36,7 +36,7 @@ def labelled(label: str, text: str) -> list[str]:
 
 def count_hidden(number: int) -> list[str]:
     """Return the line that says how many lines of a kind are not shown, if any."""
-    return [f"{_INDENT}and {number} more like these; -v gives all"] if number else []
+    return [f"{_INDENT}and {number} more like these; -v shows all"] if number else []
 
 
 def describe_place(place: Place) -> str:

@@ -86,7 +86,7 @@ def compare_runs(
         exact = [change for each in of_same for change in each.changes if change.exact]
         lines += _value_lines(verdict.changes, exact, verbose=verbose)
         if not changed:
-            lines += labelled("who", "nobody: it was not broken by a write")
+            lines += labelled("who", "nobody: no write broke it")
         missing = [name for name in changed if name not in found]
         if missing:
             names = _list_names(missing, verbose=verbose)

@@ -9,7 +9,7 @@ from pytest_bninvariants.reporting.lines import describe_place, labelled, wrap
 from pytest_bninvariants.reporting.trace_text import write_lines
 from pytest_bninvariants.verdict import Cause, Change, Hazard, Verdict
 
-_TRACED = "traced in this run, in which code that torch.compile had made ran eagerly"
+_TRACED = "traced in this run, in which code compiled by torch.compile ran eagerly"
 _UNFOLDED_ROWS = 30
 _NAMED_LAYERS = 2
 _COLUMN = 36

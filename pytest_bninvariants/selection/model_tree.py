@@ -72,8 +72,8 @@ def _refuse_cycles(module: nn.Module, name: str, above: list[nn.Module], known: 
     """Refuse a module that is below itself: its names would never end."""
     if any(each is module for each in above):
         raise GateError(
-            f"{name!r} ({type(module).__name__}) holds itself by way of a child: keep a reference "
-            "to a parent outside of the modules, e.g. in a tuple"
+            f"{name!r} ({type(module).__name__}) contains itself, through a child module: keep "
+            "references to parents out of the module tree, e.g. in a tuple"
         )
     if id(module) not in known:
         for child, below in module._modules.items():

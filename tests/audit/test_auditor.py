@@ -58,7 +58,7 @@ def test_the_users_line_is_told_where_nobody_called_train(batch: Tensor) -> None
     (cause,) = said.verdicts[0].causes
     assert cause.place is None
     assert "test_auditor.py:" in cause.why
-    assert "in training mode since before the test or since it was made" in cause.why
+    assert "in training mode since before the test or since it was created" in cause.why
 
 
 def test_a_verdict_is_plain_data(batch: Tensor) -> None:

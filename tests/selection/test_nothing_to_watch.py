@@ -168,7 +168,7 @@ def test_an_unknown_option_is_an_error_of_the_gate() -> None:
 def test_a_module_that_is_below_itself_is_refused() -> None:
     model = nn.Sequential(nn.Sequential(nn.BatchNorm1d(2)))
     model[0].parent = model
-    with pytest.raises(GateError, match=r"'0.parent' \(Sequential\) holds itself"):
+    with pytest.raises(GateError, match=r"'0.parent' \(Sequential\) contains itself"):
         select(model, Scope())
 
 

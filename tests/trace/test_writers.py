@@ -313,4 +313,4 @@ def test_what_torch_compile_made_runs_and_is_traced() -> None:
     failure = broken(frozen_bn(model), lambda: compiled(torch.randn(4, 3)))
     assert {write.operator is None for write in failure.verdict.writes} == {False}
     said = " ".join(str(failure).split())
-    assert "traced in this run, in which code that torch.compile had made ran eagerly" in said
+    assert "traced in this run, in which code compiled by torch.compile ran eagerly" in said

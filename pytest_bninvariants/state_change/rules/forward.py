@@ -42,8 +42,8 @@ def _explain_lacking(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     has, it, its, it_was = (one_or_many(names, *pair) for pair in pairs)
     if all(layer.had_statistics for layer in layers_of(evidence)):
         return (
-            f"{listed} {it_was} in eval and {_did(evidence)}: {its} running statistics were taken "
-            "away during the step, or track_running_stats was switched off",
+            f"{listed} {it_was} in eval and {_did(evidence)}: {its} running statistics were "
+            "removed during the step, or track_running_stats was switched off",
             f"leave running_mean, running_var and track_running_stats of {listed} as they are",
         )
     return (
@@ -63,8 +63,8 @@ def _explain_recomputation(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     return (
         f"{name_list(names)} {_did(evidence)}, all in backward, where activation checkpointing "
         "runs a forward again",
-        f"keep {name_list(names)} in eval until backward is over: the forward is run again in the "
-        "mode of that moment",
+        f"keep {name_list(names)} in eval until backward is over: the forward runs again, in "
+        "whatever mode the layer has then",
     )
 
 
@@ -95,7 +95,7 @@ def _updates_in_eval(evidence: ChangeEvidence) -> bool:
 
 def _explain_update_in_eval(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names = names_of(evidence)
-    its = one_or_many(names, "its", "their")
+    its, layers = one_or_many(names, "its", "their"), one_or_many(names, "layer", "layers")
     why = f"{name_list(names)} {one_or_many(names, 'was', 'were')} in eval and {_did(evidence)}: "
     why += f"{its} forward ignores self.training"
     if all(layer.activity.own_forwards for layer in layers_of(evidence)):
@@ -103,7 +103,7 @@ def _explain_update_in_eval(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     return (
         why,
         f"have the forward of {name_list(names)} pass training=self.training to batch_norm, or "
-        f"put nn.BatchNorm in {its} place",
+        f"replace the {layers} with nn.BatchNorm",
     )
 
 
@@ -152,7 +152,7 @@ def _did(evidence: list[ChangeEvidence]) -> str:
         its = one_or_many(names_of(evidence), "its", "their")
         mode = "" if all(layer.activity.in_eval for layer in layers) else " in training mode"
         return f"ran {_batches(own)}{mode}, with {its} own forward"
-    return "normalised with batch statistics, in part in compiled code"
+    return "normalised with batch statistics, partly in compiled code"
 
 
 def _batches(counts: list[int]) -> str:

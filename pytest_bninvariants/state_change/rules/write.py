@@ -124,7 +124,7 @@ def _explain_untied(evidence: list[ChangeEvidence]) -> tuple[str, str]:
         why += "; requires_grad is True"
     else:
         return (
-            f"{why}; requires_grad is False, but an optimizer looks at .grad alone",
+            f"{why}; requires_grad is False, but an optimizer only looks at .grad",
             f"set .grad = None on {names} when freezing, or leave {_it(evidence)} out of the "
             "optimizer",
         )
@@ -150,7 +150,7 @@ def _explain_decay(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     return (
         f"{_tensors(evidence)} moved in a step of {_optimizer(evidence)}{decay} "
         f"with {_no_gradient(step)}{shrank}",
-        "leave what is frozen out of the optimizer, or give it a group with weight_decay=0",
+        "leave frozen parameters out of the optimizer, or put them in a group with weight_decay=0",
     )
 
 
@@ -186,7 +186,7 @@ def _explain_in_place(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     if step is not None:
         return (
             f"{names} moved in a step of {_optimizer(evidence)} with {_no_gradient(step)}, "
-            "and neither moments nor weight decay that were seen explain it",
+            "and neither its moments nor its weight decay explain that",
             f"leave {_it(evidence)} out of the optimizer",
         )
     why = f"{names} {_was(evidence)} written to by something other than an optimizer step, a "
@@ -194,13 +194,13 @@ def _explain_in_place(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     buffers = [each for each in evidence if each.is_buffer]
     ran = [layer.name for layer in layers_of(buffers) if layer.ran]
     if ran:
-        why += f"; the forward of {name_list(ran)} ran, and may do it"
+        why += f"; the forward of {name_list(ran)} ran, and may have done so"
     holder = evidence[0].history.holder
     if holder:
         why += f"; {holder} holds {_it(evidence)} and stepped without moving {_it(evidence)}, but "
-        why += "what wraps it may have"
+        why += "an optimizer that wraps it may have"
     if evidence[0].compiled_code_ran:
-        why += "; compiled code ran, and what it writes is not seen"
+        why += "; compiled code ran, whose writes are not seen"
     return why, "run this test with --bn-trace, which names the operator and the line"
 
 

@@ -107,7 +107,7 @@ def test_the_same_run_can_be_traced(sessions: Sessions, spelling: str) -> None:
     session = sessions.run(SPELLINGS[spelling], "--bn-trace=same-run")
     (name,) = session.texts
     assert WRITER in said(session, name)
-    assert "traced in this run, in which code that torch.compile had made ran eagerly" in said(
+    assert "traced in this run, in which code compiled by torch.compile ran eagerly" in said(
         session, name
     )
     assert TITLE not in session.texts[name]

@@ -147,7 +147,7 @@ def test_statistics_that_are_taken_away_for_the_step(
     model = nn.Sequential(layer()).eval()
     cause = the_cause(model, lambda: step(model))
     assert cause.name == "no-stored-statistics"
-    assert "taken away during the step" in cause.why
+    assert "removed during the step" in cause.why
 
 
 def test_a_flip_that_nobody_saw_is_one_all_the_same() -> None:

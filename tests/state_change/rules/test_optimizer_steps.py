@@ -130,7 +130,7 @@ def test_a_gradient_of_a_parameter_that_asks_for_none(model: Branches) -> None:
     model.frozen.requires_grad_(False)
     cause = the_cause(verdict_of(model, torch.optim.SGD(model.parameters(), lr=0.1).step))
     assert cause.name == "gradient-step"
-    assert "requires_grad is False, but an optimizer looks at .grad alone" in cause.why
+    assert "requires_grad is False, but an optimizer only looks at .grad" in cause.why
 
 
 def test_requires_grad_that_is_switched_on_in_the_step(model: Branches) -> None:
@@ -327,4 +327,4 @@ def test_what_wraps_an_optimizer_unseen_is_named_as_what_may_have_written(model:
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     why = cause_of(model, Wrapper(optimizer).step).why
-    assert "SGD holds it and stepped without moving it, but what wraps it may have" in why
+    assert "stepped without moving it, but an optimizer that wraps it may have" in why

@@ -81,7 +81,7 @@ def test_a_buffer_may_be_written_by_the_forward_of_its_own_module(model: Branche
     model.frozen = nn.Sequential(Counting(), model.frozen)  # type: ignore[assignment]
     cause = the_cause(verdict_of(model, lambda: model(batch())))
     assert (cause.name, cause.tensors) == ("in-place", ("frozen.0.calls",))
-    assert "the forward of frozen.0 ran, and may do it" in cause.why
+    assert "the forward of frozen.0 ran, and may have done so" in cause.why
 
 
 def test_a_buffer_of_a_plain_bn_layer_in_eval_is_not_written_by_its_forward(
