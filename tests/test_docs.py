@@ -102,7 +102,7 @@ def test_shown_output_is_what_pytest_prints(page: Path, folder: Path) -> None:
             assert command.startswith("$ pytest "), command
             if command not in printed:
                 printed[command] = output_of(folder, *command.removeprefix("$ pytest ").split())
-            assert "\n".join(expected) in printed[command]
+            assert "\n".join(expected) in printed[command], f"{command} prints:\n{printed[command]}"
 
 
 def output_of(folder: Path, *arguments: str) -> str:

@@ -67,7 +67,7 @@ def test_each_room_has_tests_of_its_own(room: Path) -> None:
     assert room in TESTED_BY_SESSIONS or list(mirror.glob("test_*.py"))
 
 
-@pytest.mark.parametrize("room", ROOMS, ids=name)
+@pytest.mark.parametrize("room", [room for room in ROOMS if room.parent == PACKAGE], ids=name)
 def test_each_room_has_its_sentence_in_the_map(room: Path) -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert re.search(rf"^\| `{room.name}` \| \S", page, re.MULTILINE)
