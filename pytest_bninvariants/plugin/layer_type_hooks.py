@@ -39,14 +39,14 @@ class _LayerTypeHooks:
         if not (self._audits or any(map(_has_guard, items))):
             return  # then nothing needs the types, nor torch
         try:
-            bn_layer_types.insist_on_imports(self._names)
+            bn_layer_types.require_importable(self._names)
         except GateError as error:
             raise_usage_error(config, "bn_layer_types", str(error))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not bn_layer_types.were_used():
             return
-        unknown = bn_layer_types.unknown(self._names)
+        unknown = bn_layer_types.find_undefined(self._names)
         output = getattr(session.config, "workeroutput", None)
         if output is None:
             self._unknown.append(unknown)

@@ -9,11 +9,11 @@ from importlib import import_module
 from pytest_bninvariants import run_config
 from pytest_bninvariants.errors import GateError, describe
 
-_compared_names: tuple[str, ...] = ()  # those that `_imported` has types of
+_compared_names: tuple[str, ...] = ()  # whose types `_import_type` has cached
 
 
-def names(kind: type) -> bool:
-    """Tell whether `bn_layer_types` names a type or a base of it.
+def includes(kind: type) -> bool:
+    """Tell whether `bn_layer_types` names a type or one of its bases.
 
     Raises:
         GateError: if a name with a module cannot be imported.
@@ -24,9 +24,9 @@ def names(kind: type) -> bool:
         return False
     if bn_layer_types is not _compared_names:
         _compared_names = bn_layer_types
-        _imported.cache_clear()  # for another run the same name may be another class
+        _import_type.cache_clear()  # in another run the same name may mean another class
     return any(
-        base.__qualname__ == name if _module_of(name) == "" else base is _imported(name)
+        base.__qualname__ == name if _module_of(name) == "" else base is _import_type(name)
         for base in kind.__mro__
         for name in bn_layer_types
     )
@@ -38,30 +38,29 @@ def were_used() -> bool:
     return bool(bn_layer_types) and _compared_names is bn_layer_types
 
 
-def insist_on_imports(given: Iterable[str]) -> None:
-    """Refuse names with a module that cannot be imported, or that are not a class.
+def require_importable(names: Iterable[str]) -> None:
+    """Check that each name with a module can be imported and is a class.
 
     Raises:
-        GateError: if there is such a name.
+        GateError: if one cannot, or is not.
     """
-    for name in given:
+    for name in names:
         if _module_of(name):
-            _imported(name)
+            _import_type(name)
 
 
-def unknown(given: Iterable[str]) -> set[str]:
-    """Return the names without a module that no defined subclass of torch.nn.Module has."""
+def find_undefined(names: Iterable[str]) -> set[str]:
+    """Return the names without a module that no subclass of torch.nn.Module has."""
     from torch import nn
 
-    defined = {kind.__qualname__ for kind in _below(nn.Module)}
-    return {name for name in given if not _module_of(name) and name not in defined}
+    defined = {kind.__qualname__ for kind in _subclasses(nn.Module)}
+    return {name for name in names if not _module_of(name) and name not in defined}
 
 
-def _below(kind: type) -> Iterator[type]:
-    subclasses: list[type] = kind.__subclasses__()
-    for each in subclasses:
-        yield each
-        yield from _below(each)
+def _subclasses(kind: type) -> Iterator[type]:
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
 
 
 def _module_of(name: str) -> str:
@@ -69,14 +68,14 @@ def _module_of(name: str) -> str:
 
 
 @cache
-def _imported(name: str) -> object:
+def _import_type(name: str) -> object:
     module, _, qualified = name.partition(":") if ":" in name else name.rpartition(".")
     try:
-        found: object = import_module(module)
-        for part in qualified.split("."):
-            found = getattr(found, part)
+        value: object = import_module(module)
+        for attribute in qualified.split("."):
+            value = getattr(value, attribute)
     except (ImportError, AttributeError) as error:
         raise GateError(f"bn_layer_types: {name!r} cannot be imported: {error}") from None
-    if not isinstance(found, type):
-        raise GateError(f"bn_layer_types: {name!r} is not a class, but {describe(found)}")
-    return found
+    if not isinstance(value, type):
+        raise GateError(f"bn_layer_types: {name!r} is not a class, but {describe(value)}")
+    return value

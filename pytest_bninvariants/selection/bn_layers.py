@@ -13,7 +13,7 @@ _TORCH_FORWARDS = {nn.BatchNorm1d.forward, nn.SyncBatchNorm.forward, nn.Instance
 
 
 def has_known_forward(layer: nn.Module) -> bool:
-    """Tell whether a layer's forward is torch's own, so that its flags say what it will do."""
+    """Tell whether a layer's forward is torch's own, so that its flags determine what it does."""
     return (
         isinstance(layer, NormBase)
         and type(layer).forward in _TORCH_FORWARDS
@@ -22,14 +22,14 @@ def has_known_forward(layer: nn.Module) -> bool:
 
 
 def counts_batches(layer: nn.Module) -> bool:
-    """Tell whether a layer has a counter that moves whenever it normalises in training mode."""
+    """Tell whether a layer counts each batch that it normalises in training mode."""
     if isinstance(layer, InstanceNorm) or not getattr(layer, "track_running_stats", True):
         return False
     return getattr(layer, "num_batches_tracked", None) is not None
 
 
 def uses_batch_statistics(layer: nn.Module) -> bool:
-    """Tell what a layer with a known forward normalises with, as its flags are now.
+    """Tell whether a layer with a known forward uses batch statistics, as its flags are now.
 
     Source: the forwards in `torch/nn/modules/batchnorm.py` and `instancenorm.py`.
     """
@@ -38,19 +38,19 @@ def uses_batch_statistics(layer: nn.Module) -> bool:
     return layer.training or not has_stored_statistics(layer)
 
 
-def is_frozen_by_kind(layer: nn.Module) -> bool:
-    """Tell whether a layer holds its weight as a buffer, as FrozenBatchNorm2d does in any mode."""
+def holds_weight_as_buffer(layer: nn.Module) -> bool:
+    """Tell whether a layer can never train its weight, as FrozenBatchNorm2d cannot."""
     return "weight" in layer._buffers
 
 
-def is_to_update(layer: nn.Module) -> bool:
-    """Tell whether a BN layer is to train: it is in training mode, or a parameter requires grad."""
+def should_update(layer: nn.Module) -> bool:
+    """Tell whether a BN layer is in training mode, or has a parameter that requires grad."""
     trains = layer.training or any(p.requires_grad for p in layer.parameters(recurse=False))
-    return trains and not is_frozen_by_kind(layer)
+    return trains and not holds_weight_as_buffer(layer)
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Tell whether torch.compile made a module, or compiled it in place."""
+    """Tell whether torch.compile returned a module, or compiled it in place."""
     return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
@@ -62,12 +62,12 @@ def is_bn_layer(module: nn.Module) -> bool:
             return has_stored_statistics(module)
         if isinstance(module, NormBase) or ("running_mean" in buffers and "running_var" in buffers):
             return True
-    return bn_layer_types.names(type(module))
+    return bn_layer_types.includes(type(module))
 
 
 def has_stored_statistics(module: nn.Module) -> bool:
     """Tell whether a module holds running statistics as buffers."""
-    buffers = module._buffers  # a scripted module's has no get()
+    buffers = module._buffers  # those of a scripted module have no get()
     return (
         "running_mean" in buffers
         and "running_var" in buffers

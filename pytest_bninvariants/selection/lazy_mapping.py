@@ -1,4 +1,4 @@
-"""A mapping whose values are made when the first of them is read."""
+"""A mapping that makes its values when the first of them is read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _V = TypeVar("_V")
 
 
 class LazyMapping(Mapping[str, _V]):
-    """Make all values late: there may be ten thousand, and mostly nobody reads one.
+    """Make all values when one is read: there may be ten thousand, and often none is read.
 
     Subclasses say what the keys are and how the values are made.
     """
@@ -21,21 +21,21 @@ class LazyMapping(Mapping[str, _V]):
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def _make(self) -> dict[str, _V]:
-        """Make all values, for the keys in their order."""
+    def _make_values(self) -> dict[str, _V]:
+        """Make all values, in the order of the keys."""
         raise NotImplementedError
 
     @cached_property
-    def _made(self) -> dict[str, _V]:
-        return self._make()
+    def _content(self) -> dict[str, _V]:
+        return self._make_values()
 
     def __getitem__(self, key: str) -> _V:
-        return self._made[key]
+        return self._content[key]
 
     def items(self) -> ItemsView[str, _V]:
         """Return keys and values."""
-        return self._made.items()
+        return self._content.items()
 
     def values(self) -> ValuesView[_V]:
         """Return the values."""
-        return self._made.values()
+        return self._content.values()

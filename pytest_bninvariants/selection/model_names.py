@@ -23,13 +23,13 @@ class ModelNames:
 
     Args:
         modules: all modules, by qualified name.
-        bare: those names without wrapper prefixes.
-        known: all of its tensors by key, if they were read before.
+        bare: the bare name, without wrapper prefixes, of each qualified name.
+        known_tensors: all of its tensors by key, if they have been read already.
     """
 
     modules: dict[str, nn.Module]
     bare: dict[str, str]
-    known: TensorTable | None = None
+    known_tensors: TensorTable | None = None
 
     @classmethod
     def from_model(cls, model: nn.Module) -> ModelNames:
@@ -41,19 +41,20 @@ class ModelNames:
     def _add(self, module: nn.Module, name: str, bare: str) -> None:
         self.modules[name], self.bare[name] = module, bare
         children = module._modules
-        alone = len(children) == 1
-        for child, below in children.items():
-            if below is not None:
-                wrapped = alone and child in _WRAPPER_CHILDREN
-                self._add(below, join(name, child), bare if wrapped else join(bare, child))
+        is_only_child = len(children) == 1
+        for child_name, child in children.items():
+            if child is not None:
+                is_wrapped = is_only_child and child_name in _WRAPPER_CHILDREN
+                child_bare = bare if is_wrapped else join(bare, child_name)
+                self._add(child, join(name, child_name), child_bare)
 
     @property
     def by_bare_name(self) -> dict[str, nn.Module]:
-        """Return the modules by bare name: what is wrapped, and not its wrapper."""
+        """Return the modules by bare name: of a wrapper and its module, the module."""
         return {self.bare[name]: module for name, module in self.modules.items()}
 
-    def spelled(self, pattern: str) -> str:
-        """Return a pattern, without wrapper prefixes if it matches nothing as it is."""
+    def strip_wrappers(self, pattern: str) -> str:
+        """Return a pattern, without wrapper prefixes if it matches nothing with them."""
         if self.matches(pattern):
             return pattern
         return ".".join(part for part in pattern.split(".") if part not in _WRAPPER_CHILDREN)
@@ -66,10 +67,10 @@ class ModelNames:
 
     @cached_property
     def tensors(self) -> TensorTable:
-        """Return all tensors by their bare names; a tied one is there under each of its names."""
-        if self.known is not None:
-            return self.known
-        found: dict[str, WatchedTensor] = {}
+        """Return all tensors by their bare names; a tied one has an entry for each of its names."""
+        if self.known_tensors is not None:
+            return self.known_tensors
+        tensors: dict[str, WatchedTensor] = {}
         for owner, module in self.modules.items():
             if not (module._parameters or module._buffers):
                 continue
@@ -79,15 +80,15 @@ class ModelNames:
             prefix, bare = join(owner, ""), join(self.bare[owner], "")
             for kind, name, tensor in own_tensors(module):
                 full = prefix + name
-                key = full if bare is prefix or bare + name in found else bare + name
-                found[key] = WatchedTensor(full, layer, kind, tensor)
-        return TensorTable.from_mapping(found)
+                key = full if bare is prefix or bare + name in tensors else bare + name
+                tensors[key] = WatchedTensor(full, layer, kind, tensor)
+        return TensorTable.from_mapping(tensors)
 
 
 def covers(pattern: str, *names: str) -> bool:
-    """Tell whether a pattern is one of these names, or the name of one of their parents."""
+    """Tell whether a pattern matches one of these names, or a parent of one."""
     if not _WILDCARDS.intersection(pattern):
-        below = f"{pattern}."
-        return not pattern or any(name == pattern or name.startswith(below) for name in names)
-    plain = pattern.replace("[", "[[]")  # to fnmatch brackets are special, in names they are not
-    return any(fnmatchcase(name, plain) or fnmatchcase(name, f"{plain}.*") for name in names)
+        parent = f"{pattern}."
+        return not pattern or any(name == pattern or name.startswith(parent) for name in names)
+    escaped = pattern.replace("[", "[[]")  # brackets are special in fnmatch, but not in names
+    return any(fnmatchcase(name, escaped) or fnmatchcase(name, f"{escaped}.*") for name in names)

@@ -14,7 +14,7 @@ class Scope:
     Args:
         modules: qualified names of modules or tensors; a name covers its subtree, `*` and `?` work
             as in a shell (and cross dots). Empty: the whole model.
-        exclude: names, of the same sort, that are left out.
+        exclude: names to leave out, with the same wildcards.
         parameters: watch parameters.
         buffers: watch buffers, and how BN layers normalise.
         allow_batch_stats: let BN layers normalise with batch statistics.

@@ -34,9 +34,9 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
         GateError: if a pattern matches nothing that can be watched, or everything is excluded.
     """
     tree = ModelTree(model)
-    known = selection_plan.find_planned(scope, tree)
-    if known is not None:
-        return known
+    planned = selection_plan.find_planned(scope, tree)
+    if planned is not None:
+        return planned
     candidates = _Candidates.from_names(ModelNames.from_model(model), scope)
     covered = candidates.covered_by(scope.modules or ("",), complain=complain)
     covered = candidates.without(covered, scope.exclude, complain=complain)
@@ -46,8 +46,8 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
     return selection
 
 
-class _Covered(NamedTuple):
-    """Keys of tensors, and of modules, that patterns cover."""
+class _Coverage(NamedTuple):
+    """The keys of the tensors and of the modules that patterns cover."""
 
     tensors: set[str]
     modules: set[str]
@@ -55,7 +55,7 @@ class _Covered(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidates:
-    """What patterns may choose from, by key.
+    """The modules and tensors that patterns may select, by key.
 
     Args:
         scope: the scope.
@@ -75,13 +75,13 @@ class _Candidates:
 
     @classmethod
     def from_names(cls, names: ModelNames, scope: Scope) -> _Candidates:
-        of_bn = [name for name, module in names.modules.items() if is_bn_layer(module)]
-        owners = _state_owners(names, of_bn) if scope.bn_only else names.modules.keys()
+        all_bn_names = [name for name, module in names.modules.items() if is_bn_layer(module)]
+        owners = _state_owners(names, all_bn_names) if scope.bn_only else names.modules.keys()
         kinds = {"parameter"} if scope.parameters else set()
         kinds |= {"buffer"} if scope.buffers else set()
         bn_names: dict[str, str] = {}
-        for name in of_bn:
-            bn_names.setdefault(names.bare[name], name)  # the outer one, if a wrapper is one too
+        for name in all_bn_names:
+            bn_names.setdefault(names.bare[name], name)  # the wrapper, if that is one too
         return cls(
             scope=scope,
             names=names,
@@ -95,32 +95,32 @@ class _Candidates:
             bn_layers={key: names.modules[name] for key, name in bn_names.items()},
         )
 
-    def covered_by(self, patterns: Iterable[str], *, complain: bool) -> _Covered:
+    def covered_by(self, patterns: Iterable[str], *, complain: bool) -> _Coverage:
         """Return what any of the patterns covers."""
-        covered = _Covered(set(), set())
+        covered = _Coverage(set(), set())
         for pattern in patterns:
-            found = self._matches(pattern)
-            if complain and not self._watches(found):
+            added = self._matches(pattern)
+            if complain and not self._watches(added):
                 raise GateError(_nothing_to_watch(pattern, self))
-            covered = _Covered(covered.tensors | found.tensors, covered.modules | found.modules)
+            covered = _Coverage(covered.tensors | added.tensors, covered.modules | added.modules)
         return covered
 
-    def without(self, covered: _Covered, exclude: Iterable[str], *, complain: bool) -> _Covered:
+    def without(self, covered: _Coverage, exclude: Iterable[str], *, complain: bool) -> _Coverage:
         """Return what is covered and not excluded."""
         for pattern in exclude:
             tensors, modules = self._matches(pattern)
             if complain and not (tensors & covered.tensors or modules & covered.modules):
                 raise GateError(_nothing_to_exclude(pattern, self, covered.tensors))
-            covered = _Covered(covered.tensors - tensors, covered.modules - modules)
+            covered = _Coverage(covered.tensors - tensors, covered.modules - modules)
         if complain and not self._watches(covered):
             raise GateError(f"exclude={list(exclude)} leaves nothing to watch")
         return covered
 
-    def selection(self, covered: _Covered, tree: ModelTree) -> Selection:
+    def selection(self, covered: _Coverage, tree: ModelTree) -> Selection:
         """Return what is covered, as a selection."""
         owners = {self.names.bare[self.tensors[key].layer] for key in covered.tensors}
-        below = covered.modules & self.bn_layers.keys() if self.scope.bn_only else covered.modules
-        modules = owners | below
+        layers = covered.modules & self.bn_layers.keys() if self.scope.bn_only else covered.modules
+        modules = owners | layers
         return Selection(
             names=self.names,
             tree=tree,
@@ -132,38 +132,37 @@ class _Candidates:
             modules={key: module for key, module in self.modules.items() if key in modules},
         )
 
-    def _matches(self, pattern: str) -> _Covered:
+    def _matches(self, pattern: str) -> _Coverage:
         layers = self.bn_layers if self.scope.bn_only else self.modules
         if not pattern:
-            return _Covered(set(self.tensors), set(layers))
-        spelled = self.names.spelled(pattern)
-        tensors = {key for key, w in self.tensors.items() if covers(spelled, key, w.name)}
-        modules = {bare for name, bare in self.names.bare.items() if covers(spelled, bare, name)}
-        return _Covered(tensors, modules & layers.keys())
+            return _Coverage(set(self.tensors), set(layers))
+        pattern = self.names.strip_wrappers(pattern)
+        tensors = {key for key, w in self.tensors.items() if covers(pattern, key, w.name)}
+        modules = {bare for name, bare in self.names.bare.items() if covers(pattern, bare, name)}
+        return _Coverage(tensors, modules & layers.keys())
 
-    def _watches(self, covered: _Covered) -> bool:
+    def _watches(self, covered: _Coverage) -> bool:
         has_bn_layers = not covered.modules.isdisjoint(self.bn_layers)
         return bool(covered.tensors) or (self.scope.judges_normalisation and has_bn_layers)
 
 
-def _state_owners(names: ModelNames, of_bn: Iterable[str]) -> set[str]:
+def _state_owners(names: ModelNames, bn_names: Iterable[str]) -> set[str]:
     """Return the names of all modules whose own tensors are a BN layer's state.
 
-    A layer of a type that bn_layer_types names keeps its state where only its author knows, so its
-    whole subtree counts.
+    A layer of a type that bn_layer_types names may keep its state in submodules, so they count.
     """
-    owners = set(of_bn)
+    owners = set(bn_names)
     if run_config.current.bn_layer_types:
         for name, module in names.modules.items():
-            if bn_layer_types.names(type(module)):
+            if bn_layer_types.includes(type(module)):
                 owners |= {key for key, _ in named_modules(module, name)}
     return owners
 
 
 def _nothing_to_watch(pattern: str, candidates: _Candidates) -> str:
     names, scope = candidates.names, candidates.scope
-    what = _what(scope)
-    exists = names.matches(names.spelled(pattern))
+    what = _watched_noun(scope)
+    exists = names.matches(names.strip_wrappers(pattern))
     if scope.bn_only and not candidates.bn_layers:
         return "the model has no BN layer: there is nothing to watch"
     if exists and not candidates.tensors:
@@ -190,8 +189,8 @@ def _nothing_to_exclude(pattern: str, candidates: _Candidates, tensors: set[str]
     return f"exclude={pattern!r} matches nothing that is watched{meant}"
 
 
-def _what(scope: Scope) -> str:
-    """Return what a scope watches in the singular."""
+def _watched_noun(scope: Scope) -> str:
+    """Return the word for one thing that a scope watches."""
     if not scope.parameters:
         return "buffer of a BN layer" if scope.bn_only else "buffer"
     if not scope.buffers:

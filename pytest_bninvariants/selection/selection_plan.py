@@ -1,4 +1,4 @@
-"""What a scope covers in models of one structure: found out once, and kept without a model."""
+"""Remember what a scope covers in models of one structure, without keeping a model alive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.selection.model_tree import ModelTree
 from pytest_bninvariants.selection.tensor_table import TensorTable
 
-_MOST_PLANS = 4  # each compares its names with a model's, which takes time if many do not fit
+_MOST_PLANS = 4  # each compares its names with the model's, which takes time if many do not fit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +41,8 @@ class Selection:
 class SelectionPlan:
     """What a scope covers in every model of the same structure.
 
-    It depends only on names and types: those of modules, and of their parameters and buffers. It
-    keeps none of them alive, nor their types, which a test may define; once a type is gone, the
-    plan fits no model.
+    It depends only on the names and types of modules, parameters and buffers. It keeps no object
+    and no type alive, since a test may define types; once a type is gone, the plan fits no model.
 
     Args:
         scope: the scope.
@@ -57,16 +56,19 @@ class SelectionPlan:
         self._type_ids = list(map(id, selection.tree.types))
         self._types = [weakref.ref(kind) for kind in set(selection.tree.types)]
         self._bare = selection.names.bare
-        self._every, self._columns = selection.names.tensors.columns, selection.tensors.columns
-        numbers = dict(zip(self._every.keys, count()))
+        self._all_columns = selection.names.tensors.columns
+        self._columns = selection.tensors.columns
+        numbers = dict(zip(self._all_columns.keys, count()))
         self._numbers = [numbers[key] for key in self._columns.keys]
         self._bn_names = selection.bn_names
         self._bn_layers = list(selection.bn_layers)
-        names = {bare: name for name, bare in self._bare.items()}  # the inner one, of a wrapper's
+        names = {
+            bare: name for name, bare in self._bare.items()
+        }  # of a wrapper and its module, the module
         self._modules = {key: names[key] for key in selection.modules}
 
     def fits(self, scope: object, tree: ModelTree) -> bool:
-        """Tell whether this plan is for a scope and models of a structure."""
+        """Tell whether this plan is for this scope and for models with this tree."""
         return (
             self._bn_layer_types is run_config.current.bn_layer_types
             and self._names == tree.names
@@ -79,8 +81,8 @@ class SelectionPlan:
         """Return what the scope covers in a model that this plan fits."""
         present = [module for module in tree.modules if module is not None]
         tensors = [tensor for tensor in tree.tensors if tensor is not None]
-        every = TensorTable(self._every, tensors)
-        names = ModelNames(dict(zip(self._bare, present, strict=True)), self._bare, every)
+        table = TensorTable(self._all_columns, tensors)
+        names = ModelNames(dict(zip(self._bare, present, strict=True)), self._bare, table)
         modules = names.modules
         return Selection(
             names=names,
@@ -96,7 +98,7 @@ _recent: tuple[SelectionPlan, ...] = ()
 
 
 def find_planned(scope: object, tree: ModelTree) -> Selection | None:
-    """Return what a scope covers in a model, if a model of its structure was seen lately."""
+    """Return what a scope covers in a model, if a plan from a recent model fits."""
     return next((plan.apply_to(tree) for plan in _recent if plan.fits(scope, tree)), None)
 
 

@@ -1,4 +1,4 @@
-"""Find modules by name, where modules alone are meant and no tensors."""
+"""Find modules, but no tensors, by name."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pytest_bninvariants.selection.model_names import ModelNames
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """Return a model's modules by their names without wrapper prefixes, as they are now."""
+    """Return a model's current modules by their names without wrapper prefixes."""
     return ModelNames.from_model(model).by_bare_name
 
 
 def submodules(model: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module]:
-    """Return the modules that patterns name, without wrapper prefixes; the model itself for none.
+    """Return the modules that patterns match, by bare name; without patterns, the model itself.
 
     Raises:
         GateError: if a pattern is not a string, or matches no module.
     """
     names = ModelNames.from_model(model)
     modules = names.by_bare_name | {"": model}
-    found: dict[str, nn.Module] = {}
+    matches: dict[str, nn.Module] = {}
     for pattern in tuple(patterns) or ("",):
         if not isinstance(pattern, str):
             raise GateError(f"modules are given by qualified name; got {describe(pattern)}")
-        plain = names.spelled(pattern).replace("[", "[[]")
-        matching = [name for name in modules if fnmatchcase(name, plain)]
+        escaped = names.strip_wrappers(pattern).replace("[", "[[]")
+        matching = [name for name in modules if fnmatchcase(name, escaped)]
         if not matching:
             meant = did_you_mean_name(pattern, filter(None, modules))
             raise GateError(f"{pattern!r} matches no module in the model{meant}")
-        found |= {name: modules[name] for name in matching}
-    return found
+        matches |= {name: modules[name] for name in matching}
+    return matches

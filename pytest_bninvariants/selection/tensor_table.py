@@ -1,4 +1,4 @@
-"""A model's tensors by key, in columns: a row for each of ten thousand would take long to make."""
+"""A model's tensors by key, stored in columns: making ten thousand rows would take long."""
 
 from __future__ import annotations
 
@@ -57,27 +57,27 @@ class TensorTable(LazyMapping[WatchedTensor]):
 
     @classmethod
     def from_mapping(cls, watched: Mapping[str, WatchedTensor]) -> TensorTable:
-        """Return a table of these rows; a table is returned as it is."""
+        """Return a table of these rows, or the mapping itself if it is a table."""
         if isinstance(watched, TensorTable):
             return watched
-        every = watched.values()
+        rows = watched.values()
         columns = TensorColumns(
             [*watched],
-            [each.name for each in every],
-            [each.layer for each in every],
-            [each.kind for each in every],
+            [row.name for row in rows],
+            [row.layer for row in rows],
+            [row.kind for row in rows],
         )
-        return cls(columns, [each.tensor for each in every])
+        return cls(columns, [row.tensor for row in rows])
 
     @cached_property
     def by_key(self) -> dict[str, Tensor]:
-        """Return the tensors without what the columns say of them."""
+        """Return the tensors alone, by key."""
         return dict(zip(self.columns.keys, self.tensors, strict=True))
 
-    def _make(self) -> dict[str, WatchedTensor]:
+    def _make_values(self) -> dict[str, WatchedTensor]:
         keys, names, layers, kinds = self.columns
-        made = map(WatchedTensor, names, layers, kinds, self.tensors)
-        return dict(zip(keys, made, strict=True))
+        rows = map(WatchedTensor, names, layers, kinds, self.tensors)
+        return dict(zip(keys, rows, strict=True))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.columns.keys)

@@ -11,17 +11,20 @@ Kind = Literal["parameter", "buffer", "output"]
 
 
 def named_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield a module and all below it, under every name, as torch's method unless overridden."""
+    """Yield a module and all its submodules, under every name.
+
+    Unlike the method of `nn.Module`, no subclass can override it.
+    """
     yield name, module
-    for child, below in module._modules.items():
-        if below is not None:
-            yield from named_modules(below, join(name, child))
+    for child_name, child in module._modules.items():
+        if child is not None:
+            yield from named_modules(child, join(name, child_name))
 
 
 def all_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the parameters and buffers of a module and of all below it."""
-    for _, below in named_modules(module):
-        for _, _, tensor in own_tensors(below):
+    """Yield the parameters and buffers of a module and of all its submodules."""
+    for _, submodule in named_modules(module):
+        for _, _, tensor in own_tensors(submodule):
             yield tensor
 
 
@@ -36,5 +39,5 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[Kind, str, Tensor]]:
 
 
 def join(parent: str, child: str) -> str:
-    """Return the qualified name of what a module calls by a name; the model's own is empty."""
+    """Return the qualified name of a module's child; the name of the model itself is empty."""
     return f"{parent}.{child}" if parent else child

@@ -34,7 +34,7 @@ class Snapshot(LazyMapping[KeptTensor]):
         self.tensors, self.requires_grad, self.buckets = tensors, requires_grad, buckets
         self._kept_under, self._copies = kept_under, copies
 
-    def _make(self) -> dict[str, KeptTensor]:
+    def _make_values(self) -> dict[str, KeptTensor]:
         places: dict[str, tuple[TensorCopy | Bucket, int]] = {
             key: (bucket, number)
             for bucket in self.buckets

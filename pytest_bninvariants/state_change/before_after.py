@@ -138,6 +138,6 @@ class StateAfter:
 
 def read_state_after(model: nn.Module, scope: Scope, before: Selection) -> StateAfter:
     """Look a model's state up again; where each name holds what it did before, that is known."""
-    same = ModelTree(model).is_like(before.tree)
+    same = ModelTree(model).matches(before.tree)
     selection = before if same else select(model, scope, complain=False)
     return StateAfter(selection=selection, before=before)

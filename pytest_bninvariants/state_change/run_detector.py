@@ -77,7 +77,7 @@ class RunDetector:
         return (
             self.saw_use
             or self.optimizer_stepped
-            or not ModelTree(self._model).is_like(self._selection.tree)
+            or not ModelTree(self._model).matches(self._selection.tree)
             or _versions(self._selection.names) != self._versions
         )
 

@@ -16,7 +16,7 @@ from pytest_bninvariants.invariants.bn_updates.state_history import (
     StatisticsHistory,
     StatisticsSnapshot,
 )
-from pytest_bninvariants.selection.bn_layers import has_known_forward, is_to_update
+from pytest_bninvariants.selection.bn_layers import has_known_forward, should_update
 from pytest_bninvariants.torch_internals.isolation import in_transform
 from pytest_bninvariants.torch_internals.private_api import current_graph_task_id
 from pytest_bninvariants.verdict import Place
@@ -58,7 +58,7 @@ class LayerRecord:
     def begin(cls, layer: nn.Module) -> LayerRecord:
         """Begin with a layer as it is."""
         start = StatisticsSnapshot.from_layer(layer)
-        return cls(layer, StatisticsHistory.begin(start), is_to_update(layer))
+        return cls(layer, StatisticsHistory.begin(start), should_update(layer))
 
     def provenance_of(self, state: StatisticsSnapshot, *, by_call: bool = False) -> Provenance:
         """Return what led to a state of the statistics.

@@ -22,8 +22,8 @@ from pytest_bninvariants.invariants.trains.parameter_result import ParameterResu
 from pytest_bninvariants.invariants.trains.rules import diagnose
 from pytest_bninvariants.selection.bn_layers import (
     has_stored_statistics,
-    is_frozen_by_kind,
-    is_to_update,
+    holds_weight_as_buffer,
+    should_update,
 )
 from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.selection.scope import Scope
@@ -71,8 +71,8 @@ class TrainsGuard(Guard):
             for key, layer in selection.bn_layers.items()
             if self._scope.buffers
             and has_stored_statistics(layer)
-            and not is_frozen_by_kind(layer)
-            and (self._scope.modules or is_to_update(layer))
+            and not holds_weight_as_buffer(layer)
+            and (self._scope.modules or should_update(layer))
         }
         self._parameter_log = ParameterLog(each.tensor for each in parameters.values())
         self._update_log = UpdateLog((layer for _, layer in self._layers.values()), self.model)
