@@ -58,7 +58,8 @@ def find_undefined(names: Iterable[str]) -> set[str]:
 
 
 def _subclasses(kind: type) -> Iterator[type]:
-    for subclass in kind.__subclasses__():
+    subclasses: list[type] = kind.__subclasses__()
+    for subclass in subclasses:
         yield subclass
         yield from _subclasses(subclass)
 
