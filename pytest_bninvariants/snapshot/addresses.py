@@ -1,4 +1,4 @@
-"""Where tensors lie in memory, which their aliases share."""
+"""Where tensors lie in memory: aliases share an address."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def address(tensor: Tensor) -> int:
 
 
 def addresses(tensors: Iterable[Tensor]) -> set[int]:
-    """Return where the values of tensors begin in memory."""
+    """Return where the values of tensors begin in memory, without those that have no memory."""
     with DisableTorchFunction():
         return {_address(tensor) for tensor in tensors} - {0}
 
@@ -33,20 +33,20 @@ def _address(tensor: Tensor) -> int:
         return 0
 
 
-def group_by_address(held: Iterable[tuple[object, _T]]) -> dict[int, list[_T]]:
-    """Group the second items of pairs by the address of the first; leave out what has none."""
-    found: dict[int, list[_T]] = {}
-    for tensor, each in held:
-        at = address(tensor) if isinstance(tensor, Tensor) else 0
-        if at:
-            found.setdefault(at, []).append(each)
-    return found
+def group_by_address(pairs: Iterable[tuple[object, _T]]) -> dict[int, list[_T]]:
+    """Group items by the address of the tensor that each is paired with, if it has one."""
+    groups: dict[int, list[_T]] = {}
+    for tensor, item in pairs:
+        start = address(tensor) if isinstance(tensor, Tensor) else 0
+        if start:
+            groups.setdefault(start, []).append(item)
+    return groups
 
 
 def spans(tensor: Tensor) -> list[Span]:
     """Return the first address of each part of a tensor, and the one after its last."""
     try:
-        found = (tensor,) if is_plain(tensor) else parts(tensor)
-        return [(part.data_ptr(), part.data_ptr() + extent(part)) for part in found]
+        pieces = (tensor,) if is_plain(tensor) else parts(tensor)
+        return [(piece.data_ptr(), piece.data_ptr() + extent(piece)) for piece in pieces]
     except READ_ERRORS:
         return []

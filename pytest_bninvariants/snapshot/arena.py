@@ -1,4 +1,4 @@
-"""Memory for snapshots that is used again: most of what a snapshot costs is fresh pages."""
+"""Reuse the memory of snapshots: most of the time that a snapshot takes goes into fresh pages."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-# Bytes of a cache line, and what torch aligns its own memory to:
+# Bytes of a cache line; torch aligns its own memory to them, too:
 # https://github.com/pytorch/pytorch/blob/main/c10/core/alignment.h
-_ALIGNED = 64
+_ALIGNMENT = 64
 # Bytes of two large pages of 2 MB: fewer need not contain a whole one.
 # https://docs.kernel.org/admin-guide/mm/transhuge.html
 _WORTH_LARGE_PAGES = 2**22
@@ -20,7 +20,7 @@ class Region:
     """Bytes that a snapshot may use for as long as it holds the region.
 
     Args:
-        arena: where they go afterwards.
+        arena: the arena that takes the bytes back.
         block: the bytes.
     """
 
@@ -30,9 +30,9 @@ class Region:
         self._used = 0
 
     def take(self, count: int) -> Tensor:
-        """Return a part of the bytes that is aligned for words of any width."""
+        """Return the next bytes of the region, aligned for integers of any width."""
         start = self._used
-        self._used += aligned(count)
+        self._used += aligned_size(count)
         return self._block[start : start + count]
 
     def __del__(self) -> None:
@@ -40,9 +40,9 @@ class Region:
 
 
 class Arena:
-    """The one block of memory that lies idle between snapshots, if any.
+    """Keep one block of memory between snapshots.
 
-    Snapshots that are alive at the same time get a block each; the largest block stays.
+    Snapshots that are alive at the same time get a block each; afterwards the largest one stays.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Arena:
         except IndexError:
             block = _fresh(0)
         if block.numel() < count:
-            del block  # before there is another
+            del block  # frees it before the larger one is allocated
             block = _fresh(count)
         return Region(self, block)
 
@@ -84,26 +84,26 @@ class Arena:
 
 
 class _NoArena(Arena):
-    """Keep no memory, where torch does."""
+    """Keep no memory on devices where torch's own allocator does."""
 
     def give_back(self, block: Tensor) -> None:
-        """Leave it to torch."""
+        """Let torch free the block."""
 
 
 def _fresh(count: int) -> Tensor:
-    """Return memory of the CPU, on Linux in large pages: first writes take a third of the time."""
+    """Allocate CPU memory, on Linux in large pages: first writes take a third of the time."""
     with torch.inference_mode(False):
         if count < _WORTH_LARGE_PAGES or not hasattr(mmap, "MADV_HUGEPAGE"):
             return torch.empty(count, dtype=torch.uint8, device="cpu")
         memory = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):  # the kernel has none
+        with suppress(OSError):  # the kernel has no large pages
             memory.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def aligned(count: int) -> int:
-    """Return the bytes that `Region.take` uses up for a number of bytes."""
-    return -(-count // _ALIGNED) * _ALIGNED
+def aligned_size(count: int) -> int:
+    """Return how many bytes of a region `Region.take` uses up."""
+    return -(-count // _ALIGNMENT) * _ALIGNMENT
 
 
 _no_arena = _NoArena()

@@ -1,4 +1,4 @@
-"""Keep the bytes of plain tensors together, so that one comparison does for all of them."""
+"""Keep the bytes of plain tensors together, so that one comparison covers all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pytest_bninvariants.snapshot import budget
-from pytest_bninvariants.snapshot.arena import Region, aligned, arena
+from pytest_bninvariants.snapshot.arena import Region, aligned_size, arena
 from pytest_bninvariants.snapshot.fingerprints import CHUNK, Method, fingerprints, method_on
 from pytest_bninvariants.snapshot.tensor_bytes import (
     READ_ERRORS,
@@ -20,14 +20,14 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
     are_backed,
     are_plain,
     as_bytes,
-    in_words,
+    as_integers,
     join_key,
     join_values,
     same_bytes,
 )
 
-_NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
-# Bytes up to which a tensor shares a bucket: calling an operator takes longer than copying these.
+_EMPTY = torch.empty(0, dtype=torch.uint8, device="cpu")
+# Bytes up to which a tensor shares a bucket: calling an operator takes longer than copying them.
 _SMALL = 2**14
 # Values up to which a bucket is filled: torch splits longer loops among threads, which is slow if
 # the threads are busy. https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/TensorIterator.h
@@ -42,7 +42,7 @@ _COPIED_BY_BITS = frozenset(
 
 
 def fit_in_buckets(tensors: Sequence[Tensor]) -> bool:
-    """Tell whether tensors are nothing but memory that may be copied together with others'."""
+    """Tell whether tensors are plain memory that can be joined with that of other tensors."""
     return (
         are_plain(tensors)
         and _COPIED_BY_BITS.issuperset([tensor.dtype for tensor in tensors])
@@ -51,10 +51,9 @@ def fit_in_buckets(tensors: Sequence[Tensor]) -> bool:
 
 
 class TensorPlacement(NamedTuple):
-    """Where tensors lie and what they are: while it is equal, their memory is there to be read.
+    """Where tensors lie and what they are: while it stays the same, their memory can be read.
 
-    It says nothing of their values. Whoever frees their memory, or gives them other memory, changes
-    their addresses.
+    It says nothing about their values. Freeing or replacing their memory changes the addresses.
     """
 
     types: list[type]
@@ -64,7 +63,7 @@ class TensorPlacement(NamedTuple):
 
     @classmethod
     def from_tensors(cls, tensors: list[Tensor]) -> TensorPlacement:
-        """Read it off tensors; those that are not plain may raise."""
+        """Read the placement of tensors; those that are not plain may raise."""
         return cls(
             list(map(type, tensors)),
             [tensor.dtype for tensor in tensors],
@@ -81,11 +80,11 @@ class Bucket:
         dtype: their dtype.
         device: where they are.
         keys: the keys of the tensors.
-        placement: where they lay.
-        total: how many bytes they have.
+        placement: where they lay when the bucket was filled.
+        total: how many bytes they have together.
         flat: the bytes, or their fingerprints.
         region: the arena's memory that holds them, if they are in the arena.
-        method: how fingerprints are made, if those are kept; then there is one tensor alone.
+        method: how the fingerprints are made, if `flat` holds those, of a single tensor.
     """
 
     dtype: torch.dtype
@@ -93,13 +92,13 @@ class Bucket:
     keys: list[str] = field(default_factory=list)
     placement: TensorPlacement | None = None
     total: int = 0
-    flat: Tensor = _NOTHING
+    flat: Tensor = _EMPTY
     region: Region | None = None
     method: Method | None = None
 
     @property
     def is_large(self) -> bool:
-        """Tell whether it holds one large tensor alone."""
+        """Tell whether it holds a single large tensor."""
         return len(self.keys) == 1 and self.total > _SMALL
 
     @property
@@ -112,18 +111,18 @@ class Bucket:
         """Return where the tensors lay."""
         return [] if self.placement is None else self.placement.addresses
 
-    def emptied(self) -> Bucket:
-        """Return a bucket for the same tensors that is not yet filled."""
+    def empty_copy(self) -> Bucket:
+        """Return a bucket for the same tensors that is yet to be filled."""
         return Bucket(self.dtype, self.device, self.keys, self.placement, self.total)
 
-    def is_of(self, tensors: list[Tensor]) -> bool:
-        """Tell whether tensors are where and what they were."""
+    def has_placement_of(self, tensors: list[Tensor]) -> bool:
+        """Tell whether tensors lie where the kept ones lay, with the same dtypes and shapes."""
         with suppress(*READ_ERRORS):
             return TensorPlacement.from_tensors(tensors) == self.placement
         return False
 
     def fits(self, tensors: list[Tensor]) -> bool:
-        """Tell whether tensors that lie elsewhere can be compared with what is kept."""
+        """Tell whether tensors, wherever they lie, can be compared with the kept bytes."""
         return (
             len(tensors) == len(self.keys)
             and fit_in_buckets(tensors)
@@ -132,18 +131,18 @@ class Bucket:
         )
 
     def fill(self, tensors: list[Tensor]) -> None:
-        """Copy the tensors, in the order in which they were added."""
+        """Copy the tensors, in the order of the keys."""
         self.placement = self.placement or TensorPlacement.from_tensors(tensors)
         flat = self.read(tensors)
         if len(tensors) > 1 or self.method is not None:
             self.flat = flat
             return
         self.flat = torch.empty_like(flat) if self.region is None else self.region.take(self.total)
-        kept, now = in_words(self.flat, flat)
+        kept, now = as_integers(self.flat, flat)
         kept.copy_(now)
 
     def read(self, tensors: list[Tensor]) -> Tensor:
-        """Return what is comparable with `flat`; it may be the tensors' own memory."""
+        """Return tensors' bytes or fingerprints as `flat` has them, maybe as a view of a tensor."""
         if len(tensors) == 1:
             flat = as_bytes(tensors[0].detach().resolve_neg())
             return flat if self.method is None else fingerprints(flat, self.method)
@@ -161,44 +160,49 @@ class Bucket:
         return [shape.numel() * self.dtype.itemsize for shape in self.shapes]
 
     def describe_difference(self, content: Content, width: int) -> str | None:
-        """Say where the fingerprints of a tensor's content differ now; None if they do not."""
+        """Say where the fingerprints of a tensor's content differ now; None if they do not.
+
+        Args:
+            content: the bytes of the tensor's parts now.
+            width: bytes of one of its values.
+        """
         if self.method is None or len(content) != 1 or content[0].numel() != self.total:
             return "content differs"
-        found = fingerprints(content[0].to(self.flat.device), self.method)
-        now, kept = found.view(torch.int64), self.flat.view(torch.int64)
-        places = (now != kept).nonzero().flatten().tolist()
-        if not places:
+        flat = fingerprints(content[0].to(self.flat.device), self.method)
+        now, kept = flat.view(torch.int64), self.flat.view(torch.int64)
+        chunks = (now != kept).nonzero().flatten().tolist()
+        if not chunks:
             return None
-        chunk = CHUNK // width
-        at = f"[{places[0] * chunk}:{min((places[0] + 1) * chunk, self.total // width)}]"
-        return f"{len(places)} of {len(now)} fingerprints by {self.method}, first in flatten(){at}"
+        size = CHUNK // width
+        at = f"[{chunks[0] * size}:{min((chunks[0] + 1) * size, self.total // width)}]"
+        return f"{len(chunks)} of {len(now)} fingerprints by {self.method}, first in flatten(){at}"
 
     def differing(self, flat: Tensor) -> list[str]:
-        """Return the keys of tensors whose bytes differ from those that were read."""
+        """Return the keys of tensors whose kept bytes differ from those that `read` returned."""
         if len(self.keys) == 1:
             return self.keys
         sizes = self._sizes()
         kept, now = torch.split_with_sizes(self.flat, sizes), torch.split_with_sizes(flat, sizes)
-        found = zip(self.keys, kept, now, strict=True)
-        return [key for key, old, new in found if not same_bytes(old, new)]
+        tensors = zip(self.keys, kept, now, strict=True)
+        return [key for key, old, new in tensors if not same_bytes(old, new)]
 
 
 def compare_pairs(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[bool]:
-    """Tell for each pair of flat uint8 tensors whether it is equal; wait for each device once."""
+    """Tell of each pair of flat uint8 tensors whether it is equal; synchronise each device once."""
     pairs = list(pairs)
-    found = [False] * len(pairs)
-    waiting: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
+    are_equal = [False] * len(pairs)
+    flags_on: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
     for number, pair in enumerate(pairs):
-        kept, now = in_words(*pair)
+        kept, now = as_integers(*pair)
         if kept.device.type == "cpu":
-            found[number] = torch.equal(kept, now)
+            are_equal[number] = torch.equal(kept, now)
         else:
-            waiting[kept.device].append((number, (kept != now).any()))
-    for flags in waiting.values():
+            flags_on[kept.device].append((number, (kept != now).any()))
+    for flags in flags_on.values():
         differ = torch.stack([flag for _, flag in flags]).tolist()
         for (number, _), differs in zip(flags, differ, strict=True):
-            found[number] = not differs
-    return found
+            are_equal[number] = not differs
+    return are_equal
 
 
 def fill_buckets(
@@ -207,7 +211,7 @@ def fill_buckets(
     ignore_budget: bool = False,
     prefer_exact: Collection[str] = (),
 ) -> list[Bucket]:
-    """Put plain tensors into buckets: small ones together, a large one by itself.
+    """Copy plain tensors into buckets: small ones together, a large one by itself.
 
     Args:
         tensors: tensors by key.
@@ -215,36 +219,36 @@ def fill_buckets(
         prefer_exact: keys to keep exactly, not as fingerprints, as far as the budget allows.
 
     Returns:
-        The buckets; tensors that cannot be copied together are in none.
+        The buckets. Tensors that are not plain, or cannot be read, are in none of them.
     """
     global _latest
-    latest = _latest  # another thread may set another
-    known = latest if latest is not None and latest.fits(tensors) else None
-    if known is None and not fit_in_buckets(list(tensors.values())):
+    latest = _latest  # another thread may replace it
+    plan = latest if latest is not None and latest.fits(tensors) else None
+    if plan is None and not fit_in_buckets(list(tensors.values())):
         tensors = {key: tensor for key, tensor in tensors.items() if fit_in_buckets([tensor])}
-    buckets = list(_arrange(tensors)) if known is None else [b.emptied() for b in known.buckets]
+    buckets = list(_arrange(tensors)) if plan is None else [b.empty_copy() for b in plan.buckets]
     for device in {bucket.device for bucket in buckets if bucket.is_large}:
         large = [bucket for bucket in buckets if bucket.is_large and bucket.device == device]
-        _provide(device, large, ignore_budget=ignore_budget, prefer_exact=prefer_exact)
+        _choose_storage(device, large, ignore_budget=ignore_budget, prefer_exact=prefer_exact)
     filled = []
     for bucket in buckets:
         with suppress(*READ_ERRORS):
             bucket.fill([tensors[key] for key in bucket.keys])
             filled.append(bucket)
-    if known is None:
+    if plan is None:
         _latest = _BucketPlan.from_buckets(tensors, filled) if len(filled) == len(buckets) else None
     return filled
 
 
 class _BucketPlan(NamedTuple):
-    """How tensors were put into buckets, to be used again while they lie where they did.
+    """The buckets of some tensors, to be reused while these lie where they did.
 
     It keeps no tensor alive.
 
     Args:
         keys: the keys of the tensors, all of which are plain.
         placement: where they lay.
-        buckets: the buckets that they were put into, emptied.
+        buckets: their buckets, without bytes.
     """
 
     keys: list[str]
@@ -253,18 +257,18 @@ class _BucketPlan(NamedTuple):
 
     @classmethod
     def from_buckets(cls, tensors: Mapping[str, Tensor], buckets: Iterable[Bucket]) -> _BucketPlan:
-        """Remember how tensors were put into buckets."""
+        """Return the plan that puts these tensors into buckets like these."""
         placement = TensorPlacement.from_tensors(list(tensors.values()))
-        return cls(list(tensors), placement, [bucket.emptied() for bucket in buckets])
+        return cls(list(tensors), placement, [bucket.empty_copy() for bucket in buckets])
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Tell whether tensors have the keys and placement that they had; then they are plain."""
-        held = list(tensors.values())
+        """Tell whether tensors have the keys and placement of the plan's; then they are plain."""
+        values = list(tensors.values())
         with suppress(*READ_ERRORS):
             return (
-                list(map(type, held)) == self.placement.types
+                list(map(type, values)) == self.placement.types
                 and list(tensors) == self.keys
-                and TensorPlacement.from_tensors(held) == self.placement
+                and TensorPlacement.from_tensors(values) == self.placement
             )
         return False
 
@@ -292,26 +296,26 @@ def _arrange(tensors: Mapping[str, Tensor]) -> Iterator[Bucket]:
         yield bucket
 
 
-def _provide(
+def _choose_storage(
     device: torch.device, large: list[Bucket], *, ignore_budget: bool, prefer_exact: Collection[str]
 ) -> None:
     """Decide which buckets keep bytes, in the arena, and which keep fingerprints."""
     idle = arena.idle_on(device)
-    kept = large
-    if not (ignore_budget or budget.allows(_room(large), device, idle)):
+    exact = large
+    if not (ignore_budget or budget.allows(_size_in_arena(large), device, idle)):
         arena.release(device)
-        kept = []
+        exact = []
         for bucket in large:
-            wanted = bucket.keys[0] in prefer_exact
-            if wanted and budget.allows(_room([*kept, bucket]), device, idle):
-                kept.append(bucket)
+            preferred = bucket.keys[0] in prefer_exact
+            if preferred and budget.allows(_size_in_arena([*exact, bucket]), device, idle):
+                exact.append(bucket)
             else:
                 bucket.method = method_on(device)
-    if kept:
-        region = arena.reserve(_room(kept), device)
-        for bucket in kept:
+    if exact:
+        region = arena.reserve(_size_in_arena(exact), device)
+        for bucket in exact:
             bucket.region = region
 
 
-def _room(buckets: Iterable[Bucket]) -> int:
-    return sum(aligned(bucket.total) for bucket in buckets)
+def _size_in_arena(buckets: Iterable[Bucket]) -> int:
+    return sum(aligned_size(bucket.total) for bucket in buckets)

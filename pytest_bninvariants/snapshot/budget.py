@@ -9,10 +9,10 @@ import torch
 
 from pytest_bninvariants import run_config
 
-# The rest is for the user's step: gradients and an optimizer's moments take two or three times what
-# the parameters take.
-_SHARE = 4  # a snapshot may take one in so many free bytes
-_NEGLIGIBLE = 2**26  # bytes, for which looking up what is free is not worth the time
+# A snapshot may take a quarter of the free bytes. The rest is for the user's step: gradients and an
+# optimizer's moments take two or three times as much as the parameters.
+_FREE_PER_KEPT = 4
+_NEGLIGIBLE = 2**26  # bytes for which it is not worth the time to look up how many are free
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -20,9 +20,9 @@ def allows(count: int, device: torch.device, idle: int = 0) -> bool:
     """Tell whether a snapshot may keep some number of bytes on a device.
 
     Args:
-        count: how many.
-        device: where.
-        idle: how many of the arena's bytes lie idle there, which would be used again.
+        count: how many bytes.
+        device: the device.
+        idle: how many bytes lie idle in the arena of the device, and would be reused.
     """
     limit = run_config.current.snapshot_budget
     if limit is not None:
@@ -30,11 +30,11 @@ def allows(count: int, device: torch.device, idle: int = 0) -> bool:
     if count <= _NEGLIGIBLE:
         return True
     free = _free_on(device)
-    return free is None or count <= (free + idle) // _SHARE
+    return free is None or count <= (free + idle) // _FREE_PER_KEPT
 
 
 def _free_on(device: torch.device) -> int | None:
-    """Return how many bytes are free; None if this cannot be found out."""
+    """Return how many bytes are free on a device; None if that is unknown."""
     if device.type == "cpu":
         return min(
             (n for n in (_free_in_machine(), _free_in_group()) if n is not None), default=None
@@ -59,9 +59,9 @@ def _free_in_machine() -> int | None:
 
 
 def _free_in_group() -> int | None:
-    """Return how many bytes a container may still take, by version 2 of cgroups."""
+    """Return how many bytes a container may still take, according to cgroup v2."""
     try:
-        most, now = ((_CGROUP / f"memory.{name}").read_text() for name in ("max", "current"))
-        return max(int(most) - int(now), 0)
+        limit, used = ((_CGROUP / f"memory.{name}").read_text() for name in ("max", "current"))
+        return max(int(limit) - int(used), 0)
     except (OSError, ValueError):  # there is no such file, or it says `max`
         return None

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pytest_bninvariants.selection.tensor_table import TensorTable, WatchedTensor
 from pytest_bninvariants.selection.walk import Kind
-from pytest_bninvariants.snapshot import value_difference
 from pytest_bninvariants.snapshot.buckets import Bucket, compare_pairs
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor, TensorSpec, shapes_of, short_name
 from pytest_bninvariants.snapshot.snapshot import Snapshot
@@ -22,17 +21,18 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
     parts,
     same_bytes,
 )
+from pytest_bninvariants.snapshot.value_difference import describe_difference
 from pytest_bninvariants.verdict import Change, ChangeKind
 
 _KIND_WORDS: dict[Kind, str] = {"parameter": "Parameter", "buffer": "buffer", "output": "output"}
 
 
 class BucketComparison(NamedTuple):
-    """What comparing the buckets of a snapshot tells.
+    """The result of comparing the buckets of a snapshot.
 
     Args:
-        unchanged: the keys of tensors that have the bytes that were kept.
-        untouched: whether all tensors in buckets have them, in the memory where they lay.
+        unchanged: the keys of the tensors in buckets that still have the kept bytes.
+        untouched: whether all tensors in buckets have them, and lie where they lay.
     """
 
     unchanged: set[str]
@@ -62,36 +62,36 @@ def changes_since(
     Args:
         kept: the snapshot.
         now: all tensors of the model after the step.
-        new: keys in `now` that the guard would watch today and did not before.
+        new: keys in `now` that the guard would watch now, but did not before.
         unchanged: keys of tensors that are known to be unchanged, if buckets were compared.
     """
-    found = []
+    changes = []
     if unchanged is None:
         unchanged = compare_buckets(kept, now).unchanged
     for key in [key for key in kept if key not in unchanged]:
         before, after = kept[key], now.get(key)
         if after is None:
-            found.append(_change(before.watched, "gone", "gone", same_object=False))
+            changes.append(_change(before.watched, "gone", "gone", same_object=False))
             continue
         difference = _difference(before, after.tensor)
         if difference is not None:
             same_object = after.tensor is before.watched.tensor
             change = _change(before.watched, *difference, same_object=same_object)
-            found.append(replace(change, exact=before.is_exact))
+            changes.append(replace(change, exact=before.is_exact))
     for key in new:
         text = f"new: {_KIND_WORDS[now[key].kind]}, {TensorSpec.from_tensor(now[key].tensor)}"
-        found.append(_change(now[key], "new", text, same_object=False))
-    return found
+        changes.append(_change(now[key], "new", text, same_object=False))
+    return changes
 
 
 def compare_buckets(kept: Snapshot, now: Mapping[str, WatchedTensor]) -> BucketComparison:
-    """Compare all that is kept in buckets at once; the caller must hold `undisturbed()`."""
+    """Compare all tensors in buckets at once; the caller must hold `undisturbed()`."""
     live = TensorTable.from_mapping(now).by_key
     read: dict[Bucket, Tensor] = {}
     untouched = True
     for bucket in kept.buckets:
         tensors = [live[key] for key in bucket.keys if key in live]
-        stayed = bucket.is_of(tensors)
+        stayed = bucket.has_placement_of(tensors)
         if stayed or bucket.fits(tensors):
             read[bucket] = bucket.read(tensors)
         untouched = untouched and stayed
@@ -126,8 +126,8 @@ def _difference(before: KeptTensor, tensor: Tensor) -> tuple[ChangeKind, str] | 
     if was.layout != spec.layout:
         return "layout", f"{short_name(was.layout)} -> {short_name(spec.layout)}"
     try:
-        found = parts(tensor)
-        content = tuple(as_bytes(part) for part in found)
+        pieces = parts(tensor)
+        content = tuple(as_bytes(piece) for piece in pieces)
     except READ_ERRORS as error:
         return "values", f"can no longer be compared: {error}"
     source, kept = before.source, before.tensor_copy
@@ -136,9 +136,9 @@ def _difference(before: KeptTensor, tensor: Tensor) -> tuple[ChangeKind, str] | 
         return None if text is None else ("values", text)
     assert kept is not None
     now = [part.to(old.device) for part, old in zip(content, kept.content, strict=False)]
-    if shapes_of(found) == kept.shapes and all(map(same_bytes, kept.content, now)):
+    if shapes_of(pieces) == kept.shapes and all(map(same_bytes, kept.content, now)):
         return None
     old = before.value_bytes
     if old is not None and len(now) == 1 and now[0].numel() == old.numel():
-        return "values", value_difference.difference(old, now[0], spec.dtype, kept.shapes[0])
+        return "values", describe_difference(old, now[0], spec.dtype, kept.shapes[0])
     return "values", "content differs"

@@ -1,7 +1,8 @@
 """Fingerprints of chunks stand in for bytes that are too many to keep.
 
-Those by torch's operators always find a flipped bit. Of arbitrary writes to a chunk, xxhash misses
-about one in 2**64, and torch's operators one in 2**32 or fewer, depending on the bits.
+Fingerprints by torch's operators always find a single flipped bit. Of arbitrary writes to a chunk,
+xxhash misses about one in 2**64, and torch's operators miss one in 2**32 or fewer, depending on the
+bits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 Method = Literal["xxhash", "torch operators"]
-CHUNK = 2**20  # bytes: 2**17 words, whose weights and products stay in a processor's cache
+CHUNK = 2**20  # bytes: 2**17 words, whose weights and products fit in a processor's cache
 # Odd multipliers, as int64: 0x9e3779b97f4a7c15 of the golden ratio, and 0xbf58476d1ce4e5b9, both of
 # splitmix64: https://prng.di.unimi.it/splitmix64.c
 _SCATTER = (-7046029254386353131, -4658895280553007687)
@@ -35,11 +36,11 @@ def _xxhash() -> Any:
 
 
 def fingerprints(flat: Tensor, method: Method) -> Tensor:
-    """Return a fingerprint of each chunk of a flat uint8 tensor, as such a tensor.
+    """Return the fingerprints of the chunks of a flat uint8 tensor, as one flat uint8 tensor.
 
     Args:
         flat: the bytes.
-        method: how; on a GPU nothing waits for it.
+        method: how to compute them; on a GPU, this does not synchronise.
     """
     make = _by_xxhash if method == "xxhash" else _by_operators
     return make(flat).view(torch.uint8)
@@ -48,11 +49,11 @@ def fingerprints(flat: Tensor, method: Method) -> Tensor:
 def _by_xxhash(flat: Tensor) -> Tensor:
     digest = _xxhash().xxh3_64_intdigest
     start, count = flat.data_ptr(), flat.numel()
-    found = [
+    digests = [
         digest((ctypes.c_char * min(CHUNK, count - at)).from_address(start + at))
         for at in range(0, count, CHUNK)
     ]
-    return torch.tensor([each - 2**63 for each in found], dtype=torch.int64, device="cpu")
+    return torch.tensor([each - 2**63 for each in digests], dtype=torch.int64, device="cpu")
 
 
 def _by_operators(flat: Tensor) -> Tensor:
@@ -62,8 +63,9 @@ def _by_operators(flat: Tensor) -> Tensor:
 def _weighted(chunk: Tensor) -> Tensor:
     """Return the sum of w (x + (x >> 32)) modulo 2**64 over all words x, each with an odd w.
 
-    The weights make it depend on where a word is. Without the shift, which takes the highest bits
-    for no sign, two words whose signs flip would cancel out: there all odd weights are one.
+    The weights make it depend on the position of a word. The logical shift brings the sign bit down
+    too: without it, flips of the signs of two words would cancel out, since 2**63 times any odd
+    number is 2**63 modulo 2**64.
     """
     words = _in_int64(chunk)
     mixed = words >> 32

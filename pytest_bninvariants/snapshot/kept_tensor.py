@@ -1,4 +1,4 @@
-"""What is kept of one tensor: what it was, and its bytes or their fingerprints."""
+"""What a snapshot keeps of one tensor: its spec, and its bytes or their fingerprints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_bninvariants.snapshot.tensor_bytes import Content, as_bytes, parts, 
 
 
 class TensorSpec(NamedTuple):
-    """What a tensor is besides its bytes; it has no shape while it is uninitialised."""
+    """What a tensor is besides its bytes; an uninitialised one has no shape."""
 
     dtype: torch.dtype
     shape: tuple[int, ...] | None
@@ -24,7 +24,7 @@ class TensorSpec(NamedTuple):
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> TensorSpec:
-        """Read it off a tensor."""
+        """Read the spec of a tensor."""
         return cls(tensor.dtype, shape_of(tensor), tensor.layout, tensor.device)
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ def short_name(value: torch.dtype | torch.layout) -> str:
 
 
 class TensorCopy(NamedTuple):
-    """A copy of one tensor: what it is, the bytes of its parts, and the shapes of its parts."""
+    """A copy of one tensor: its spec, and the bytes and the shapes of its parts."""
 
     spec: TensorSpec
     content: Content
@@ -50,9 +50,9 @@ class TensorCopy(NamedTuple):
         Raises:
             UnreadableTensor: if its values cannot be read.
         """
-        found = parts(tensor)
-        content = tuple(as_bytes(part).clone() for part in found)
-        return cls(TensorSpec.from_tensor(tensor), content, shapes_of(found))
+        pieces = parts(tensor)
+        content = tuple(as_bytes(piece).clone() for piece in pieces)
+        return cls(TensorSpec.from_tensor(tensor), content, shapes_of(pieces))
 
 
 def shapes_of(tensors: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:
@@ -95,7 +95,7 @@ class KeptTensor(NamedTuple):
 
     @property
     def tensor_copy(self) -> TensorCopy | None:
-        """Return its copy, for as long as this is held; None if only fingerprints are kept."""
+        """Return its copy, valid while this object lives; None if only fingerprints are kept."""
         if isinstance(self.source, TensorCopy):
             return self.source
         flat, spec = self.source.bytes_of(self.number), self.spec
@@ -103,7 +103,7 @@ class KeptTensor(NamedTuple):
 
     @property
     def value_bytes(self) -> Tensor | None:
-        """Return its bytes, if they are kept and are its values, one after another."""
+        """Return its bytes, if they are kept and are just its values in order."""
         copy, spec = self.tensor_copy, self.spec
         if copy is None or len(copy.content) != 1 or spec.layout != torch.strided:
             return None
@@ -113,7 +113,7 @@ class KeptTensor(NamedTuple):
 
     @property
     def content(self) -> Content:
-        """Return its bytes, for as long as this is held; the snapshot must be exact."""
+        """Return its bytes, valid while this object lives; the snapshot must be exact."""
         copy = self.tensor_copy
         assert copy is not None
         return copy.content

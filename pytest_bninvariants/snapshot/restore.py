@@ -47,7 +47,7 @@ def _registries(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def _fill(tensor: Tensor, kept: Tensor) -> None:
-    """Give a tensor its old content back, where possible in the memory that its views share."""
+    """Give a tensor its old content back, if possible in its memory, which its views share."""
     if _fits_in_place(tensor, kept):
         tensor.data.copy_(kept)
     else:
@@ -55,7 +55,7 @@ def _fill(tensor: Tensor, kept: Tensor) -> None:
 
 
 def _fits_in_place(tensor: Tensor, kept: Tensor) -> bool:
-    """Tell whether a copy fits in a tensor's memory, of which an expanded one has too little."""
+    """Tell whether a copy fits in a tensor's memory; an expanded tensor has too little."""
     return (
         (tensor.dtype, tensor.device, tensor.shape) == (kept.dtype, kept.device, kept.shape)
         and tensor.layout == kept.layout == torch.strided

@@ -18,9 +18,9 @@ class Snapshot(LazyMapping[KeptTensor]):
     Args:
         tensors: the tensors.
         requires_grad: which of them required a gradient.
-        kept_under: the key that each is kept under; tied tensors share one.
-        buckets: what is kept of most.
-        copies: what is kept of each of the others.
+        kept_under: the key under which each of them is kept; tied tensors share one.
+        buckets: the buckets that hold most of them.
+        copies: copies of the others, by key.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ def take_snapshot(
     ignore_budget: bool = False,
     prefer_exact: Collection[str] = (),
 ) -> Snapshot:
-    """Copy the bytes of watched tensors, once for those that are one tensor under several names.
+    """Copy the bytes of watched tensors; a tensor with several names is copied once.
 
     The caller must hold `undisturbed()`.
 

@@ -1,4 +1,4 @@
-"""The one place that knows the kinds of tensors: of which bytes each is made up.
+"""The one place that knows the kinds of tensors, and which bytes make up each.
 
 To support another kind, add it to `_KINDS`.
 """
@@ -24,40 +24,40 @@ from pytest_bninvariants.torch_internals.private_api import (
 
 _PLAIN_TYPES = frozenset({Tensor, nn.Parameter})
 _TRACER_TYPES = frozenset({"FakeTensor", "FunctionalTensor"})
-_WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 Content = tuple[Tensor, ...]
 """Copies of the bytes of a tensor's parts."""
 
 
 class UnreadableTensor(Exception):
-    """Say why a tensor's values cannot be read."""
+    """Raised with the reason why the values of a tensor cannot be read."""
 
 
 READ_ERRORS = (UnreadableTensor, RuntimeError, NotImplementedError, TypeError)
-"""What reading may raise, where a class of tensors, maybe another library's, does not allow it."""
+"""What reading a tensor may raise; classes of other libraries raise various errors."""
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Tell whether a tensor is of torch's own class and nothing but strided memory."""
+    """Tell whether a tensor is strided memory and its class is Tensor or Parameter."""
     return type(tensor) in _PLAIN_TYPES and not (
         tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta
     )
 
 
 def are_plain(tensors: Sequence[Tensor]) -> bool:
-    """Tell whether all tensors are plain, in less time than it takes to ask for each of many."""
+    """Tell whether all tensors are plain, faster than `is_plain` for each."""
     return _PLAIN_TYPES.issuperset(map(type, tensors)) and not any(
         t.layout is not torch.strided or t.is_nested or t.is_meta for t in tensors
     )
 
 
 def is_uninitialised(tensor: Tensor) -> bool:
-    """Tell whether a tensor waits for a lazy module's first forward, and has not even a shape."""
+    """Tell whether a tensor awaits the first forward of a lazy module, and has no shape yet."""
     return bool(is_lazy(tensor))
 
 
 def have_values(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether tensors are real ones, and not a tracer's or on the meta device."""
+    """Tell whether tensors have values: those of tracers and of the meta device have none."""
     return not any(t.is_meta or type(t).__name__ in _TRACER_TYPES for t in tensors)
 
 
@@ -65,9 +65,9 @@ class TensorKind(NamedTuple):
     """A kind of tensor.
 
     Args:
-        matches: tells whether a tensor is of this kind, if it is of none before it.
-        parts: returns the plain dense tensors whose bytes make up its content.
-        values: which of these hold its values; the others say where they belong, or what they mean.
+        matches: tells whether a tensor is of this kind, if no earlier kind matches it.
+        parts: returns the plain dense tensors whose bytes make up a tensor's content.
+        values: which of these hold its values; the others are indices, scales and the like.
     """
 
     matches: Callable[[Tensor], bool]
@@ -87,18 +87,18 @@ def _refuse(tensor: Tensor) -> tuple[Tensor, ...]:
 def _wrapper_parts(tensor: Any) -> tuple[Tensor, ...]:
     """Return what a wrapper subclass computes with: its tensors, and the numbers beside them.
 
-    Other values beside them, such as flags or a device mesh, are not part of its content, since
-    whether it requires a gradient is among them. Torch's own subclasses have sizes there as well.
+    Other values, such as flags or a device mesh, do not count as content, since requires_grad is
+    among them. Nor do integers of torch's own subclasses, which are sizes.
     """
     names, context = tensor.__tensor_flatten__()
     leaves = [getattr(tensor, name) for name in names] + tree_leaves(context)
-    found = [part for leaf in leaves if isinstance(leaf, Tensor) for part in parts(leaf)]
+    pieces = [part for leaf in leaves if isinstance(leaf, Tensor) for part in parts(leaf)]
     is_torchs = type(tensor).__module__.startswith("torch.")
     types = (float, complex) if is_torchs else (float, complex, int)
     numbers = [leaf for leaf in leaves if type(leaf) in types]
     if numbers:
-        found.append(torch.frombuffer(bytearray(repr(numbers), "utf-8"), dtype=torch.uint8))
-    return tuple(found)
+        pieces.append(torch.frombuffer(bytearray(repr(numbers), "utf-8"), dtype=torch.uint8))
+    return tuple(pieces)
 
 
 def _coo_parts(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -177,16 +177,16 @@ def values_of(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def dense_values(tensor: Tensor) -> Tensor | None:
-    """Return a tensor's values as one plain dense tensor, if it keeps them so in its own dtype."""
+    """Return a tensor's values as one plain dense tensor of its dtype, if it stores them so."""
     kind = _DENSE if is_plain(tensor) and not tensor.is_quantized else _kind_of(tensor)
     if kind is _WRAPPER:
-        found = parts(tensor)
-        return found[0] if len(found) == 1 and found[0].dtype == tensor.dtype else None
+        pieces = parts(tensor)
+        return pieces[0] if len(pieces) == 1 and pieces[0].dtype == tensor.dtype else None
     return tensor if kind is _DENSE else None
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
-    """Return a tensor's shape: none before it is initialised, () where its pieces have shapes."""
+    """Return a tensor's shape: None before it is initialised, () for a nested tensor."""
     if is_lazy(tensor):
         return None
     return () if tensor.layout is torch.strided and tensor.is_nested else tuple(tensor.shape)
@@ -213,44 +213,44 @@ def as_bytes(part: Tensor) -> Tensor:
 
 
 def are_backed(tensors: Sequence[Tensor]) -> bool:
-    """Tell whether the memory of plain tensors is there; sharding frees it for a while.
+    """Tell whether plain tensors have all their memory; FSDP frees it while they are sharded.
 
-    Torch itself does not check before it reads, and the process crashes.
+    Torch reads freed memory without a check, and the process crashes.
     """
-    there = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, tensors))
+    available = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, tensors))
     if any(map(Tensor.storage_offset, tensors)) or not all(map(Tensor.is_contiguous, tensors)):
         ends = [extent(each) + int(each.storage_offset()) * each.itemsize for each in tensors]
     else:
         ends = [each.nbytes for each in tensors]
-    return all(map(ge, there, ends))
+    return all(map(ge, available, ends))
 
 
 def extent(part: Tensor) -> int:
-    """Return how many bytes lie from a plain dense tensor's first to its last."""
+    """Return how many bytes lie from the first to the last of a plain dense tensor."""
     if part.is_contiguous() or part.numel() == 0:
         return part.nbytes
     last = sum((n - 1) * step for n, step in zip(part.shape, part.stride(), strict=True))
     return (last + 1) * part.itemsize
 
 
-def in_words(*flat: Tensor) -> list[Tensor]:
-    """View flat uint8 tensors of one length in the widest integers that fit all of them.
+def as_integers(*flat: Tensor) -> list[Tensor]:
+    """View flat uint8 tensors of one length as the widest integers that fit all of them.
 
     As integers, NaN equals the same NaN and -0.0 differs from 0.0. Comparing integers takes a half
     to a third of the time of comparing floats.
     """
-    ends = [end for each in flat for end in (each.numel(), each.storage_offset())]
-    word = next(word for word in _WORDS if not any(end % word.itemsize for end in ends))
-    return [each.view(word) for each in flat]
+    sizes = [size for each in flat for size in (each.numel(), each.storage_offset())]
+    widest = next(dtype for dtype in _INTEGERS if not any(size % dtype.itemsize for size in sizes))
+    return [each.view(widest) for each in flat]
 
 
 def join_key(tensor: Tensor) -> tuple[torch.dtype, torch.device, int]:
-    """Return what two tensors must have in common for their values to be joined."""
+    """Return what tensors must have in common so that `join_values` can join them."""
     return tensor.dtype, tensor.device, min(tensor.dim(), 2)
 
 
 def join_values(tensors: list[Tensor]) -> Tensor:
-    """Return the values of tensors with one join key, one after another."""
+    """Join the values of tensors that have the same join key into one flat tensor."""
     if tensors[0].dim() < 2:
         return (torch.cat if tensors[0].dim() else torch.stack)(tensors)
     return flatten_dense_tensors(tensors)
@@ -258,11 +258,11 @@ def join_values(tensors: list[Tensor]) -> Tensor:
 
 def same_bytes(kept: Tensor, now: Tensor) -> bool:
     """Compare two flat uint8 tensors."""
-    return kept.numel() == now.numel() and torch.equal(*in_words(kept, now))
+    return kept.numel() == now.numel() and torch.equal(*as_integers(kept, now))
 
 
 def version(tensor: Tensor) -> int | None:
-    """Return the counter that most writes to a tensor move; None for one made in inference mode."""
+    """Return the counter that most writes to a tensor increase; None for an inference tensor."""
     return None if tensor.is_inference() else version_counter(tensor)
 
 
@@ -277,7 +277,7 @@ def content_of(tensor: Tensor) -> Content | None:
 
 @torch.no_grad()
 def same_content(content: Content | None, tensor: Tensor) -> bool:
-    """Tell whether a tensor's bytes are still those of a copy, as far as both could be read."""
+    """Tell whether a tensor still has the bytes of a copy; True if either could not be read."""
     return content is None or has_content(content, tensor) is not False
 
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 
-def difference(
+def describe_difference(
     old_bytes: Tensor, new_bytes: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> str:
     """Say how many values differ, how far, and where the difference is largest.
 
     Args:
         old_bytes: the bytes before, flat.
-        new_bytes: the bytes now, as many.
+        new_bytes: the bytes now, flat and of the same number.
         dtype: the values' dtype.
         shape: their shape.
     """
@@ -50,7 +50,7 @@ def _number(value: Tensor) -> complex:
 
 
 def arrow(old: complex, new: complex) -> str:
-    """Return `old -> new`, with just the digits that tell them apart."""
+    """Return `old -> new`, with as many digits as tell them apart, and at least three."""
     texts = [repr(old), repr(new)]
     for digits in range(3, 18):
         texts = [_short(old, digits), _short(new, digits)]
@@ -60,7 +60,7 @@ def arrow(old: complex, new: complex) -> str:
 
 
 def _overflow(numbers: tuple[complex, complex], texts: list[str]) -> bool:
-    """Tell whether rounding has made a number infinite, as it does next to the largest float."""
+    """Tell whether rounding made a number infinite, as it can next to the largest float."""
     return any(
         isinstance(number, float) and math.isfinite(number) and not math.isfinite(float(text))
         for number, text in zip(numbers, texts, strict=True)

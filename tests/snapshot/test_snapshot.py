@@ -113,6 +113,6 @@ def test_a_step_that_changes_nothing_has_no_row_made_for_each_tensor() -> None:
         model(torch.randn(4, 2))
     assert watched(guard) == (2, 7)
     mappings = (kept, selection.tensors, selection.names.tensors)
-    assert ["_made" in vars(mapping) for mapping in mappings] == [False] * 3
+    assert ["_content" in vars(mapping) for mapping in mappings] == [False] * 3
     assert kept["1.running_mean"].watched is selection.tensors["1.running_mean"]
-    assert ["_made" in vars(mapping) for mapping in mappings] == [True, True, False]
+    assert ["_content" in vars(mapping) for mapping in mappings] == [True, True, False]
