@@ -83,7 +83,7 @@ class UpdatesGuard(Guard):
         return Verdict(
             guard=self.spelling,
             noun="BN layer",
-            broke=_broke(results, self._times, self._per),
+            broke=_broken_text(results, self._times, self._per),
             column="layer",
             model=type(self.model).__name__,
             source=self.source,
@@ -97,13 +97,14 @@ class UpdatesGuard(Guard):
 
     def _results(self) -> Iterator[LayerResult]:
         assert self._log is not None
-        now, steps = modules_by_name(self.model), 1 if self._per == "step" else self._log.steps
+        now = modules_by_name(self.model)
+        steps = 1 if self._per == "step" else self._log.steps
         for key, (name, layer) in self._layers.items():
             yield LayerResult.from_log(name, layer, now.get(key), self._log, self._times, steps)
 
     def _is_meant(self, result: LayerResult) -> bool:
         """Tell whether to judge a layer: each that the user named, or else each that trains."""
-        return bool(self._scope.modules or result.record.meant or result.record.updates)
+        return bool(self._scope.modules or result.record.is_to_update or result.record.updates)
 
     def _insist_on_updates_to_judge(self, results: list[LayerResult]) -> None:
         assert self._log is not None
@@ -121,11 +122,11 @@ class UpdatesGuard(Guard):
         if self._per == "optimizer_step" and not self._log.steps:
             raise Refusal(
                 "no optimizer that holds the model's parameters stepped, so there is no step to "
-                "count for"
+                "count updates in"
             )
 
 
-def _broke(results: list[LayerResult], times: Times, per: Per) -> str:
+def _broken_text(results: list[LayerResult], times: Times, per: Per) -> str:
     if not any(each.counts_wrongly for each in results):
         return "not updated as BatchNorm does it"
     if times == "forwards":

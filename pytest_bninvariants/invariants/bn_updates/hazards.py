@@ -1,4 +1,4 @@
-"""What is worth saying of BN layers' updates besides what is wrong with them."""
+"""Hazards and notes about the updates of BN layers."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ def _hazard_texts(result: LayerResult) -> Iterator[str]:
     provenance = result.provenance
     if result.undone:
         yield "its running statistics were put back: the step leaves no update in them"
-    if provenance.lost:
+    if provenance.rounded_away:
         yield (
-            f"in {provenance.lost} of {provenance.updates} updates a narrow dtype rounded the "
-            "whole update away: keep running statistics in float32"
+            f"in {provenance.rounded_away} of {provenance.updates} updates a narrow dtype rounded "
+            "the whole update away: keep running statistics in float32"
         )
-    if provenance.unlike:
-        yield _unlike_text(provenance.unlike)
-    if provenance.unknown:
+    if provenance.maybe_wrong:
+        yield _maybe_wrong_text(provenance.maybe_wrong)
+    if provenance.by_custom_forward:
         yield "it has a custom forward: its updates could not be checked against the reference"
     if result.uncounted:
         yield "its num_batches_tracked does not count its updates"
 
 
-def _unlike_text(unlike: Iterable[WrongStatistic]) -> str:
+def _maybe_wrong_text(statistics: Iterable[WrongStatistic]) -> str:
     texts = (
         f"{each.name} is {each.fits}" if each.fits else f"{each.name}: {each.text}"
-        for each in unlike
+        for each in statistics
     )
     listed = "; ".join(dict.fromkeys(texts))
     return f"its updates differ from BatchNorm's, perhaps on purpose: {listed}"
 
 
 def notes_about(results: list[LayerResult]) -> Iterator[str]:
-    """Yield how layers were judged, where that is not by what was seen of their forwards."""
+    """Yield a note for each way of judging layers other than by watching their forwards."""
     by_counter = [each.name for each in results if each.by_counter]
     if by_counter:
         yield (
@@ -54,8 +54,8 @@ def notes_about(results: list[LayerResult]) -> Iterator[str]:
     unknowable = [each.name for each in results if each.unknowable]
     if unknowable:
         yield (
-            f"{name_list(unknowable)} ran where forwards cannot be seen, and counts no batches: "
-            "how often it was updated cannot be told"
+            f"{name_list(unknowable)} ran where forwards cannot be seen, and without a counter: "
+            "how many updates that made is unknown"
         )
     unjudged = [each.name for each in results if each.provenance.unjudged and not each.unseen]
     if unjudged:

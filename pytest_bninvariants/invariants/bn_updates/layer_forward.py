@@ -1,4 +1,4 @@
-"""One forward of a BN layer, while it runs: what it was given, and what it normalised."""
+"""One forward of a BN layer while it runs: its input, and the values that it normalised."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _UNKNOWN = object()
 
 @dataclass(frozen=True, slots=True)
 class VersionedTensor:
-    """A tensor, and its version when a forward was given it.
+    """A tensor, and its version when a forward received it.
 
     Args:
         tensor: the tensor.
-        version: its version then; None if it has none.
+        version: its version at that time; None if it has none.
     """
 
     tensor: Tensor
@@ -27,12 +27,12 @@ class VersionedTensor:
 
     @classmethod
     def from_tensor(cls, tensor: Tensor | None) -> VersionedTensor | None:
-        """Note a tensor's version, if there is a tensor."""
+        """Return a tensor with its version; None if there is no tensor."""
         return None if tensor is None else cls(tensor, version(tensor))
 
     @property
     def has_same_values(self) -> bool:
-        """Tell whether its values are known to be those that the forward was given."""
+        """Tell whether it certainly still has the values that the forward received."""
         written = self.version is None or self.version != version(self.tensor)
         return not written and are_backed([self.tensor])
 
@@ -43,13 +43,14 @@ class LayerForward:
 
     Args:
         layer: the layer.
-        before: its statistics before.
+        before: its statistics before the forward.
         x: the first tensor that the layer was called with.
-        training: its mode.
-        momentum: its momentum, if it has one.
-        values: what it normalised with batch statistics, if it called torch's function for that.
-        parts: how often it normalised with batch statistics: each time a part of its batch.
-        by_call: whether it is a call of torch's function, and not a forward of the layer.
+        training: the layer's mode.
+        momentum: the layer's momentum; `_UNKNOWN` if it has none.
+        values: the values that it normalised with batch statistics, if it called torch's function
+            for that.
+        parts: how many times it normalised with batch statistics, each time a part of its batch.
+        by_call: whether this is a call of torch's function, and not a forward of the layer.
     """
 
     layer: nn.Module
@@ -63,7 +64,7 @@ class LayerForward:
 
     @classmethod
     def begin(cls, layer: nn.Module, x: Tensor | None) -> LayerForward:
-        """Note what a layer's forward begins with."""
+        """Return the record of a layer's forward that begins."""
         return cls(
             layer=layer,
             before=StatisticsSnapshot.from_layer(layer),
@@ -74,12 +75,12 @@ class LayerForward:
 
     @classmethod
     def begin_call(cls, layer: nn.Module, values: Tensor | None, *, batch: bool) -> LayerForward:
-        """Note what a call of torch's function with a layer's statistics begins with.
+        """Return the record of a call of torch's function with a layer's statistics.
 
         Args:
             layer: the layer.
-            values: what is normalised, where that is known.
-            batch: whether it is normalised with batch statistics.
+            values: the values that the call normalises, if they are known.
+            batch: whether it normalises them with batch statistics.
         """
         return cls(
             layer=layer,
@@ -93,7 +94,7 @@ class LayerForward:
         )
 
     def add_part(self, values: Tensor | None) -> None:
-        """Note that it normalises values with batch statistics; of several parts none is kept."""
+        """Note that it normalises values with batch statistics; keep them if they are the first."""
         self.parts += 1
         if self.parts == 1:
             self.values = VersionedTensor.from_tensor(values)

@@ -1,4 +1,4 @@
-"""What was seen of one BN layer during a step: its forwards, and which of them were updates."""
+"""The record of one BN layer during a step: its forwards, and which of them were updates."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from pytest_bninvariants.verdict import Place
 
 @dataclass(slots=True)
 class LayerRecord:
-    """What was seen of one BN layer.
+    """What one BN layer did.
 
     Args:
         layer: the layer.
         history: the states of its statistics, and what led to each.
-        meant: whether it was in training when the step began.
+        is_to_update: whether it was in training when the step began.
         updates: how many updates it made, including those that were undone.
         forwards: how many forwards it ran.
-        idle: how many of them normalised with batch statistics and updated nothing.
-        by_momentum_zero: how many of these did so because momentum was 0.
-        without_tracking: how many because track_running_stats was False.
-        elsewhere: how many updates were of other tensors than those at the start.
+        idle: how many of its forwards normalised with batch statistics and updated nothing.
+        by_momentum_zero: how many of the idle ones updated nothing because momentum was 0.
+        without_tracking: how many of them did so because track_running_stats was False.
+        updates_elsewhere: how many updates went to other tensors than those at the start.
         in_eval: how many forwards ran in eval.
         unreadable: whether its statistics could not be read at some forward.
         put_in_eval: where it was last put in eval.
@@ -43,20 +43,20 @@ class LayerRecord:
 
     layer: nn.Module
     history: StatisticsHistory
-    meant: bool
+    is_to_update: bool
     updates: int = 0
     forwards: int = 0
     idle: int = 0
     by_momentum_zero: int = 0
     without_tracking: int = 0
-    elsewhere: int = 0
+    updates_elsewhere: int = 0
     in_eval: int = 0
     unreadable: bool = False
     put_in_eval: Place | None = None
 
     @classmethod
     def begin(cls, layer: nn.Module) -> LayerRecord:
-        """Begin with a layer as it is."""
+        """Return the record of a layer when the step begins."""
         start = StatisticsSnapshot.from_layer(layer)
         return cls(layer, StatisticsHistory.begin(start), should_update(layer))
 
@@ -67,29 +67,29 @@ class LayerRecord:
             state: the state.
             by_call: whether a call of torch's function is about to update it.
         """
-        known = self.history.find(state)
-        if known is not None:
-            return known
+        earlier = self.history.find(state)
+        if earlier is not None:
+            return earlier
         latest, provenance = self.history.latest
-        # whoever calls torch's function has the counter move by itself, before the call or after
-        counted = state.differs_from(latest) == {"num_batches_tracked"}
-        if counted and (by_call or provenance.by_calls):
+        # code that calls torch's function moves the counter itself, before the call or after it
+        only_counter_moved = state.differs_from(latest) == {"num_batches_tracked"}
+        if only_counter_moved and (by_call or provenance.by_calls):
             return provenance
         if state.is_new:
             return Provenance(written="reset")
         return replace(provenance, written="in-place")
 
     def note_load(self, place: Place | None) -> None:
-        """Note that a load has set the statistics, and where."""
+        """Note that a load at this place has set the statistics."""
         now = StatisticsSnapshot.from_layer(self.layer)
-        known = self.history.find(now)
-        if known is None:
-            known = Provenance() if now.is_new else self.history.latest[1]
-            known = replace(known, written="loaded", written_at=place)
-        self.history.add(now, known)
+        provenance = self.history.find(now)
+        if provenance is None:
+            before = Provenance() if now.is_new else self.history.latest[1]
+            provenance = replace(before, written="loaded", written_at=place)
+        self.history.add(now, provenance)
 
-    def note_exchange(self) -> None:
-        """Note that an exchange between processes has set the statistics, as it may."""
+    def note_collective(self) -> None:
+        """Note that a collective has set the statistics, which breaks nothing."""
         now = StatisticsSnapshot.from_layer(self.layer)
         self.history.add(now, self.history.find(now) or self.history.latest[1])
 
@@ -136,8 +136,8 @@ class LayerRecord:
 
     def _note_update(self, forward: LayerForward, after: StatisticsSnapshot, steps: int) -> None:
         self.updates += 1
-        if not self.history.origin.is_of(forward.before.tensors):
-            self.elsewhere += 1
+        if not self.history.origin.has_tensors(forward.before.tensors):
+            self.updates_elsewhere += 1
         old = self._provenance_before(forward)
         place = place_of_outermost_call(sys._getframe()) if old.wants_place else None
         self.history.add(after, _advance(old, forward, after, place, steps))
@@ -145,7 +145,7 @@ class LayerRecord:
     def _provenance_before(self, forward: LayerForward) -> Provenance:
         """Return what led to the statistics before a forward.
 
-        Where it begins an average anew, nothing of what was before matters, nor what wrote it.
+        If the forward starts a new average, no earlier update or write matters.
         """
         momentum, state = forward.momentum, forward.before
         if state.is_new and (momentum is None or momentum == 1):
@@ -166,10 +166,10 @@ def _advance(
     batch = None
     if check.batch is not None:
         batch = BatchKey.from_statistics(steps, check.batch, check.count)
-    counted = None if forward.by_call else check.counted
+    counted = None if forward.by_call else check.counter_change
     right_counts = {None, 1, forward.parts or 1} | ({0} if forward.momentum is not None else set())
     return replace(
-        old.with_wrong(check.wrong, meant=check.guessed),
+        old.with_wrong(check.wrong, is_guess=check.is_guess),
         updates=number,
         recomputed=old.recomputed + (current_graph_task_id() != -1),
         repeated=old.repeated + (batch in old.batches),
@@ -177,9 +177,9 @@ def _advance(
         by_calls=old.by_calls + forward.by_call,
         uncounted=old.uncounted + (counted == 0),
         miscounted=old.miscounted + (counted not in right_counts),
-        lost=old.lost + check.lost,
+        rounded_away=old.rounded_away + check.rounded_away,
         unjudged=old.unjudged + (check.batch is None),
-        unknown=old.unknown + (check.batch is None and check.guessed),
+        by_custom_forward=old.by_custom_forward + (check.batch is None and check.is_guess),
         places=(*old.places, place) if old.wants_place else old.places,
         batches=old.with_batch(batch),
     )

@@ -1,4 +1,4 @@
-"""What became of one BN layer's statistics in a step, and what is wrong with that."""
+"""The result for one BN layer: what became of its statistics in a step, and what is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from pytest_bninvariants.diagnosis.wording import name_list
+from pytest_bninvariants.diagnosis.wording import counted, name_list
 from pytest_bninvariants.invariants.bn_updates.layer_record import LayerRecord
 from pytest_bninvariants.invariants.bn_updates.state_history import (
     Provenance,
@@ -24,20 +24,20 @@ from pytest_bninvariants.verdict import Change
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerResult:
-    """What was found of one layer at the end of a step.
+    """One layer at the end of a step.
 
     Args:
         name: its qualified name.
-        record: what was seen of it.
+        record: what it did.
         provenance: what led to its statistics.
-        times: how many updates there should be in each of the steps, or `forwards`.
+        times: how many updates each of the steps should have made, or `forwards`.
         steps: how many such steps there were.
         compiled: whether compiled code ran.
-        elsewhere: how many updates were of tensors that the layer held for a call alone.
-        replaced: whether another module holds its name now, or none.
-        counted: by how much its counter moved; None if it has none that counts.
-        unsound: names of statistics that no forward could use, with what is wrong.
-        equally_often: whether all layers that are judged were updated equally often.
+        updates_elsewhere: how many updates went to tensors that the layer had for one call only.
+        replaced: whether another module has its name now, or no module has.
+        counter_change: by how much its counter moved; None if it has no counter that counts.
+        unusable: names of statistics that no forward can use, with what is wrong.
+        equally_often: whether all judged layers were updated equally often.
     """
 
     name: str
@@ -46,10 +46,10 @@ class LayerResult:
     times: int | Literal["forwards"]
     steps: int
     compiled: bool
-    elsewhere: int
+    updates_elsewhere: int
     replaced: bool
-    counted: int | None
-    unsound: list[tuple[str, str]]
+    counter_change: int | None
+    unusable: list[tuple[str, str]]
     equally_often: bool = True
 
     @classmethod
@@ -62,14 +62,14 @@ class LayerResult:
         times: int | Literal["forwards"],
         steps: int = 1,
     ) -> LayerResult:
-        """Conclude from the log what became of a layer.
+        """Return the result for a layer, from the log of the step.
 
         Args:
             name: the layer's qualified name.
-            layer: the module that held the name at the start.
-            now: the one that holds it now; None if it is gone.
-            log: what was seen.
-            times: how many updates there should be in each of the steps.
+            layer: the module that had the name at the start.
+            now: the module that has it now; None if it is gone.
+            log: the log of the step.
+            times: how many updates each of the steps should have made.
             steps: how many such steps there were.
         """
         record = log.record_of(layer)
@@ -81,10 +81,10 @@ class LayerResult:
             times=times,
             steps=steps,
             compiled=log.compiled,
-            elsewhere=_elsewhere(record, now),
+            updates_elsewhere=_updates_elsewhere(record, now),
             replaced=now is not layer,
-            counted=_counted(record, now),
-            unsound=[] if now is None else list(_unsound(now)),
+            counter_change=_counter_change(record, now),
+            unusable=[] if now is None else list(_unusable(now)),
         )
 
     @property
@@ -97,33 +97,33 @@ class LayerResult:
 
     @property
     def by_counter(self) -> bool:
-        """Tell whether its counter alone can tell how often it was updated."""
-        return self.unseen and self.counted is not None
+        """Tell whether only its counter shows how often it was updated."""
+        return self.unseen and self.counter_change is not None
 
     @property
     def unknowable(self) -> bool:
-        """Tell whether nothing can tell how often it was updated, though it was."""
-        return self.unseen and self.counted is None and bool(self.provenance.written)
+        """Tell whether it was updated, and nothing shows how often."""
+        return self.unseen and self.counter_change is None and bool(self.provenance.written)
 
     @property
     def updates(self) -> int:
         """Return how many updates the statistics have had."""
-        return max(0, self.counted or 0) if self.by_counter else self.provenance.updates
+        return max(0, self.counter_change or 0) if self.by_counter else self.provenance.updates
 
     @property
     def expected(self) -> int | None:
-        """Return how many updates there should be; None if that is one a forward."""
+        """Return how many updates there should be; None if that is one per forward."""
         return None if self.times == "forwards" else self.times * self.steps
 
     @property
-    def times_made(self) -> int | None:
-        """Return which `times` there were; None if the steps differ in it."""
+    def updates_per_step(self) -> int | None:
+        """Return how many updates each step made, on average; None if that is no whole number."""
         return self.updates // self.steps if self.updates % self.steps == 0 else None
 
     @property
     def own_updates(self) -> int:
         """Return how many updates of its own tensors it made, including those that were undone."""
-        return self.record.updates - self.elsewhere
+        return self.record.updates - self.updates_elsewhere
 
     @property
     def undone(self) -> bool:
@@ -132,12 +132,12 @@ class LayerResult:
 
     @property
     def written(self) -> bool:
-        """Tell whether something else wrote to the statistics, too."""
+        """Tell whether something other than its updates wrote to the statistics."""
         return bool(self.provenance.written) and not self.unseen
 
     @property
     def counts_wrongly(self) -> bool:
-        """Tell whether it was updated another number of times."""
+        """Tell whether it was updated another number of times than expected."""
         if self.unknowable:
             return False
         if self.expected is None:
@@ -153,11 +153,9 @@ class LayerResult:
     @property
     def uncounted(self) -> bool:
         """Tell whether its counter does not count its updates."""
-        by_calls = self.provenance.by_calls > 0 and self.counted not in (
-            None,
-            self.provenance.updates,
-        )
-        return by_calls or self.provenance.uncounted > 0
+        provenance, change = self.provenance, self.counter_change
+        by_calls = provenance.by_calls > 0 and change not in (None, provenance.updates)
+        return by_calls or provenance.uncounted > 0
 
     @property
     def holds(self) -> bool:
@@ -166,31 +164,32 @@ class LayerResult:
 
     def changes(self) -> Iterator[Change]:
         """Yield what is wrong with it."""
-        told = list(self._told_of_counts())
-        if told:
-            yield self._change("; ".join(told))
+        counts = list(self._count_texts())
+        if counts:
+            yield self._change("; ".join(counts))
         for wrong in self.provenance.wrong if not self.unseen else ():
             yield self._change(f"update {wrong.update}: {wrong.text}", wrong.name)
-        for name, text in self.unsound:
+        for name, text in self.unusable:
             yield self._change(text, name)
 
-    def _told_of_counts(self) -> Iterator[str]:
+    def _count_texts(self) -> Iterator[str]:
+        """Yield what is wrong with the number of updates, and with how they were made."""
         provenance = self.provenance
         if self.counts_wrongly:
             expected = "one a forward" if self.expected is None else f"expected {self.expected}"
-            idle = f", {_forwards(self.record.idle)} without" if self.record.idle else ""
-            yield f"{_updates(self.updates)}{idle}, {expected}"
-        told = (
+            idle = f", {counted(self.record.idle, 'forward')} without" if self.record.idle else ""
+            yield f"{counted(self.updates, 'update')}{idle}, {expected}"
+        faults = (
             (provenance.recomputed, "in backward"),
-            (provenance.repeated - provenance.recomputed, "with a batch that had updated already"),
+            (provenance.repeated - provenance.recomputed, "with a batch that it had already used"),
             (provenance.in_eval, "in eval"),
             (provenance.miscounted, "that num_batches_tracked counted as more or less than one"),
         )
-        for count, how in told if not self.unseen else ():
+        for count, fault in faults if not self.unseen else ():
             if count > 0:
-                yield f"{_updates(count)} {how}"
+                yield f"{counted(count, 'update')} {fault}"
         if self.written:
-            yield "written to besides its updates"
+            yield "written to outside its updates"
 
     def _change(self, text: str, tensor: str = "") -> Change:
         name = ".".join(part for part in (self.name, tensor) if part)
@@ -202,25 +201,25 @@ def names_of(results: list[LayerResult]) -> str:
     return name_list([each.name for each in results])
 
 
-def was(results: list[LayerResult]) -> str:
-    """Return the verb for the layers."""
-    return "was" if len(results) == 1 else "were"
+def names_were(results: list[LayerResult]) -> str:
+    """Return the layers' names with a verb, such as `bn1 was` or `bn1 and bn2 were`."""
+    return f"{names_of(results)} {'was' if len(results) == 1 else 'were'}"
 
 
-def _elsewhere(record: LayerRecord, now: nn.Module | None) -> int:
-    """Return how many updates were of tensors that functional_call put there, and took away."""
-    returned = now is not None and record.history.origin.is_of(statistics_of(now))
-    return record.elsewhere if returned else 0
+def _updates_elsewhere(record: LayerRecord, now: nn.Module | None) -> int:
+    """Return how many updates went to tensors that the layer had for a functional_call only."""
+    has_its_own_again = now is not None and record.history.origin.has_tensors(statistics_of(now))
+    return record.updates_elsewhere if has_its_own_again else 0
 
 
-def _counted(record: LayerRecord, now: nn.Module | None) -> int | None:
+def _counter_change(record: LayerRecord, now: nn.Module | None) -> int | None:
     if now is None or not counts_batches(now):
         return None
-    old, new = record.history.origin.number, StatisticsSnapshot.from_layer(now).number
+    old, new = record.history.origin.counter, StatisticsSnapshot.from_layer(now).counter
     return None if old is None or new is None else new - old
 
 
-def _unsound(layer: nn.Module) -> Iterator[tuple[str, str]]:
+def _unusable(layer: nn.Module) -> Iterator[tuple[str, str]]:
     for name, value in statistics_of(layer).items():
         if name not in STATISTICS or not is_readable(value):
             continue
@@ -230,11 +229,3 @@ def _unsound(layer: nn.Module) -> Iterator[tuple[str, str]]:
             yield name, f"{int(bad.sum())} of {len(bad)} values are not finite"
         elif name == "running_var" and bool(negative.any()):
             yield name, f"{int(negative.sum())} of {len(bad)} values are negative"
-
-
-def _updates(count: int) -> str:
-    return f"{count} update{'' if count == 1 else 's'}"
-
-
-def _forwards(count: int) -> str:
-    return f"{count} forward{'' if count == 1 else 's'}"

@@ -23,24 +23,24 @@ from pytest_bninvariants.torch_internals.private_api import InstanceNorm, NormBa
 
 @dataclass(slots=True)
 class UpdateCheck:
-    """What is found about an update.
+    """The result of checking an update.
 
     Args:
-        batch: the batch's statistics; None where the update could not be judged.
+        batch: the batch's statistics; None if the update could not be judged.
         count: how many values each channel had.
-        counted: by how much the counter moved; None where no counter counts.
-        lost: whether a dtype that is too narrow has rounded the whole update away.
+        counter_change: by how much the counter moved; None if no counter counts.
+        rounded_away: whether a dtype that is too narrow has rounded the whole update away.
         wrong: the statistics that are not what the reference says.
-        guessed: whether the layer has a custom forward that called no function of torch to
-            normalise: then what it was called with is only taken for what it normalised.
+        is_guess: whether the batch is a guess: the layer has a custom forward that called no torch
+            function to normalise, so its input is taken for what it normalised.
     """
 
     batch: Statistics | None = None
     count: int = 0
-    counted: int | None = None
-    lost: bool = False
+    counter_change: int | None = None
+    rounded_away: bool = False
     wrong: list[WrongStatistic] = field(default_factory=list)
-    guessed: bool = False
+    is_guess: bool = False
 
 
 def check_update(forward: LayerForward, after: StatisticsSnapshot, number: int) -> UpdateCheck:
@@ -51,7 +51,7 @@ def check_update(forward: LayerForward, after: StatisticsSnapshot, number: int) 
         after: the statistics after it.
         number: which update it is, from 1.
     """
-    check = UpdateCheck(counted=_counted(forward, after), guessed=_guesses(forward))
+    check = UpdateCheck(counter_change=_counter_change(forward, after), is_guess=_is_guess(forward))
     x = _normalised(forward)
     momentum = _weight(forward)
     if x is None or momentum is None:
@@ -63,7 +63,7 @@ def check_update(forward: LayerForward, after: StatisticsSnapshot, number: int) 
     check.batch, check.count = batch_statistics(values), values.shape[1]
     state = after.tensors["running_mean"].dtype
     expected = expected_statistics(old, x, momentum, Arithmetic.for_dtypes(x.dtype, state))
-    check.lost = all(map(torch.equal, old, new)) and any(
+    check.rounded_away = all(map(torch.equal, old, new)) and any(
         bool(((each.value - was).abs() > UNIT[torch.float32] * was.abs()).any())
         for each, was in zip(expected, old, strict=True)
     )
@@ -75,36 +75,36 @@ def check_update(forward: LayerForward, after: StatisticsSnapshot, number: int) 
     return check
 
 
-def _guesses(forward: LayerForward) -> bool:
+def _is_guess(forward: LayerForward) -> bool:
     return not (isinstance(forward.layer, NormBase) or forward.by_call or forward.values)
 
 
-def _counted(forward: LayerForward, after: StatisticsSnapshot) -> int | None:
-    if not counts_batches(forward.layer) or after.number is None:
+def _counter_change(forward: LayerForward, after: StatisticsSnapshot) -> int | None:
+    if not counts_batches(forward.layer) or after.counter is None:
         return None
-    return after.number - (forward.before.number or 0)
+    return after.counter - (forward.before.counter or 0)
 
 
 def _normalised(forward: LayerForward) -> Tensor | None:
     """Return the values that a layer normalised, as (N, C, *), if they are known and usable."""
-    given = forward.values or forward.x
+    values = forward.values or forward.x
     channels = forward.before.tensors.get("running_mean")
     other = isinstance(forward.layer, InstanceNorm) or _is_synchronised(forward.layer)
-    if given is None or channels is None or other:
+    if values is None or channels is None or other:
         return None
-    x = given.tensor
+    x = values.tensor
     if not is_plain(x) or x.dtype not in UNIT or not 2 <= x.dim() <= 5:
         return None
     fits = is_uninitialised(channels) or x.shape[1] == channels.numel()
-    return x.detach() if x.numel() > x.shape[1] and fits and given.has_same_values else None
+    return x.detach() if x.numel() > x.shape[1] and fits and values.has_same_values else None
 
 
 def _is_synchronised(layer: nn.Module) -> bool:
     """Tell whether a layer's statistics are those of all processes' batches together."""
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return (
         isinstance(layer, nn.SyncBatchNorm)
-        and there
+        and is_distributed
         and torch.distributed.get_world_size(layer.process_group) > 1
     )
 
@@ -113,28 +113,28 @@ def _weight(forward: LayerForward) -> float | None:
     """Return the weight that the batch has in the running statistics; None if it is unknown."""
     momentum = forward.momentum
     if momentum is None:
-        return None if forward.by_call else 1.0 / ((forward.before.number or 0) + 1)
+        return None if forward.by_call else 1.0 / ((forward.before.counter or 0) + 1)
     if isinstance(momentum, Tensor) and momentum.numel() == 1:
         return float(momentum)
     return float(momentum) if isinstance(momentum, int | float) else None
 
 
 def _statistics(state: StatisticsSnapshot, x: Tensor) -> Statistics | None:
-    """Return running statistics in float64; those of a lazy layer are still to be made."""
-    found = []
+    """Return running statistics in float64; those of a lazy layer are not created yet."""
+    statistics = []
     for name, initial in zip(STATISTICS, (0.0, 1.0), strict=True):
         content, tensor = state.contents.get(name), state.tensors.get(name)
         if tensor is None or content is None or tensor.dtype not in UNIT:
             return None
         if not content:
-            found.append(torch.full((x.shape[1],), initial, dtype=torch.float64))
+            statistics.append(torch.full((x.shape[1],), initial, dtype=torch.float64))
         else:
-            found.append(content[0].view(tensor.dtype).to("cpu", torch.float64).flatten())
-    return Statistics(*found)
+            statistics.append(content[0].view(tensor.dtype).to("cpu", torch.float64).flatten())
+    return Statistics(*statistics)
 
 
 def _difference(got: Tensor, expected: BoundedValue) -> str:
-    """Say how far values are from what they must be; nothing where they are within the bound."""
+    """Return how far values are from what they must be; empty if they are within the bound."""
     off = (got - expected.value).abs()
     is_bounded = expected.value.isfinite() & expected.bound.isfinite()
     ratio = torch.where(is_bounded & (got != expected.value), off / expected.bound, 0.0).nan_to_num(
@@ -158,15 +158,15 @@ def _what_fits(
     check: UpdateCheck,
     m: float,
 ) -> str:
-    """Name the usual mistake that gives such values, if one does."""
+    """Return the common mistake that gives such values; empty if none does."""
     assert check.batch is not None
     was = old.mean if name == "running_mean" else old.var
     n = check.count
     batch = check.batch.mean if name == "running_mean" else check.batch.var * (n / (n - 1))
     mistakes = {
-        "as if nothing had been taken in": was,
+        "as if the batch had been ignored": was,
         f"as if momentum were {1 - m:g}, the weight of the old value": m * was + (1 - m) * batch,
-        "as if the batch's alone were stored": batch,
+        "as if only the batch had been stored": batch,
     }
     if name == "running_var":
         kept, biased = (1 - m) * was, check.batch.var

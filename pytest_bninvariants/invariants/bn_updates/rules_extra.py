@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pytest_bninvariants.diagnosis.rule import Rule
 from pytest_bninvariants.diagnosis.wording import one_or_many, span
-from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult, names_of, was
+from pytest_bninvariants.invariants.bn_updates.layer_result import (
+    LayerResult,
+    names_were,
+)
 from pytest_bninvariants.verdict import Place
 
 
 def _explain_recomputation(results: list[LayerResult]) -> tuple[str, str]:
     again = span([each.provenance.recomputed for each in results], "time", "times")
     return (
-        f"{names_of(results)} {was(results)} updated {again} in backward, where activation "
+        f"{names_were(results)} updated {again} in backward, where activation "
         f"checkpointing runs a forward again, with the same batch{_effective_weight(results[0])}",
         f"leave BN layers out of what is checkpointed, or run the recomputation with "
         f"{one_or_many([each.name for each in results], 'its', 'their')} momentum at 0",
@@ -20,12 +23,12 @@ def _explain_recomputation(results: list[LayerResult]) -> tuple[str, str]:
 
 def _momentum_and_updates(result: LayerResult) -> tuple[float, int] | None:
     """Return the momentum by which a step's updates were averaged, and how many these were."""
-    momentum, k = getattr(result.record.layer, "momentum", None), result.times_made or 0
+    momentum, k = getattr(result.record.layer, "momentum", None), result.updates_per_step or 0
     return (momentum, k) if isinstance(momentum, float) and 0 < momentum < 1 < k else None
 
 
 def _effective_weight(result: LayerResult) -> str:
-    """Say what several updates make of the momentum."""
+    """Return the weight that several updates give the new batches; empty if there is one."""
     averaged = _momentum_and_updates(result)
     if averaged is None:
         return ""
@@ -37,7 +40,7 @@ def _effective_weight(result: LayerResult) -> str:
 
 
 def _equal_momentum(result: LayerResult) -> str:
-    """Say which momentum makes several updates weigh as much as one."""
+    """Return the momentum with which several updates weigh as much as one."""
     averaged = _momentum_and_updates(result)
     if averaged is None:
         return ""
@@ -57,10 +60,10 @@ def _has_extra(result: LayerResult) -> bool:
 def _explain_extra(results: list[LayerResult]) -> tuple[str, str]:
     first = results[0]
     ran = span([each.updates for each in results], "forward", "forwards")
-    why = f"{names_of(results)} {was(results)} updated in {ran} of "
+    why = f"{names_were(results)} updated in {ran} of "
     why += "the step" if first.steps == 1 else f"{first.steps} optimizer steps"
     if any(each.provenance.repeated for each in results):
-        why += ", some of them with one and the same batch"
+        why += ", some of them with the same batch"
     why += _effective_weight(first)
     return (
         why,
@@ -70,16 +73,17 @@ def _explain_extra(results: list[LayerResult]) -> tuple[str, str]:
 
 
 def _advised_times(results: list[LayerResult]) -> str:
-    """Say which `times` is that of accumulation, where another one would do."""
+    """Return which `times` fits accumulation, if the number of updates is all that is wrong."""
     first = results[0]
     is_repeated = any(each.provenance.repeated for each in results)
     if is_repeated or not any(each.counts_wrongly for each in results):
         return ""
-    told = "; if the step accumulates over micro-batches, say "
-    if first.times_made is not None and first.equally_often:
-        momentum = _equal_momentum(first)
-        return f"{told}times={first.times_made}{momentum and f', and use {momentum}'}"
-    return f"""{told}times="forwards", without per=: no number fits all layers and steps"""
+    advice = "; if the step accumulates over micro-batches, pass"
+    if first.updates_per_step is None or not first.equally_often:
+        return f'{advice} times="forwards", without per=: no number fits all layers and steps'
+    momentum = _equal_momentum(first)
+    rest = f", and use {momentum}" if momentum else ""
+    return f"{advice} times={first.updates_per_step}{rest}"
 
 
 def _extra_place(result: LayerResult) -> Place | None:
@@ -89,7 +93,7 @@ def _extra_place(result: LayerResult) -> Place | None:
 
 def _explain_in_eval(results: list[LayerResult]) -> tuple[str, str]:
     return (
-        f"{names_of(results)} {was(results)} updated in eval: the forward ignores self.training",
+        f"{names_were(results)} updated in eval: the forward ignores self.training",
         "pass training=self.training to batch_norm, or use nn.BatchNorm",
     )
 

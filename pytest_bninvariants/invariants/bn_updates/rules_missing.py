@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pytest_bninvariants.diagnosis.rule import Rule
-from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult, names_of, was
-from pytest_bninvariants.verdict import Place
+from pytest_bninvariants.invariants.bn_updates.layer_result import (
+    LayerResult,
+    names_of,
+    names_were,
+)
 
 
 def _is_stuck(result: LayerResult) -> bool:
@@ -14,16 +17,12 @@ def _is_stuck(result: LayerResult) -> bool:
 
 def _explain_stuck(results: list[LayerResult]) -> tuple[str, str]:
     trains = any(p.requires_grad for p in results[0].record.layer.parameters(recurse=False))
-    told = ", though requires_grad is True" if trains else ""
+    contrast = ", though requires_grad is True" if trains else ""
     names = names_of(results)
     return (
-        f"{names} {was(results)} in eval in each forward{told}: running statistics stood still",
+        f"{names_were(results)} in eval in each forward{contrast}: running statistics stood still",
         f"call .train() on {names} before the step, or name only the layers that are to train",
     )
-
-
-def _put_in_eval(result: LayerResult) -> Place | None:
-    return result.record.put_in_eval
 
 
 def _did_not_run(result: LayerResult) -> bool:
@@ -61,12 +60,12 @@ def _explain_no_tracking(results: list[LayerResult]) -> tuple[str, str]:
 
 
 def _wrote_elsewhere(result: LayerResult) -> bool:
-    return result.lacks_updates and result.elsewhere > 0
+    return result.lacks_updates and result.updates_elsewhere > 0
 
 
 def _explain_elsewhere(results: list[LayerResult]) -> tuple[str, str]:
     return (
-        f"{names_of(results)} held other tensors for the forward, as functional_call has it, and "
+        f"{names_of(results)} had other tensors during the forward, as in functional_call, and "
         "those were updated",
         "copy the updated buffers back into the model after the step",
     )
@@ -82,7 +81,7 @@ def _explain_wrote_nothing(results: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{names_of(results)} normalised with batch statistics and did not write them into "
         "running_mean and running_var",
-        "have the forward update the layer's own buffers, in place and not copies of them",
+        "have the forward update the layer's own buffers in place, not copies of them",
     )
 
 
@@ -94,7 +93,7 @@ def _ran_too_seldom(result: LayerResult) -> bool:
 def _explain_too_seldom(results: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{names_of(results)} ran fewer forwards in training mode than updates are expected",
-        "run as many forwards as times= says, or say how many there are",
+        "run as many forwards as times= says, or pass their number as times=",
     )
 
 
@@ -103,7 +102,7 @@ MISSING_UPDATES: tuple[Rule[LayerResult], ...] = (
         cause="stuck-in-eval",
         applies=_is_stuck,
         explain=_explain_stuck,
-        place=_put_in_eval,
+        place=lambda result: result.record.put_in_eval,
         did="put in eval by",
     ),
     Rule(cause="not-run", applies=_did_not_run, explain=_explain_not_run),

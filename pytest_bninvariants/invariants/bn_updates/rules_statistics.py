@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from pytest_bninvariants.diagnosis.rule import Rule
-from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult, names_of, was
+from pytest_bninvariants.invariants.bn_updates.layer_result import (
+    LayerResult,
+    names_of,
+    names_were,
+)
 
 
 def _is_undone(result: LayerResult) -> bool:
@@ -13,8 +17,7 @@ def _is_undone(result: LayerResult) -> bool:
 
 def _explain_undone(results: list[LayerResult]) -> tuple[str, str]:
     return (
-        f"{names_of(results)} {was(results)} updated, and running statistics from before that were "
-        "put back",
+        f"{names_were(results)} updated, and running statistics from before that were put back",
         "keep the updates: load, copy back or reset statistics before the step",
     )
 
@@ -24,26 +27,26 @@ def _is_wrong(result: LayerResult) -> bool:
 
 
 def _explain_wrong(results: list[LayerResult]) -> tuple[str, str]:
-    told = {
+    faults = {
         f"{wrong.name} is {wrong.fits}" if wrong.fits else f"{wrong.name} is not the reference's"
         for each in results
         for wrong in each.provenance.wrong
     }
     return (
-        f"{names_of(results)}: {'; '.join(sorted(told))}",
+        f"{names_of(results)}: {'; '.join(sorted(faults))}",
         "store (1 - momentum) old + momentum new, of the mean and of the unbiased variance; "
         "assert_bn_conforms checks the layer against all laws of BatchNorm",
     )
 
 
-def _is_unsound(result: LayerResult) -> bool:
-    return bool(result.unsound)
+def _is_unusable(result: LayerResult) -> bool:
+    return bool(result.unusable)
 
 
-def _explain_unsound(results: list[LayerResult]) -> tuple[str, str]:
+def _explain_unusable(results: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{names_of(results)} took in a batch with values that are not finite, or a variance that "
-        "is negative, and no later batch mends that: every eval will give NaN",
+        "is negative, and no later batch can undo that: every eval will give NaN",
         "look for the first batch with such values; where a step is skipped, as GradScaler does, "
         "put the statistics back, too",
     )
@@ -55,7 +58,7 @@ def _is_miscounted(result: LayerResult) -> bool:
 
 def _explain_miscounted(results: list[LayerResult]) -> tuple[str, str]:
     return (
-        f"num_batches_tracked of {names_of(results)} moved by another number than 1 in an update",
+        f"num_batches_tracked of {names_of(results)} did not move by exactly 1 in each update",
         "add 1 to it in each forward in training mode: momentum=None averages by it",
     )
 
@@ -87,7 +90,7 @@ def _explain_in_place(results: list[LayerResult]) -> tuple[str, str]:
 WRONG_STATISTICS: tuple[Rule[LayerResult], ...] = (
     Rule(cause="undone", applies=_is_undone, explain=_explain_undone),
     Rule(cause="wrong-update", applies=_is_wrong, explain=_explain_wrong),
-    Rule(cause="not-finite", applies=_is_unsound, explain=_explain_unsound),
+    Rule(cause="not-finite", applies=_is_unusable, explain=_explain_unusable),
     Rule(cause="miscounted", applies=_is_miscounted, explain=_explain_miscounted),
     Rule(
         cause="loaded",

@@ -28,7 +28,7 @@ class UpdateLog(Watcher):
     Args:
         layers: the layers.
         model: the model; steps of optimizers that hold its parameters are counted.
-        on_purpose: whether the user named these very layers as those that are to be updated.
+        on_purpose: whether the user named these layers, and so wants them updated.
     """
 
     def __init__(
@@ -41,20 +41,20 @@ class UpdateLog(Watcher):
         self._running: dict[int, LayerForward] = {}
         self._stepping: set[FrameType] = set()
         self.steps = 0
-        """How many steps of optimizers that hold parameters of the model are over."""
+        """How many steps of optimizers that hold parameters of the model have ended."""
         self.compiled = False
-        """Whether compiled code ran, in which forwards are unseen."""
+        """Whether compiled code ran, in which forwards cannot be seen."""
 
     def expects_updates(self, layer: nn.Module) -> bool:
-        """Tell whether a layer is one of those that are to be updated."""
+        """Tell whether the user wants this layer updated."""
         return self._on_purpose and id(layer) in self._records
 
     def record_of(self, layer: nn.Module) -> LayerRecord:
-        """Return what was seen of a layer."""
+        """Return the record of a layer."""
         return self._records[id(layer)]
 
     def before_layer(self, layer: nn.Module, x: Tensor | None) -> AfterForward | None:
-        """Note a layer's statistics; return what compares them after its forward."""
+        """Note a layer's statistics; return a function that compares them after its forward."""
         record = self._records.get(id(layer))
         if record is None or id(layer) in self._running:
             return None
@@ -80,13 +80,13 @@ class UpdateLog(Watcher):
 
     @skipped_by_dynamo
     def ignores(self, module: nn.Module) -> bool:
-        """Hear of every call: any module may normalise with the statistics of a layer in it."""
+        """Ignore no module: any may normalise with the statistics of a layer in it."""
         return False
 
     def saw_call(
         self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
     ) -> AfterCall | None:
-        """Note the statistics of the layers whose tensors torch's function is called with."""
+        """Note the statistics of the layers whose tensors a call of torch's function gets."""
         at = address(state)
         normalised = values if name == "batch_norm" else None
         with undisturbed():
@@ -112,7 +112,7 @@ class UpdateLog(Watcher):
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
     ) -> AfterCall | None:
-        """Return what counts an optimizer's step when it is over; one inside is part of it."""
+        """Return a function that counts an optimizer's step, but not a step inside another."""
         if held_by(optimizer).isdisjoint(map(id, all_tensors(self._model))):
             return None
         if frame is None or any(caller in self._stepping for caller in callers(frame)):
@@ -126,7 +126,7 @@ class UpdateLog(Watcher):
         return finish
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
-        """Return what notes after a load which statistics it set."""
+        """Return a function that notes after a load which statistics it set."""
         below = {id(part) for _, part in named_modules(module)}
         records = [record for key, record in self._records.items() if key in below]
         if not records:
@@ -143,18 +143,18 @@ class UpdateLog(Watcher):
     def before_collective(
         self, name: str, tensors: list[Tensor], frame: FrameType | None
     ) -> AfterCall | None:
-        """Return what takes statistics as an exchange between processes has left them."""
-        exchanged = {address(tensor) for tensor in tensors} - {0}
+        """Return a function that notes after a collective which statistics it set."""
+        addresses = {address(tensor) for tensor in tensors} - {0}
         records = [
             record
             for record in self._records.values()
-            if exchanged & {address(each) for each in statistics_of(record.layer).values()}
+            if addresses & {address(each) for each in statistics_of(record.layer).values()}
         ]
 
         def finish() -> None:
             with undisturbed():
                 for record in records:
-                    record.note_exchange()
+                    record.note_collective()
 
         return finish if records else None
 
@@ -164,6 +164,6 @@ class UpdateLog(Watcher):
 
 
 def _address_of_mean(layer: nn.Module) -> int | None:
-    """Return where a layer's running mean lies; None if nowhere."""
+    """Return the address of a layer's running mean; None if it has no memory."""
     mean = statistics_of(layer).get("running_mean")
     return None if mean is None else address(mean) or None

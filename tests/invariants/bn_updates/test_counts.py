@@ -59,7 +59,7 @@ def test_what_is_advised_for_each_step_of_an_optimizer_holds() -> None:
 def test_where_steps_or_layers_differ_no_number_is_advised() -> None:
     model = Net()
     (cause,) = broken(model, lambda: accumulate(model, 2, 3), per="optimizer_step").causes
-    assert 'say times="forwards", without per=: no number fits' in cause.fix
+    assert 'pass times="forwards", without per=: no number fits' in cause.fix
     with watching(bn_updates(model, times="forwards"), layers=1):
         accumulate(model, 2, 3)
     twice, often = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
@@ -70,7 +70,7 @@ def test_where_steps_or_layers_differ_no_number_is_advised() -> None:
             nn.Sequential(often, often)(torch.randn(8, 3))
 
     causes = broken(nn.ModuleList([twice, often]), run).causes
-    assert all('say times="forwards"' in cause.fix for cause in causes)
+    assert all('pass times="forwards"' in cause.fix for cause in causes)
 
 
 def test_no_number_of_times_is_advised_where_none_would_hold() -> None:

@@ -138,7 +138,7 @@ def test_a_layer_of_plain_operators_that_updates_as_batch_norm_does_is_silent() 
     assert guard.verdict is not None
     assert (guard.verdict.hazards, guard.verdict.notes) == ((), ())
     verdict = broken(model, lambda: (model(values(0)), model(values(0))), times=2)
-    assert told(verdict) == [("", "1 update with a batch that had updated already")]
+    assert told(verdict) == [("", "1 update with a batch that it had already used")]
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_a_second_forward_inside_of_an_optimizers_step_has_the_batch_of_the_firs
         return loss
 
     verdict = broken(model, lambda: (closure(), optimizer.step(closure)), times=2)
-    assert told(verdict) == [("0", "1 update with a batch that had updated already")]
+    assert told(verdict) == [("0", "1 update with a batch that it had already used")]
 
 
 def test_each_of_several_optimizers_steps_counts_and_one_that_raises_does_not() -> None:
@@ -111,7 +111,7 @@ def test_one_batch_may_update_once_in_each_optimizers_step_and_not_twice() -> No
     with watching(bn_updates(model, times=3), layers=1):
         overfit(steps=True)
     verdict = broken(model, lambda: overfit(steps=False), times=3)
-    assert told(verdict) == [("0", "2 updates with a batch that had updated already")]
+    assert told(verdict) == [("0", "2 updates with a batch that it had already used")]
 
 
 def test_batches_of_equal_means_are_told_apart() -> None:

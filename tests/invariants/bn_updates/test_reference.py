@@ -100,7 +100,7 @@ def test_a_layer_of_ones_own_that_updates_rightly_holds() -> None:
         ("biased", {"running_var"}, "with the biased variance"),
         ("inverted", {"running_mean", "running_var"}, "as if momentum were 0.7"),
         ("deviation", {"running_var"}, "with the standard deviation"),
-        ("mean stays", {"running_mean"}, "as if nothing had been taken in"),
+        ("mean stays", {"running_mean"}, "as if the batch had been ignored"),
     ],
 )
 def test_a_wrong_update_is_told_with_the_mistake_that_fits(

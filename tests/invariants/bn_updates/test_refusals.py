@@ -69,7 +69,7 @@ def test_a_guarded_step_is_bit_for_bit_a_bare_one() -> None:
 
 
 def test_a_long_step_keeps_few_things(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_history, "_KNOWN", 16)
+    monkeypatch.setattr(state_history, "_MOST_STATES", 16)
     layer = nn.BatchNorm1d(3)
 
     def run(count: int) -> int:

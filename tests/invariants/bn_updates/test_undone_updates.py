@@ -100,7 +100,7 @@ def test_warm_up_forwards_are_told_and_hold_where_they_are_undone() -> None:
         train(model, values())
 
     verdict = broken(model, lambda: capture(restore=False))
-    expected = "4 updates, expected 1; 3 updates with a batch that had updated already"
+    expected = "4 updates, expected 1; 3 updates with a batch that it had already used"
     assert told(verdict) == [("bn", expected)]
     assert causes(verdict) == ["extra-forward"]
     with watching(bn_updates(model), layers=1):
@@ -142,11 +142,11 @@ def test_statistics_that_were_warm_may_be_taken_anew_by_an_average_of_all_batche
 @pytest.mark.parametrize(
     ("run", "times", "text", "cause"),
     [
-        ("x r", 1, "0 updates, expected 1; written to besides its updates", "reset"),
-        ("r x", 1, "written to besides its updates", "reset"),
-        ("x r x", 2, "1 update, expected 2; written to besides its updates", "reset"),
-        ("x l", 1, "0 updates, expected 1; written to besides its updates", "loaded"),
-        ("l x", 1, "written to besides its updates", "loaded"),
+        ("x r", 1, "0 updates, expected 1; written to outside its updates", "reset"),
+        ("r x", 1, "written to outside its updates", "reset"),
+        ("x r x", 2, "1 update, expected 2; written to outside its updates", "reset"),
+        ("x l", 1, "0 updates, expected 1; written to outside its updates", "loaded"),
+        ("l x", 1, "written to outside its updates", "loaded"),
     ],
 )
 def test_warm_statistics_that_are_reset_in_the_step_are_told(
