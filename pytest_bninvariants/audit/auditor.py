@@ -144,7 +144,7 @@ class Auditor(Observer):
     def _look_at(self, layer: nn.Module) -> AuditedLayer:
         """Count a layer that runs in training mode, and tell whether it is frozen now."""
         seen = self._entry(layer)
-        with DisableTorchFunction():  # a user's mode is not to hear of our questions
+        with DisableTorchFunction():  # a user's mode must not see our calls
             if seen.is_frozen(layer):
                 self._saw_frozen(seen, layer)
             else:

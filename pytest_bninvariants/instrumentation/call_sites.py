@@ -1,4 +1,4 @@
-"""The user's line behind a call of torch: who set a mode, who called a module."""
+"""Find the user's line that set a mode or called a module."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: boo
         training: the value that is assigned.
 
     Returns:
-        The innermost line of the user's own code outside of `train` and `eval` methods. Its call is
+        The innermost line of the user's own code outside `train` and `eval` methods. Its call is
         the outermost of these methods, or the assignment; its tool is the library function in
         between, if there is one.
     """
@@ -28,8 +28,8 @@ def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: boo
     while frame is not None and frame.f_code.co_name == "__setattr__":
         frame = frame.f_back
     while frame is not None and frame.f_code.co_name in ("train", "eval"):
-        known = frame.f_locals
-        owner = known["self"] if "self" in known else _receiver(frame)
+        variables = frame.f_locals
+        owner = variables["self"] if "self" in variables else _receiver(frame)
         if not isinstance(owner, nn.Module):
             break
         mode = "" if frame.f_code.co_name == "eval" else training
@@ -41,7 +41,7 @@ def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: boo
 def _receiver(frame: FrameType) -> object:
     """Return the object whose method a frame runs, whatever the method calls `self`.
 
-    None for a function: its first argument may be a module, too.
+    Return None if the frame runs a function, whose first argument may be a module, too.
     """
     name, first = frame.f_code.co_name, frame.f_locals.get(next(iter(frame.f_code.co_varnames), ""))
     methods = (vars(base).get(name) for base in type(first).__mro__)
@@ -69,8 +69,8 @@ class ModeHistory:
 
     Args:
         flipped: whether it was in eval and then put in training mode.
-        put_in_training: the line that put it in training mode: of the last call that flipped it,
-            or of the first call if none did.
+        put_in_training: the line that put it in training mode: the last one that flipped it, or the
+            first one if none did.
     """
 
     flipped: bool = False

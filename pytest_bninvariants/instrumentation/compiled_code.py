@@ -1,4 +1,4 @@
-"""Tell observers when dynamo compiles, or when code runs that it may have compiled."""
+"""Tell observers when dynamo compiles, and when code runs that it may have compiled."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _Function = Callable[..., Any]
 
 
 def observing_eval_frame(original: _Function, switch: Switch) -> _Function:
-    """Return what wraps the function that switches dynamo on before compiled code and off after it.
+    """Wrap the function that switches dynamo on before compiled code and off after it.
 
-    A callback means on; None or False means off.
+    A callback switches it on; None or False switches it off.
     """
 
     @skipped_by_dynamo
@@ -36,14 +36,14 @@ def observing_eval_frame(original: _Function, switch: Switch) -> _Function:
 
 
 def tell_compiled_code() -> None:
-    """Tell that dynamo compiles, or that compiled code runs."""
+    """Tell observers that dynamo compiles, or that compiled code runs."""
     for observer in observer_api.active_observers:
         observer.saw_compiled_code()
 
 
 @hidden_from_dynamo
 def _tell_compiled_in_place(frame: FrameType | None) -> None:
-    """Tell of the module that runs compiled code in place of the method that is wrapped."""
+    """Tell observers of a module that runs compiled code instead of the wrapped `_call_impl`."""
     while frame is not None and frame.f_globals.get("__name__") == dynamo.EVAL_FRAME:
         frame = frame.f_back
     if frame is not None and frame.f_code is private_api.call_code:

@@ -1,9 +1,9 @@
-"""Have observers hear what torch does in this process, while there are any.
+"""Tell observers what torch does in this process.
 
-Nothing is put on a user's objects, so copies, pickles and scripts of a model that are taken inside
-a step are clean. While there are observers, a few functions of torch are wrapped, first of all
-`Module._call_impl`, and the global step hooks of `torch.optim` are used. All of it is off while
-dynamo compiles, so that guarded and bare runs compile the same graphs.
+While there are observers, a few functions of torch are wrapped, first of all `Module._call_impl`,
+and the global step hooks of `torch.optim` are used. Nothing is attached to a user's objects, so
+copies, pickles and scripts of a model that are made inside a step are clean. Everything is off
+while dynamo compiles, so that guarded and bare runs compile the same graphs.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class _Installation:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._step_hooks: list[Callable[[], None]] = []
-        """What removes the hooks around optimizer steps."""
+        """Functions that remove the hooks around optimizer steps."""
         self._observers: tuple[Observer, ...] = ()
         self._exclusive: list[tuple[Observer, ...]] = []
-        """Those that hear alone at the moment; the last of them do."""
+        """Groups of observers that shut out all others; only the last group is told."""
         self._patches = Patches(
             wrap_method(nn.Module, "__setattr__", observing_setattr),
             Patch(nn.Module, "_call_impl", observing_call),
@@ -48,7 +48,11 @@ class _Installation:
         )
 
     def add(self, observer: Observer) -> None:
-        """Have an observer hear what happens from now on."""
+        """Tell an observer what happens from now on.
+
+        Raises:
+            GateError: if this torch lacks a private name that guards need.
+        """
         with self._lock:
             if not self._observers:
                 private_api.require(private_api.A_GUARD)
@@ -57,7 +61,7 @@ class _Installation:
             self._install()
 
     def discard(self, observer: Observer) -> None:
-        """Have an observer hear no longer; harmless if it does not."""
+        """Stop telling an observer; do nothing if it is not being told."""
         with self._lock:
             if observer not in self._observers:
                 return
@@ -66,7 +70,7 @@ class _Installation:
                 self._uninstall()
                 dynamo.remove_compile_callbacks(self._make_way, self._install)
                 write_hooks.forget_steps()
-                norm_hooks.return_from_compiled_code()  # which has run within what is over
+                norm_hooks.return_from_compiled_code()  # any ran inside what has ended
 
     def _set(self, observers: tuple[Observer, ...]) -> None:
         self._observers = observers
@@ -74,7 +78,7 @@ class _Installation:
 
     @contextmanager
     def observed_only_by(self, *observers: Observer) -> Iterator[None]:
-        """Have these observers hear what happens, and no others, for a while."""
+        """Tell these observers what happens, and no others, for a while."""
         with self._lock:
             for observer in observers:
                 self.add(observer)
@@ -83,12 +87,12 @@ class _Installation:
         try:
             yield
         finally:
-            with self._lock:  # others may have come and gone in other threads
+            with self._lock:  # other threads may have added or removed observers
                 self._exclusive.remove(observers)
                 self._set(self._observers)
                 for observer in observers:
                     self.discard(observer)
-                self._install()  # dynamo may have had the wrappers off when nobody was there
+                self._install()  # dynamo may have taken the wrappers off in between
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -121,9 +125,9 @@ class _Installation:
 
 
 def _suspending(original: _Function, switch: Switch) -> _Function:
-    """Return what wraps a method that prepares a module for compiled code.
+    """Wrap a method that prepares a module for compiled code.
 
-    What is compiled holds on to the method that it is to call, which must not be a wrapper.
+    The compiled module keeps the method that it will call, which must not be one of our wrappers.
     """
 
     def compile(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -140,12 +144,12 @@ observed_only_by = _installation.observed_only_by
 
 
 class Watcher(Observer):
-    """An observer that starts and stops by itself."""
+    """An observer that can be started and stopped."""
 
     def start(self) -> None:
-        """Hear what happens from now on."""
+        """Begin to observe."""
         add(self)
 
     def stop(self) -> None:
-        """Hear no longer; harmless where it does not."""
+        """Stop observing; do nothing if it has not started."""
         discard(self)

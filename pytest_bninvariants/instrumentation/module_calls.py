@@ -1,8 +1,9 @@
 """Tell observers of modules that are called, and of modes that are set.
 
-Dynamo skips the wrappers themselves, but where a model is compiled in place it tries to compile
-what they call. So they do as little as they can, and call only what is `hidden_from_dynamo`. Export
-compiles without telling us beforehand: then dynamo finds that they have nothing to do.
+Dynamo skips the wrappers themselves, but if a model is compiled in place, it tries to compile what
+they call. So the wrappers do as little as possible, and call only functions that are
+`hidden_from_dynamo`. `torch.export` compiles without running the compile callbacks, so there the
+wrappers are on and do nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _Function = Callable[..., Any]
 
 
 def observing_setattr(original: _Function, switch: Switch) -> _Function:
-    """Return what wraps `Module.__setattr__`, through which a module's mode is set."""
+    """Wrap `Module.__setattr__`, which sets a module's mode."""
 
     @skipped_by_dynamo
     def __setattr__(self: nn.Module, name: str, value: Any) -> None:  # noqa: N807
@@ -40,13 +41,13 @@ def observing_setattr(original: _Function, switch: Switch) -> _Function:
 
 
 def observing_call(original: _Function, switch: Switch) -> _Function:
-    """Return what wraps `Module._call_impl`, through which every module is called."""
+    """Wrap `Module._call_impl`, through which every module is called."""
 
     @skipped_by_dynamo
     def _call_impl(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         quiet = not switch.on or is_dynamo_compiling()
-        if quiet or not (observer_api.is_observed(self) or norm_hooks.modules_listened_to):
+        if quiet or not (observer_api.is_observed(self) or norm_hooks.listening_calls):
             return original(self, *args, **kwargs)
         if not _before_call(self, args, kwargs):
             return original(self, *args, **kwargs)
@@ -70,7 +71,7 @@ def _tell_mode_set(module: nn.Module, training: Any, frame: FrameType | None) ->
 
 @hidden_from_dynamo
 def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Tell of a call; return whether `_after_call` must follow."""
+    """Tell observers of a call; return whether `_after_call` must follow."""
     if norm_hooks.off_for_compiled_code and not dynamo.dynamo_runs():
         norm_hooks.return_from_compiled_code()
     for observer in observer_api.active_observers:
@@ -79,7 +80,7 @@ def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     observed = is_layer and any(
         observer.observes_layer(module) for observer in observer_api.active_observers
     )
-    if not (observed or norm_hooks.modules_listened_to or observer_api.calls_are_observed()):
+    if not (observed or norm_hooks.listening_calls or observer_api.calls_are_observed()):
         return False
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     return _is_real(tensors) and norm_hooks.enter(module, tensors, is_layer=is_layer)
@@ -91,6 +92,6 @@ def _after_call(*, failed: bool) -> None:
 
 
 def _is_real(tensors: list[Tensor]) -> bool:
-    """Tell whether a forward is a real one, and not a tracer's on fake tensors."""
-    with DisableTorchFunction():  # a user's mode must not hear of our questions
+    """Tell whether a forward computes values, rather than being traced with fake tensors."""
+    with DisableTorchFunction():  # a user's mode must not see our calls
         return have_values(tensors)

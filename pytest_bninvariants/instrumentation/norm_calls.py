@@ -1,4 +1,4 @@
-"""Tell observers what BN layers normalise with, while they run."""
+"""Tell observers what BN layers normalise with."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ _WEIGHT, _RUNNING_MEAN, _USES_BATCH = 1, 3, 5
 
 @dataclass(slots=True)
 class _ModuleCall:
-    """A module's call that is going on.
+    """A running call of a module.
 
     Args:
         module: the module.
         is_layer: whether it is a BN layer.
         x: the first tensor that it is called with.
-        after: what is to be called after it.
-        listens: whether torch's functions are wrapped on its account.
-        marks: its statistics' marks before the call.
-        normalised: whether one of torch's functions was called for it.
+        after: functions to call after it.
+        listens: whether it needs torch's functions wrapped.
+        marks: the marks of its statistics before the call.
+        normalised: whether it called one of torch's functions to normalise.
     """
 
     module: nn.Module
@@ -55,22 +55,21 @@ class _ModuleCall:
 
 
 class NormCallHooks:
-    """Hear what BN layers normalise with, from the calls that they make while they run.
+    """Find out what BN layers normalise with, from the functions of torch that they call.
 
-    What a layer calls decides, not its mode: hooks may change that between the call and the
-    forward, and a user's own forward may do as it likes. The mode decides for a forward of torch's
-    own without hooks, and where a layer made no such call, because it raised before, or because it
-    does without.
+    These calls decide, not the layer's mode: hooks may change the mode between the call and the
+    forward, and a user's own forward may ignore it. The mode only decides for torch's own forward
+    without hooks, and for a layer that called none of these functions.
     """
 
     def __init__(self) -> None:
         self._calls = threading.local()
         self._lock = threading.Lock()
-        self.modules_listened_to = 0
-        """How many modules run on whose account torch's functions are wrapped."""
+        self.listening_calls = 0
+        """How many running calls of modules need torch's functions wrapped."""
         self.off_for_compiled_code = False
-        """Whether the wrappers are off because compiled code runs: it would be compiled anew if it
-        found other functions than those it was compiled with."""
+        """Whether the wrappers are off because compiled code runs, which would be recompiled if it
+        found other functions than those that it was compiled with."""
         self._compiled_code_runs_in: FrameType | None = None
         self._patches = Patches(
             Patch(torch, "batch_norm", observing_batch_norm),
@@ -78,14 +77,14 @@ class NormCallHooks:
         )
 
     def enter(self, module: nn.Module, tensors: list[Tensor], *, is_layer: bool) -> bool:
-        """Begin to listen to a BN layer, to a module inside of one, or to what calls them.
+        """Note that a module's call begins, if what the module calls matters.
 
-        The last is the outermost module that runs, where an observer hears of calls of torch's
-        functions that no BN layer makes.
+        That is so for a BN layer, for a module inside one, and, if an observer observes calls that
+        no BN layer makes, for the outermost module.
 
         Args:
             module: the module.
-            tensors: those that it is called with.
+            tensors: the tensors that it is called with.
             is_layer: whether it is a BN layer.
 
         Returns:
@@ -101,25 +100,25 @@ class NormCallHooks:
         marks = _marks(module) if is_layer and listens else None
         stack.append(_ModuleCall(module, is_layer, x, after, listens, marks))
         if listens:
-            self._add_listened_to(1)
+            self._change_listening_calls(1)
         return True
 
     def leave(self, *, failed: bool) -> None:
-        """End what `enter` began."""
+        """Note that the innermost call that `enter` noted has ended."""
         call = self._stack().pop()
         if call.listens:
-            self._add_listened_to(-1)
+            self._change_listening_calls(-1)
         if call.is_layer and not call.normalised:
-            before = failed and (call.listens or isinstance(sys.exc_info()[1], ValueError))
+            failed_early = failed and (call.listens or isinstance(sys.exc_info()[1], ValueError))
             wrote = call.listens and _marks(call.module) != call.marks
-            _tell_by_mode(call.module, call.x, failed=before, wrote=wrote)
+            _tell_by_mode(call.module, call.x, failed=failed_early, wrote=wrote)
         for after in call.after:
             after(failed)
 
     def before_norm(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], flag: str
     ) -> list[AfterCall]:
-        """Tell of a call of one of torch's functions; return what is to be called after it.
+        """Tell observers of a call of one of torch's functions; return functions to call after it.
 
         Args:
             name: the function's name.
@@ -148,9 +147,9 @@ class NormCallHooks:
         return [each for each in after if each is not None]
 
     def _layers_call(self, name: str, mean: object, values: object) -> _ModuleCall | None:
-        """Return the call of the layer for which one of torch's functions was called, if any.
+        """Return the call of the layer that uses one of torch's functions to normalise its input.
 
-        Layers call these functions for other ends, too, such as weight standardisation.
+        Layers use these functions for other purposes, too, such as weight standardisation.
         """
         stack = self._stack()
         if mean is not None:
@@ -165,19 +164,19 @@ class NormCallHooks:
         return None if _shares_memory(values, layer) else stack[-1]
 
     def yield_to_compiled_code(self, frame: FrameType) -> None:
-        """Take the wrappers off until compiled code, which a frame is about to run, is over."""
+        """Take the wrappers off until compiled code that a frame is about to run has ended."""
         if not self.off_for_compiled_code:
             self._compiled_code_runs_in = frame
         self.off_for_compiled_code = True
         self.suspend()
 
     def return_from_compiled_code(self) -> None:
-        """Put the wrappers back if they are wanted."""
+        """Put the wrappers back, if any running call needs them."""
         self.off_for_compiled_code, self._compiled_code_runs_in = False, None
         self.resume()
 
     def return_from_frame(self, frame: FrameType) -> None:
-        """Put them back if this is the frame that ran the compiled code."""
+        """Put the wrappers back if this is the frame that ran the compiled code."""
         if self.off_for_compiled_code and frame is self._compiled_code_runs_in:
             self.return_from_compiled_code()
 
@@ -187,19 +186,19 @@ class NormCallHooks:
             self._patches.remove()
 
     def resume(self) -> None:
-        """Put the wrappers back if a module runs on whose account they are wanted."""
-        self._add_listened_to(0)
+        """Put the wrappers back, if any running call needs them and no compiled code runs."""
+        self._change_listening_calls(0)
 
-    def _add_listened_to(self, count: int) -> None:
+    def _change_listening_calls(self, count: int) -> None:
         with self._lock:
-            self.modules_listened_to += count
-            if self.modules_listened_to and not self.off_for_compiled_code:
+            self.listening_calls += count
+            if self.listening_calls and not self.off_for_compiled_code:
                 self._patches.install()
             else:
                 self._patches.remove()
 
     def _stack(self) -> list[_ModuleCall]:
-        """Return this thread's calls that are listened to, the innermost last."""
+        """Return the calls that `enter` noted in this thread, the innermost last."""
         if not hasattr(self._calls, "stack"):
             self._calls.stack = []
         stack: list[_ModuleCall] = self._calls.stack
@@ -207,7 +206,7 @@ class NormCallHooks:
 
 
 def _mode_decides(layer: nn.Module) -> bool:
-    """Tell whether a layer's flags say now what it will do: then nothing needs to be wrapped."""
+    """Tell whether a layer's flags already determine what it does, so that no wrapper is needed."""
     hooked = (
         layer._forward_pre_hooks
         or layer._forward_hooks
@@ -218,7 +217,7 @@ def _mode_decides(layer: nn.Module) -> bool:
 
 
 def _shares_memory(values: object, layer: nn.Module) -> bool:
-    """Tell whether values are a layer's own parameter, which weight standardisation normalises."""
+    """Tell whether values are a layer's own tensor, as weight standardisation normalises it."""
     if not isinstance(values, Tensor):
         return False
     with private_api.DisableTorchFunction():
@@ -232,21 +231,21 @@ def _tell_before_layer(layer: nn.Module, x: Tensor | None) -> list[AfterForward]
 
 
 def _marks(layer: nn.Module) -> list[object]:
-    """Return what differs when statistics were written in place, or others took their name.
+    """Return identity and version of each statistic, which change if it is written or replaced.
 
-    Some kernels write without a trace, which is why calls of torch's functions are listened to.
+    Some kernels write without moving the version, which is why torch's functions are wrapped.
     """
-    held = [getattr(layer, name, None) for name in STATISTICS]
+    values = [getattr(layer, name, None) for name in STATISTICS]
     with private_api.DisableTorchFunction():
-        return [(id(each), version(each) if isinstance(each, Tensor) else None) for each in held]
+        return [(id(each), version(each) if isinstance(each, Tensor) else None) for each in values]
 
 
 def _tell_by_mode(layer: nn.Module, x: Tensor | None, *, failed: bool, wrote: bool) -> None:
-    """Tell what a layer did that was not heard to call one of torch's functions.
+    """Tell observers what a layer did that called none of torch's functions to normalise.
 
     Args:
         layer: the layer.
-        x: what it was called with.
+        x: the first tensor that it was called with.
         failed: whether it raised before it normalised, as torch's checks of an input do.
         wrote: whether it is known to have written its statistics.
     """
@@ -278,7 +277,12 @@ def _after_norm(after: list[AfterCall]) -> None:
 
 
 def _observing(name: str, flag: str) -> Callable[[_Function, Switch], _Function]:
-    """Return what wraps one of torch's functions; the flag says whether it uses the batch."""
+    """Return a maker of wrappers around one of torch's functions.
+
+    Args:
+        name: the function's name.
+        flag: the name of its argument that says whether it uses batch statistics.
+    """
 
     def observing(original: _Function, switch: Switch) -> _Function:
         @skipped_by_dynamo

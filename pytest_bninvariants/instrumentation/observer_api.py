@@ -1,4 +1,4 @@
-"""What an observer can hear of torch, and which observers are active."""
+"""The events of torch that an observer can observe, and which observers are active."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pytest_bninvariants import run_config
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 
 ForwardKind = Literal["batches", "failed", "own_forwards"]
-"""A forward that normalised with batch statistics, one that raised before it did, or one by code of
-a user's own that may have done so."""
+"""A forward that normalised with batch statistics, one that raised before it did, or a user's own
+forward, which may have done so."""
 AfterCall = Callable[[], None]
-"""What is called after the call that was announced."""
+"""A function to call after the call that an observer was told of."""
 AfterForward = Callable[[bool], None]
-"""What is called after a forward; its argument says whether the forward raised."""
+"""A function to call after a forward; its argument tells whether the forward raised."""
 
 
 class Observer:
-    """Base class of observers; an event whose method is not overridden costs nothing."""
+    """Base class of observers; an event whose method they do not override costs nothing."""
 
     @skipped_by_dynamo
     def ignores(self, module: nn.Module) -> bool:
-        """Tell, as fast as possible, that this observer does not need to hear of a module's call.
+        """Tell, as fast as possible, whether this observer ignores calls of a module.
 
         By default it ignores modules that are neither BN layers nor compiled.
         """
@@ -38,63 +38,63 @@ class Observer:
         )
 
     def saw_forward(self, module: nn.Module) -> None:
-        """Hear of a module that is about to be called."""
+        """Observe a module that is about to be called."""
 
     def observes_layer(self, layer: nn.Module) -> bool:
-        """Tell whether it wants to hear what a BN layer, which is about to run, normalises with."""
+        """Tell whether it observes what a BN layer that is about to run normalises with."""
         return True
 
     def before_layer(self, layer: nn.Module, x: Tensor | None) -> AfterForward | None:
-        """Hear of a BN layer that is about to run.
+        """Observe a BN layer that is about to run.
 
         Args:
             layer: the layer.
             x: the first tensor that it is called with.
 
         Returns:
-            What is to be called after the layer's forward.
+            A function to call after the layer's forward, if any.
         """
         return None
 
     def saw_batch_statistics(
         self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
     ) -> None:
-        """Hear of a BN layer that normalised with batch statistics, or may have.
+        """Observe a BN layer that normalised with batch statistics, or may have.
 
         Args:
             layer: the layer.
             kind: what is known of the forward.
-            values: what it normalises, where it called one of torch's functions for that.
+            values: what it normalises, if it called one of torch's functions for that.
         """
 
     def saw_call(
         self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
     ) -> AfterCall | None:
-        """Hear of a call of `batch_norm` or `instance_norm` that no BN layer made.
+        """Observe a call of `batch_norm` or `instance_norm` that no BN layer made.
 
         Args:
             name: the function's name.
-            state: tells whose state is used: it is the running mean, or else the weight.
+            state: the running mean, or else the weight, which tells whose state the call uses.
             values: what is normalised.
-            frame: the frame that calls.
-            batch: whether with batch statistics, rather than stored ones.
+            frame: the frame that makes the call.
+            batch: whether the call uses batch statistics, rather than stored ones.
 
         Returns:
-            What is to be called after the call, unless that raises.
+            A function to call after the call, unless that raises, if any.
         """
         return None
 
     def expects_updates(self, layer: nn.Module) -> bool:
-        """Tell whether a BN layer is updated on purpose while it watches."""
+        """Tell whether this observer expects that a BN layer is updated."""
         return False
 
     def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
-        """Hear that a frame is about to execute `module.training = training`."""
+        """Observe that a frame is about to execute `module.training = training`."""
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
     ) -> AfterCall | None:
-        """Hear of an optimizer that is about to step.
+        """Observe an optimizer that is about to step.
 
         Args:
             optimizer: the optimizer.
@@ -102,40 +102,48 @@ class Observer:
             closure: whether the step has a closure, and so has yet to compute its gradients.
 
         Returns:
-            What is to be called after the step, unless that raises.
+            A function to call after the step, unless that raises, if any.
         """
         return None
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
-        """Hear of a module that is about to load a state; return what is to be called after it."""
+        """Observe a module that is about to load a state_dict.
+
+        Args:
+            module: the module.
+            frame: the frame that calls `load_state_dict`.
+
+        Returns:
+            A function to call after the load, if any.
+        """
         return None
 
     def before_collective(
         self, name: str, tensors: list[Tensor], frame: FrameType | None
     ) -> AfterCall | None:
-        """Hear of a collective that is about to write to tensors.
+        """Observe a collective that is about to write to tensors.
 
         Args:
             name: the function's name in `torch.distributed`.
-            tensors: all that it is given.
+            tensors: all tensors among its arguments.
             frame: the frame that calls it.
 
         Returns:
-            What is to be called after it, unless it raises.
+            A function to call after it, unless it raises, if any.
         """
         return None
 
     def saw_compiled_code(self) -> None:
-        """Hear that dynamo compiles, or that code runs that it may have compiled."""
+        """Observe that dynamo compiles, or that code runs that it may have compiled."""
 
 
 active_observers: tuple[Observer, ...] = ()
-"""Those that hear what happens now."""
+"""The observers that are told what happens now."""
 
 
 @skipped_by_dynamo
 def is_observed(module: nn.Module) -> bool:
-    """Tell whether any active observer may need to hear of a module's call."""
+    """Tell whether any active observer may need to know of a module's call."""
     for observer in active_observers:  # noqa: SIM110, a generator takes longer
         if not observer.ignores(module):
             return True
@@ -143,12 +151,12 @@ def is_observed(module: nn.Module) -> bool:
 
 
 def calls_are_observed() -> bool:
-    """Tell whether any active observer hears of calls of `batch_norm` that no BN layer makes."""
+    """Tell whether any active observer observes calls of `batch_norm` that no BN layer makes."""
     return any(type(observer).saw_call is not Observer.saw_call for observer in active_observers)
 
 
 def steps_are_observed() -> bool:
-    """Tell whether any active observer hears of optimizer steps."""
+    """Tell whether any active observer observes optimizer steps."""
     return any(
         type(observer).before_step is not Observer.before_step for observer in active_observers
     )

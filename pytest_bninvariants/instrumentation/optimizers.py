@@ -1,4 +1,4 @@
-"""What an optimizer holds, and what gradients it steps with."""
+"""What an optimizer holds, and which gradients and moments it steps with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def held_by(optimizer: Optimizer) -> set[int]:
 
 
 def gradient_of(tensor: Tensor) -> Gradient:
-    """Tell what gradient a tensor has."""
+    """Tell whether a tensor has a gradient, and whether that is all zeros."""
     grad = tensor.grad
     if grad is None:
         return "none"
@@ -40,18 +40,25 @@ def has_moments(optimizer: Optimizer, tensor: Tensor) -> bool:
     wrapped = [inner for inner in vars(optimizer).values() if isinstance(inner, Optimizer)]
     for each in (optimizer, *wrapped):
         states = [each.state.get(tensor, {})]
-        if isinstance(each, torch.optim.LBFGS):  # which keeps one state for all
+        if isinstance(each, torch.optim.LBFGS):  # it keeps one state for all parameters
             states = list(each.state.values())
-        kept = (value for state in states for name, value in state.items() if name != "step")
-        if any(bool(v.any()) if isinstance(v, Tensor) else isinstance(v, list) and v for v in kept):
+        values = [v for state in states for name, v in state.items() if name != "step"]
+        if any(_is_moment(value) for value in values):
             return True
     return False
+
+
+def _is_moment(value: object) -> bool:
+    """Tell whether a value of an optimizer's state may move a tensor; LBFGS keeps lists of them."""
+    return (
+        bool(value.any()) if isinstance(value, Tensor) else isinstance(value, list) and bool(value)
+    )
 
 
 def skips_parameters_without_gradient(optimizer: Optimizer) -> bool:
     """Tell whether an optimizer is known to skip parameters whose gradient is None.
 
-    All of torch's own do but LBFGS, which moves all parameters along one direction.
+    All of torch's own do, except for LBFGS, which moves all parameters along one direction.
     """
     own = type(optimizer).__module__.startswith("torch.optim")
     return own and not isinstance(optimizer, torch.optim.LBFGS)

@@ -24,16 +24,16 @@ from pytest_bninvariants.torch_internals.patches import CodeSwap, Patch, Switch,
 
 _Function = Callable[..., Any]
 _COLLECTIVES = (
-    "_broadcast_coalesced",  # with which DDP broadcasts buffers before each forward
+    "_broadcast_coalesced",  # DDP broadcasts buffers with it before each forward
     *("broadcast", "all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter_tensor"),
     *("all_gather", "all_gather_into_tensor", "scatter", "recv"),
 )
-_steps_running: dict[FrameType, list[AfterCall]] = {}
-"""What is to be called after each step, by the frame in which torch calls the hooks around it."""
+_running_steps: dict[FrameType, list[AfterCall]] = {}
+"""Functions to call after each running step, by the frame in which torch calls its hooks."""
 
 
 def hook_optimizers() -> list[Callable[[], None]]:
-    """Put hooks around every optimizer's step; return what removes them."""
+    """Register hooks around every optimizer's step; return functions that remove them."""
     return [
         register_optimizer_step_pre_hook(_before_step).remove,
         register_optimizer_step_post_hook(_after_step).remove,
@@ -41,22 +41,22 @@ def hook_optimizers() -> list[Callable[[], None]]:
 
 
 def forget_steps() -> None:
-    """Forget the steps that are not over; torch calls no hook after a step that raised."""
-    _steps_running.clear()
+    """Forget running steps; torch calls no hook after a step that raised."""
+    _running_steps.clear()
 
 
 @skipped_by_dynamo
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    _tell_step(optimizer, args, kwargs, sys._getframe(1))
+    _tell_before_step(optimizer, args, kwargs, sys._getframe(1))
 
 
 @skipped_by_dynamo
 def _after_step(*_: object) -> None:
-    _tell_stepped(sys._getframe(1))
+    _tell_after_step(sys._getframe(1))
 
 
 @hidden_from_dynamo
-def _tell_step(
+def _tell_before_step(
     optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType
 ) -> None:
     closure = kwargs.get("closure", next((arg for arg in args if arg is not optimizer), None))
@@ -64,21 +64,21 @@ def _tell_step(
         observer.before_step(optimizer, frame, closure=closure is not None)
         for observer in observer_api.active_observers
     ]
-    _steps_running[frame] = [each for each in after if each is not None]
+    _running_steps[frame] = [each for each in after if each is not None]
 
 
 @hidden_from_dynamo
-def _tell_stepped(frame: FrameType) -> None:
-    """Tell that the innermost step that runs is over."""
-    begun = next((each for each in callers(frame) if each in _steps_running), None)
-    if begun is not None:
-        _call_all(_steps_running.pop(begun))
+def _tell_after_step(frame: FrameType) -> None:
+    """Tell observers that the innermost running step has ended."""
+    step_frame = next((each for each in callers(frame) if each in _running_steps), None)
+    if step_frame is not None:
+        _call_all(_running_steps.pop(step_frame))
 
 
 def patches() -> list[Patch | CodeSwap]:
     """Return the wrappers around loads and collectives."""
-    there = torch.distributed.is_available()
-    names = [name for name in _COLLECTIVES if there and hasattr(torch.distributed, name)]
+    available = torch.distributed.is_available()
+    names = [name for name in _COLLECTIVES if available and hasattr(torch.distributed, name)]
     return [
         wrap_method(nn.Module, "load_state_dict", _observing_load),
         *(Patch(torch.distributed, name, _observing_collective(name)) for name in names),
@@ -94,7 +94,7 @@ def _observing_load(original: _Function, switch: Switch) -> _Function:
         after = [observer.before_load(self, frame) for observer in observer_api.active_observers]
         try:
             return original(self, *args, **kwargs)
-        finally:  # strict=True raises when all that fits has been loaded
+        finally:  # with strict=True it raises after it has loaded what fits
             _call_all(after)
 
     return load_state_dict

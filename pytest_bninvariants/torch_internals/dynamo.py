@@ -1,7 +1,7 @@
-"""Keep out of what dynamo compiles, and hear of it.
+"""Keep this package out of what dynamo compiles, and find out when dynamo compiles.
 
-Dynamo is imported with this module, and not when the first step begins: that takes a second, and
-hypothesis may be timing the step.
+Importing this module imports dynamo. That takes a second, which should not fall into the first
+guarded step, since hypothesis may be timing that.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ EVAL_FRAME = "torch._dynamo.eval_frame"
 
 _eval_frame: Any = find(
     "torch._dynamo:eval_frame",
-    used_for="hearing when compiled code runs",
-    without="compiled code may run in any step, as far as a guard knows",
+    used_for="finding out when compiled code runs",
+    without="a guard assumes that compiled code may run in any step",
     default=None,
 )
 _skip_code: Callable[[Any], object] | None = find(
@@ -34,8 +34,8 @@ _skip_code: Callable[[Any], object] | None = find(
 )
 _callback: Callable[[], object] | None = find(
     "torch._C._dynamo.eval_frame:get_eval_frame_callback",
-    used_for="telling in no time whether dynamo runs",
-    without="dynamo is switched off and on around each function that is to be hidden from it",
+    used_for="telling cheaply whether dynamo runs",
+    without="dynamo is switched off and on around each function that is hidden from it",
     default=None,
     since="2.6",
 )
@@ -47,33 +47,33 @@ _start_callbacks: list[Callable[..., None]] = find(
 )
 _end_callbacks: list[Callable[..., None]] = find(
     "torch._dynamo.callback:callback_handler.end_callbacks",
-    used_for="putting wrappers back when dynamo has compiled",
-    without="they are back when the next guard starts",
+    used_for="putting wrappers back after dynamo has compiled",
+    without="wrappers are only put back when the next guard starts",
     default=[],
 )
 _set_eval_frame: Any = find(
     "torch._dynamo.eval_frame:set_eval_frame",
-    used_for="hearing when compiled code runs",
-    without="compiled code may run in any step, as far as a guard knows",
+    used_for="finding out when compiled code runs",
+    without="a guard assumes that compiled code may run in any step",
     default=None,
 )
 _maybe_set_eval_frame: Any = find(
     "torch._dynamo.eval_frame:_maybe_set_eval_frame",
-    used_for="hearing when compiled code runs, where it is called in place of set_eval_frame",
-    without="set_eval_frame is called, and tells",
+    used_for="finding out when compiled code runs, in a torch that calls it for set_eval_frame",
+    without="torch calls set_eval_frame instead",
     default=None,
     since="2.6",
 )
 _optimized_module: Any = find(
     "torch._dynamo.eval_frame:OptimizedModule",
-    used_for="taking wrappers off while torch.compile looks up what it is to call",
-    without="a module that is compiled inside a guard goes on calling an idle wrapper",
+    used_for="taking wrappers off while torch.compile looks up the method to call",
+    without="a module that is compiled inside a guard keeps calling an idle wrapper",
     default=None,
 )
 
 
 def skipped_by_dynamo(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Have dynamo, which may be running what calls a function, leave its own frame as it is.
+    """Have dynamo skip a function's frame, even if it is compiling the caller.
 
     It may still compile what the function calls.
     """
@@ -84,15 +84,15 @@ def skipped_by_dynamo(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 @skipped_by_dynamo
 def dynamo_runs() -> bool:
-    """Tell whether dynamo looks at the frames that run, as far as this torch tells."""
+    """Tell whether dynamo looks at the frames that run; False if this torch does not tell."""
     return _callback is not None and _callback() is not None
 
 
 def hidden_from_dynamo(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Keep dynamo, which may be running what calls a function, from compiling it and its callees.
+    """Keep dynamo from compiling a function and its callees, even if it is compiling the caller.
 
-    Where dynamo does not run, the function is called as it is: switching dynamo off and on takes
-    longer than most of these functions do.
+    While dynamo does not run, the function is called as it is: switching dynamo off and on takes
+    longer than most of these functions.
     """
     hidden: Callable[_P, _R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     if _skip_code is None or _callback is None:
@@ -105,24 +105,24 @@ def hidden_from_dynamo(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def add_compile_callbacks(start: Callable[..., None], end: Callable[..., None]) -> None:
-    """Have these called before and after dynamo compiles."""
+    """Register functions that dynamo calls before and after it compiles."""
     _start_callbacks.append(start)
     _end_callbacks.append(end)
 
 
 def remove_compile_callbacks(start: Callable[..., None], end: Callable[..., None]) -> None:
-    """Have these called no longer; the user's step may have removed all callbacks already."""
+    """Remove these callbacks, unless the user's step has already removed all callbacks."""
     for callbacks, ours in ((_start_callbacks, start), (_end_callbacks, end)):
         if ours in callbacks:
             callbacks.remove(ours)
 
 
 def patches(around_switch: MakeWrapper, around_compile: MakeWrapper) -> list[Patch]:
-    """Return the wrappers around dynamo's own functions, as far as this torch has them.
+    """Return the patches of dynamo's own functions, as far as this torch has them.
 
     Args:
-        around_switch: wraps what switches dynamo on before compiled code and off after it.
-        around_compile: wraps what looks up the method that a compiled module is to call.
+        around_switch: wraps the functions that switch dynamo on before compiled code and off after.
+        around_compile: wraps the method that looks up what a compiled module will call.
     """
     wanted = (
         (_eval_frame, "set_eval_frame", around_switch),

@@ -1,4 +1,4 @@
-"""Keep what is guarded from hearing of the guard's own work."""
+"""Keep a guard's own work from being seen or changed by the user's code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_bninvariants.torch_internals import private_api
 
 
 def in_transform() -> bool:
-    """Tell whether a function transform such as vmap runs: its values are not those of a layer."""
+    """Tell whether a function transform such as vmap runs: its tensors do not hold plain values."""
     return private_api.peek_interpreter_stack() is not None
 
 
@@ -20,8 +20,8 @@ def in_transform() -> bool:
 def undisturbed() -> Iterator[None]:
     """Keep a user's dispatch and function modes from seeing or changing what a guard does.
 
-    No garbage is collected meanwhile: a guard keeps many tensors and makes no garbage, and a
-    collection that looks through all that a process holds takes longer than the guard's own work.
+    Garbage collection is off meanwhile: a guard keeps many tensors and makes no garbage, and a
+    collection that visits all objects of the process takes longer than the guard's own work.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -34,6 +34,6 @@ def undisturbed() -> Iterator[None]:
 
 
 def _without_modes() -> AbstractContextManager[object]:
-    """Switch dispatch modes off, if there are any: that takes as long as copying a layer."""
+    """Switch dispatch modes off, but only if there are any: it takes as long as copying a layer."""
     active = private_api.count_pre_dispatch_modes() or private_api.count_dispatch_modes()
     return private_api.disable_current_modes() if active else nullcontext()

@@ -1,4 +1,4 @@
-"""Wrap attributes of other people's classes and modules for a while."""
+"""Wrap attributes of torch's classes and modules for a while."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Switch:
 
 @dataclass(slots=True, frozen=True)
 class _Wrapping:
-    """What a wrapper of ours stands around.
+    """What one of our wrappers wraps.
 
     Args:
-        original: what it wraps.
+        original: the function that it wraps.
         switch: the switch that it obeys.
-        nested: whether what it wraps is itself a wrapper of ours.
+        nested: whether that function is itself one of our wrappers.
     """
 
     original: Callable[..., Any]
@@ -48,9 +48,9 @@ class Patch:
         owner: the class or module that has it.
         name: its name.
         make: makes a wrapper from the original and a switch that the wrapper must obey.
-        wrapper: the wrapper that was made last; it serves again while the original is the same,
-            since some patches come and go with each forward.
-        wrapping: what that one stands around.
+        wrapper: the latest wrapper; it is reused while the original is the same, since some patches
+            come and go with each forward.
+        wrapping: what the latest wrapper wraps.
     """
 
     owner: object
@@ -60,7 +60,7 @@ class Patch:
     wrapping: _Wrapping | None = None
 
     def install(self) -> None:
-        """Wrap what is there."""
+        """Wrap the attribute's current value."""
         original = getattr(self.owner, self.name)
         wrapping = self.wrapping
         if self.wrapper is None or wrapping is None or wrapping.original is not original:
@@ -75,8 +75,8 @@ class Patch:
     def remove(self) -> None:
         """Take the wrapper off.
 
-        Where somebody has put a wrapper around ours in the meantime, ours stays below it, switched
-        off. If they put ours back, it goes when the next of ours does.
+        If somebody has wrapped our wrapper in the meantime, ours stays inside theirs, switched off.
+        If they put ours back, the next removal takes it off.
         """
         wrapping = self.wrapping
         assert wrapping is not None
@@ -91,14 +91,14 @@ class Patch:
 
 
 class CodeSwap:
-    """Wrap a method of torch's for a while: its function gets other code, its class stays as it is.
+    """Wrap one of torch's methods for a while, by swapping its function's code.
 
-    Setting an attribute of `nn.Module` makes Python forget the attributes that it has looked up in
-    all subclasses. That takes longer than the rest of a guard around a small model. From Python
-    3.13 on a class even gets no more version tags after a thousand changes, so that its attributes
-    are never cached again (MAX_VERSIONS_PER_CLASS in CPython's Objects/typeobject.c).
+    Setting an attribute of `nn.Module` invalidates the attribute caches of all its subclasses. That
+    takes longer than the rest of a guard around a small model. From Python 3.13 on, a class even
+    gets no more version tags after a thousand changes, so that its attributes are never cached
+    again (MAX_VERSIONS_PER_CLASS in CPython's Objects/typeobject.c).
 
-    Where somebody else's function is in the method's place, a `Patch` wraps it.
+    If somebody else's function has replaced the method, a `Patch` wraps that.
 
     Args:
         owner: the class.
@@ -118,7 +118,7 @@ class CodeSwap:
         self._wrapping_code: CodeType | None = None
 
     def install(self) -> None:
-        """Wrap what is there."""
+        """Swap the code of the owner's method, or wrap the method with a `Patch`."""
         function = vars(self.owner).get(self.name)
         if not _is_torchs(function):
             self._patch.install()
@@ -131,7 +131,7 @@ class CodeSwap:
         _show_original(function, self._original)
 
     def _prepare(self, function: FunctionType) -> None:
-        """Make the wrapper, and the code that calls it; both serve again."""
+        """Make the wrapper, and the code that calls it; later installations reuse both."""
         code = function.__code__
         original = FunctionType(
             code,
@@ -151,7 +151,7 @@ class CodeSwap:
         )
 
     def remove(self) -> None:
-        """Give the function its own code back, or take the wrapper off."""
+        """Give the function its own code back, or take the `Patch` off."""
         if not self._switch.on:
             self._patch.remove()
             return
@@ -163,17 +163,17 @@ class CodeSwap:
 
 
 def wrap_method(owner: type, name: str, make: MakeWrapper) -> Patch | CodeSwap:
-    """Return what wraps a method of torch's.
+    """Return what wraps one of torch's methods.
 
-    In torch 2.4 code that `torch.compile` compiled guards on the code of `Module.__setattr__`, and
-    would be compiled anew if that were swapped; from 2.13 on it does not.
+    In torch 2.4, code that `torch.compile` compiled guards on the code of `Module.__setattr__`, and
+    would be recompiled if that were swapped; from 2.13 on it does not.
     """
-    swaps = TorchVersion(torch.__version__) >= "2.13"
-    return (CodeSwap if swaps else Patch)(owner, name, make)
+    can_swap = TorchVersion(torch.__version__) >= "2.13"
+    return CodeSwap(owner, name, make) if can_swap else Patch(owner, name, make)
 
 
 def _show_original(wrapper: Any, original: object) -> None:
-    """Have `inspect` show a wrapper's original: libraries ask for a method's parameters."""
+    """Have `inspect` show a wrapper's original: libraries inspect a method's parameters."""
     wrapper.__wrapped__ = original
 
 
@@ -182,7 +182,7 @@ def _is_torchs(function: object) -> TypeGuard[FunctionType]:
 
 
 def _code_that_calls(name: str) -> CodeType:
-    """Return the code of a method that calls a global function in its place."""
+    """Return the code of a method that calls a global function instead."""
     source = f"""
 def method(self, /, *args, **kwargs):
     __tracebackhide__ = True
@@ -193,13 +193,13 @@ def method(self, /, *args, **kwargs):
 
 
 def caller() -> FrameType | None:
-    """Return the frame that called what is wrapped; only a wrapper may ask."""
+    """Return the frame that called the wrapped function; only a wrapper may call this."""
     frame = sys._getframe(2)
     return frame.f_back if frame.f_code.co_filename == __file__ else frame
 
 
 class Patches:
-    """Several patches that are on and off together.
+    """Several patches that are installed and removed together.
 
     Args:
         patches: the patches.
@@ -210,13 +210,13 @@ class Patches:
         self._installed: list[Patch | CodeSwap] = []
 
     def install(self) -> None:
-        """Put all of them on, unless they are."""
+        """Install all of them, unless they are installed."""
         if not self._installed:
             for patch in self._patches:
                 patch.install()
                 self._installed.append(patch)
 
     def remove(self) -> None:
-        """Take all of them off."""
+        """Remove all of them."""
         while self._installed:
             self._installed.pop().remove()

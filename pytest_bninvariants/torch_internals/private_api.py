@@ -1,13 +1,13 @@
 """Look up the private names of torch that this package uses, and say what it does without them.
 
 All of them are here, except that dynamo's are in `dynamo`, since importing dynamo takes a second.
-Each is looked up once, at import. Where one is missing, a fallback takes its place, or what needs
-it raises a `GateError` when it starts.
+Each is looked up once, at import. If one is missing, either a fallback takes its place, or the
+guard or trace that needs it raises a `GateError` when it starts.
 
 Attributes that every `nn.Module` has are stable and are read in each forward, so they are used
 directly; `MODULE_ATTRIBUTES` lists them. Some names occur as text: `_orig_mod`, the child of a
-module that `torch.compile` returned, `_call_impl`, the function of a frame that calls a module, and
-modules of torch whose frames are skipped when a user's line is sought.
+module that `torch.compile` returned; `_call_impl`, the function whose frames call a module; and
+modules of torch whose frames are skipped in the search for a user's line.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class PrivateName:
     """A private name of torch.
 
     Args:
-        path: its module and its name in there, as `module:name`.
+        path: its module and its name in that module, as `module:name`.
         used_for: what this package does with it.
         without: what happens on a torch that lacks it.
-        needed_by: what refuses to start without it; empty where there is a fallback.
-        since: the first torch of those that were looked at that has it.
-        found: whether this torch has it.
+        needed_by: what refuses to start without it; empty if there is a fallback.
+        since: the oldest tested torch that has it.
+        exists: whether this torch has it.
     """
 
     path: str
@@ -43,13 +43,13 @@ class PrivateName:
     without: str
     needed_by: str
     since: str
-    found: bool
+    exists: bool
 
 
 NAMES: list[PrivateName] = []
 """All names that have been looked up."""
 _missing: list[PrivateName] = []
-"""Those that are needed and not found."""
+"""The names that are needed and that this torch lacks."""
 
 A_GUARD, A_TRACE = "a guard", "--bn-trace"
 MODULE_ATTRIBUTES = (
@@ -63,14 +63,14 @@ MODULE_ATTRIBUTES = (
 
 
 def find(path: str, *, used_for: str, without: str, default: Any, since: str = "2.4") -> Any:
-    """Return what a private name of torch stands for, or a fallback.
+    """Return the value of a private name of torch, or a fallback.
 
     Args:
-        path: the module and the name in it, as `module:name`.
+        path: the module and the name in that module, as `module:name`.
         used_for: what this package does with it.
         without: what happens on a torch that lacks it.
         default: the fallback.
-        since: the first torch that is known to have it; 2.4 is the oldest that is supported.
+        since: the oldest tested torch that has it; 2.4 is the oldest that is supported.
     """
     value = _look_up(path, default)
     NAMES.append(PrivateName(path, used_for, without, "", since, value is not default))
@@ -78,7 +78,7 @@ def find(path: str, *, used_for: str, without: str, default: Any, since: str = "
 
 
 def _need(path: str, *, used_for: str, by: str, default: Any = None) -> Any:
-    """Return what a private name of torch stands for; without it, something refuses to start."""
+    """Return the value of a private name of torch; without it, a guard or a trace cannot start."""
 
     def refuse(*_: object, **__: object) -> Any:
         require(by)
@@ -87,7 +87,7 @@ def _need(path: str, *, used_for: str, by: str, default: Any = None) -> Any:
     value, without = _look_up(path, fallback), f"{by} refuses to start"
     name = PrivateName(path, used_for, without, by, "2.4", value is not fallback)
     NAMES.append(name)
-    if not name.found:
+    if not name.exists:
         _missing.append(name)
     return value
 
@@ -106,7 +106,7 @@ def require(what: str) -> None:
         what: `A_GUARD` or `A_TRACE`.
 
     Raises:
-        GateError: if this torch lacks a private name that it needs.
+        GateError: if this torch lacks a private name that the guard or the trace needs.
     """
     for name in _missing:
         if name.needed_by == what:
@@ -132,46 +132,46 @@ def _joined(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-# What runs at the moment.
+# What is running.
 
 DisableTorchFunction: Callable[[], AbstractContextManager[object]] = _need(
     "torch._C:DisableTorchFunction",
-    used_for="to keep a user's function modes from hearing of its questions",
+    used_for="to keep a user's function modes from seeing its own calls",
     by=A_GUARD,
 )
 current_graph_task_id: Callable[[], int] = find(
     "torch._C:_current_graph_task_id",
-    used_for="telling a forward that checkpointing runs again inside of a backward",
-    without="it counts as any other forward",
+    used_for="recognising a forward that checkpointing runs again inside a backward",
+    without="it counts like any other forward",
     default=lambda: -1,
 )
 peek_interpreter_stack: Callable[[], object] = find(
     "torch._C._functorch:peek_interpreter_stack",
     used_for="telling whether a function transform such as vmap runs",
-    without="what runs inside of one is taken for an ordinary forward",
+    without="a forward inside one counts like any other forward",
     default=lambda: None,
 )
 count_function_modes: Callable[[], int] = find(
     "torch._C:_len_torch_function_stack",
-    used_for="skipping precautions against function modes where there are none",
+    used_for="skipping precautions against function modes if there are none",
     without="the precautions are always taken",
     default=lambda: 1,
 )
 count_dispatch_modes: Callable[[], int] = find(
     "torch._C:_len_torch_dispatch_stack",
-    used_for="skipping precautions against dispatch modes where there are none",
+    used_for="skipping precautions against dispatch modes if there are none",
     without="the precautions are always taken",
     default=lambda: 1,
 )
 count_pre_dispatch_modes: Callable[[], int] = find(
     "torch._ops:_len_torch_dispatch_stack_pre_dispatch",
-    used_for="skipping precautions against modes before dispatch where there are none",
+    used_for="skipping precautions against pre-dispatch modes if there are none",
     without="no precautions are taken against such modes, which only torch.export uses",
     default=lambda: 0,
 )
 disable_current_modes: Callable[[], AbstractContextManager[object]] = _need(
     "torch.utils._python_dispatch:_disable_current_modes",
-    used_for="to keep a user's dispatch modes from hearing of what it computes",
+    used_for="to keep a user's dispatch modes from seeing what it computes",
     by=A_GUARD,
 )
 
@@ -180,20 +180,20 @@ disable_current_modes: Callable[[], AbstractContextManager[object]] = _need(
 _need("torch.nn:Module._call_impl", used_for="to see which modules are called", by=A_GUARD)
 call_code: CodeType | None = find(
     "torch.nn:Module._wrapped_call_impl.__code__",
-    used_for="recognising the frame of a module that runs compiled code in place of its forward",
-    without="the module's call is not seen, but only that compiled code runs",
+    used_for="recognising the frame of a module that runs compiled code instead of its forward",
+    without="only compiled code is seen to run, and not which module runs it",
     default=None,
 )
 global_forward_hooks: Mapping[int, Any] = find(
     "torch.nn.modules.module:_global_forward_hooks",
     used_for="telling whether a hook may flip a BN layer's mode before or after its forward",
-    without="hooks that are global are not taken into account",
+    without="global hooks are not taken into account",
     default={},
 )
 global_forward_pre_hooks: Mapping[int, Any] = find(
     "torch.nn.modules.module:_global_forward_pre_hooks",
     used_for="telling whether a hook may flip a BN layer's mode before or after its forward",
-    without="hooks that are global are not taken into account",
+    without="global hooks are not taken into account",
     default={},
 )
 _INSTANCE_NORMS = (
@@ -206,19 +206,19 @@ _BATCH_NORMS = (
 )
 InstanceNorm: Any = find(
     "torch.nn.modules.instancenorm:_InstanceNorm",
-    used_for="telling an InstanceNorm by its base class",
-    without="it is told by the public classes",
+    used_for="recognising an InstanceNorm by its base class",
+    without="it is recognised by the public classes",
     default=_INSTANCE_NORMS,
 )
 NormBase: Any = find(
     "torch.nn.modules.batchnorm:_NormBase",
-    used_for="telling a BatchNorm or InstanceNorm by its base class",
-    without="it is told by the public classes",
+    used_for="recognising a BatchNorm or InstanceNorm by its base class",
+    without="it is recognised by the public classes",
     default=_BATCH_NORMS + _INSTANCE_NORMS,
 )
 _ = find(
     "torch.distributed:_broadcast_coalesced",
-    used_for="hearing when DDP broadcasts buffers",
+    used_for="finding out when DDP broadcasts buffers",
     without="a change by such a broadcast is reported without its cause",
     default=None,
 )
@@ -251,14 +251,14 @@ flatten_dense_tensors: Callable[[list[Tensor]], Tensor] = find(
 )
 is_traceable_wrapper_subclass: Callable[[object], bool] = find(
     "torch.utils._python_dispatch:is_traceable_wrapper_subclass",
-    used_for="telling a tensor that is made of others, such as a DTensor",
-    without="it is told by the methods that it has",
+    used_for="recognising a tensor that is made of others, such as a DTensor",
+    without="it is recognised by its methods",
     default=_is_wrapper,
 )
 tree_leaves: Callable[[Any], list[Any]] = find(
     "torch.utils._pytree:tree_leaves",
     used_for="finding the numbers beside the tensors of a wrapper subclass",
-    without="they are found in lists, tuples and dicts alone",
+    without="they are only found in lists, tuples and dicts",
     default=_leaves,
 )
 
@@ -272,22 +272,22 @@ TorchDispatchMode: Any = _need(
 )
 DisableTorchDispatch: Callable[[], AbstractContextManager[object]] = _need(
     "torch._C:_DisableTorchDispatch",
-    used_for="to keep modes from hearing of its questions",
+    used_for="to keep modes from seeing its own calls",
     by=A_TRACE,
 )
 current_dispatch_modes: Callable[[], list[Any]] = _need(
     "torch.utils._python_dispatch:_get_current_dispatch_mode_stack",
-    used_for="to stop wherever among other modes it is",
+    used_for="to stop wherever it is in the stack of modes",
     by=A_TRACE,
 )
 pop_mode: Callable[[], Any] = _need(
     "torch.utils._python_dispatch:_pop_mode",
-    used_for="to stop wherever among other modes it is",
+    used_for="to stop wherever it is in the stack of modes",
     by=A_TRACE,
 )
 push_mode: Callable[[Any], None] = _need(
     "torch.utils._python_dispatch:_push_mode",
-    used_for="to stop wherever among other modes it is",
+    used_for="to stop wherever it is in the stack of modes",
     by=A_TRACE,
 )
 _OpOverload: Any = find(
@@ -305,12 +305,12 @@ _schema: object = find(
 xpu_is_compiled: Callable[[], bool] = find(
     "torch.xpu:_is_compiled",
     used_for="saying that torch is built without XPU support, rather than that there is no device",
-    without="it is said that there is no device",
+    without="the message says that there is no device",
     default=lambda: True,
 )
 
 
 def declared_arguments(operator: Any) -> Any:
-    """Return the arguments that an operator declares; None where it cannot be asked."""
-    known = _schema is not None and isinstance(operator, _OpOverload)
-    return operator._schema.arguments if known else None
+    """Return the arguments that an operator's schema declares; None if it has no schema."""
+    has_schema = _schema is not None and isinstance(operator, _OpOverload)
+    return operator._schema.arguments if has_schema else None

@@ -18,15 +18,15 @@ SWAP = "torch.utils.swap_tensors()"
 
 
 class AssignmentListener(Protocol):
-    """What is told of assignments."""
+    """An object that is told of assignments."""
 
-    def saw_moved(self, tensors: Sequence[Tensor], call: str, frame: FrameType) -> None:
+    def saw_new_memory(self, tensors: Sequence[Tensor], call: str, frame: FrameType) -> None:
         """Note that a call in this frame gave tensors other memory."""
 
-    def saw_replaced(
-        self, replaced: Sequence[tuple[Tensor, Tensor]], call: str, frame: FrameType
+    def saw_replacements(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], call: str, frame: FrameType
     ) -> None:
-        """Note that a call in this frame put other tensors in the place of some."""
+        """Note that a call in this frame replaced the first tensor of each pair by the second."""
 
 
 class _ObservedData:
@@ -41,11 +41,11 @@ class _ObservedData:
     def __set__(self, tensor: Tensor, value: Tensor) -> None:
         self._original.__set__(tensor, value)
         for listener in tuple(_listeners):
-            listener.saw_moved([tensor], DATA_SET, sys._getframe(1))
+            listener.saw_new_memory([tensor], DATA_SET, sys._getframe(1))
 
 
 def _registered(module: nn.Module, name: str) -> Tensor | nn.Module | None:
-    """Return what a module has under a name; a module that is being made lacks registries."""
+    """Return what a module has registered under a name; it lacks registries before __init__."""
     for registry in ("_parameters", "_buffers", "_modules"):
         value: Tensor | nn.Module | None = vars(module).get(registry, {}).get(name)
         if value is not None:
@@ -57,22 +57,22 @@ def _tensors_by_name(value: Tensor | nn.Module | None) -> dict[str, Tensor]:
     if not isinstance(value, nn.Module):
         return {} if value is None else {"": value}
     return {
-        f"{module}.{name}": tensor
-        for module, below in named_modules(value)
-        for _, name, tensor in own_tensors(below)
+        f"{module_name}.{name}": tensor
+        for module_name, module in named_modules(value)
+        for _, name, tensor in own_tensors(module)
     }
 
 
 def _report_replaced(
     old: dict[str, Tensor], now: Tensor | nn.Module | None, call: str, frame: FrameType
 ) -> None:
-    """Tell listeners which tensors another tensor has taken the place of."""
+    """Tell listeners which tensors were replaced, and by which."""
     new = _tensors_by_name(now)
-    both = [(tensor, new[name]) for name, tensor in old.items() if name in new]
-    replaced = [(before, after) for before, after in both if before is not after]
+    pairs = [(tensor, new[name]) for name, tensor in old.items() if name in new]
+    replaced = [(before, after) for before, after in pairs if before is not after]
     if replaced:
         for listener in tuple(_listeners):
-            listener.saw_replaced(replaced, call, frame)
+            listener.saw_replacements(replaced, call, frame)
 
 
 def _observing_setattr(original: Callable[..., Any], switch: Switch) -> Callable[..., Any]:
@@ -89,7 +89,7 @@ def _observing_setattr(original: Callable[..., Any], switch: Switch) -> Callable
 
 
 def _observing_register(method: str) -> Callable[[Callable[..., Any], Switch], Callable[..., Any]]:
-    """Return what wraps `register_buffer` and its like."""
+    """Return a maker of wrappers around `register_buffer` or a method like it."""
 
     def observing(original: Callable[..., Any], switch: Switch) -> Callable[..., Any]:
         def register(self: nn.Module, name: str, *args: Any, **kwargs: Any) -> None:
@@ -114,7 +114,7 @@ def _observing_swap(original: Callable[..., Any], switch: Switch) -> Callable[..
         original(t1, t2)
         if switch.on:
             for listener in tuple(_listeners):
-                listener.saw_moved([t1, t2], SWAP, sys._getframe(1))
+                listener.saw_new_memory([t1, t2], SWAP, sys._getframe(1))
 
     return swap_tensors
 
@@ -139,7 +139,7 @@ def add_listener(listener: AssignmentListener) -> None:
 
 
 def remove_listener(listener: AssignmentListener) -> None:
-    """Tell a listener no longer; do nothing if it is not told."""
+    """Stop telling a listener; do nothing if it is not being told."""
     if listener not in _listeners:
         return
     _listeners.remove(listener)

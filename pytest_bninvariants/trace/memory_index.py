@@ -1,4 +1,4 @@
-"""An index of tensors by their memory, so that aliases and views of them are recognised."""
+"""Index tensors by their memory, so that aliases and views of them are recognised."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class MemoryIndex:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        places = [(*span, name) for name, tensor in tensors.items() for span in spans(tensor)]
+        named_spans = [(*span, name) for name, tensor in tensors.items() for span in spans(tensor)]
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._names: list[list[str]] = []
-        for start, end, name in sorted(places):
+        for start, end, name in sorted(named_spans):
             if self._ends and start < self._ends[-1]:
                 self._ends[-1] = max(self._ends[-1], end)
                 self._names[-1].append(name)
@@ -34,7 +34,7 @@ class MemoryIndex:
                 self._names.append([name])
 
     def overlapping(self, tensor: Tensor) -> Iterator[str]:
-        """Yield the names of tensors that may share memory with this one."""
+        """Yield the names of the tensors that may share memory with a tensor."""
         for start, end in spans(tensor):
             block = max(bisect_right(self._starts, start) - 1, 0)
             while block < len(self._starts) and self._starts[block] < end:

@@ -14,7 +14,7 @@ _TRUSTED_NAMESPACES = ("aten", "prim", "prims", "profiler")
 # Arguments that normalising operators write to, though their schemas do not say so:
 # https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/native/native_functions.yaml
 _WRITTEN_UNDECLARED = ("running_mean", "running_var")
-# What declares no arguments, such as a higher-order operator, is taken to write to its first ones.
+# An operator without a schema, such as a higher-order operator, may write to its first arguments.
 _CHECKED_WITHOUT_SCHEMA = 8
 
 
@@ -43,7 +43,7 @@ def _written(func: Any) -> tuple[tuple[int, str], ...]:
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield the tensors among values and in the lists among them."""
+    """Yield the tensors among values, also those in lists and tuples."""
     for value in values:
         if isinstance(value, Tensor):
             yield value

@@ -21,24 +21,24 @@ from pytest_bninvariants.trace.memory_index import MemoryIndex
 from pytest_bninvariants.trace.operators import tensors_in, written_arguments
 from pytest_bninvariants.verdict import Change, Place, Write
 
-# modules whose frames lie between an operator and the code that called it
+# Modules whose frames lie between an operator and the code that called it.
 _DISPATCH_MODULES = (__name__, "torch._compile", "torch._dynamo.eval_frame", "torch._ops")
 _GIVING_OTHER_MEMORY = (assignments.DATA_SET, assignments.SWAP, "aten.set_.")
-# Operators between two indexings: what moves memory without an assignment or `set_`, as the
-# `flatten_parameters` of RNNs does, is rare, and indexing takes as long as many operators.
+# Operators between two updates of the index. Few operations move memory without an assignment or
+# `set_`, as the `flatten_parameters` of RNNs does, and an update takes as long as many operators.
 _OPERATORS_PER_INDEX = 256
 
 
 class Tracer(private_api.TorchDispatchMode):  # type: ignore[misc]
     """Find the first write to each of some tensors; a dispatch mode, between `start` and `stop`.
 
-    An operator is suspected if an argument that it may write to lies in the memory of a sought
-    tensor. It did write if the bytes differ afterwards.
+    An operator is suspect if an argument that it may write to shares memory with a sought tensor.
+    It did write if the bytes differ afterwards.
 
     Args:
         kept: what a snapshot holds of the tensors, by name.
-        closely: also check one of the tensors after every second operator, so that a write that
-            no operator made is placed between two of them.
+        closely: also check one of the tensors after every second operator, to find between which
+            two operators something else wrote.
     """
 
     supports_higher_order_operators = True
@@ -59,7 +59,7 @@ class Tracer(private_api.TorchDispatchMode):  # type: ignore[misc]
         self.__enter__()
 
     def stop(self) -> None:
-        """Trace no longer, wherever in the stack of active modes this one is."""
+        """Stop tracing, wherever this mode is in the stack of active modes."""
         if any(mode is self for mode in private_api.current_dispatch_modes()):
             above = []
             while (mode := private_api.pop_mode()) is not self:
@@ -71,30 +71,30 @@ class Tracer(private_api.TorchDispatchMode):  # type: ignore[misc]
         assignments.remove_listener(self)
 
     def writes(self, changes: Iterable[Change]) -> tuple[Write, ...]:
-        """Return who wrote to those tensors that have changed while this traced."""
+        """Return the first write to each tensor that changed during the trace."""
         sought = [each for each in changes if each.name in self._kept and each.kind != "gone"]
-        found = (self._writes.get(each.name) or self._unseen_write(each) for each in sought)
-        return tuple(write for write in found if write is not None)
+        writes = (self._writes.get(each.name) or self._unseen_write(each) for each in sought)
+        return tuple(write for write in writes if write is not None)
 
     def _unseen_write(self, change: Change) -> Write | None:
         name = change.name
         if not change.same_object:
             return Write(name=name, replaced=True)
         if self._is_unchanged(name):
-            return None  # it had changed before
+            return None  # it changed before the trace
         return self._write_between(name, None)
 
-    def saw_moved(self, tensors: Sequence[Tensor], call: str, frame: FrameType) -> None:
-        """Note that tensors have been given other memory."""
+    def saw_new_memory(self, tensors: Sequence[Tensor], call: str, frame: FrameType) -> None:
+        """Note that a call gave tensors other memory."""
         moved = set(map(id, tensors))
         names = [name for name, each in self._sought.items() if id(each) in moved]
         self._record_if_changed(names, call, frame)
 
-    def saw_replaced(
-        self, replaced: Sequence[tuple[Tensor, Tensor]], call: str, frame: FrameType
+    def saw_replacements(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], call: str, frame: FrameType
     ) -> None:
-        """Note that other tensors have taken the place of some."""
-        now = {id(old): new for old, new in replaced}
+        """Note that a call replaced the first tensor of each pair by the second."""
+        now = {id(old): new for old, new in pairs}
         sought = {name: now[id(each)] for name, each in self._sought.items() if id(each) in now}
         self._sought |= sought
         self._record_if_changed([*sought], call, frame, replaced=True)
@@ -121,7 +121,7 @@ class Tracer(private_api.TorchDispatchMode):  # type: ignore[misc]
     def _suspected_names(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[str]:
-        """Return the names of sought tensors in whose memory an operator may write."""
+        """Return the names of the sought tensors that an operator may write to."""
         self._operators_left -= 1
         if self._operators_left == 0:
             self._rebuild_index()
@@ -144,7 +144,7 @@ class Tracer(private_api.TorchDispatchMode):  # type: ignore[misc]
         *,
         replaced: bool = False,
     ) -> None:
-        """Record a write to each of some tensors, if its bytes differ."""
+        """Record a write to each of these tensors whose bytes differ."""
         changed = [name for name in names if not self._is_unchanged(name)]
         if operator.startswith(_GIVING_OTHER_MEMORY):
             self._rebuild_index()
@@ -191,7 +191,7 @@ class Tracer(private_api.TorchDispatchMode):  # type: ignore[misc]
 
 
 def start_tracing(kept: Mapping[str, KeptTensor]) -> Tracer | None:
-    """Trace the tensors of a snapshot that `--bn-trace` asks for, if any."""
+    """Start to trace those tensors of a snapshot that `--bn-trace` asks for, if it is on."""
     trace = run_config.current.trace
     if trace is None:
         return None
@@ -211,6 +211,6 @@ def _caller() -> FrameType | None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep other modes, and tensors of other classes, from seeing what the tracer runs."""
+    """Hide what the tracer runs from other modes and from subclasses of Tensor."""
     with private_api.DisableTorchDispatch(), private_api.DisableTorchFunction():
         yield

@@ -20,7 +20,7 @@ from pytest_bninvariants.torch_internals.private_api import MODULE_ATTRIBUTES, N
 
 PACKAGE = Path(pytest_bninvariants.__file__).parent
 SOURCES = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "torch_internals"]
-FOUND = [name for name in NAMES if name.found]
+FOUND = [name for name in NAMES if name.exists]
 NOT_TORCHS = {
     *("_getframe", "_replace", "_fields"),  # of Python's own sys and namedtuple
     *("_excinfo", "_arg2fixturedefs"),  # of pytest's
@@ -29,7 +29,7 @@ NOT_TORCHS = {
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: name.path)
 def test_a_name_is_there_since_the_torch_that_is_said_to_have_it(name: object) -> None:
-    assert name.found == (TorchVersion(torch.__version__) >= name.since)
+    assert name.exists == (TorchVersion(torch.__version__) >= name.since)
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: name.path)
