@@ -1,4 +1,4 @@
-"""Whether a value is a number; Python counts `bool` among the integers, a user does not."""
+"""Tell whether a value is a number; to Python a `bool` is an integer, to a user it is not."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 
 def is_real(value: object) -> TypeGuard[Real]:
-    """Tell whether a value is a real number of any type, as numpy's are, and not a bool."""
+    """Tell whether a value is a real number of any type, e.g. numpy's, and not a bool."""
     return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Whose stack frame is this: the user's, a library's or ours; and paths as people read them."""
+"""Tell the user's stack frames from those of libraries and of this package."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _CONFORMANCE = f"{PACKAGE}conformance{os.sep}"
 _LIBRARIES = tuple(
     f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
-_NO_TOOLS = "torch.nn.modules."
+_NO_TOOLS = "torch.nn.modules."  # calls of a module are not worth naming
 _PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 
 @lru_cache(maxsize=4096)
 def is_user_file(filename: str) -> bool:
-    """Tell whether a file is the user's: not a library's, not generated, not of this package."""
+    """Tell whether a file is the user's: not generated, and not of a library or this package."""
     if filename.startswith(("<", PACKAGE)):
         return False
     return not (
@@ -35,14 +35,14 @@ def is_user_file(filename: str) -> bool:
 
 
 def callers(frame: FrameType | None) -> Iterator[FrameType]:
-    """Yield a frame and those that it was called from, outwards."""
+    """Yield a frame and its callers, the innermost first."""
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
 def user_line() -> tuple[str, int]:
-    """Return file and line of the user's code that is running."""
+    """Return the file and line of the innermost frame in the user's code."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and not is_user_file(frame.f_code.co_filename):
         frame = frame.f_back
@@ -57,8 +57,8 @@ def place_of(frame: FrameType | None, call: str) -> Place | None:
         call: what was called.
 
     Returns:
-        The innermost line of the user's own code, with the library function in between, if any;
-        if no code of the user's is on the stack, the library's line.
+        The innermost line of the user's own code, with the library function in between, if any.
+        If the stack has no code of the user's, the innermost line of all.
     """
     tool = None
     nearest = frame
@@ -81,26 +81,26 @@ def place_of(frame: FrameType | None, call: str) -> Place | None:
 
 
 def relative_path(file: str) -> str:
-    """Return a path as seen from the current folder, if it is below that."""
-    return _below(file, os.getcwd())
+    """Return a path relative to the current folder, if it is inside that."""
+    return _relative_to(file, os.getcwd())
 
 
 @lru_cache(maxsize=1024)
-def _below(file: str, here: str) -> str:
+def _relative_to(file: str, folder: str) -> str:
     path = Path(file)
-    return str(path.relative_to(here)) if path.is_relative_to(here) else file
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else file
 
 
 def is_our_frame(traceback: TracebackType) -> bool:
-    """Tell whether a traceback's frame runs this package's machinery."""
+    """Tell whether a traceback's frame is of this package, but not of its conformance tests."""
     filename = traceback.tb_frame.f_code.co_filename
-    if filename == "<string>":  # what dataclasses generate
+    if filename == "<string>":  # code that dataclasses generate
         return str(traceback.tb_frame.f_globals.get("__name__")).startswith(f"{_NAME}.")
     return filename.startswith(PACKAGE) and not filename.startswith(_CONFORMANCE)
 
 
 def drop_our_frames(error: BaseException) -> None:
-    """Unlink this package's frames from an exception's traceback, and from its causes'."""
+    """Remove this package's frames from the tracebacks of an exception and of its causes."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:
@@ -108,13 +108,13 @@ def drop_our_frames(error: BaseException) -> None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        current.__traceback__ = _unlinked(current.__traceback__)
+        current.__traceback__ = _without_our_frames(current.__traceback__)
         pending += [current.__cause__, current.__context__]
         if isinstance(current, BaseExceptionGroup):
             pending += current.exceptions
 
 
-def _unlinked(traceback: TracebackType | None) -> TracebackType | None:
+def _without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
     while traceback is not None and is_our_frame(traceback):
         traceback = traceback.tb_next
     kept = traceback

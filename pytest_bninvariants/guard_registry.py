@@ -1,4 +1,4 @@
-"""Guards that the pytest layer has yet to look at; imports no torch."""
+"""Guards that the pytest layer has yet to check, in a module that imports no torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pytest_bninvariants.invariants.guard import Guard
 
-unreported: dict[int, str] = {}
-"""By number, what to report of guards that were made and not entered yet, or that ended where
-nobody received their verdict. The pytest layer fails the test that leaves any."""
+complaints: dict[int, str] = {}
+"""Complaints about guards that were not entered yet, or whose verdict nobody received, by the
+guards' numbers. The pytest layer fails a test that leaves any."""
 
-entered: dict[int, Guard] = {}
-"""By number, guards that were entered and have not ended. The pytest layer looks at them once the
-test and its fixtures have ended."""
+open_guards: dict[int, Guard] = {}
+"""Guards that were entered and have not ended, by their numbers. The pytest layer checks them after
+the test and its fixtures have ended."""

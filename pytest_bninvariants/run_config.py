@@ -1,4 +1,4 @@
-"""What this run was asked for; apart from what acts on it, so that reading it imports no torch."""
+"""The options of the run that the engine reads, in a module that imports no torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """How the guards that start now trace their steps.
+    """What guards trace during their steps.
 
     Args:
-        names: the tensors whose writers are sought; None: those of all that is watched.
+        names: the tensors whose writers are sought; None: all watched tensors.
     """
 
     names: frozenset[str] | None = None
@@ -25,15 +25,15 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """What the engine is asked for.
+    """The options that the engine reads.
 
     Args:
-        devices: what `--bn-device` says.
+        devices: the devices that `--bn-device` names.
         bn_layer_types: names of types that count as BN layers: `Class`, `pkg.module.Class` or
             `pkg.module:Class`.
-        snapshot_budget: how many bytes a snapshot may keep on each device; None: a quarter of what
-            is free there.
-        trace: how guards trace their steps; None where they do not.
+        snapshot_budget: how many bytes a snapshot may keep on each device; None: a quarter of the
+            free ones.
+        trace: what guards trace; None: nothing.
     """
 
     devices: tuple[str, ...] = ("cpu",)
@@ -43,11 +43,11 @@ class RunConfig:
 
 
 current = RunConfig()
-"""Read it as `run_config.current.trace`: it is another object in each run."""
+"""Read it through the module, as in `run_config.current.trace`, since `activate` rebinds it."""
 
 
 @contextmanager
-def active(config: RunConfig) -> Iterator[None]:
+def activate(config: RunConfig) -> Iterator[None]:
     """Make a configuration the current one for a while."""
     global current
     before, current = current, config
@@ -58,7 +58,7 @@ def active(config: RunConfig) -> Iterator[None]:
 
 
 @contextmanager
-def replaced(**changes: Any) -> Iterator[None]:
-    """Replace some values of the current configuration for a while."""
-    with active(replace(current, **changes)):
+def override(**changes: Any) -> Iterator[None]:
+    """Override some options of the current configuration for a while."""
+    with activate(replace(current, **changes)):
         yield

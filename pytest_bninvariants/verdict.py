@@ -20,7 +20,7 @@ ChangeKind = Literal[
     "still",
 ]
 AUDIT = "--bn-audit"
-"""What a verdict of an audit gives as its guard."""
+"""The `guard` of an audit's verdicts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +49,10 @@ class Change:
     Args:
         name: the tensor's qualified name; for `eps` and `batch-statistics` the layer's.
         layer: qualified name of the module that holds it; empty for the model itself.
-        kind: what sort of change it is.
+        kind: the kind of change.
         text: the change in words, e.g. `0 -> 1`.
-        same_object: whether the very tensor that held the name before still holds it.
-        exact: whether its bytes were kept, and not fingerprints of them.
+        same_object: whether the name still holds the same tensor object.
+        exact: whether the snapshot kept its bytes, and not only fingerprints.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Change:
 
     @property
     def of_tensor(self) -> bool:
-        """Tell whether a tensor changed, and not a layer's setting or its way to normalise."""
+        """Tell whether a tensor changed, rather than how a layer is set or normalises."""
         return self.kind not in ("eps", "batch-statistics", "update", "still")
 
 
@@ -78,13 +78,13 @@ class Cause:
     """Why some layers changed, and what to do.
 
     Args:
-        name: the word for it, as its rule and the docs have it.
+        name: its name, as in the docs, e.g. `training-mode`.
         layers: qualified names of the layers that it explains.
         tensors: qualified names of the tensors that it explains.
         why: what was seen, in a sentence or more.
         fix: what to do, in the imperative.
-        place: where it was done, if that was seen.
-        did: what was done at that place, up to the call, e.g. `put in training mode by`.
+        place: where it happened, if that was seen.
+        did: what happened at that place, up to the call, e.g. `put in training mode by`.
     """
 
     name: str
@@ -110,11 +110,11 @@ class Write:
 
     Args:
         name: the tensor's qualified name.
-        operator: the operator that wrote, e.g. `aten.add_.Tensor`; None where none was seen to.
+        operator: the operator that wrote, e.g. `aten.add_.Tensor`; None if none was seen to write.
         place: the line of the user's own code that ran then.
         in_backward: whether autograd was running a backward pass.
-        between: where no operator was seen to write: the places after which the tensor was last
-            seen unchanged and first seen changed, as far as they are known.
+        between: if no operator was seen to write, the places after which the tensor was last seen
+            unchanged and first seen changed, as far as they are known.
         replaced: whether another tensor took its place.
     """
 
@@ -130,24 +130,24 @@ class Write:
 class Verdict:
     """What one guard found around one step.
 
-    A guard has it as `guard.verdict` when it was left, and a `FrozenStateChanged` or
+    A guard that has ended has it as `guard.verdict`, and a `FrozenStateChanged` or
     `InvariantBroken` as `error.verdict`.
 
     Args:
         guard: the guard as its user wrote it, e.g. `frozen_bn('backbone')`.
         noun: what the guard judges, e.g. `frozen BN layer`.
-        broke: the verb for those that broke the invariant, e.g. `changed`.
+        broke: the verb for layers that broke the invariant, e.g. `changed`.
         column: the heading above the names of the changes.
         model: class name of the model.
-        source: where the model was found, e.g. `fixture 'model'`; empty where it was passed.
-        layers: how many layers were watched, or of what the noun says.
-        tensors: how many tensor names were watched; None where the guard does not judge tensors.
+        source: where the model was found, e.g. `fixture 'model'`; empty if it was passed.
+        layers: how many layers, or other things that the noun names, were watched.
+        tensors: how many tensor names were watched; None if the guard does not judge tensors.
         changes: what broke the invariant; empty when it held.
         causes: why, most specific first.
         hazards: what may go wrong later, though it did not break the invariant.
-        writes: the first write to each tensor that changed, if the step was traced; None where a
-            write cannot break the invariant.
-        notes: how it was judged, where that is worth knowing.
+        writes: the first write to each tensor that changed, if the step was traced; None if a write
+            cannot break the invariant.
+        notes: what is worth knowing about how it was judged.
 
     Example:
         >>> import torch

@@ -70,7 +70,7 @@ def torch_is_left_as_it_was() -> Iterator[None]:
 @pytest.fixture
 def unreported() -> dict[int, str]:
     """What is to be reported of guards that were made and not entered."""
-    return guard_registry.unreported
+    return guard_registry.complaints
 
 
 @pytest.fixture

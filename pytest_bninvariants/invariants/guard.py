@@ -12,7 +12,7 @@ from torch import nn
 
 from pytest_bninvariants.errors import GateError, InvariantBroken, InvariantHazard, Refusal
 from pytest_bninvariants.frames import relative_path, user_line
-from pytest_bninvariants.guard_registry import entered, unreported
+from pytest_bninvariants.guard_registry import complaints, open_guards
 from pytest_bninvariants.invariants.conclude import conclude
 from pytest_bninvariants.reporting.verdict_text import hazards_in_a_line
 from pytest_bninvariants.verdict import Verdict
@@ -133,7 +133,7 @@ class Guard:
 
     def attach(self, companion: Guard) -> Guard:
         """Make another guard start and end with this one; each gives its own verdict."""
-        unreported.pop(companion._number, None)
+        complaints.pop(companion._number, None)
         companion._is_companion = True
         self.companion = companion
         return self
@@ -158,12 +158,12 @@ class Guard:
                 raise error.as_gate_error(self.spelling) from error.__cause__
             raise
         if not self._is_companion:
-            entered[self._number] = self
+            open_guards[self._number] = self
 
     def stop(self) -> None:
         """Stop watching."""
         self._use()
-        entered.pop(self._number, None)
+        open_guards.pop(self._number, None)
         if self.companion is not None:
             self.companion.stop()
         self._end()
@@ -192,11 +192,11 @@ class Guard:
 
     def report_later(self, complaint: str) -> None:
         """Have the pytest layer fail the test with a complaint, unless the guard is used before."""
-        unreported[self._number] = f"{self._described} {complaint}"
+        complaints[self._number] = f"{self._described} {complaint}"
 
     def _use(self) -> None:
         self._used = True
-        unreported.pop(self._number, None)
+        complaints.pop(self._number, None)
 
 
 def at_once(guard: Guard) -> Verdict:

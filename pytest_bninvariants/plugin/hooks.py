@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     settings = config.stash[SETTINGS] = parse_settings(config)
     until_unconfigured = ExitStack()
-    until_unconfigured.enter_context(run_config.active(settings.run))
+    until_unconfigured.enter_context(run_config.activate(settings.run))
     config.add_cleanup(until_unconfigured.close)
     if settings.bn_trace == "rerun":
         from pytest_bninvariants.plugin.trace_rerun import TraceRerunner
@@ -85,7 +85,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    guard_registry.unreported.clear()
+    guard_registry.complaints.clear()
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -94,7 +94,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     from pytest_bninvariants.invariants.frozen import earlier_runs
     from pytest_bninvariants.plugin.outcomes import reports, unjudged_guards
 
-    item.stash[_OPEN] = set(guard_registry.entered)
+    item.stash[_OPEN] = set(guard_registry.open_guards)
     if earlier_runs.active is not None:
         earlier_runs.active.begin_run()
     if hasattr(item, "addExpectedFailure"):

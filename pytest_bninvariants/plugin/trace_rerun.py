@@ -16,7 +16,7 @@ from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.plugin.options import may_run_again
 from pytest_bninvariants.plugin.outcomes.exceptions import verdicts_in
 from pytest_bninvariants.reporting.trace_text import compare_runs
-from pytest_bninvariants.run_config import Trace, replaced
+from pytest_bninvariants.run_config import Trace, override
 from pytest_bninvariants.verdict import Verdict
 
 _TITLE = "who wrote it: a second run, under --bn-trace"
@@ -52,7 +52,7 @@ class TraceRerunner:
         if _another_plugin_reruns(item):
             return None  # what they run is traced as it is
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        with replaced(trace=None):
+        with override(trace=None):
             reports, first = self._run_once(item, nextitem)
         try:
             if first.broken:
@@ -77,7 +77,7 @@ class TraceRerunner:
             text = f"a test with subtests is not run again; {_INSTEAD}"
         else:
             names = frozenset(n for verdict in first.verdicts for n in verdict.changed_tensors)
-            with replaced(trace=Trace(names=names)), earlier_runs.remembering(None):
+            with override(trace=Trace(names=names)), earlier_runs.remembering(None):
                 reports, second = self._run_once(item, nextitem)
             ended = next((report for report in reports if not report.passed), None)
             text = "" if second.broken else _end_of_unbroken_run(ended)

@@ -68,7 +68,7 @@ def test_batch_sizes_dtypes_and_devices_are_those_given() -> None:
 def test_devices_are_by_default_those_of_the_run() -> None:
     strategy = train_batches((2,), classes=2)
     assert {batch.inputs.device.type for batch in drawn(strategy)} == {"cpu"}
-    with run_config.replaced(devices=("cpu", "meta")):
+    with run_config.override(devices=("cpu", "meta")):
         for kind in ("cpu", "meta"):
             batch = find(strategy, lambda batch, kind=kind: batch.inputs.device.type == kind)  # type: ignore[misc]
             assert batch.targets.device.type == kind

@@ -16,7 +16,7 @@ from pytest_bninvariants import (
     frozen,
     frozen_bn,
 )
-from pytest_bninvariants.guard_registry import entered
+from pytest_bninvariants.guard_registry import open_guards
 from pytest_bninvariants.instrumentation import observer_api
 from tests.invariants.guard_steps import GUARDS, drift_and_raise, nothing
 from tests.watching import watching
@@ -266,5 +266,5 @@ def test_a_guard_whose_companion_cannot_begin_leaves_torch_as_it_was(
     with pytest.raises(GateError, match="'hed'"), frozen(net, "backbone", trains="hed"):
         pass
     assert torch_state() == before
-    assert entered == {}
+    assert open_guards == {}
     assert observer_api.active_observers == ()

@@ -20,7 +20,7 @@ from pytest_bninvariants import (
     frozen_bn,
     same_output,
 )
-from pytest_bninvariants.guard_registry import entered
+from pytest_bninvariants.guard_registry import open_guards
 from pytest_bninvariants.invariants.conclude import conclude
 from pytest_bninvariants.invariants.guard import GuardNeverEntered
 from tests.invariants.guard_steps import GUARDS, nothing, started
@@ -249,10 +249,10 @@ def test_a_guard_that_was_entered_is_not_noted(
 def test_a_guard_that_is_entered_is_known_until_it_is_left(net: Any, batch: Tensor) -> None:
     guard = frozen(net)
     with guard:
-        assert list(entered.values()) == [guard]
+        assert list(open_guards.values()) == [guard]
         assert "was entered and never left" in guard.left_open
         net(batch)
-    assert entered == {}
+    assert open_guards == {}
 
 
 def test_a_gate_error_wins_over_a_violation_and_carries_it(net: Any, batch: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, GateError, frozen_bn, run_config
-from pytest_bninvariants.run_config import replaced
+from pytest_bninvariants.run_config import override
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
@@ -98,7 +98,7 @@ class SpecialWhitening(Whitening):
 @pytest.fixture
 def named_types() -> Iterator[Callable[[list[str]], None]]:
     with ExitStack() as stack:
-        yield lambda names: stack.enter_context(replaced(bn_layer_types=tuple(names)))
+        yield lambda names: stack.enter_context(override(bn_layer_types=tuple(names)))
     assert not run_config.current.bn_layer_types
 
 

@@ -107,7 +107,7 @@ def test_a_layer_without_statistics_has_a_plan_of_its_own() -> None:
 def test_another_type_under_the_same_names_has_a_plan_of_its_own() -> None:
     model = nn.Sequential(nn.BatchNorm1d(2), Plain())
     select(model, Scope(bn_only=True))
-    with run_config.replaced(bn_layer_types=(PlainNorm.__name__,)):
+    with run_config.override(bn_layer_types=(PlainNorm.__name__,)):
         assert list(select(model, Scope(bn_only=True)).bn_layers) == ["0"]
         model[1] = PlainNorm()
         assert list(select(model, Scope(bn_only=True)).bn_layers) == ["0", "1"]

@@ -13,7 +13,7 @@ from torch import nn
 
 from pytest_bninvariants import FrozenStateChanged, frozen
 from pytest_bninvariants.invariants.frozen import earlier_runs
-from pytest_bninvariants.run_config import replaced
+from pytest_bninvariants.run_config import override
 from pytest_bninvariants.snapshot.arena import Arena, arena
 from tests.watching import watched
 
@@ -186,7 +186,7 @@ def test_memory_is_given_back_where_fingerprints_have_to_do() -> None:
     model = Large()
     with frozen(model):
         run(model)
-    with replaced(snapshot_budget=1000), frozen(model) as guard:
+    with override(snapshot_budget=1000), frozen(model) as guard:
         run(model)
     assert watched(guard) == (1, 2)
     assert arena.idle_on(CPU) == 0

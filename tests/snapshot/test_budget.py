@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_limit_that_is_given_counts() -> None:
-    with run_config.replaced(snapshot_budget=1000):
+    with run_config.override(snapshot_budget=1000):
         assert budget.allows(1000, CPU)
         assert not budget.allows(1001, CPU, idle=5000)
     assert run_config.current.snapshot_budget is None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, frozen
-from pytest_bninvariants.run_config import replaced
+from pytest_bninvariants.run_config import override
 from pytest_bninvariants.snapshot.fingerprints import CHUNK, Method, fingerprints, method_on
 
 METHODS: list[Method] = ["xxhash", "torch operators"]
@@ -97,7 +97,7 @@ class Large(nn.Module):
 def told(write: Callable[[Large], object], limit: int | None = 1000) -> dict[str, str]:
     model = Large()
     try:
-        with replaced(snapshot_budget=limit), torch.no_grad(), frozen(model):
+        with override(snapshot_budget=limit), torch.no_grad(), frozen(model):
             model()
             write(model)
     except FrozenStateChanged as failure:
@@ -142,7 +142,7 @@ def test_the_next_such_guard_keeps_what_fingerprints_told_of_as_far_as_the_budge
         model = Two()
         model.absent = nn.Parameter(torch.zeros(2))
         guard = frozen(model, exclude=exclude)
-        with replaced(snapshot_budget=limit), pytest.raises(FrozenStateChanged) as caught, guard:
+        with override(snapshot_budget=limit), pytest.raises(FrozenStateChanged) as caught, guard:
             change(model, names)
         return [change.text for change in caught.value.verdict.changes]
 

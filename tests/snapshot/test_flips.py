@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_bninvariants.run_config import replaced
+from pytest_bninvariants.run_config import override
 from pytest_bninvariants.snapshot import fingerprints
 from tests.snapshot.flips import LEAVING, WAYS, Holder, alarmed, missed
 
@@ -26,7 +26,7 @@ def keeping(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         pytest.importorskip("xxhash")
     else:
         monkeypatch.setattr(fingerprints, "_xxhash", lambda: None)
-    with replaced(snapshot_budget=0):
+    with override(snapshot_budget=0):
         yield request.param
 
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import resnet18
 
 from pytest_bninvariants import FrozenStateChanged, frozen
-from pytest_bninvariants.run_config import Trace, replaced
+from pytest_bninvariants.run_config import Trace, override
 from tests.trace.tracing import ALL, Small, Step, add, broken, copy, traced
 
 
@@ -29,7 +29,7 @@ def train_the_head(model: Any) -> None:
 
 def test_a_model_whose_head_trains_has_no_writes_but_those_to_the_head() -> None:
     model = resnet18(num_classes=10).eval()
-    with replaced(trace=ALL), frozen(model, exclude="fc") as guard:
+    with override(trace=ALL), frozen(model, exclude="fc") as guard:
         writes = broken(frozen(model), lambda: train_the_head(model)).verdict.writes
     assert guard.verdict.holds
     assert (guard.verdict.layers, guard.verdict.tensors) == (40, 120)
@@ -39,7 +39,7 @@ def test_a_model_whose_head_trains_has_no_writes_but_those_to_the_head() -> None
 def state_after(step: Step, *, trace: Trace | None) -> list[Tensor]:
     torch.manual_seed(0)
     model = resnet18(num_classes=10)
-    with replaced(trace=trace), suppress(FrozenStateChanged), frozen(model):
+    with override(trace=trace), suppress(FrozenStateChanged), frozen(model):
         step(model)
     return [*model.state_dict().values(), torch.get_rng_state(), torch.randn(3)]
 
@@ -90,7 +90,7 @@ def test_a_users_mode_sees_what_it_sees_without_tracing(
         model, mode = Small(), kind()
         guard = frozen(model)
         contexts = [mode, guard] if outside else [guard, mode]
-        with replaced(trace=trace), suppress(FrozenStateChanged), contexts[0], contexts[1]:
+        with override(trace=trace), suppress(FrozenStateChanged), contexts[0], contexts[1]:
             model(torch.ones(2, 3)).sum().backward()
             add(model)
             model.mean.add_(0)
@@ -101,7 +101,7 @@ def test_a_users_mode_sees_what_it_sees_without_tracing(
 
 def test_a_mode_that_is_left_after_the_guard_stays() -> None:
     mode, model = Counting(), Small()
-    with replaced(trace=ALL):
+    with override(trace=ALL):
         guard = frozen(model)
         guard.start()
         mode.__enter__()
@@ -120,7 +120,7 @@ def test_a_step_that_raises_leaves_no_mode_behind() -> None:
             add(model)
             raise ValueError("own")
 
-    with replaced(trace=ALL), pytest.raises(ValueError, match="own") as caught:
+    with override(trace=ALL), pytest.raises(ValueError, match="own") as caught:
         step(Small())
     assert "who  aten.add_.Tensor wrote fc.weight" in caught.value.__notes__[0]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, Guard, Verdict, frozen
-from pytest_bninvariants.run_config import Trace, replaced
+from pytest_bninvariants.run_config import Trace, override
 from pytest_bninvariants.verdict import Place, Write
 
 Step = Callable[[Any], object]
@@ -29,7 +29,7 @@ def traced(model: nn.Module, step: Step, *, names: frozenset[str] | None = None)
 def broken(
     guard: Guard, step: Callable[[], object], trace: Trace | None = ALL
 ) -> FrozenStateChanged:
-    with replaced(trace=trace), pytest.raises(FrozenStateChanged) as caught, guard:
+    with override(trace=trace), pytest.raises(FrozenStateChanged) as caught, guard:
         step()
     return caught.value
 

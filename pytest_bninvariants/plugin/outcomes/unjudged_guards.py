@@ -24,7 +24,7 @@ def fail_unless_judged(item: pytest.Item, marks: list[pytest.Mark]) -> None:
         GateError: there are such guards, or a marker was added too late.
     """
     __tracebackhide__ = True
-    complaints = list(dict.fromkeys(guard_registry.unreported.values()))
+    complaints = list(dict.fromkeys(guard_registry.complaints.values()))
     known = {as_written(mark) for mark in marks}
     complaints += [
         f"{as_written(mark)} was added while the test ran, too late to guard it"
@@ -32,7 +32,7 @@ def fail_unless_judged(item: pytest.Item, marks: list[pytest.Mark]) -> None:
         if as_written(mark) not in known
     ]
     if complaints:
-        guard_registry.unreported.clear()
+        guard_registry.complaints.clear()
         (getattr(item, "_excinfo", None) or []).clear()  # unittest's unexpected success, say
         _fail(item, complaints)
 
@@ -48,8 +48,8 @@ def fail_if_left_open(item: pytest.Item, before: set[int]) -> None:
         GateError: it left some open.
     """
     __tracebackhide__ = True
-    entered = guard_registry.entered.items()
-    left_open = [guard for number, guard in entered if number not in before]
+    open_now = guard_registry.open_guards.items()
+    left_open = [guard for number, guard in open_now if number not in before]
     for guard in left_open:
         guard.stop()
     if left_open:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from pytest_bninvariants.run_config import replaced
+from pytest_bninvariants.run_config import override
 from pytest_bninvariants.snapshot import fingerprints
 from tests.snapshot.flips import LEAVING, WAYS, Holder, alarmed, missed
 
@@ -26,7 +26,7 @@ def kept(how: str) -> Iterator[None]:
     known = fingerprints._xxhash
     fingerprints._xxhash = known if how == "xxhash" else lambda: None  # type: ignore[assignment]
     try:
-        with replaced(snapshot_budget=None if how == "exact" else 0):
+        with override(snapshot_budget=None if how == "exact" else 0):
             yield
     finally:
         fingerprints._xxhash = known

@@ -14,7 +14,7 @@ from statistics import median
 
 import torch
 
-from pytest_bninvariants.run_config import replaced
+from pytest_bninvariants.run_config import override
 from pytest_bninvariants.snapshot.arena import arena
 from tests.benchmarks.markdown import table
 from tests.benchmarks.speed.workloads import WORKLOADS, Workload
@@ -85,7 +85,7 @@ def measure(name: str, workload: Workload, rounds: int = ROUNDS) -> Row:
 
 
 def _by_fingerprint(workload: Workload) -> None:
-    with replaced(snapshot_budget=0):
+    with override(snapshot_budget=0):
         workload.by_guard()
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from pytest_bninvariants import frozen, frozen_bn
-from pytest_bninvariants.run_config import Trace, replaced
+from pytest_bninvariants.run_config import Trace, override
 
 ROUNDS = 25
 Around = Callable[[nn.Module], AbstractContextManager[object]]
@@ -43,7 +43,7 @@ class Training:
 
     def time(self, around: Around, trace: Trace | None = None) -> float:
         """Return the processor's seconds for a step, and for what a guard does around it."""
-        with replaced(trace=trace):
+        with override(trace=trace):
             start = time.process_time()
             with around(self.model):
                 self.step()

@@ -7,7 +7,7 @@ from textwrap import dedent
 import pytest
 
 from pytest_bninvariants import run_config
-from pytest_bninvariants.run_config import replaced
+from pytest_bninvariants.run_config import override
 from tests.plugin.sessions import LOOP_SCOPE, Sessions
 
 OWN_NORM = """
@@ -166,7 +166,7 @@ def test_the_names_are_forgotten_after_the_session(sessions: Sessions) -> None:
 
 
 def test_names_are_put_back_where_a_session_runs_inside_another(sessions: Sessions) -> None:
-    with replaced(bn_layer_types=("Outer",)):
+    with override(bn_layer_types=("Outer",)):
         sessions.pytester.makeini("[pytest]\nbn_layer_types = Norm")
         sessions.pytester.makepyfile(test_it="def test_it(): pass")
         sessions.pytester.runpytest_inprocess("-pno:cacheprovider", *LOOP_SCOPE)
