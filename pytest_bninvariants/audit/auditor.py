@@ -122,7 +122,7 @@ class Auditor(Observer):
             return
         seen = self._entry(module)
         if seen.period is not None:
-            return  # what led to the first batch is what counts
+            return  # only what led to the first batch matters
         seen.saw_training_set(module, frame, restores=False)
 
     def before_step(

@@ -1,4 +1,4 @@
-"""A model's watched state before and after a step."""
+"""Read a model's watched state before and after a step."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class StateBefore:
     @property
     def layers(self) -> set[str]:
         """Return the names of all watched layers."""
-        of_bn = map(self.selection.bn_names.__getitem__, self.selection.bn_layers)
-        return {*self.kept.tensors.columns.layers, *of_bn}
+        bn_layers = {self.selection.bn_names[key] for key in self.selection.bn_layers}
+        return bn_layers.union(self.kept.tensors.columns.layers)
 
     def changes(self, now: Selection) -> list[Change]:
-        """Return how the watched tensors differ from what a selection finds now."""
+        """Return how the watched tensors differ from those that a selection covers now."""
         new = [key for key in now.tensors if key not in self.names.tensors]
         with undisturbed():
             return changes_since(self.kept, now.names.tensors, new)
@@ -64,7 +64,7 @@ def read_state_before(
         prefer_exact: keys to keep exactly, not as fingerprints, as far as the budget allows.
 
     Raises:
-        GateError: there is nothing to watch, or it cannot be compared.
+        GateError: if there is nothing to watch, or it cannot be compared.
     """
     with undisturbed():
         selection = select(model, scope)
@@ -81,7 +81,7 @@ class StateAfter:
 
     Args:
         selection: what the scope covers now.
-        before: what it covered before; the same object where each name holds what it did.
+        before: what it covered before; the same object if `has_same_objects`.
     """
 
     selection: Selection
@@ -94,34 +94,37 @@ class StateAfter:
 
     @property
     def tensors(self) -> TensorTable:
-        """Return the model's tensors by key; where all is as before, those that were watched."""
-        return self.before.tensors if self.is_like_before else self.names.tensors
+        """Return the model's tensors by key, or the watched ones alone if `has_same_objects`."""
+        return self.before.tensors if self.has_same_objects else self.names.tensors
 
     @property
-    def is_like_before(self) -> bool:
-        """Tell whether each name holds what it did."""
+    def has_same_objects(self) -> bool:
+        """Tell whether each name holds the same object as before."""
         return self.selection is self.before
 
     @property
     def new_keys(self) -> list[str]:
-        """Return the keys of tensors that the scope covers now, and that did not exist before."""
-        covered = () if self.is_like_before else self.selection.tensors
+        """Return the keys of tensors that the scope covers now and that did not exist before."""
+        covered = () if self.has_same_objects else self.selection.tensors
         return [key for key in covered if key not in self.before.names.tensors]
 
     @cached_property
     def bn_layers(self) -> dict[str, nn.Module | None]:
-        """Return the modules that hold the names of the BN layers that were watched."""
-        return {key: self.module(key, old) for key, old in self.before.bn_layers.items()}
+        """Return the modules that now hold the names of the watched BN layers."""
+        return {key: self.module_at(key, old) for key, old in self.before.bn_layers.items()}
 
     @cached_property
     def settings(self) -> dict[str, dict[str, object]]:
-        """Return the settings of those that still exist."""
-        existing = ((key, layer) for key, layer in self.bn_layers.items() if layer is not None)
-        return {key: read_settings(layer) for key, layer in existing}
+        """Return the settings of these modules, of those that exist."""
+        layers = self.bn_layers.items()
+        return {key: read_settings(layer) for key, layer in layers if layer is not None}
 
-    def module(self, key: str, before: nn.Module | None) -> nn.Module | None:
-        """Return what holds a name now; of a wrapper and what it wraps, the one that did before."""
-        if self.is_like_before and before is not None:
+    def module_at(self, key: str, before: nn.Module | None) -> nn.Module | None:
+        """Return the module that holds a name now.
+
+        A wrapper and its module share a name: of these, return the one that held it before.
+        """
+        if self.has_same_objects and before is not None:
             return before
         holders = self._holders.get(key, ())
         if any(holder is before for holder in holders):
@@ -137,7 +140,7 @@ class StateAfter:
 
 
 def read_state_after(model: nn.Module, scope: Scope, before: Selection) -> StateAfter:
-    """Look a model's state up again; where each name holds what it did before, that is known."""
-    same = ModelTree(model).matches(before.tree)
-    selection = before if same else select(model, scope, complain=False)
+    """Find what a scope covers now; reuse the selection from before if all objects are the same."""
+    is_same = ModelTree(model).matches(before.tree)
+    selection = before if is_same else select(model, scope, complain=False)
     return StateAfter(selection=selection, before=before)

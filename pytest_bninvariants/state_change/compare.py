@@ -22,9 +22,9 @@ class StateDifference:
 
     Args:
         changes: what broke the invariant, in the model's order.
-        causes: why.
-        hazards: what else is worth saying.
-        touched: whether memory was written or is elsewhere, as far as a quick look tells.
+        causes: why the changes happened.
+        hazards: what may go wrong later.
+        touched: whether any memory was written or replaced, as far as a quick check tells.
     """
 
     changes: tuple[Change, ...]
@@ -39,10 +39,10 @@ def compare(
     """Compare a model with its state before the step, and explain what differs.
 
     Args:
-        before: the snapshot.
+        before: the state before the step.
         witness: what was seen since, of the same model.
         scope: what is watched.
-        known: changes that are not to be explained: they were there when the witness began.
+        known: changes that need no cause, because they happened before the witness started.
     """
     with undisturbed():
         observation = observe(before, witness, scope)

@@ -1,4 +1,4 @@
-"""What is known of each change, gathered from an observation."""
+"""Gather what an observation tells about each change."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pytest_bninvariants.state_change.value_patterns import casts_of, uniform_fa
 from pytest_bninvariants.verdict import Change, Place
 
 IDENTITY = ("gone", "new", "dtype", "shape", "layout")
-"""Kinds of change by which a name holds another tensor, or one of another sort."""
+"""Kinds of change after which a name holds another tensor, or one of another kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerEvidence:
-    """All that is known of a layer of which something changed.
+    """All that is known about a layer in which something changed.
 
     Args:
         name: its qualified name.
@@ -28,13 +28,13 @@ class LayerEvidence:
         is_bn: whether it is a BN layer.
         began_in_training: its mode when the step began.
         had_statistics: whether it had running statistics when the step began.
-        type_before: the class name of the module that held the name before.
-        type_after: the class name of the module that holds it now; None if it is gone.
-        replaced: whether these are two modules, and the first had done nothing yet.
+        type_before: the class name of the module that held the name before; None if none did.
+        type_after: the class name of the module that holds it now; None if none does.
+        replaced: whether these are two modules, and the first had not normalised anything.
         in_training: its mode now.
         trains: whether one of its own parameters requires a gradient.
-        ran: whether its forward was called, in eager code; not torch's own of a BN layer, which
-            writes nothing unless it normalises with batch statistics, and that is seen.
+        ran: whether its forward was called in eager code. Torch's own forward of a BN layer does
+            not count: it only writes when it uses batch statistics, which the witness sees.
     """
 
     name: str
@@ -52,20 +52,20 @@ class LayerEvidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeEvidence:
-    """All that is known of a change.
+    """All that is known about a change.
 
     Args:
         change: the change.
-        layer: the layer that it is of.
+        layer: the layer that holds what changed.
         history: what operations did to the tensor.
-        factor: by what all of its values shrank, if by one factor.
+        factor: the factor by which all of its values shrank, if there is one.
         casts: names of the dtypes to which a cast and back explains its values.
-        ran_outside: where a module outside of the model that holds the tensor's memory ran.
+        ran_outside: where a module outside the model ran that shares the tensor's memory.
         required_gradient: whether the tensor required a gradient when the step began.
         requires_gradient: whether it requires one now.
-        is_buffer: whether it is of a buffer.
+        is_buffer: whether the tensor is a buffer.
         compiled_code_ran: whether compiled code ran, whose writes are not seen.
-        tied: other names of the same tensor, which are not watched.
+        tied: other names of the same tensor that are not watched.
     """
 
     change: Change
@@ -81,23 +81,23 @@ class ChangeEvidence:
     tied: tuple[str, ...] = ()
 
     @property
-    def of_normalising(self) -> bool:
-        """Tell whether normalising with batch statistics makes such a change."""
+    def is_by_normalising(self) -> bool:
+        """Tell whether normalising with batch statistics can make such a change."""
         if self.change.kind == "values":
             return self.change.of_statistics
         return self.change.kind in ("batch-statistics", "initialised")
 
     @property
     def normalised(self) -> bool:
-        """Tell whether normalising with batch statistics explains it."""
+        """Tell whether the layer normalised with batch statistics, which explains the change."""
         activity = self.layer.activity
-        if not (self.layer.is_bn and self.of_normalising):
+        if not (self.layer.is_bn and self.is_by_normalising):
             return False
         return activity.normalised or activity.own_forwards > 0
 
     @property
     def replaced(self) -> bool:
-        """Tell whether another object holds the name."""
+        """Tell whether another object holds the name now."""
         if self.layer.replaced or self.change.kind in IDENTITY:
             return True
         if self.change.kind == "initialised":
@@ -106,7 +106,7 @@ class ChangeEvidence:
 
 
 def names_of(evidence: list[ChangeEvidence]) -> list[str]:
-    """Return the names of the layers, each once; that of the model itself is empty."""
+    """Return the names of the layers, each once; the name of the model itself is empty."""
     return list(dict.fromkeys(each.layer.name for each in evidence))
 
 
@@ -118,14 +118,14 @@ def layers_of(evidence: list[ChangeEvidence]) -> list[LayerEvidence]:
 def gather_evidence(
     observation: Observation, changes: Collection[Change]
 ) -> Iterator[ChangeEvidence]:
-    """Yield what is known of each of some changes of an observation."""
+    """Yield what an observation tells about each of these changes."""
     if not changes:
         return
     before, after, witness = observation.before, observation.after, observation.witness
     names = dict.fromkeys(change.layer for change in changes)
-    layers = {name: _of_layer(name, observation) for name in names}
+    layers = {name: _layer_evidence(name, observation) for name in names}
     kept = {each.watched.name: (key, each) for key, each in before.kept.items()}
-    others = _names_beside(kept, after)
+    unwatched = _unwatched_names(kept, after)
     for change in changes:
         layer = layers[change.layer]
         key, was = kept.get(change.name, (change.name, None))
@@ -145,24 +145,24 @@ def gather_evidence(
             requires_gradient=now.tensor.requires_grad,
             is_buffer=was.watched.kind == "buffer",
             compiled_code_ran=witness.runs.compiled_code_ran,
-            tied=tuple(others.get(id(now.tensor), ())),
+            tied=tuple(unwatched.get(id(now.tensor), ())),
         )
 
 
-def _names_beside(watched: Collection[str], after: StateAfter) -> dict[int, list[str]]:
-    """Return, by their ids, names of a model's tensors that are not among those watched."""
-    found: dict[int, list[str]] = {}
+def _unwatched_names(watched: Collection[str], after: StateAfter) -> dict[int, list[str]]:
+    """Return the names of a model's tensors that are not watched, by the tensors' ids."""
+    names: dict[int, list[str]] = {}
     for each in after.names.tensors.values():
         if each.name not in watched:
-            found.setdefault(id(each.tensor), []).append(each.name)
-    return found
+            names.setdefault(id(each.tensor), []).append(each.name)
+    return names
 
 
-def _of_layer(name: str, observation: Observation) -> LayerEvidence:
+def _layer_evidence(name: str, observation: Observation) -> LayerEvidence:
     before, after, witness = observation.before, observation.after, observation.witness
     key = before.names.bare.get(name, after.names.bare.get(name, name))
     old = before.names.modules.get(name)
-    new = after.module(key, old)
+    new = after.module_at(key, old)
     old_normalised = old is not None and witness.layers.activity_of(old).normalised
     return LayerEvidence(
         name=name,
@@ -180,6 +180,6 @@ def _of_layer(name: str, observation: Observation) -> LayerEvidence:
 
 
 def _had_statistics(key: str, before: StateBefore) -> bool:
-    """Tell whether a watched BN layer had running statistics; of other layers it is not known."""
+    """Tell whether a watched BN layer had running statistics; True for any other layer."""
     names = (join(key, name) for name in STATISTICS)
     return key not in before.settings or all(name in before.names.tensors for name in names)

@@ -39,7 +39,7 @@ def find_hazards(observation: Observation) -> Iterator[Hazard]:
 def _identity_hazards(observation: Observation) -> Iterator[Hazard]:
     """Yield the names that another tensor holds now, and the tensors on another device."""
     kept_tensors, unchanged = observation.before.kept, observation.unchanged
-    if observation.after.is_like_before and len(unchanged) == len(kept_tensors):
+    if observation.after.has_same_objects and len(unchanged) == len(kept_tensors):
         return
     violated = {change.name for change in observation.changes}
     tensors = observation.after.tensors

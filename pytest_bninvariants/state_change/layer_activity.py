@@ -1,4 +1,4 @@
-"""What each watched BN layer did during a step."""
+"""Record what each watched BN layer did during a step."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class LayerActivity(ModeHistory):
     Args:
         batches: forwards that normalised with batch statistics.
         failed: forwards in training mode that raised.
-        own_forwards: forwards in training mode, or that wrote statistics, by a user's own code
-            that called none of torch's functions for that.
-        in_compiled_code: whether a compiled module above it ran while its mode said to use them;
-            the forward itself cannot be seen then.
+        own_forwards: forwards of a user's own code that called none of torch's functions, in
+            training mode or with a write to the statistics.
+        in_compiled_code: whether a compiled module that contains it ran, unseen inside, while its
+            mode said to use batch statistics.
         beside_compiled_code: whether any compiled code ran while its mode said so.
-        in_eval: how many of `batches` and `own_forwards` there were while its mode was eval.
-        by_others: how many of `batches` others normalised with its statistics, and updated them.
-        function: which function they called.
-        lacking: how many of `batches` it normalised in eval for want of running statistics.
-        shared_with: the layer that normalised batches and whose statistics are the same memory.
-        recomputed: how many of `batches` it normalised inside of a backward.
-        ran_at: where the outermost call was made that led to its first such forward.
+        in_eval: how many of `batches` and `own_forwards` happened while its mode was eval.
+        by_others: how many of `batches` other code normalised, updating its statistics.
+        function: the function of torch that this code called.
+        without_statistics: how many of `batches` it normalised in eval, for it had no statistics.
+        shared_with: a layer that normalised batches and whose statistics share its memory.
+        recomputed: how many of `batches` it normalised inside a backward.
+        ran_at: the line of the outermost call that led to its first such forward.
     """
 
     batches: int = 0
@@ -54,13 +54,13 @@ class LayerActivity(ModeHistory):
     in_eval: int = 0
     by_others: int = 0
     function: str = ""
-    lacking: int = 0
+    without_statistics: int = 0
     shared_with: str = ""
     recomputed: int = 0
     ran_at: Place | None = None
 
     def count(self, kind: ForwardKind, *, in_eval: bool) -> None:
-        """Count a forward, or a call in place of one."""
+        """Count a forward, or a call of a function that stands in for one."""
         if kind == "failed":
             self.failed += 1
             return
@@ -75,7 +75,7 @@ class LayerActivity(ModeHistory):
 
     @property
     def normalised(self) -> bool:
-        """Tell whether it may have normalised with batch statistics: enough for an explanation."""
+        """Tell whether it may have normalised with batch statistics, which explains a change."""
         return bool(
             self.batches or self.failed or self.in_compiled_code or self.beside_compiled_code
         )
@@ -110,35 +110,36 @@ class ActivityRecorder:
         return self._activities.get(module) or _IDLE
 
     def activity_under_name(self, old: nn.Module | None, new: nn.Module | None) -> LayerActivity:
-        """Return what was seen of a layer, whichever of two modules with its name ran.
+        """Return what was seen of a layer, from the one of two modules with its name that ran.
 
         Args:
-            old: what held the name before the step.
-            new: what holds it now.
+            old: the module that held the name before the step.
+            new: the module that holds it now.
         """
-        of_old = self.activity_of(old)
+        old_activity = self.activity_of(old)
         if new is old:
-            return of_old
-        of_new = self.activity_of(new)
-        return of_new if old is None or (of_new.normalised and not of_old.normalised) else of_old
+            return old_activity
+        new_activity = self.activity_of(new)
+        new_ran = new_activity.normalised and not old_activity.normalised
+        return new_activity if old is None or new_ran else old_activity
 
     def began_in_training(self, module: nn.Module | None) -> bool:
-        """Tell a watched module's mode when the step began."""
+        """Tell whether a watched module was in training mode when the step began."""
         return id(module) in self._began_in_training
 
     def saw_compiled_module(self, module: nn.Module) -> None:
-        """Note which layers a compiled module that is about to run may run unseen."""
+        """Note which layers may run unseen inside a compiled module that is about to run."""
         for _, layer in named_modules(module):
             if id(layer) in self._watched and has_known_forward(layer):
                 self._entry(layer).in_compiled_code |= uses_batch_statistics(layer)
 
     def saw_scripted_code(self) -> None:
-        """Note which layers scripted modules may run unseen."""
+        """Note which layers may run unseen inside scripted modules."""
         for layer in self._scripted:
             self._entry(layer).in_compiled_code |= layer.training
 
     def saw_compiled_code(self) -> None:
-        """Note which layers compiled code may run."""
+        """Note which layers may run in compiled code."""
         for layer in self._bn_layers:
             if isinstance(layer, NormBase) and uses_batch_statistics(layer):
                 self._entry(layer).beside_compiled_code = True
@@ -151,7 +152,7 @@ class ActivityRecorder:
         elif activity.ran_at is None:
             activity.ran_at = place_of_outermost_call(sys._getframe(1))
         if kind == "batches" and not layer.training and has_known_forward(layer):
-            activity.lacking += 1
+            activity.without_statistics += 1
         activity.count(kind, in_eval=not layer.training)
 
     def saw_call(self, layer: nn.Module, function: str, frame: FrameType) -> None:
@@ -159,8 +160,8 @@ class ActivityRecorder:
 
         Args:
             layer: the layer.
-            function: the function of torch that it called.
-            frame: where.
+            function: the function of torch that the code called.
+            frame: the frame that called it.
         """
         activity = self._entry(layer)
         place = place_of(frame, f"{function}()")  # through torch.nn.functional, if at all
@@ -170,34 +171,35 @@ class ActivityRecorder:
         activity.count("batches", in_eval=not layer.training)
 
     def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
-        """Note that a module is being put in training mode, in a frame."""
+        """Note that a frame is about to put a module in training mode."""
         if id(module) not in self._watched or not is_bn_layer(module):
             return
         activity = self._entry(module)
         if activity.normalised or activity.own_forwards:
-            return  # what led to the first batch is what counts
+            return  # only what led to the first batch matters
         restores = self.began_in_training(module) and frame.f_code.co_name != "train"
         activity.saw_training_set(module, frame, restores=restores)
 
     def layers_with(self, state: Tensor) -> list[nn.Module]:
-        """Return the watched BN layers whose running mean, or else weight, has the same address."""
+        """Return the watched BN layers whose running mean, or else weight, has this memory."""
         return self._by_state.get(address(state), [])
 
     @cached_property
     def _by_state(self) -> dict[int, list[nn.Module]]:
-        """Return the watched BN layers by the address of their state.
+        """Return the watched BN layers by the address of the state that they had before the step.
 
-        It is the state that they had when the step began: functional_call may lend them other.
+        During the step, `functional_call` may give them other state.
         """
-        held, found = self._selection.names.tensors.by_key, []
+        tensors, pairs = self._selection.names.tensors.by_key, []
         for key, layer in self._selection.modules.items():
             if is_bn_layer(layer):
                 names = (join(key, name) for name in _STATE)
-                found.append((next((held[name] for name in names if name in held), None), layer))
-        return group_by_address(found)
+                state = next((tensors[name] for name in names if name in tensors), None)
+                pairs.append((state, layer))
+        return group_by_address(pairs)
 
     def _note_shared_memory(self, layer: nn.Module) -> None:
-        """Note of which watched layers a layer that is not watched updates the statistics."""
+        """Note which watched layers share the statistics that an unwatched layer updates."""
         mean = getattr(layer, "running_mean", None)
         for watched in self.layers_with(mean) if isinstance(mean, Tensor) else ():
             activity = self._entry(watched)
@@ -211,7 +213,7 @@ class ActivityRecorder:
         return next(names, f"a {type(layer).__name__} outside the model")
 
     def _entry(self, module: nn.Module) -> LayerActivity:
-        """Return what was seen of a module, to be added to."""
+        """Return the activity of a module, to add to it."""
         activity = self._activities.get(module)
         if activity is None:
             activity = LayerActivity()

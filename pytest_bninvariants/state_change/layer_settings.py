@@ -17,7 +17,7 @@ _own_settings = itemgetter(*_COMPARED)
 def read_settings(layer: nn.Module) -> dict[str, object]:
     """Return a layer's `eps`, `momentum` and `track_running_stats` as plain values."""
     try:
-        values = _own_settings(vars(layer))  # looked at first: asking a module is slow
+        values = _own_settings(vars(layer))  # first, since getattr of a module is slow
     except KeyError:
         values = tuple(getattr(layer, name, _ABSENT) for name in _COMPARED)
     if _CONSTANTS.issuperset(map(type, values)):
@@ -33,7 +33,7 @@ def _named(*values: object) -> dict[str, object]:
 
 
 def _as_constant(value: object) -> object:
-    """Return a setting as a value that stays and can be compared: users assign tensors too."""
+    """Return a setting as an immutable value that equals itself: users assign tensors, too."""
     if isinstance(value, torch.Tensor):
         value = value.detach().tolist()
     return value if value == value else "nan"

@@ -1,4 +1,4 @@
-"""Values for modules, as long as the modules live."""
+"""Map modules to values while the modules live."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _V = TypeVar("_V")
 
 
 class ModuleMap(Generic[_V]):
-    """Map modules to values by identity: a module may define equality as it likes.
+    """Map modules to values by identity, since a module may define its own equality.
 
-    A module's entry goes when the module does, so that the next object with its id has none.
+    An entry goes when its module dies, so that a later object with the same id has none.
     """
 
     def __init__(self) -> None:

@@ -28,8 +28,8 @@ class Observation:
         after: the model after it.
         witness: what was seen in between.
         changes: what broke the invariant, in the model's order.
-        unchanged: keys of tensors that are where they were, with the same content.
-        touched: whether memory was written or is elsewhere, as far as a quick look tells.
+        unchanged: keys of tensors that comparing buckets showed to be unchanged.
+        touched: whether any memory was written or replaced, as far as a quick check tells.
     """
 
     scope: Scope
@@ -45,7 +45,7 @@ def observe(before: StateBefore, witness: Witness, scope: Scope) -> Observation:
     """Compare a model with its state before the step; the caller must hold `undisturbed()`.
 
     Args:
-        before: the snapshot.
+        before: the state before the step.
         witness: what was seen since, of the same model.
         scope: what is watched.
     """
@@ -53,9 +53,9 @@ def observe(before: StateBefore, witness: Witness, scope: Scope) -> Observation:
     buckets = compare_buckets(before.kept, after.tensors)
     changes = changes_since(before.kept, after.tensors, after.new_keys, buckets.unchanged)
     moved = {change.layer for change in changes if change.of_statistics}
-    changes += _of_eps(before, after)
+    changes += _eps_changes(before, after)
     if scope.judges_normalisation:
-        changes += _of_normalising(before, after, witness, moved)
+        changes += _normalisation_changes(before, after, witness, moved)
     return Observation(
         scope=scope,
         before=before,
@@ -67,8 +67,8 @@ def observe(before: StateBefore, witness: Witness, scope: Scope) -> Observation:
     )
 
 
-def _of_eps(before: StateBefore, after: StateAfter) -> Iterator[Change]:
-    """Yield the layers whose eps is another: no tensor moved, but every output does."""
+def _eps_changes(before: StateBefore, after: StateAfter) -> Iterator[Change]:
+    """Yield a change for each layer whose eps changed: no tensor moved, but every output does."""
     settings = after.settings
     for key, old in before.settings.items():
         new = settings.get(key)
@@ -80,16 +80,16 @@ def _of_eps(before: StateBefore, after: StateAfter) -> Iterator[Change]:
         )
 
 
-def _of_normalising(
+def _normalisation_changes(
     before: StateBefore, after: StateAfter, witness: Witness, moved: Collection[str]
 ) -> Iterator[Change]:
-    """Yield the layers that normalised with batch statistics, where no tensor tells.
+    """Yield a change for each layer that used batch statistics without moving any statistic.
 
     Args:
-        before: the snapshot.
-        after: the model now.
-        witness: what was seen.
-        moved: layers of which a statistic moved.
+        before: the state before the step.
+        after: the model after the step.
+        witness: what was seen in between.
+        moved: names of layers whose statistics moved.
     """
     for key, layer in before.selection.bn_layers.items():
         name = before.selection.bn_names[key]
@@ -98,7 +98,7 @@ def _of_normalising(
             continue
         batches = activity.batches
         if batches == 0 and counts_batches(layer):
-            continue  # if it had, its counter would have moved
+            continue  # a forward would have moved its counter
         counted = f" {span([batches], 'batch', 'batches')}" if batches else ""
         text = f"normalised{counted} with batch statistics"
         yield Change(name=name, layer=name, kind="batch-statistics", text=text)

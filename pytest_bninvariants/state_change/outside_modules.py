@@ -1,4 +1,4 @@
-"""Modules outside of a model that hold memory of its tensors, as traced and exported ones do."""
+"""Find modules outside a model that share its memory, as traced and exported copies do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_bninvariants.verdict import Place
 
 
 class OutsideModules:
-    """Note where modules outside of a model run that hold memory of its watched tensors.
+    """Note where modules outside a model run that share memory with its watched tensors.
 
     Args:
         modules: ids of the model's own modules.
@@ -30,7 +30,7 @@ class OutsideModules:
 
     @cached_property
     def memory(self) -> set[int]:
-        """Return where the tensors lie."""
+        """Return the addresses of the tensors."""
         return addresses(self._tensors)
 
     def saw_forward(self, module: nn.Module) -> None:
@@ -38,12 +38,12 @@ class OutsideModules:
         if id(module) in self._modules or module in self._known:
             return
         self._known.add(module, None)
-        parts = [m for _, m in named_modules(module) if id(m) not in self._modules]
-        held = addresses(tensor for part in parts for _, _, tensor in own_tensors(part))
+        outside = [m for _, m in named_modules(module) if id(m) not in self._modules]
+        memory = addresses(tensor for each in outside for _, _, tensor in own_tensors(each))
         place = place_of_outermost_call(sys._getframe(1))
         if place is not None:
-            self._ran_at = dict.fromkeys(held & self.memory, place) | self._ran_at
+            self._ran_at = dict.fromkeys(memory & self.memory, place) | self._ran_at
 
     def ran_at(self, tensor: Tensor) -> Place | None:
-        """Return where the first of them ran that holds a tensor's memory."""
+        """Return where the first module ran that shares a tensor's memory."""
         return self._ran_at.get(address(tensor))

@@ -1,4 +1,4 @@
-"""Whether anything ran during a step that could have changed what is watched."""
+"""Tell whether anything ran during a step that could have changed what is watched."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RunDetector:
         model: the model.
         selection: what is watched in it.
         scripted: ids of the scripted modules in it, whose children run unseen.
-        outside: the modules outside of the model that hold its memory.
+        outside: the modules outside the model that share its memory.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class RunDetector:
         """Whether compiled code ran, whose forwards cannot be seen."""
 
     def saw_forward(self, module: nn.Module) -> None:
-        """Note that a module is about to run; to be called until a forward was seen that counts."""
+        """Note that a module is about to run; call this until `forward_ran`."""
         if id(module) in self._irrelevant:
             return
         self.forward_ran = (
             id(module) in self._users
-            or any(id(below) in self._watched for _, below in named_modules(module))
+            or any(id(each) in self._watched for _, each in named_modules(module))
             or any(address(tensor) in self._outside.memory for tensor in all_tensors(module))
         )
 
@@ -83,12 +83,12 @@ class RunDetector:
 
 
 def _versions(names: ModelNames) -> list[int | None]:
-    """Return what mostly moves when a tensor is written: evidence of presence, not of absence."""
+    """Return the tensors' versions: a move proves a write, its absence proves nothing."""
     tensors = names.tensors.tensors
-    with DisableTorchFunction():  # lazy parameters refuse to be asked otherwise
+    with DisableTorchFunction():  # otherwise lazy parameters raise
         try:
             return list(map(version_counter, tensors))
-        except RuntimeError:  # those made in inference mode have none
+        except RuntimeError:  # inference tensors have no version
             return list(map(version, tensors))
 
 

@@ -1,4 +1,4 @@
-"""Which of torch's operations moved a tensor: it is compared before and after each."""
+"""Find which operations moved a tensor, by comparing it before and after each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pytest_bninvariants.instrumentation.optimizers import (
     skips_parameters_without_gradient,
 )
 from pytest_bninvariants.selection.walk import named_modules
-from pytest_bninvariants.snapshot.addresses import address, group_by_address
+from pytest_bninvariants.snapshot.addresses import address, addresses, group_by_address
 from pytest_bninvariants.snapshot.tensor_bytes import (
     Content,
     content_of,
@@ -46,9 +46,9 @@ class OptimizerStep:
         group: which of its groups holds the tensor.
         gradient: what the tensor's gradient was.
         has_moments: whether the optimizer had moments for it that are not zero.
-        weight_decay: the group's.
-        shares_memory: whether the optimizer holds another tensor, of the same memory.
-        place: where it was called.
+        weight_decay: the group's weight decay.
+        shares_memory: whether the optimizer holds another tensor with the same memory.
+        place: the line that called `step`.
     """
 
     optimizer: str
@@ -65,10 +65,10 @@ class TensorHistory:
     """What operations did to one tensor.
 
     Args:
-        holder: class name of an optimizer that holds it and stepped.
+        holder: class name of an optimizer that holds it and stepped; empty if there is none.
         step: the first step that moved it with a gradient, or else the first that moved it.
         loaded_at: where a load moved it first.
-        exchanged_at: where a collective operation between processes moved it first.
+        exchanged_at: where a collective moved it first.
     """
 
     holder: str = ""
@@ -84,7 +84,7 @@ class OperationLog:
     """Follow some tensors through optimizer steps, loads and collectives.
 
     Args:
-        tensors: what is followed.
+        tensors: the tensors to follow.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -97,7 +97,7 @@ class OperationLog:
 
     @property
     def saw_any(self) -> bool:
-        """Tell whether any operation was given a followed tensor."""
+        """Tell whether any operation took a followed tensor."""
         return bool(self._histories)
 
     def history_of(self, tensor: Tensor) -> TensorHistory:
@@ -105,42 +105,42 @@ class OperationLog:
         return self._histories.get(id(tensor), _UNTOUCHED)
 
     def _entry(self, tensor: Tensor) -> TensorHistory:
-        """Return what was done to a tensor, to be added to."""
+        """Return the history of a tensor, to add to it."""
         return self._histories.setdefault(id(tensor), TensorHistory())
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
     ) -> AfterCall | None:
-        """Look at what an optimizer holds; return what looks again after its step."""
-        held = [
-            _OptimizedTensor(followed, parameter, number)
+        """Look at what an optimizer holds; return a function that looks again after its step."""
+        entries = [
+            _OptimizerEntry(followed, parameter, number)
             for number, group in enumerate(optimizer.param_groups)
             for parameter in group["params"]
             for followed in self._sharing(parameter)
         ]
-        for each in held:
-            self._entry(each.tensor).holder = type(optimizer).__name__
+        for entry in entries:
+            self._entry(entry.tensor).holder = type(optimizer).__name__
         if skips_parameters_without_gradient(optimizer) and not closure:
-            held = [each for each in held if each.parameter.grad is not None]
-        if not held:
+            entries = [entry for entry in entries if entry.parameter.grad is not None]
+        if not entries:
             return None
         with undisturbed():
-            steps = [_PendingStep.begin(optimizer, each, closure=closure) for each in held]
+            steps = [_PendingStep.begin(optimizer, entry, closure=closure) for entry in entries]
 
         def finish() -> None:
             with undisturbed():
-                moved = [(step.tensor, step.finished(optimizer)) for step in steps if step.moved()]
+                moved = [(step.tensor, step.finish(optimizer)) for step in steps if step.moved()]
             place = place_of_step(frame, optimizer) if moved else None
             for tensor, step in moved:
                 history = self._entry(tensor)
-                known = history.step
-                if known is None or (known.gradient != "nonzero" and step.gradient == "nonzero"):
+                first = history.step
+                if first is None or (first.gradient != "nonzero" and step.gradient == "nonzero"):
                     history.step = replace(step, place=place)
 
         return finish
 
     def _sharing(self, parameter: Tensor) -> list[Tensor]:
-        """Return which of the tensors a parameter is, or shares its memory with."""
+        """Return the followed tensors that a parameter is, or shares memory with."""
         if id(parameter) in self._followed:
             return [parameter]
         return self._by_address.get(address(parameter), [])
@@ -150,7 +150,7 @@ class OperationLog:
         return group_by_address((tensor, tensor) for tensor in self._followed.values())
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
-        """Look at what a module holds; return what looks again after its load_state_dict()."""
+        """Look at what a module holds; return a function that looks again after the load."""
         slots = [each for each in _slots(module) if id(each[2]) in self._followed]
         if not slots:
             return None
@@ -173,18 +173,18 @@ class OperationLog:
     def before_collective(
         self, name: str, tensors: Iterable[Tensor], frame: FrameType | None
     ) -> AfterCall | None:
-        """Look at what a collective is given; return what looks again after it."""
-        addresses = {address(tensor) for tensor in tensors} - {0}  # DDP passes detached aliases
-        given = [tensor for tensor in self._followed.values() if address(tensor) in addresses]
-        if not given:
+        """Look at the tensors of a collective; return a function that looks again after it."""
+        memory = addresses(tensors)  # DDP passes detached aliases
+        exchanged = [tensor for tensor in self._followed.values() if address(tensor) in memory]
+        if not exchanged:
             return None
         with undisturbed():
-            before = [content_of(tensor) for tensor in given]
+            before = [content_of(tensor) for tensor in exchanged]
 
         def finish() -> None:
             place = place_of(frame, f"torch.distributed.{name}()")
             with undisturbed():
-                for tensor, content in zip(given, before, strict=True):
+                for tensor, content in zip(exchanged, before, strict=True):
                     history = self._entry(tensor)
                     if history.exchanged_at is None and not same_content(content, tensor):
                         history.exchanged_at = place
@@ -193,21 +193,21 @@ class OperationLog:
 
 
 def _slots(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-    """Yield where a module and all below it keep their tensors, and the tensors."""
-    for _, below in named_modules(module):
-        for registry in (below._parameters, below._buffers):
+    """Yield the registry, name and tensor of each parameter and buffer of a module."""
+    for _, submodule in named_modules(module):
+        for registry in (submodule._parameters, submodule._buffers):
             for name, tensor in registry.items():
                 if tensor is not None:
                     yield registry, name, tensor
 
 
-class _OptimizedTensor(NamedTuple):
-    """A tensor that an optimizer is about to move, if it does.
+class _OptimizerEntry(NamedTuple):
+    """A followed tensor that an optimizer may move.
 
     Args:
         tensor: the tensor.
-        parameter: what the optimizer holds: the same, or one that shares its memory.
-        group: which of its groups holds it.
+        parameter: the parameter that the optimizer holds: the tensor, or one with its memory.
+        group: the number of the group that holds it.
     """
 
     tensor: Tensor
@@ -217,13 +217,13 @@ class _OptimizedTensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _PendingStep:
-    """One tensor, about to go through an optimizer's step.
+    """One tensor before an optimizer's step.
 
     Without a gradient it should not move, so only its first values are compared: watching
-    what is frozen rightly must cost next to nothing.
+    tensors that are frozen correctly must cost next to nothing.
     """
 
-    held: _OptimizedTensor
+    entry: _OptimizerEntry
     gradient: Gradient | None
     has_moments: bool
     content: Content | None
@@ -232,16 +232,16 @@ class _PendingStep:
 
     @property
     def tensor(self) -> Tensor:
-        return self.held.tensor
+        return self.entry.tensor
 
     @classmethod
-    def begin(cls, optimizer: Optimizer, held: _OptimizedTensor, *, closure: bool) -> _PendingStep:
-        tensor = held.tensor
-        gradient = None if closure else gradient_of(held.parameter)
+    def begin(cls, optimizer: Optimizer, entry: _OptimizerEntry, *, closure: bool) -> _PendingStep:
+        tensor = entry.tensor
+        gradient = None if closure else gradient_of(entry.parameter)
         return cls(
-            held=held,
+            entry=entry,
             gradient=gradient,
-            has_moments=gradient != "nonzero" and has_moments(optimizer, held.parameter),
+            has_moments=gradient != "nonzero" and has_moments(optimizer, entry.parameter),
             content=None if gradient == "none" else content_of(tensor),
             first_bytes=_first_bytes(tensor) if gradient == "none" else None,
             version=version(tensor),
@@ -256,17 +256,17 @@ class _PendingStep:
         before, now = self.first_bytes, _first_bytes(tensor)
         return before is not None and now is not None and not torch.equal(before, now)
 
-    def finished(self, optimizer: Optimizer) -> OptimizerStep:
-        """Return the step that was taken; a closure has computed the gradient by now."""
-        group = optimizer.param_groups[self.held.group]
-        now = gradient_of(self.held.parameter) if self.gradient is None else self.gradient
+    def finish(self, optimizer: Optimizer) -> OptimizerStep:
+        """Return the step, once it is taken; a closure has computed the gradient by then."""
+        entry, gradient = self.entry, self.gradient
+        group = optimizer.param_groups[entry.group]
         return OptimizerStep(
             optimizer=type(optimizer).__name__,
-            group=self.held.group,
-            gradient=now,
+            group=entry.group,
+            gradient=gradient_of(entry.parameter) if gradient is None else gradient,
             has_moments=self.has_moments,
             weight_decay=float(group.get("weight_decay", 0.0) or 0.0),
-            shares_memory=self.held.tensor is not self.held.parameter,
+            shares_memory=entry.tensor is not entry.parameter,
         )
 
 
@@ -274,5 +274,5 @@ def _first_bytes(tensor: Tensor) -> Tensor | None:
     """Return the bytes of a tensor's first values in memory."""
     if not is_plain(tensor):
         return None
-    count = min(_FIRST_VALUES, extent(tensor) // tensor.itemsize)  # an expanded one has fewer there
+    count = min(_FIRST_VALUES, extent(tensor) // tensor.itemsize)  # an expanded tensor has fewer
     return tensor.detach().as_strided((count,), (1,)).clone().view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Patterns by which a tensor's values moved: shrunk by one factor, rounded to another type."""
+"""Recognise how a tensor's values moved: shrunk by one factor, or rounded to another dtype."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
 )
 
 
-def floats(kept: KeptTensor, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the bytes of a tensor's values before and now, if they are floats, one after another.
+def _float_bytes(kept: KeptTensor, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the bytes of a tensor's floats before and now.
 
-    None where they are not, or where it has another dtype, shape or layout.
+    Return None if they are not floats in order, or if the dtype, shape or layout changed.
     """
     old = kept.value_bytes
     if (
@@ -27,19 +27,19 @@ def floats(kept: KeptTensor, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
     ):
         return None
     try:
-        found = [as_bytes(part).to(old.device) for part in parts(tensor)]
+        now = [as_bytes(part).to(old.device) for part in parts(tensor)]
     except READ_ERRORS:
         return None
-    return (old, found[0]) if [len(flat) for flat in found] == [len(old)] else None
+    return (old, now[0]) if [len(flat) for flat in now] == [len(old)] else None
 
 
 def uniform_factor(kept: KeptTensor, tensor: Tensor) -> float | None:
     """Return the factor below 1 by which all values of a tensor shrank, as weight decay does.
 
-    Rounding makes the factors differ; they count as one while they differ by less than a quarter
-    of what is missing to 1.
+    Rounding makes the factors of the values differ; they count as one factor while they differ by
+    less than a quarter of its distance to 1.
     """
-    dtype, both = kept.spec.dtype, floats(kept, tensor)
+    dtype, both = kept.spec.dtype, _float_bytes(kept, tensor)
     if both is None:
         return None
     old, new = (flat.view(dtype).double() for flat in both)
@@ -62,7 +62,7 @@ def casts_of(kept: KeptTensor, tensor: Tensor) -> frozenset[str]:
         kept: what a snapshot holds of the tensor.
         tensor: the tensor, now.
     """
-    both = floats(kept, tensor)
+    both = _float_bytes(kept, tensor)
     if both is None or same_bytes(*both):
         return frozenset()
     old, now = both

@@ -21,7 +21,7 @@ from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 
 
 class Witness(Watcher):
-    """Hear what torch does, and hand it to those who record it; they are read afterwards.
+    """Pass what torch does on to recorders, which are read after the step.
 
     Args:
         model: the model.
@@ -46,7 +46,7 @@ class Witness(Watcher):
 
     @skipped_by_dynamo
     def ignores(self, module: nn.Module) -> bool:
-        """Hear of every call."""
+        """Ignore no call."""
         return False
 
     def saw_forward(self, module: nn.Module) -> None:
@@ -76,7 +76,7 @@ class Witness(Watcher):
                 self.layers.saw_call(layer, name, frame)
 
     def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
-        """Note that a module is being put in training mode."""
+        """Note that a module is about to be put in training mode."""
         if training:
             self.layers.saw_training_set(module, frame)
 
@@ -90,25 +90,25 @@ class Witness(Watcher):
         return self.operations.before_step(optimizer, frame, closure=closure)
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
-        """Note that a module is about to load a state."""
+        """Note that a module is about to load a state_dict."""
         return self.operations.before_load(module, frame)
 
     def before_collective(
         self, name: str, tensors: list[Tensor], frame: FrameType | None
     ) -> AfterCall | None:
-        """Note that processes are about to exchange tensors."""
+        """Note that a collective is about to write to tensors."""
         return self.operations.before_collective(name, tensors, frame)
 
     def saw_compiled_code(self) -> None:
-        """Note that compiled code runs, in which forwards are unseen."""
+        """Note that compiled code runs, whose forwards are not seen."""
         self.runs.compiled_code_ran = True
         self.layers.saw_compiled_code()
 
     def was_called(self, module: nn.Module | None) -> bool:
-        """Tell whether a module was called, in eager code."""
+        """Tell whether a module was called in eager code."""
         return id(module) in self._called
 
     def used_batch_statistics(self, activity: LayerActivity) -> bool:
-        """Tell whether a layer did normalise with batch statistics, as far as its mode tells."""
+        """Tell whether a layer used batch statistics; in compiled code, its mode decides."""
         all_compiled = activity.beside_compiled_code and not self.runs.forward_ran
         return activity.batches > 0 or activity.in_compiled_code or all_compiled

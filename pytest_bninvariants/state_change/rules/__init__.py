@@ -1,1 +1,1 @@
-"""Why frozen state moved, as rules."""
+"""The rules that find why frozen state moved."""

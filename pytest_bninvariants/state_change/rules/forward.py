@@ -1,4 +1,4 @@
-"""Causes by which a BN layer's forward moves its statistics."""
+"""Rules for changes that a forward of a BN layer made."""
 
 from __future__ import annotations
 
@@ -32,17 +32,19 @@ def _ran_at(evidence: ChangeEvidence) -> Place | None:
 
 def _lacks_statistics(evidence: ChangeEvidence) -> bool:
     layer = evidence.layer
-    return evidence.normalised and (not layer.had_statistics or layer.activity.lacking > 0)
+    return evidence.normalised and (
+        not layer.had_statistics or layer.activity.without_statistics > 0
+    )
 
 
 def _explain_lacking(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     names = names_of(evidence)
     listed = name_list(names)
     pairs = (("has", "have"), ("it", "they"), ("its", "their"), ("was", "were"))
-    has, it, its, it_was = (one_or_many(names, *pair) for pair in pairs)
+    has, it, its, was = (one_or_many(names, *pair) for pair in pairs)
     if all(layer.had_statistics for layer in layers_of(evidence)):
         return (
-            f"{listed} {it_was} in eval and {_did(evidence)}: {its} running statistics were "
+            f"{listed} {was} in eval and {_did(evidence)}: {its} running statistics were "
             "removed during the step, or track_running_stats was switched off",
             f"leave running_mean, running_var and track_running_stats of {listed} as they are",
         )
@@ -142,7 +144,7 @@ def _keep_in_eval(evidence: list[ChangeEvidence]) -> str:
 
 
 def _did(evidence: list[ChangeEvidence]) -> str:
-    """Return what layers did, as far as it was seen."""
+    """Return a clause that says what layers did, as far as it was seen."""
     layers = layers_of(evidence)
     eager = [layer.activity.batches or layer.activity.failed for layer in layers]
     own = [layer.activity.own_forwards for layer in layers]

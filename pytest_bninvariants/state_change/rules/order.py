@@ -1,4 +1,4 @@
-"""From changes and what was seen to causes, by one table of rules."""
+"""Find the causes of changes, by one table of rules."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ RULES: tuple[Rule[ChangeEvidence], ...] = (
     forward.UPDATE_OUTSIDE,
     write.IN_PLACE,
 )
-"""Most specific first: the first that applies explains a change."""
+"""The rules, most specific first: the first that applies explains a change."""
 
 
 def diagnose(evidence: Iterable[ChangeEvidence]) -> tuple[Cause, ...]:
     """Explain each change by the first rule that applies, and group those that one event explains.
 
     Args:
-        evidence: what is known of each change.
+        evidence: what is known about each change.
 
     Returns:
         The causes, most specific first.

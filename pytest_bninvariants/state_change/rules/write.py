@@ -1,4 +1,4 @@
-"""Causes by which something writes to a tensor, or puts another in its place."""
+"""Rules for changes by something that wrote to a tensor, or replaced it."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def _is_cast(evidence: ChangeEvidence) -> bool:
 
 
 def _describe_casts(evidence: list[ChangeEvidence]) -> str:
-    """Say which tensors were cast and cast back: all by one type, if one explains all."""
+    """Say which tensors were cast and cast back, through one dtype if that explains all of them."""
     types = frozenset.intersection(*(each.casts for each in evidence))
     listed = " or ".join(sorted(types)) or "narrower types"
     return f"{_tensors(evidence)} {_was(evidence)} cast to {listed} and back"
 
 
 def _describe_swap(layer: LayerEvidence) -> str:
-    """Say what another module that holds a layer's name is."""
+    """Say which module replaced a layer."""
     was = f"{layer.name or 'the model'} was {layer.type_before} and is"
     if layer.type_after is None:
         return f"{was} gone"
