@@ -1,1 +1,1 @@
-"""`--bn-audit`: which BN layers of frozen models move their statistics, over a whole suite."""
+"""`--bn-audit`: find frozen BN layers whose statistics move, in all tests of a suite."""

@@ -1,4 +1,4 @@
-"""What an audit saw of each BN layer."""
+"""Records of what an audit saw of each BN layer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class AuditedLayer(ModeHistory):
 
     Args:
         layer: the layer.
-        holder: the module whose parameters tell whether it is frozen, where it has none itself.
+        holder: the module whose parameters decide whether it is frozen, if it has none itself.
         ran_in_training: whether it ran in training mode.
-        was_frozen: whether it ever was frozen then.
-        period: while it is frozen and runs in training mode.
+        was_frozen: whether it was ever frozen when it did.
+        period: its current frozen period, if it is frozen and has run in training mode.
     """
 
     layer: weakref.ref[nn.Module]
@@ -34,7 +34,7 @@ class AuditedLayer(ModeHistory):
     def is_frozen(self, layer: nn.Module) -> bool:
         """Tell whether no parameter of the layer requires a gradient now.
 
-        Of a layer without parameters, those of the innermost module around it that has some tell.
+        If it has no parameters, those of the innermost module around it that has some decide.
         """
         own = [parameter for parameter in layer._parameters.values() if parameter is not None]
         if own:
@@ -46,13 +46,13 @@ class AuditedLayer(ModeHistory):
         return holder is not None and all(map(_is_frozen_parameter, holder.parameters()))
 
     def begin_period(self, layer: nn.Module) -> None:
-        """Keep the state that the layer, which is frozen, is compared with, if that can be."""
+        """Begin a period of the layer, which is frozen, if its state can be compared."""
         holder = None if self.holder is None else self.holder()
         self.period = begin_frozen_period(layer, holder or layer)
 
 
 class AuditedLayers:
-    """What was seen of BN layers, by identity; that of a layer that died waits to be taken."""
+    """The records of BN layers, by identity; those of dead layers wait for `take_dead`."""
 
     def __init__(self) -> None:
         self.by_id: dict[int, AuditedLayer] = {}
@@ -65,30 +65,30 @@ class AuditedLayers:
         return len(self.by_id)
 
     def get(self, layer: nn.Module) -> AuditedLayer | None:
-        """Return what was seen of a layer."""
-        seen = self.by_id.get(id(layer))
-        return seen if seen is not None and seen.layer() is layer else None
+        """Return the record of a layer."""
+        record = self.by_id.get(id(layer))
+        return record if record is not None and record.layer() is layer else None
 
     def add(self, layer: nn.Module) -> AuditedLayer:
-        """Begin to keep what is seen of a layer; the dead must have been taken before."""
+        """Add a record of a layer; the caller must have called `take_dead`."""
         key, dead = id(layer), self._dead
 
-        def died(_: object) -> None:
+        def note_death(_: object) -> None:
             dead.append(key)
 
-        seen = self.by_id[key] = AuditedLayer(layer=weakref.ref(layer, died))
-        return seen
+        record = self.by_id[key] = AuditedLayer(layer=weakref.ref(layer, note_death))
+        return record
 
     def take_dead(self) -> Iterator[AuditedLayer]:
-        """Drop and yield what was seen of layers that died: they may at any moment."""
+        """Drop and yield the records of layers that have died; one may die at any moment."""
         while self._dead:
             yield self.by_id.pop(self._dead.pop())
 
     def clear(self) -> None:
-        """Drop all."""
+        """Drop all records."""
         self.by_id.clear()
 
 
 def _is_frozen_parameter(parameter: Tensor) -> bool:
-    """Tell whether a parameter requires no gradient; what `functional_call` puts there is none."""
+    """Tell whether a parameter is frozen; a tensor that `functional_call` put there is not one."""
     return not parameter.requires_grad and isinstance(parameter, nn.Parameter)

@@ -15,21 +15,21 @@ from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised, version
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 
-_CHECKED = 2  # an average writes all parameters, so a few small ones tell
+_CHECKED = 2  # an average writes all parameters, so checking a few small ones is enough
 
 
 class FrozenParameters:
-    """The parameters of a frozen layer, from when it was first seen.
+    """The parameters of a frozen layer since its frozen period began.
 
-    They were averaged if all of them were written, even with the same values, or if one has other
-    values. A load, or an optimizer without gradients, averaged only if values differ; an optimizer
-    with gradients did not.
+    They count as averaged if all of them were written, even with the same values, or if one has
+    other values. A load, or a step of an optimizer without gradients, only counts if values differ;
+    a step with gradients does not count.
 
     Args:
         module: the module that holds them.
 
     Raises:
-        GateError: the parameters cannot be compared.
+        GateError: if the parameters cannot be compared.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -45,14 +45,15 @@ class FrozenParameters:
         if self._written():
             return True
         with undisturbed():
-            found = changes_since(self._kept, self._kept.tensors, ())
-        return any(change.kind == "values" for change in found)
+            changes = changes_since(self._kept, self._kept.tensors, ())
+        return any(change.kind == "values" for change in changes)
 
     def exclude_operation(self, *, values: bool) -> AfterCall:
-        """Do not count what an operation writes as an average; return what to call after it.
+        """Exclude the writes of an operation from averaging; return a function to call after it.
 
         Args:
-            values: whether other values, too, do not count, and not only writes of the same ones.
+            values: whether writes of other values are excluded, too, and not only those that leave
+                the values as they are.
         """
         self._averaged = self.averaged if values else self._written()
 
@@ -65,7 +66,7 @@ class FrozenParameters:
         return finish
 
     def have_gradients_in(self, optimizer: Optimizer) -> bool:
-        """Tell whether an optimizer holds any that has a gradient."""
+        """Tell whether an optimizer holds a checked parameter that has a gradient."""
         held = held_by(optimizer)
         return any(id(each) in held and each.grad is not None for each in self._checked)
 

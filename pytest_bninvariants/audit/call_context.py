@@ -1,4 +1,4 @@
-"""Find out from the stack what a layer runs for: in which model, from which line of the user."""
+"""Find out from the stack in which model, and from which line of the user, a layer runs."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pytest_bninvariants.verdict import Place
 
 _ON_PURPOSE = {
     ("torch.optim.swa_utils", "update_bn"),  # computes statistics anew
-    ("torch.nn.utils.stateless", "_functional_call"),  # runs on state of the caller's
+    ("torch.nn.utils.stateless", "_functional_call"),  # runs on state that the caller passes
 }
 
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """What a forward of a layer is part of.
+    """The model and the user's line for which a layer runs.
 
     Args:
-        model: class name of the outermost module that is at work, or of what a wrapper holds.
+        model: class name of the outermost module that runs; of a wrapper, that of its module.
         name: the layer's qualified name in it.
-        holder: the layer, or the innermost module around it that has parameters, if there is one.
-        place: the user's line that had the model work.
+        holder: the layer, or the innermost module around it, that has parameters, if there is one.
+        place: the user's line that ran the model.
     """
 
     model: str
@@ -38,17 +38,19 @@ class CallContext:
 
 
 def call_context_of(layer: nn.Module) -> CallContext | None:
-    """Return what a layer runs for; None if its statistics are meant to move, or are not its own.
+    """Return the context in which a layer runs.
+
+    Return None if its statistics move on purpose, or are not its own.
 
     Args:
         layer: a layer that runs, or is about to.
     """
-    stack = list(callers(sys._getframe(1)))  # without this frame: it must not hold itself
+    stack = list(callers(sys._getframe(1)))  # not this frame, which would then refer to itself
     if any((f.f_globals.get("__name__"), f.f_code.co_name) in _ON_PURPOSE for f in stack):
         return None
     for depth in reversed(range(len(stack))):
-        module = _at_work(stack[depth])
-        if module is not None and any(below is layer for _, below in named_modules(module)):
+        module = _running_module(stack[depth])
+        if module is not None and any(each is layer for _, each in named_modules(module)):
             return _context(layer, module, stack[depth].f_back)
     return None
 
@@ -72,8 +74,8 @@ def _context(layer: nn.Module, outermost: nn.Module, caller: FrameType | None) -
     )
 
 
-def _at_work(frame: FrameType) -> nn.Module | None:
-    """Return the module of which a frame runs a method, if it does."""
+def _running_module(frame: FrameType) -> nn.Module | None:
+    """Return the module whose method a frame runs, if it runs one."""
     code = frame.f_code
     if not code.co_argcount or code.co_varnames[0] != "self":
         return None

@@ -1,4 +1,4 @@
-"""A stretch of a BN layer's forwards while it is frozen, and whether its statistics moved."""
+"""Watch a BN layer's forwards while it is frozen, and tell whether its statistics moved."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class FrozenPeriod:
         kind: the layer's class name.
         kept: its statistics before the first of them.
         parameters: its parameters, or its holder's.
-        context: what the first was part of that used batch statistics; None before that.
-        batches: how many have used batch statistics.
+        context: the context of the first one that used batch statistics; None before that.
+        batches: how many of them used batch statistics.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class FrozenPeriod:
         """Return the changes of the layer's statistics, unless models were averaged meanwhile.
 
         Args:
-            now: tensors to compare by name; where it has none, the very tensors that were kept.
+            now: the tensors to compare, by name; by default, the tensor objects that were kept.
         """
         held = now or {}
         watched = {
@@ -59,15 +59,15 @@ class FrozenPeriod:
 
 
 def begin_frozen_period(layer: nn.Module, holder: nn.Module) -> FrozenPeriod | None:
-    """Keep what a frozen layer is compared with; return None where it cannot be compared.
+    """Keep the state of a frozen layer; return None if that cannot be compared later.
 
     Args:
         layer: the layer.
-        holder: the module whose parameters tell that it is frozen.
+        holder: the module whose parameters are frozen: the layer itself, or one around it.
     """
     buffers = buffers_of(layer)
     if in_transform() or is_uninitialised(buffers["running_mean"]):
-        return None  # what it holds are a function transform's values, or none yet
+        return None  # it holds values of a function transform, or none yet
     watched = {
         name: WatchedTensor(name, "", "buffer", each)
         for name, each in buffers.items()

@@ -1,4 +1,4 @@
-"""The leaks that an audit found: frozen BN layers whose statistics moved."""
+"""Collect the leaks of an audit: frozen BN layers whose statistics moved."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Leak:
         kind: its own class name.
         flipped: whether it was seen in eval before.
         put_in_training: where it was put in training mode, if that was seen.
-        ran_at: the user's line that had the model work at first.
+        ran_at: the user's line that first ran the model while the layer was frozen.
         batches: how many batches it normalised while it was frozen.
-        changes: what moved.
+        changes: the changes of its statistics.
         tensors: how many of its tensors were compared.
     """
 
@@ -65,7 +65,7 @@ class LeakLog:
 
         Args:
             period: its period, in a known context.
-            moved: the changes of its statistics by their bare names; none: it did not leak.
+            moved: the changes of its statistics, with relative names; empty if it did not leak.
             modes: what was seen of its modes.
         """
         context = period.context
@@ -86,7 +86,7 @@ class LeakLog:
         self._leaks.setdefault((leak.model, leak.layer), leak)
 
     def verdicts(self) -> tuple[Verdict, ...]:
-        """Return a verdict for each model of which layers leaked."""
+        """Return a verdict for each model with a leak."""
         models: dict[str, list[Leak]] = {}
         for leak in self._leaks.values():
             models.setdefault(leak.model, []).append(leak)
@@ -134,14 +134,14 @@ def _explain_training(leaks: list[Leak]) -> tuple[str, str]:
 
 
 def _did(leaks: list[Leak]) -> str:
-    """Return what layers did, and where at first."""
+    """Return a clause that says what layers did, and where first."""
     first, each = leaks[0], one_or_many(_layers(leaks), "", "each ")
     batches = span([leak.batches for leak in leaks], "batch", "batches")
     did = f"{each}normalised {batches} with batch statistics"
-    if first.ran_at is not None:
-        at = first.ran_at
-        did += f", first at {relative_path(at.file)}:{at.line} in {at.function}"
-        did += f", by {at.tool}" if at.tool else ""
+    place = first.ran_at
+    if place is not None:
+        did += f", first at {relative_path(place.file)}:{place.line} in {place.function}"
+        did += f", by {place.tool}" if place.tool else ""
     if first.put_in_training is None:
         did += ", in training mode since before the test or since it was created"
     return f"{did}; {NOT_STOPPED}"
@@ -167,4 +167,4 @@ RULES: tuple[Rule[Leak], ...] = (
         did=PUT_IN_TRAINING,
     ),
 )
-"""The first that applies explains a leak."""
+"""The rules for leaks; the first that applies explains a leak."""

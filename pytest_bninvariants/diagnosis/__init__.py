@@ -1,1 +1,1 @@
-"""How a cause is found by rules, and how its sentences are worded."""
+"""How rules find a cause, and how its sentences are worded."""

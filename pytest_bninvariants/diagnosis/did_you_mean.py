@@ -1,4 +1,4 @@
-"""What a mistyped name, of an option or in a model, may have meant."""
+"""Suggest what a mistyped option, or a mistyped name in a model, may have meant."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def did_you_mean_name(pattern: str, modules: Iterable[str], tensors: Iterable[st
     """Return the end of a sentence that suggests other names in a model; nothing if none is near.
 
     Args:
-        pattern: what matches nothing.
-        modules: names of modules; their parents count, too.
+        pattern: the pattern that matches nothing.
+        modules: names of modules; those of their parents count, too.
         tensors: names of tensors.
     """
     known = {name: None for full in modules for name in _with_parents(full)}
@@ -39,12 +39,13 @@ def _matches_any(pattern: str, names: Iterable[str]) -> bool:
 
 
 def _near(pattern: str, known: dict[str, None]) -> list[str]:
-    """Return names that a mistyped one, or one from further in or out, may have meant."""
-    lower = {name.lower(): name for name in reversed(known)}
-    within = [name for name in known if name.endswith(f".{pattern}")]
-    around = [name for name in _without_parents(pattern) if name in known]
-    close = get_close_matches(pattern.lower(), lower, n=_SHOWN, cutoff=0.7)
-    return list(dict.fromkeys([*within, *around, *(lower[name] for name in close)]))[:_SHOWN]
+    """Return names like a pattern: with more parents, with fewer parents, or spelled similarly."""
+    by_lower_case = {name.lower(): name for name in reversed(known)}
+    longer = [name for name in known if name.endswith(f".{pattern}")]
+    shorter = [name for name in _without_parents(pattern) if name in known]
+    close = get_close_matches(pattern.lower(), by_lower_case, n=_SHOWN, cutoff=0.7)
+    similar = [by_lower_case[name] for name in close]
+    return list(dict.fromkeys([*longer, *shorter, *similar]))[:_SHOWN]
 
 
 def _with_parents(name: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a rule of a diagnosis is, and how a table of rules explains what was found."""
+"""What a rule is, and how a table of rules explains what a guard found."""
 
 from __future__ import annotations
 
@@ -11,64 +11,64 @@ from pytest_bninvariants.verdict import Cause, Place
 T = TypeVar("T")
 
 
-def _nowhere(_: object) -> Place | None:
+def _nothing(_: object) -> None:
     return None
 
 
-def _none(_: object) -> tuple[str, ...]:
+def _no_tensors(_: object) -> tuple[str, ...]:
     return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule(Generic[T]):
-    """When a cause applies to something that was found, and what a verdict says about it.
+    """When a cause applies to an item that a guard found, and what the verdict then says.
 
     Args:
-        cause: the cause's name; the docs have it, too.
-        applies: tells whether the cause explains something.
-        explain: returns why, and the fix, for all that one event explains.
-        place: returns where it happened, if that was seen.
-        did: what was done at that place, up to the call; a rule with a place says it.
+        cause: the cause's name, as in the docs.
+        applies: tells whether the cause explains an item.
+        explain: returns the reason and the fix for the items that one event explains.
+        place: returns where the event happened, if that was seen.
+        did: what happened at that place, up to the call; required if there is a place.
     """
 
     cause: str
     applies: Callable[[T], bool]
     explain: Callable[[list[T]], tuple[str, str]]
-    place: Callable[[T], Place | None] = _nowhere
+    place: Callable[[T], Place | None] = _nothing
     did: str = ""
 
 
 def explain(
     rules: Sequence[Rule[T]],
-    found: Iterable[T],
+    items: Iterable[T],
     *,
     layers: Callable[[list[T]], Iterable[str]],
-    tensors: Callable[[list[T]], Iterable[str]] = _none,
-    event: Callable[[T], object] = _nowhere,
+    tensors: Callable[[list[T]], Iterable[str]] = _no_tensors,
+    event: Callable[[T], object] = _nothing,
     every: bool = False,
 ) -> tuple[Cause, ...]:
-    """Explain what was found, with one cause for all that one rule explains by one event.
+    """Explain items, with one cause for all items that one rule explains by one event.
 
     Args:
         rules: the table, most specific rule first.
-        found: what is to be explained.
-        layers: returns the names of the layers that a group is about.
-        tensors: returns the names of its tensors.
-        event: tells events of one place apart.
-        every: let all rules that apply explain a thing, not only the first.
+        items: what to explain.
+        layers: returns the names of the layers of some items.
+        tensors: returns the names of the tensors of some items.
+        event: returns a key that tells events of one place apart.
+        every: let every rule that applies explain an item, not only the first.
 
     Returns:
         The causes, in the order of the rules.
     """
-    grouped: dict[tuple[int, Any], list[T]] = {}
-    for each in found:
-        numbers = [number for number, rule in enumerate(rules) if rule.applies(each)]
+    groups: dict[tuple[int, Any], list[T]] = {}
+    for item in items:
+        numbers = [number for number, rule in enumerate(rules) if rule.applies(item)]
         for number in numbers if every else numbers[:1]:
-            key = number, (rules[number].place(each), event(each))
-            grouped.setdefault(key, []).append(each)
+            key = number, (rules[number].place(item), event(item))
+            groups.setdefault(key, []).append(item)
     causes = []
-    for number, happened in sorted(grouped, key=lambda key: key[0]):
-        rule, group = rules[number], grouped[number, happened]
+    for (number, _), group in sorted(groups.items(), key=lambda entry: entry[0][0]):
+        rule = rules[number]
         why, fix = rule.explain(group)
         causes.append(
             Cause(

@@ -1,4 +1,4 @@
-"""Sentences, and parts of them, about several layers or tensors."""
+"""Word sentences, and parts of them, about several layers or tensors."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def first_few(texts: Sequence[str], most: int) -> str:
     """Join texts with commas, and count those that are left out.
 
     Args:
-        texts: what is joined.
-        most: how many are shown.
+        texts: the texts.
+        most: how many to show at most.
     """
     more = len(texts) - most
     shown = ", ".join(texts[:most])
@@ -26,7 +26,7 @@ def first_few(texts: Sequence[str], most: int) -> str:
 
 
 def name_list(names: Sequence[str]) -> str:
-    """Return names as a sentence has them, the first two of many."""
+    """Return names for use in a sentence: one or two, or the first two of many."""
     named = [name or "the model" for name in names]
     return " and ".join(named) if len(named) == 2 else first_few(named, 2)
 
@@ -62,16 +62,17 @@ def span(counts: Sequence[int], noun: str, nouns: str) -> str:
 
 
 def flipped(names: Sequence[str]) -> str:
-    """Return what happened to layers before they normalised; the sentence goes on."""
+    """Return the part of a sentence that says how layers changed mode before they normalised."""
     return f"{one_or_many(names, 'was', 'were')} in eval, then put in training mode, and"
 
 
 def keep_in_eval(names: Sequence[str], place: Place | None = None) -> str:
-    """Return what to do about layers that are in training mode.
+    """Return how to keep layers in eval.
 
     Args:
-        names: the layers'.
-        place: where they were put there, if that was seen; the user cannot edit a library's line.
+        names: their names.
+        place: where they were put in training mode, if that was seen. If a library did it, the user
+            cannot edit that line.
     """
     listed = name_list(names)
     if place is not None and place.tool is not None:
@@ -80,11 +81,11 @@ def keep_in_eval(names: Sequence[str], place: Place | None = None) -> str:
 
 
 def give_own_memory(owner: str, its: str) -> str:
-    """Return how to separate tensors that are the same memory.
+    """Return how to separate tensors that share memory.
 
     Args:
-        owner: what is to have its own, as a sentence has it.
-        its: the pronoun for it.
+        owner: what needs its own memory, for use in a sentence.
+        its: the possessive pronoun for it.
     """
     return (
         f"give {owner} {its} own memory: copy.deepcopy(model), or load "

@@ -1,1 +1,1 @@
-"""Verdicts for people and machines."""
+"""Turn verdicts into text."""

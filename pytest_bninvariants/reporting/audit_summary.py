@@ -1,4 +1,4 @@
-"""What an audit found in all tests, as the terminal's summary."""
+"""Sum up in the terminal what an audit found in all tests."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class LeakGroup:
 
     Args:
         model: the model's class name.
-        cause: the reason, as the first test gave it.
-        tests: ids of the tests in which they did.
+        cause: the reason, as found in the first of the tests.
+        tests: ids of the tests in which they leaked.
     """
 
     model: str
@@ -30,7 +30,7 @@ class LeakGroup:
 
 
 class AuditTally:
-    """Add up what the tests' reports say, in whichever process they ran."""
+    """Add up the findings of all tests, in whichever process each ran."""
 
     def __init__(self) -> None:
         self._tests: dict[str, tuple[int, int]] = {}
@@ -41,7 +41,7 @@ class AuditTally:
 
         Args:
             test: its id.
-            findings: plain data: how many BN `layers` ran in training mode, how many of them
+            findings: plain data: how many BN `layers` ran in training mode, how many of these were
                 `frozen`, and the `causes` of leaks, each with the class name of its model.
         """
         self._tests[test] = findings["layers"], findings["frozen"]
@@ -79,7 +79,7 @@ class AuditTally:
 
 
 def _rebuild_cause(plain: Mapping[str, Any]) -> Cause:
-    """Return a cause that has crossed processes as plain data, in which tuples became lists."""
+    """Rebuild a cause from the plain data that crossed processes, where tuples became lists."""
     place = plain["place"] and Place(**plain["place"])
     return Cause(**{**plain, "layers": tuple(plain["layers"]), "place": place})
 

@@ -1,4 +1,4 @@
-"""Lines of text that fit in a terminal, and places in them."""
+"""Format lines that fit in a terminal, and places in the user's code."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _INDENT = " " * 5  # as wide as a label, such as "why  "
 
 
 def wrap(text: str, *, first: str, rest: str) -> list[str]:
-    """Return a text as lines that fit.
+    """Wrap a text into lines that fit.
 
     Args:
         text: the text.
-        first: what the first line begins with.
-        rest: what the others begin with.
+        first: the start of the first line.
+        rest: the start of the other lines.
     """
     return textwrap.wrap(
         text,
@@ -30,16 +30,16 @@ def wrap(text: str, *, first: str, rest: str) -> list[str]:
 
 
 def labelled(label: str, text: str) -> list[str]:
-    """Return a text as lines behind a label, which only the first line shows."""
+    """Wrap a text into indented lines, the first of which starts with a label."""
     return wrap(text, first=label.ljust(len(_INDENT)), rest=_INDENT)
 
 
 def count_hidden(number: int) -> list[str]:
-    """Return the line that says how many lines of a kind are not shown, if any."""
+    """Return a line that says how many similar entries are not shown, if any."""
     return [f"{_INDENT}and {number} more like these; -v shows all"] if number else []
 
 
 def describe_place(place: Place) -> str:
-    """Return a place as `net.py:14 in forward`, and which library acted there."""
+    """Return a place as `net.py:14 in forward`, with the library that acted there, if any."""
     tool = f", by {place.tool}" if place.tool else ""
     return f"{relative_path(place.file)}:{place.line} in {place.function}{tool}"

@@ -1,4 +1,4 @@
-"""Who wrote to the tensors that changed, as text."""
+"""Describe who wrote to the tensors that changed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _OTHERS = "NumPy, another library, another thread or compiled code may have"
 
 
 def write_lines(writes: Iterable[Write], *, verbose: bool = False) -> list[str]:
-    """Return lines about writes: those of one operator at one place together.
+    """Return lines about writes, grouped by operator and place.
 
     Args:
         writes: the first write to each tensor.
-        verbose: give all names and all places, however many there are.
+        verbose: show all names and all places, however many there are.
     """
     groups: dict[tuple[object, ...], list[Write]] = {}
     for write in writes:
@@ -34,7 +34,7 @@ def write_lines(writes: Iterable[Write], *, verbose: bool = False) -> list[str]:
 
 
 def _list_names(names: Sequence[str], *, verbose: bool = False) -> str:
-    """Return names as a sentence has them, the first few of many."""
+    """Return names for use in a sentence, the first few of many."""
     all_fit = verbose or len(names) <= _NAMED + 1  # "and 1 more" is no shorter than a name
     return first_few(names, len(names) if all_fit else _NAMED)
 
@@ -67,35 +67,40 @@ def _bracket(after: Place | None, before: Place | None) -> Iterator[str]:
 def compare_runs(
     first: Sequence[Verdict], second: Sequence[Verdict], *, verbose: bool = False
 ) -> str:
-    """Return what a second run, under tracing, tells of the first.
+    """Describe what a second, traced run reveals about the first.
 
     Args:
-        first: the first run's broken verdicts, at least one.
-        second: the second's.
-        verbose: give all names and all places, however many there are.
+        first: the broken verdicts of the first run, at least one.
+        second: the broken verdicts of the second run.
+        verbose: show all names and all places, however many there are.
     """
     lines = []
     for verdict in first:
-        of_same = [each for each in second if _same_guard(each, verdict)][-1:]
-        found = {write.name: write for each in of_same for write in each.writes or ()}
-        held = {change.name for change in verdict.changes if change.kind not in ("gone", "new")}
-        changed = [name for name in verdict.changed_tensors if name in held]
-        writes = [found[name] for name in changed if name in found]
+        again = [each for each in second if _same_guard(each, verdict)][-1:]
         lines += [f"{verdict.guard}:"] if len(first) > 1 else []
-        lines += write_lines(writes, verbose=verbose)
-        exact = [change for each in of_same for change in each.changes if change.exact]
-        lines += _value_lines(verdict.changes, exact, verbose=verbose)
-        if not changed:
-            lines += labelled("who", "nobody: no write broke it")
-        missing = [name for name in changed if name not in found]
-        if missing:
-            names = _list_names(missing, verbose=verbose)
-            lines += labelled("", f"not written again in the second run: {names}")
+        lines += _compare_verdict(verdict, again[0] if again else None, verbose=verbose)
     return "\n".join(lines)
 
 
+def _compare_verdict(first: Verdict, second: Verdict | None, *, verbose: bool) -> list[str]:
+    """Return lines about who wrote in the second run what a guard found changed in the first."""
+    writes = {} if second is None else {write.name: write for write in second.writes or ()}
+    kept = {change.name for change in first.changes if change.kind not in ("gone", "new")}
+    changed = [name for name in first.changed_tensors if name in kept]
+    lines = write_lines([writes[name] for name in changed if name in writes], verbose=verbose)
+    exact = [] if second is None else [change for change in second.changes if change.exact]
+    lines += _value_lines(first.changes, exact, verbose=verbose)
+    if not changed:
+        lines += labelled("who", "nobody: no write broke it")
+    missing = [name for name in changed if name not in writes]
+    if missing:
+        names = _list_names(missing, verbose=verbose)
+        lines += labelled("", f"not written again in the second run: {names}")
+    return lines
+
+
 def _value_lines(first: Iterable[Change], second: Iterable[Change], *, verbose: bool) -> list[str]:
-    """Return how far values moved in the second run, where in the first fingerprints told."""
+    """Return how values changed in the second run, if the first run only had fingerprints."""
     names = {change.name for change in first if not change.exact}
     texts = [f"{change.name}: {change.text}" for change in second if change.name in names]
     shown = texts[: None if verbose else _SHOWN]

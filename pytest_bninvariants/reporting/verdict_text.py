@@ -1,4 +1,4 @@
-"""A verdict as text: the headline first, useful at 80 columns and without colour."""
+"""Render a verdict as text: the headline first, useful at 80 columns and without colour."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def headline(verdict: Verdict) -> str:
 def _extent(verdict: Verdict) -> str:
     """Say how many layers broke the invariant, and how."""
     kinds = {change.kind for change in verdict.changes}
-    ways = [verdict.broke] if kinds - {"batch-statistics"} else []
+    verbs = [verdict.broke] if kinds - {"batch-statistics"} else []
     if "batch-statistics" in kinds:
-        ways.append("normalised with batch statistics")
+        verbs.append("normalised with batch statistics")
     changed = len(verdict.changed_layers)
     watched = max(verdict.layers, changed)
-    return f"{changed} of {counted(watched, verdict.noun)} {' or '.join(ways)}"
+    return f"{changed} of {counted(watched, verdict.noun)} {' or '.join(verbs)}"
 
 
 def render(verdicts: Sequence[Verdict], *, verbose: bool = False) -> str:
-    """Return broken verdicts as one text.
+    """Render broken verdicts as one text.
 
     Args:
         verdicts: verdicts that do not hold, at least one.
-        verbose: give every tensor a row, however many there are.
+        verbose: show a row for every tensor, however many there are.
     """
     sections = [first_line(verdicts), _body(verdicts[0], verbose=verbose)]
     for verdict in verdicts[1:]:
@@ -93,8 +93,8 @@ def _table(verdict: Verdict, *, verbose: bool) -> list[str]:
     changes = verdict.changes
     rows = [(change.name or "the model", change.text) for change in changes]
     if not verbose and len(rows) > _UNFOLDED_ROWS:
-        foldings = (_folded(changes, depth) for depth in (2, 1, 0))
-        rows = next((fold for fold in foldings if len(fold) <= _UNFOLDED_ROWS), _folded(changes, 0))
+        foldings = (_fold(changes, depth) for depth in (2, 1, 0))
+        rows = next((fold for fold in foldings if len(fold) <= _UNFOLDED_ROWS), _fold(changes, 0))
     column = min(max(len(name) for name, _ in [(verdict.column, ""), *rows]), _COLUMN)
     lines = [f"  {verdict.column:{column}}  change"]
     for name, text in rows:
@@ -105,8 +105,8 @@ def _table(verdict: Verdict, *, verbose: bool) -> list[str]:
     return lines
 
 
-def _folded(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
-    """Return a row for each kind of tensor in each module of a depth, by its first one's name."""
+def _fold(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
+    """Return one row for similar changes in each module of a depth, with the first one's name."""
     groups: dict[tuple[str, str, str, str], list[Change]] = {}
     for change in changes:
         tensor = change.name.removeprefix(change.layer).lstrip(".")
@@ -121,7 +121,7 @@ def _folded(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
 
 
 def cause_lines(cause: Cause) -> list[str]:
-    """Return the lines that say why, where, and what to do."""
+    """Return the lines that say why, where, and how to fix it."""
     lines = labelled("why", f"{cause.name}: {cause.why}")
     if cause.place is not None:
         lines += labelled("", f"{cause.did} {cause.place.call} at {describe_place(cause.place)}")
@@ -129,7 +129,7 @@ def cause_lines(cause: Cause) -> list[str]:
 
 
 def hazards_in_a_line(hazards: Iterable[Hazard]) -> str:
-    """Return hazards as one sentence's end."""
+    """Return hazards as the end of a sentence."""
     return "; ".join(_hazard_texts(hazards))
 
 

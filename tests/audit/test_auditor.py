@@ -217,7 +217,7 @@ def test_ten_thousand_steps_are_kept_as_one(batch: Tensor) -> None:
     auditor.start()
     for _ in range(10_000):
         layer(batch)
-    seen = list(auditor._seen)
+    seen = list(auditor._records)
     (verdict,) = auditor.stop()
     assert len(seen) == 1
     assert "normalised 10000 batches" in verdict.causes[0].why
@@ -228,7 +228,7 @@ def test_what_was_seen_of_models_that_are_gone_is_dropped(batch: Tensor) -> None
     auditor.start()
     for _ in range(200):
         frozen_backbone()(batch)
-    seen = len(auditor._seen)
+    seen = len(auditor._records)
     auditor.stop()
     assert seen < 10
 
