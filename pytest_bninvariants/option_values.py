@@ -1,4 +1,4 @@
-"""What options accept: devices, dtypes, efforts. Only devices other than cpu need torch."""
+"""Values of options: devices, dtypes, efforts. Only devices other than cpu need torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def resolve_devices(names: Iterable[str], option: str) -> tuple[str, ...]:
         option: where they wrote it, `--bn-device` or `bn_device`.
 
     Raises:
-        ValueError: a value is unknown, or its device is absent; the message says why.
+        ValueError: if a value is unknown, or its device is absent; the message says why.
     """
     return tuple(
         dict.fromkeys(device for name in names for device in _resolve_device(name, option))
@@ -35,7 +35,7 @@ def _resolve_device(name: str, option: str) -> list[str]:
         return present[:1] if name == "auto" else present[::-1]
     match = re.fullmatch(r"(cuda|xpu|mps)(?::(\d+))?", name)
     if match is None or (match[1] == "mps" and match[2]):
-        raise ValueError(f"{option}={name}: there is no such device; accepted are {DEVICES}")
+        raise ValueError(f"{option}={name}: there is no such device; accepted: {DEVICES}")
     reason = why_absent(match[1], int(match[2] or 0))
     if reason:
         raise ValueError(f"{option}={name}: {reason}")
@@ -63,9 +63,9 @@ def why_absent(kind: str, index: int) -> str | None:
     if count == 0:
         return f"torch {torch.__version__} finds no {kind.upper()} device: {_complaint(backend)}"
     if index >= count:
-        last = "" if count == 1 else f" to {kind}:{count - 1}"
-        there = "is 1 device" if count == 1 else f"are {count} devices"
-        return f"there {there} of this kind, {kind}:0{last}"
+        if count == 1:
+            return f"there is 1 device of this kind, {kind}:0"
+        return f"there are {count} devices of this kind, {kind}:0 to {kind}:{count - 1}"
     return None
 
 
@@ -88,24 +88,24 @@ def _why_no_mps(torch: ModuleType) -> str | None:
 
 HALF = ("bfloat16", "float16")
 DTYPES = ("float64", "float32", *HALF)
-
-
 EFFORTS = {"quick": 6, "default": 100, "thorough": 2000}
 
 
-def count_cases(option: str, given: object) -> int:
-    """Return a number of cases.
+def count_cases(option: str, effort: object) -> int:
+    """Return the number of cases that an effort stands for.
 
     Args:
-        option: how an error shows where it was given, with its `=`.
-        given: a whole number from 1, or a key of `EFFORTS`.
+        option: the name of the option in an error, with its `=`.
+        effort: a whole number >= 1, or a key of `EFFORTS`.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: if it is neither.
     """
-    if isinstance(given, str) and given in EFFORTS:
-        return EFFORTS[given]
-    if is_int(given) and given > 0:
-        return given
-    words = ", ".join(EFFORTS)
-    raise ValueError(f"{option}{given}: accepted are a whole number from 1, {words}")
+    if isinstance(effort, str) and effort in EFFORTS:
+        return EFFORTS[effort]
+    if is_int(effort) and effort > 0:
+        return effort
+    *words, last = EFFORTS
+    raise ValueError(
+        f"{option}{effort}: expected a whole number >= 1, {', '.join(words)} or {last}"
+    )

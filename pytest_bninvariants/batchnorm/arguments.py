@@ -24,7 +24,7 @@ def check_whole_number(name: str, value: object, least: int = 0) -> int:
         InvalidArgument: if the value is not a whole number, or below the least.
     """
     if not is_int(value) or value < least:
-        raise InvalidArgument(f"{name} must be a whole number from {least}, not {describe(value)}")
+        raise InvalidArgument(f"{name} must be a whole number >= {least}, not {describe(value)}")
     return value
 
 

@@ -84,7 +84,7 @@ class Tolerance:
     """How far values may be apart: |d| <= atol + rtol |before|; with both 0, bits must agree.
 
     Raises:
-        GateError: if a value is not a number from 0.
+        GateError: if a value is not a finite number >= 0.
     """
 
     rtol: float = 0.0
@@ -94,7 +94,7 @@ class Tolerance:
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if not (is_number(value) and 0 <= value < math.inf):
-                raise GateError(f"{name}= takes a number from 0; got {describe(value)}")
+                raise GateError(f"{name}= takes a number >= 0; got {describe(value)}")
 
     @property
     def exact(self) -> bool:

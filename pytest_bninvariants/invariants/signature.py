@@ -1,4 +1,4 @@
-"""How an invariant is called: what it refuses, and how a guard is spelled."""
+"""Check how users call invariants, and spell a guard as its user wrote it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 def refuse_wrong_calls(*, models: int = 1) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Return a decorator that makes a wrong call of an invariant a GateError.
+    """Return a decorator that turns a wrong call of an invariant into a GateError.
 
-    A TypeError would pass for the failure that a bare `xfail` expects; a GateError does not.
+    A bare `xfail` would take a TypeError for the failure that it expects; a GateError it does not.
 
     Args:
         models: how many of the first arguments are models.
@@ -30,12 +30,12 @@ def refuse_wrong_calls(*, models: int = 1) -> Callable[[Callable[_P, _R]], Calla
         @wraps(invariant)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             __tracebackhide__ = True
-            given = args[:models]
-            if len(given) < models or not all(isinstance(model, nn.Module) for model in given):
+            first = args[:models]
+            if len(first) < models or not all(isinstance(model, nn.Module) for model in first):
                 _check_call(invariant, models, args, kwargs)
             try:
                 return invariant(*args, **kwargs)
-            except TypeError:  # of this call, or of something that it runs
+            except TypeError:  # raised by this call, or by something that it runs
                 _check_call(invariant, models, args, kwargs)
                 raise
 
@@ -47,61 +47,60 @@ def refuse_wrong_calls(*, models: int = 1) -> Callable[[Callable[_P, _R]], Calla
 def _check_call(
     invariant: Callable[..., object], models: int, args: tuple[object, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Bind arguments as Python does when it calls a function, which takes longer than the call.
+    """Bind arguments as Python does when it calls a function; this takes longer than the call.
 
     Raises:
         GateError: if they do not fit, or one of the first is not a model.
     """
-    accepted = inspect.signature(invariant)
+    signature = inspect.signature(invariant)
     try:
-        given = accepted.bind(*args, **kwargs).arguments
+        arguments = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
-        hint = _what_it_takes(accepted, kwargs)
+        hint = _hint(signature, kwargs)
         raise GateError(f"{invariant.__name__}(): {error}{hint}") from None
-    for name in list(accepted.parameters)[:models]:
-        value = given.get(name)
-        is_default = value is accepted.parameters[name].default
+    for name in list(signature.parameters)[:models]:
+        value = arguments.get(name)
+        is_default = value is signature.parameters[name].default
         if not (is_default or isinstance(value, nn.Module)):
-            raise GateError(_not_a_model(invariant.__name__, accepted, name, value))
+            raise GateError(_not_a_model(invariant.__name__, signature, name, value))
 
 
-def _what_it_takes(accepted: inspect.Signature, given: Collection[str]) -> str:
-    """Return the end of a message about arguments that do not fit: what was meant, what does."""
-    names = list(accepted.parameters)
-    unknown = [name for name in given if name not in names]
-    meant = "".join(did_you_mean_option(name, names) for name in unknown)
-    return f"{meant} (it takes {', '.join(names)})"
+def _hint(signature: inspect.Signature, keywords: Collection[str]) -> str:
+    """Return the end of a message about wrong arguments: similar names, and all names."""
+    names = list(signature.parameters)
+    unknown = [name for name in keywords if name not in names]
+    similar = "".join(did_you_mean_option(name, names) for name in unknown)
+    return f"{similar} (it takes {', '.join(names)})"
 
 
-def _not_a_model(invariant: str, accepted: inspect.Signature, name: str, value: object) -> str:
-    is_first = name == next(iter(accepted.parameters))
+def _not_a_model(invariant: str, signature: inspect.Signature, name: str, value: object) -> str:
+    is_first = name == next(iter(signature.parameters))
     which, place = ("the", "first") if is_first else ("another", "second")
     return (
-        f"{invariant}({_required(accepted)}) takes {which} model, a torch.nn.Module, {place}; "
+        f"{invariant}({_required(signature)}) takes {which} model, a torch.nn.Module, {place}; "
         f"got {describe(value)}"
     )
 
 
-def _required(accepted: inspect.Signature) -> str:
+def _required(signature: inspect.Signature) -> str:
     """Return a signature without its options, e.g. `model, *modules`."""
-    named = accepted.parameters.values()
-    parts = [each.name for each in named if each.kind in _POSITIONAL]
-    parts += [f"*{each.name}" for each in named if each.kind is each.VAR_POSITIONAL]
-    keywords = [e.name for e in named if e.kind is e.KEYWORD_ONLY and e.default is e.empty]
+    parameters = signature.parameters.values()
+    parts = [each.name for each in parameters if each.kind in _POSITIONAL]
+    parts += [f"*{each.name}" for each in parameters if each.kind is each.VAR_POSITIONAL]
+    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     return ", ".join([*parts, *(["*", *keywords] if keywords else [])])
 
 
 def module_names(model: nn.Module, modules: tuple[object, ...]) -> tuple[str, ...]:
-    """Return the names of modules that an invariant was given.
+    """Return the names of modules that a user passed to an invariant.
 
     Raises:
-        GateError: if one is not a name; it says how to write it.
+        GateError: if one is not a name; the message says how to write it.
     """
-    names = tuple(module for module in modules if isinstance(module, str))
     for module in modules:
         if not isinstance(module, str):
             raise GateError(f"{_how_to_name(model, module)}; got {describe(module)}")
-    return names
+    return tuple(map(str, modules))
 
 
 def _how_to_name(model: nn.Module, module: object) -> str:
@@ -119,13 +118,13 @@ def _example(names: list[str]) -> str:
 
 
 def option_names(value: object, option: str = "exclude") -> tuple[str, ...]:
-    """Return an option's value as a tuple: a name, or several names.
+    """Return the names in an option that takes a name, or several names.
 
     Raises:
-        GateError: if it is neither.
+        GateError: if the value is neither.
     """
     names = (value,) if isinstance(value, str) else value
-    if not isinstance(names, Collection):  # no iterator: a marker's is used up by the first test
+    if not isinstance(names, Collection):  # the first test would use up an iterator in a marker
         raise GateError(f"{option}= takes a name or several names; got {describe(value)}")
     for name in names:
         if not isinstance(name, str):
@@ -138,8 +137,8 @@ def spell(invariant: str, modules: tuple[str, ...], **options: object) -> str:
 
     Args:
         invariant: its name.
-        modules: the names that it was given.
-        options: its keywords that are not at their default.
+        modules: the names of modules that the user passed.
+        options: its keyword arguments that differ from their defaults.
     """
     arguments = [repr(name) for name in modules]
     arguments += [f"{name}={value!r}" for name, value in options.items()]

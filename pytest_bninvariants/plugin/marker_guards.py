@@ -46,7 +46,7 @@ class MarkerRequest(NamedTuple):
                 hint = did_you_mean_option(option, accepted)
                 raise GateError(
                     f"@pytest.mark.{mark.name} has no option {option}={hint} "
-                    f"(accepted are {', '.join(accepted)})"
+                    f"(accepted: {', '.join(accepted)})"
                 )
         options = dict(mark.kwargs)
         model = options.pop("model", None)

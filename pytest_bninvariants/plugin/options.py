@@ -108,7 +108,7 @@ def _read_audit(given: str | None, by_ini: str) -> str | None:
     if value in _AUDITS or (given is None and not value):
         return value or None
     raise pytest.UsageError(
-        f"{option}={value}: accepted are {' and '.join(_AUDITS)}"
+        f"{option}={value}: expected {' or '.join(_AUDITS)}"
         + (f"; before a path write --bn-audit={_AUDITS[0]}" if given else "")
     )
 
@@ -134,7 +134,7 @@ def _read_dtypes(given: list[str] | None) -> tuple[str, ...]:
     names = _split_names("--bn-dtype", given)
     for name in names:
         if name not in DTYPES:
-            raise pytest.UsageError(f"--bn-dtype={name}: unknown; accepted are {', '.join(DTYPES)}")
+            raise pytest.UsageError(f"--bn-dtype={name}: unknown; accepted: {', '.join(DTYPES)}")
     return names
 
 
@@ -154,7 +154,7 @@ def _read_bytes(key: str, given: str) -> int | None:
     units = {unit.lower(): size for unit, size in _UNITS.items()}
     if found is None or found[2].lower() not in units:
         raise pytest.UsageError(
-            f"{key}={given}: accepted are a number of bytes and a number with one of "
+            f"{key}={given}: expected a number of bytes, or a number with one of "
             f"{', '.join(unit for unit in _UNITS if unit)}, such as 512MB"
         )
     return int(float(found[1]) * units[found[2].lower()])

@@ -46,7 +46,7 @@ def test_the_unit_is_that_of_the_narrowest_float() -> None:
 
 @pytest.mark.parametrize("value", [-1, NAN, INF, True, "1", None])
 def test_a_tolerance_is_a_number_from_0(value: Any) -> None:
-    with pytest.raises(GateError, match="atol= takes a number from 0; got "):
+    with pytest.raises(GateError, match="atol= takes a number >= 0; got "):
         Tolerance(atol=value)
 
 

@@ -105,7 +105,7 @@ def assert_bn_conforms(
         device: where to run, such as `cuda`.
         laws: names or patterns of laws, or `frozen`; empty: all laws of a whole BatchNorm.
         dtypes: names of the inputs' dtypes; None: each law's own.
-        examples: effort for each law: a number from 1, `quick`, `default` or `thorough`.
+        examples: effort for each law: a number >= 1, `quick`, `default` or `thorough`.
         rank: `1d`, `2d`, `3d` or `nd`; None: by the name of the class, or tried out.
         keywords: further arguments for the layer.
 
@@ -134,7 +134,7 @@ def assert_bn_conforms(
     allowed = DTYPES if dtypes is None else _names("dtypes", dtypes)
     for name in allowed:
         if name not in DTYPES:
-            raise ValueError(f"dtype {name!r} is unknown; accepted are {', '.join(DTYPES)}")
+            raise ValueError(f"dtype {name!r} is unknown; accepted: {', '.join(DTYPES)}")
     effort = count_cases("examples=", examples)
     broken: list[LawBroken] = []
     count = 0

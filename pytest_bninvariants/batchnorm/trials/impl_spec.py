@@ -26,7 +26,7 @@ def parse_impl(spec: str, device: str = "cpu") -> LayerUnderTest:
     """
     match = re.fullmatch(r"([\w.]+):([\w.]+)(\(.*\))?(?:@(\w+))?", spec, re.DOTALL)
     if match is None:
-        raise ValueError(f"cannot be read{_suggest_a_colon(spec)}; accepted is {SPELLING}")
+        raise ValueError(f"cannot be read{_suggest_a_colon(spec)}; accepted: {SPELLING}")
     module, path, arguments, rank = match.groups()
     try:
         found: Any = import_module(module)

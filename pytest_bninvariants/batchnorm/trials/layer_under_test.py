@@ -57,7 +57,7 @@ class LayerUnderTest:
                 "or a function that makes it"
             )
         if rank is not None and rank not in RANKS:
-            raise ValueError(f"rank {rank!r} is unknown; accepted are {', '.join(RANKS)}")
+            raise ValueError(f"rank {rank!r} is unknown; accepted: {', '.join(RANKS)}")
         given = keywords or {}
         label = getattr(factory, "__name__", type(factory).__name__)
         subject = cls(factory, RANKS[rank] if rank else _declared_ranks(factory), given, label)

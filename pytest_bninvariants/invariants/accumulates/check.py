@@ -116,7 +116,7 @@ def _judge(model: nn.Module, k: int, samples: int, comparison: GradientCompariso
 
 def _changes(comparison: GradientComparison) -> Iterator[Change]:
     for name in comparison.bounds:
-        if comparison.beyond(name) > 1:
+        if comparison.excess(name) > 1:
             distance = comparison.whole.distance(comparison.parts, name)
             largest = float(comparison.whole.sums[name].abs().max())
             share = f"{distance / largest:.2g} of its largest value" if largest else "from 0"
@@ -125,7 +125,7 @@ def _changes(comparison: GradientComparison) -> Iterator[Change]:
 
 
 def _smallest_excess(comparison: GradientComparison, changes: tuple[Change, ...]) -> Iterator[str]:
-    beyond = [comparison.beyond(change.name) for change in changes]
-    if beyond:
-        least = f"{min(beyond):.0e}"
+    excesses = [comparison.excess(change.name) for change in changes]
+    if excesses:
+        least = f"{min(excesses):.0e}"
         yield f"each of these differences is at least {least} times what rounding explains"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_bninvariants.batchnorm.arithmetic import UNIT
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.evaluation.batches import split_batch
 from pytest_bninvariants.evaluation.rng_state import preserved_rng
@@ -18,10 +19,9 @@ from pytest_bninvariants.invariants.accumulates.gradient_pass import (
     PassGradients,
 )
 
-UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
-FINER = UNIT[torch.float64] / UNIT[torch.float32]
-LUCK = 2.0**8
-"""How much smaller than a typical rounding error the error met in float32 may be."""
+_FINER = UNIT[torch.float64] / UNIT[torch.float32]
+_LUCK = 2.0**8
+"""How much smaller than a typical rounding error the one in float32 may happen to be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +38,15 @@ class GradientComparison:
     parts: PassGradients
     bounds: dict[str, float]
 
-    def beyond(self, name: str) -> float:
-        """Return how many bounds apart the gradients of a parameter are."""
+    def excess(self, name: str) -> float:
+        """Return how far apart the gradients of a parameter are, in bounds; above 1 is too far."""
         return self.whole.distance(self.parts, name) / self.bounds[name]
 
 
 def compare_gradients(
     model: nn.Module, batch: Any, k: int, loss: LossFunction, weight: Callable[[Any], float]
 ) -> GradientComparison:
-    """Run copies of a model on a batch, and on its k micro-batches; arguments as `accumulates`.
+    """Run copies of a model on a batch, and on its k micro-batches; arguments as in `accumulates`.
 
     Raises:
         GateError: if a pass does not run, draws random numbers, or is not repeatable.
@@ -73,10 +73,10 @@ def _random_draw_text(model: nn.Module) -> str:
         for name, module in model.named_modules()
         if module.training and "Drop" in type(module).__name__
     ]
-    where = f"; in training mode is {', '.join(random[:3])}" if random else ""
+    where = f"; in training mode: {', '.join(random[:3])}" if random else ""
     return (
-        "accumulates cannot judge a pass that draws random numbers, which micro-batches would draw "
-        f"anew{where}: put what is random in eval"
+        "accumulates cannot judge a pass that draws random numbers, because each micro-batch would "
+        f"draw other ones: put random modules in eval{where}"
     )
 
 
@@ -85,14 +85,14 @@ def _bounds(whole: PassGradients, rough: PassGradients, parts: PassGradients) ->
 
     To first order a rounding error is the unit roundoff times a number that depends on what is
     computed, and not on the precision (Higham, "Accuracy and Stability of Numerical Algorithms",
-    chapter 1). float32 shows that number: what its pass is off by on this gradient or, relative to
-    its size, on any of which it got a digit right. A gradient that is 0, as a bias's before a BN
-    layer that uses batch statistics, is a sum of terms that cancel: for these the largest gradient
-    stands in.
+    chapter 1). The float32 pass shows that number: by its error in this gradient or, relative to
+    the size, in any gradient of which it has a digit right. A gradient that is 0, as that of a bias
+    before a BN layer that uses batch statistics, is a sum of terms that cancel: the largest
+    gradient stands in for its size.
     """
     sizes = {name: max(whole.sizes[name], parts.sizes[name]) for name in whole.sums}
-    off = {name: whole.distance(rough, name) for name in sizes}
-    sound = {name: size for name, size in sizes.items() if 10 * off[name] < size}
-    worst = max((off[name] / size for name, size in sound.items()), default=0.0)
+    errors = {name: whole.distance(rough, name) for name in sizes}
+    has_a_digit = {name: size for name, size in sizes.items() if 10 * errors[name] < size}
+    worst = max((errors[name] / size for name, size in has_a_digit.items()), default=0.0)
     least = UNIT[torch.float32] * max(sizes.values())
-    return {name: LUCK * FINER * max(off[name], worst * sizes[name], least) for name in sizes}
+    return {name: _LUCK * _FINER * max(errors[name], worst * sizes[name], least) for name in sizes}

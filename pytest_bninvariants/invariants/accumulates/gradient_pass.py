@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.checks import is_real
+from pytest_bninvariants.diagnosis.wording import counted
 from pytest_bninvariants.errors import GateError, describe
 from pytest_bninvariants.evaluation.batches import cast_batch, samples_in
 from pytest_bninvariants.evaluation.precision import computing_in
@@ -35,10 +36,10 @@ class PassGradients:
 
     Args:
         sums: the sum of the batches' weighted gradients in float64, by the parameter's name.
-        sizes: the largest value of the sum of their magnitudes.
+        sizes: the largest value in the sum of their magnitudes, by the parameter's name.
         loss: the sum of the weighted losses.
-        normalised: the layers that mixed samples by batch statistics, and whether they were in
-            training mode.
+        normalised: by name, the layers that normalised with batch statistics, and whether they
+            were in training mode.
     """
 
     sums: dict[str, Tensor]
@@ -58,7 +59,7 @@ class GradientPass:
     Args:
         model: the model, which is copied for each run.
         loss: `loss(model, batch)`.
-        weight: returns the weight of a batch; it is divided by that of the whole batch.
+        weight: returns the weight of a batch; it is divided by the weight of the whole batch.
         batch: the whole batch.
     """
 
@@ -71,7 +72,7 @@ class GradientPass:
         """Return the gradients over some batches, in a dtype.
 
         Raises:
-            GateError: if it does not run, nothing is trainable, or a gradient is not finite.
+            GateError: if the pass does not run, nothing is trainable, or a gradient is not finite.
         """
         model = self._copy_in(dtype)
         trainable = _trainable(model)
@@ -116,18 +117,18 @@ class GradientPass:
     def _weight_of(self, batch: Any) -> float:
         """Return the weight of a batch."""
         with _errors_explained("weight(batch)"):
-            given = self.weight(batch)
-        value = given.item() if isinstance(given, Tensor) and given.numel() == 1 else given
+            weight = self.weight(batch)
+        value = weight.item() if isinstance(weight, Tensor) and weight.numel() == 1 else weight
         if not is_real(value) or not math.isfinite(value):
             raise GateError(
                 "accumulates(weight=...): the weight of a batch must be a number; got "
-                f"{describe(given)}"
+                f"{describe(weight)}"
             )
         return float(value)
 
 
 class _BatchStatisticsUse(Observer):
-    """Keep which layers normalise with batch statistics, and in which mode."""
+    """Record which layers normalise with batch statistics, and in which mode."""
 
     def __init__(self) -> None:
         self._training: dict[int, bool] = {}
@@ -151,16 +152,16 @@ class _BatchStatisticsUse(Observer):
     def layers_in(self, model: nn.Module) -> dict[str, bool]:
         """Return the layers' names and whether they were in training mode.
 
-        In compiled code no layer is seen, so there its mode decides.
+        Compiled code hides its layers, so there a layer's mode decides.
         """
-        found = {}
+        training = {}
         for name, module in named_modules(model):
             by_mode = self._compiled and is_bn_layer(module) and has_known_forward(module)
             if id(module) in self._training:
-                found[name] = self._training[id(module)]
+                training[name] = self._training[id(module)]
             elif by_mode and uses_batch_statistics(module):
-                found[name] = module.training
-        return found
+                training[name] = module.training
+        return training
 
 
 @contextmanager
@@ -177,8 +178,8 @@ def _errors_explained(doing: str) -> Iterator[None]:
 
 def _describe_loss(number: int, batch: Any, batches: list[Any], dtype: torch.dtype) -> str:
     samples = samples_in(batch)
-    of = f"micro-batch {number} of {len(batches)}" if len(batches) > 1 else "the whole batch"
-    return f"the loss of {of} ({samples} sample{'s' * (samples != 1)}), in {dtype}"
+    part = f"micro-batch {number} of {len(batches)}" if len(batches) > 1 else "the whole batch"
+    return f"the loss of {part} ({counted(samples, 'sample')}), in {dtype}"
 
 
 def _check_scalar(value: object) -> Tensor:

@@ -15,7 +15,7 @@ class MicroBatchNorm:
     """A layer that normalised each micro-batch with that micro-batch's statistics.
 
     Args:
-        name: its name; None stands for there being no such layer.
+        name: its name; None if there is no such layer.
         training: whether it was in training mode.
     """
 
@@ -27,7 +27,8 @@ def causes_of(normalised: Mapping[str, bool]) -> tuple[Cause, ...]:
     """Return the causes of gradients that do not add up.
 
     Args:
-        normalised: the layers that used batch statistics, and whether they were in training mode.
+        normalised: by name, the layers that used batch statistics, and whether they were in
+            training mode.
     """
     layers = [MicroBatchNorm(name, training) for name, training in normalised.items()]
     return explain(RULES, layers or [MicroBatchNorm(None, training=False)], layers=_names)
@@ -42,7 +43,7 @@ def _explain_training_mode(layers: list[MicroBatchNorm]) -> tuple[str, str]:
     return (
         f"{name_list(names)} normalised each micro-batch with that micro-batch's statistics, and "
         "not with those of the whole batch",
-        f"if frozen layers are meant, {keep_in_eval(names)}; else use a norm without batch "
+        f"for frozen layers, {keep_in_eval(names)}; otherwise use a norm without batch "
         "statistics, such as GroupNorm, or accept that k micro-batches are not one large batch "
         "(SyncBatchNorm joins processes, not micro-batches)",
     )
@@ -55,15 +56,15 @@ def _explain_no_stored_statistics(layers: list[MicroBatchNorm]) -> tuple[str, st
         f"{listed} {one_or_many(names, 'was', 'were')} in eval, and normalised each micro-batch "
         "with that micro-batch's statistics",
         f"have {listed} keep and use running statistics (track_running_stats=True), or use "
-        "GroupNorm there",
+        "GroupNorm instead",
     )
 
 
 def _explain_not_a_mean(_: list[MicroBatchNorm]) -> tuple[str, str]:
     return (
         "no BN layer was seen to use batch statistics: the loss is not a mean over samples (but a "
-        "sum, or a mean over tokens or over what is not ignored), or something else in the model "
-        "mixes samples",
+        "sum, or a mean over tokens, or over the targets that are not ignored), or something else "
+        "in the model mixes samples",
         "give each micro-batch's loss its weight, accumulates(..., weight=lambda batch: ...), and "
         "weight it the same way in the training loop",
     )
@@ -86,4 +87,4 @@ RULES: tuple[Rule[MicroBatchNorm], ...] = (
         explain=_explain_no_stored_statistics,
     ),
 )
-"""The first that applies explains a layer."""
+"""The first rule that applies explains a layer."""

@@ -79,7 +79,7 @@ class BatchGuard(Guard):
             trial = self._trial(name or "output", module, whole, stack)
             order, changes = trial.smallest_difference(self._examples)
             causes = log.causes(module, name) if changes else ()
-            notes = [*_left_out_note(whole)]
+            notes = list(_left_out_notes(whole))
             if changes and not causes:
                 notes.append(_mixing_note(module, trial.first_mixing_part(order)))
             elif not changes:
@@ -126,14 +126,14 @@ class _ModuleResult(NamedTuple):
     notes: list[str]
 
 
-def _left_out_note(whole: WholeOutput) -> Iterator[str]:
+def _left_out_notes(whole: WholeOutput) -> Iterator[str]:
     if whole.left_out:
         yield f"without a row for each sample, so not compared: {', '.join(whole.left_out)}"
 
 
 def _margin_note(trial: BatchTrial) -> str:
     errors = ", ".join(f"{error:.2g} in {level}" for level, error in trial.largest_errors.items())
-    return f"{trial.batches} batches compared; the largest error, in bounds: {errors}"
+    return f"{trial.batches} batches compared; the largest error, as a share of its bound: {errors}"
 
 
 def _mixing_note(module: nn.Module, name: str | None) -> str:
@@ -204,7 +204,7 @@ def batch_guard(
 ) -> BatchGuard:
     """Return the guard of `batch_invariant`, which judges when a step ends; same arguments."""
     if not is_int(examples) or examples < 1:
-        raise GateError(f"examples= takes a number from 1; got {describe(examples)}")
+        raise GateError(f"examples= takes a whole number >= 1; got {describe(examples)}")
     names = option_names(modules, "modules")
     try:
         batch = SampleBatch.read(inputs)

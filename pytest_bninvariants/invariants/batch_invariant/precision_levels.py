@@ -28,8 +28,8 @@ class PrecisionLevel:
         name: the dtype.
         module: the module, or a copy of it.
         whole: its outputs for the whole batch, by path.
-        bounds: how far each value may be off.
-        allowance: the words before a bound.
+        bounds: how far off each value may be, by path.
+        allowance: the words before the bound in a verdict.
     """
 
     name: str
@@ -43,31 +43,31 @@ class PrecisionLevel:
 
         Args:
             path: the output.
-            part: the output for some samples; None where there is none.
+            part: the output for some samples; None if there is none.
             order: the samples.
 
         Returns:
-            The largest error, in bounds, and the text for it if it is over 1.
+            The largest error, in bounds, and its text for a verdict; above 1 is too far.
         """
         rows, bound = self.whole[path][list(order)], self.bounds[path][list(order)]
         where = in_words(order, len(self.whole[path]))
         if part is None or part.shape != rows.shape:
             shape = "none" if part is None else tuple(part.shape)
             return torch.inf, f"{where}: shape {shape}, expected {tuple(rows.shape)}"
-        apart = distances(rows, part)
-        ratio = torch.where(apart > 0, apart / bound, 0.0)
+        errors = distances(rows, part)
+        ratio = torch.where(errors > 0, errors / bound, 0.0)
         if not ratio.numel():
             return 0.0, ""
         worst = int(ratio.argmax())
         at = [int(i) for i in torch.unravel_index(torch.tensor(worst), ratio.shape)]
-        was, now, off, most = (
-            tensor.flatten()[worst].item() for tensor in (rows, part, apart, bound)
+        in_whole, in_part, error, limit = (
+            tensor.flatten()[worst].item() for tensor in (rows, part, errors, bound)
         )
-        shown, wanted = arrow(now, was).split(" -> ")
+        got, expected = arrow(in_part, in_whole).split(" -> ")
         return float(ratio.flatten()[worst]), (
-            f"{where} has {shown} at {[order[at[0]], *at[1:]]}, in the batch of "
-            f"{len(self.whole[path])} it is {wanted}: {off:.1e} apart in {self.name}, where "
-            f"{self.allowance} {most:.1e}"
+            f"{where} has {got} at {[order[at[0]], *at[1:]]}, in the batch of "
+            f"{len(self.whole[path])} it is {expected}: {error:.1e} apart in {self.name}, where "
+            f"{self.allowance} {limit:.1e}"
         )
 
 
@@ -90,7 +90,7 @@ def measured_levels(
         whole: its outputs for the whole batch, by path.
         arguments: the whole batch.
         name: the name of the output.
-        stack: keeps copies of the module in eval until it is closed.
+        stack: keeps a copy of the module in eval until it is closed.
 
     Raises:
         GateError: if a copy in another precision cannot be made or run.
@@ -104,25 +104,25 @@ def measured_levels(
         other = {path: run[path] for path in whole}
         narrow, wide = (other, whole) if in_float64 else (whole, other)
         unit = UNIT[torch.float32] if in_float64 else unit
-        found = {path: Rounding.measure(narrow[path], wide[path], unit) for path in whole}
-    except Exception as error:  # whatever the module raises in another dtype
+        roundings = {path: Rounding.measure(narrow[path], wide[path], unit) for path in whole}
+    except Exception as error:  # a module may raise anything in another dtype
         raise GateError(
             f"{type(module).__name__} cannot be run in {'float32' if in_float64 else 'float64'}, "
             f"which is needed to measure rounding: {type(error).__name__}: {error}; give rtol= or "
             "atol="
         ) from error
-    fine = {path: _filled(whole[path], rounding.wide_bound) for path, rounding in found.items()}
+    fine = {path: _filled(whole[path], each.wide_bound) for path, each in roundings.items()}
     if in_float64:
         return [PrecisionLevel("float64", module, whole, fine)]
-    own = {path: _filled(whole[path], rounding.bound) for path, rounding in found.items()}
+    coarse = {path: _filled(whole[path], each.bound) for path, each in roundings.items()}
     return [
         PrecisionLevel("float64", copy, wide, fine),
-        PrecisionLevel(_dtypes(whole), module, whole, own),
+        PrecisionLevel(_dtypes(whole), module, whole, coarse),
     ]
 
 
 def _filled(tensor: Tensor, bound: float) -> Tensor:
-    """Return a bound for each value: none for integers, which do not round."""
+    """Return the bound of each value; it is 0 for integers, which do not round."""
     rounds = tensor.is_floating_point() or tensor.is_complex()
     return torch.full(tensor.shape, bound if rounds else 0.0, dtype=torch.float64)
 

@@ -15,7 +15,7 @@ from pytest_bninvariants.verdict import Cause
 
 
 class BatchStatisticsLog(Observer):
-    """Keep the layers that normalise with batch statistics."""
+    """Record the layers that normalise with batch statistics."""
 
     def __init__(self) -> None:
         self._layers: dict[int, nn.Module] = {}
@@ -23,7 +23,7 @@ class BatchStatisticsLog(Observer):
     def saw_batch_statistics(
         self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
     ) -> None:
-        """Keep the layer."""
+        """Record the layer."""
         self._layers[id(layer)] = layer
 
     def causes(self, module: nn.Module, name: str) -> tuple[Cause, ...]:
@@ -69,7 +69,7 @@ def _explain_training_mode(layers: list[MixingLayer]) -> tuple[str, str]:
     listed, was = name_list(names), one_or_many(names, "was", "were")
     return (
         f"{listed} {was} in training mode although the model was put in eval",
-        f"let eval() of the model reach {listed}: train() must pass its mode on",
+        f"make the model's eval() reach {listed}: an overridden train() must pass the mode on",
     )
 
 
@@ -99,4 +99,4 @@ RULES: tuple[Rule[MixingLayer], ...] = (
         explain=_explain_update_in_eval,
     ),
 )
-"""The first that applies explains a layer."""
+"""The first rule that applies explains a layer."""

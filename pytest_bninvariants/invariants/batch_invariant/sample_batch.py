@@ -22,7 +22,7 @@ class SampleBatch:
     """The whole batch.
 
     Args:
-        arguments: what a module is called with.
+        arguments: the arguments that a module is called with.
         size: the number of samples.
     """
 
@@ -34,8 +34,8 @@ class SampleBatch:
         """Return a user's inputs as a batch, copied.
 
         Args:
-            inputs: a tensor (N, ...), a tuple of what is passed by position, or a mapping of what
-                is passed by name; every tensor in it has N samples.
+            inputs: a tensor (N, ...), a tuple of positional arguments, or a mapping of keyword
+                arguments; every tensor in it has N samples.
 
         Raises:
             Refusal: if there are not two different samples.
@@ -67,14 +67,14 @@ def _size(tensors: dict[str, Tensor]) -> int:
     if len(sizes) > 1 or 0 in sizes:
         shapes = ", ".join(f"{path} {tuple(tensor.shape)}" for path, tensor in tensors.items())
         raise Refusal(
-            "the tensors of the inputs must have the same number of samples along their first "
-            f"axes; got {shapes}"
+            "the tensors of the inputs must have the same number of samples in dimension 0; "
+            f"got {shapes}"
         )
     (size,) = sizes
     if size < 2:
         raise Refusal("one sample has no batch mates: give a batch of two or more")
     if not any(bool((tensor != tensor[:1]).any()) for tensor in tensors.values()):
-        raise Refusal(f"all {size} samples are equal, so mates cannot matter")
+        raise Refusal(f"all {size} samples are equal, so batch mates cannot matter")
     return size
 
 

@@ -14,10 +14,10 @@ from pytest_bninvariants.invariants.batch_invariant.sample_batch import Order
 from pytest_bninvariants.selection.walk import named_modules
 
 _ROUNDING = 2.0**-30
-"""Far more than float64 rounds, and far less than a sample depends on its mates."""
+"""Far above rounding in float64, and far below the effect of batch mates."""
 
 Recording = dict[tuple[str, int], Tensor]
-"""The first tensor that each part of a module returns, by its name and the number of its call."""
+"""The first tensor in each output of a module's parts, by name and number of the call."""
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def first_mixing_part(whole: Recording, part: Recording, order: Order) -> str | 
             continue
         if len(output) <= max(order) or output[list(order)].shape != other.shape:
             continue
-        apart = distances(output[list(order)], other)
-        if apart.numel() and float(apart.max()) > _ROUNDING * float(output.abs().max()):
+        errors = distances(output[list(order)], other)
+        if errors.numel() and float(errors.max()) > _ROUNDING * float(output.abs().max()):
             return name
     return None

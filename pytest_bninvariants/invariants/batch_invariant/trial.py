@@ -28,7 +28,7 @@ class BatchTrial:
 
     Attributes:
         batches: the number of batches that were compared.
-        largest_errors: the largest error that is no change, in bounds, by the level's name.
+        largest_errors: the largest error within its bound, in bounds, by the level's name.
     """
 
     def __init__(self, batch: SampleBatch, name: str, levels: list[PrecisionLevel]) -> None:
@@ -77,11 +77,11 @@ class BatchTrial:
         """Return the smallest batch whose outputs differ, and its changes; both empty for none.
 
         Args:
-            examples: the number of batches that hypothesis draws; a few large ones come on top.
+            examples: the number of batches that hypothesis draws; a few large ones are added.
         """
-        found = smallest_differing_batch(self.compare, self._batch.size, examples)
-        if found is not None:
-            return found
+        smallest = smallest_differing_batch(self.compare, self._batch.size, examples)
+        if smallest is not None:
+            return smallest
         everyone = tuple(range(self._batch.size))
         for order in (everyone[::-1], everyone[1:], everyone[: len(everyone) // 2]):
             changes = self.compare(order)

@@ -1,4 +1,4 @@
-"""What a module returns for the whole batch, which its outputs for parts are compared with."""
+"""The output of a module for the whole batch, to compare its outputs for parts with."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class WholeOutput:
         """
         try:
             tensors = run_module(module, batch.arguments, name)
-        except Exception as error:  # whatever it raises, there is no output to judge
+        except Exception as error:  # whatever it raises, it gives no output to judge
             raise Refusal(
                 f"{type(module).__name__} in eval raised on the whole batch: "
                 f"{type(error).__name__}: {error}"
@@ -61,7 +61,7 @@ class WholeOutput:
         if not rows:
             shapes = ", ".join(f"{path} {tuple(tensor.shape)}" for path, tensor in tensors.items())
             raise Refusal(
-                f"no output has a row for each of the {batch.size} samples; there is "
+                f"no output has a row for each of the {batch.size} samples; the module returned "
                 f"{shapes or 'no tensor'}"
             )
         return cls(rows, [path for path in tensors if path not in rows])
@@ -78,7 +78,7 @@ def _with_rows(tensors: Tensors, module: nn.Module, name: str, batch: SampleBatc
     fewer = batch.size - 1
     try:
         smaller = run_module(module, batch.part(tuple(range(fewer))), name)
-    except Exception:  # a batch that raises is reported when its turn comes
+    except Exception:  # a batch that raises is reported when the trial draws it
         return rows
     return {
         path: tensor

@@ -186,7 +186,7 @@ def bn_updates(
         1 of 1 BN layer not updated exactly once: the model (extra-forward)
     """
     if times != "forwards" and (not is_int(times) or times < 0):
-        raise GateError(f'times= takes a number from 0, or "forwards"; got {describe(times)}')
+        raise GateError(f'times= takes a whole number >= 0, or "forwards"; got {describe(times)}')
     if per not in ("step", "optimizer_step"):
         raise GateError(f'per= takes "step" or "optimizer_step"; got {describe(per)}')
     if times == "forwards" and per != "step":

@@ -17,7 +17,7 @@ from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
-from pytest_bninvariants.verdict import Verdict
+from pytest_bninvariants.verdict import Cause, Verdict
 
 Buffers = Literal["copied", "averaged"]
 
@@ -50,11 +50,11 @@ class AverageGuard(PairGuard):
 
     def _begin(self) -> None:
         first, second = self._tensors()
-        alone = sorted(first.keys() ^ second.keys())
-        if alone:
+        unmatched = sorted(first.keys() ^ second.keys())
+        if unmatched:
             raise Refusal(
-                f"only one of the two models has {alone[0]!r}; leave it out with "
-                f"exclude={alone[0]!r}"
+                f"only one of the two models has {unmatched[0]!r}; leave it out with "
+                f"exclude={unmatched[0]!r}"
             )
         with undisturbed():
             self._kept = take_snapshot(second, ignore_budget=True)
@@ -73,8 +73,7 @@ class AverageGuard(PairGuard):
             changes = tuple(change_of(each) for each in averages.values() if not each.holds)
             if not changes:
                 self._insist_on_movement(averages, first)
-            every = list(averages.values())
-            causes = causes_of_wrong_average(every, self._pair, self._decay) if changes else ()
+            causes = self._causes(averages) if changes else ()
         first_update = "the first update of an AveragedModel copies the model"
         return Verdict(
             guard=self.spelling,
@@ -89,6 +88,9 @@ class AverageGuard(PairGuard):
             notes=(first_update,) if self._is_first_update and changes else (),
         )
 
+    def _causes(self, averages: dict[str, AverageTensor]) -> tuple[Cause, ...]:
+        return causes_of_wrong_average(list(averages.values()), self._pair, self._decay)
+
     def _averages(self, first: Tensors, second: Tensors) -> dict[str, AverageTensor]:
         return {
             key: AverageTensor.after_step(kept, second[key], first[key], self._decay_of(kept))
@@ -96,12 +98,12 @@ class AverageGuard(PairGuard):
         }
 
     def _decay_of(self, kept: KeptTensor) -> float | None:
-        """Return the weight of a tensor's old value; None where it is copied."""
+        """Return the weight of a tensor's old value; None if the tensor must be copied."""
         is_copied = kept.watched.kind == "buffer" and self._buffers == "copied"
         return None if is_copied or self._is_first_update else self._decay
 
     def _insist_on_movement(self, averages: dict[str, AverageTensor], first: Tensors) -> None:
-        """Refuse a step after which an average that was not updated would hold as well."""
+        """Refuse a step after which even an average that was not updated would hold."""
         trained = [
             average
             for key, average in averages.items()
@@ -117,7 +119,7 @@ class AverageGuard(PairGuard):
 def _moved_and_shared(
     averages: dict[str, AverageTensor], first: Tensors, second: Tensors
 ) -> list[str]:
-    """Return the tensors that the step changed, and that both models hold."""
+    """Return the tensors that the step changed, and that both models share."""
     return [
         key
         for key, average in averages.items()
@@ -126,6 +128,6 @@ def _moved_and_shared(
 
 
 def _precision_advice(averages: list[AverageTensor]) -> str:
-    """Name the dtypes of averages that their update is too small for."""
+    """Return advice if some averages have a dtype that is too coarse for their updates."""
     dtypes = sorted({str(each.dtype) for each in averages if each.dtype.itemsize < 4})
     return f", and keep the average in torch.float32, not {' or '.join(dtypes)}" if dtypes else ""

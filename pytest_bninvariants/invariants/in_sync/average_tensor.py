@@ -1,4 +1,4 @@
-"""A tensor of an average: its values, and those that it must have."""
+"""A tensor of an average: its values, and the values that it must have."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class AverageTensor:
         now: its values after the step.
         model: the model's values after the step.
         copied: the model's values, rounded to the tensor's dtype.
-        decay: the weight of the old value; None for a copy.
-        expected: what it must be.
-        bound: how far it may be off.
+        decay: the weight of the old value; None if the tensor must be a copy.
+        expected: the values that it must have after the step.
+        bound: how far off they may be.
     """
 
     watched: WatchedTensor
@@ -49,7 +49,7 @@ class AverageTensor:
             kept: the tensor before the step.
             now: the tensor after the step.
             model: the model's tensor.
-            decay: the weight of the old value; None for a copy.
+            decay: the weight of the old value; None if the tensor must be a copy.
         """
         copied = _wide(model.tensor.detach().to(kept.dtype))
         copy = cls(
@@ -66,7 +66,7 @@ class AverageTensor:
         return copy if decay is None else copy.with_decay(decay)
 
     def with_decay(self, decay: float) -> AverageTensor:
-        """Return the same tensor with what it must be as an average with this decay.
+        """Return the same tensor, with the values that it must have as an average with this decay.
 
         `decay * was + (1 - decay) * model` rounds decay, its complement, two products and the sum;
         `was + (1 - decay) * (model - was)` rounds their difference, too. Where decay itself is
@@ -88,12 +88,12 @@ class AverageTensor:
 
     @property
     def may_be_copied(self) -> bool:
-        """Tell whether it may equal the model's as well: an integer cannot be averaged exactly."""
+        """Tell whether a copy is right, too: integers cannot be averaged exactly."""
         return self.dtype not in UNIT
 
     @property
     def is_copy(self) -> bool:
-        """Tell whether it equals the model's."""
+        """Tell whether it equals the model's tensor."""
         return bool((distances(self.now, self.copied) == 0).all())
 
     @property
@@ -109,7 +109,7 @@ class AverageTensor:
 
     @property
     def shows_update(self) -> bool:
-        """Tell whether it would not hold if it had not been updated."""
+        """Tell whether it would be wrong if it had not been updated."""
         return bool((self.excess(self.was) > 1).any())
 
     @property
@@ -129,11 +129,11 @@ class AverageTensor:
         return bool((distances(self.now, swapped) <= self.bound).all())
 
     def excess(self, values: Tensor) -> Tensor:
-        """Return how far values are off, in bounds; above 1 is too far."""
-        off = distances(values, self.expected)
+        """Return how far off values are, in bounds; above 1 is too far."""
+        errors = distances(values, self.expected)
         if self.may_be_copied:
-            off = torch.where(values == self.copied, 0.0, off)
-        return torch.where(off > 0, off / self.bound, 0.0)
+            errors = torch.where(values == self.copied, 0.0, errors)
+        return torch.where(errors > 0, errors / self.bound, 0.0)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from pytest_bninvariants.verdict import Change
 
 
 def change_of(average: AverageTensor) -> Change:
-    """Return how a tensor differs from what it must be."""
+    """Return the change of a tensor that is not what it must be."""
     excess = average.excess(average.now)
     worst = int(excess.flatten().argmax())
     at = [int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape or (1,))]
@@ -19,10 +19,10 @@ def change_of(average: AverageTensor) -> Change:
     )
     if average.may_be_copied and float(expected).is_integer():
         got, expected = int(got), int(expected)
-    shown, wanted = arrow(got, expected).split(" -> ")
+    got_text, expected_text = arrow(got, expected).split(" -> ")
     count = f"{int((excess > 1).sum())} of {excess.numel()} values, " if excess.dim() else ""
     text = (
-        f"{count}{shown}{f' at {at}' if excess.dim() else ''}, expected {wanted}"
+        f"{count}{got_text}{f' at {at}' if excess.dim() else ''}, expected {expected_text}"
         f"{f' within {bound:.1e}' if bound else ''}{_what_fits(average)}"
     )
     watched = average.watched

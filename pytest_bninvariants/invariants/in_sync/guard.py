@@ -42,9 +42,9 @@ class SyncGuard(PairGuard):
         one, other = self._pair.names
         with undisturbed():
             new = [key for key in second if key not in first]
-            found = changes_since(take_snapshot(first), second, new)
-            initial = [*_initial_statistics(found, first, second, (one, other))]
-        changes = tuple(_worded(change, one, other) for change in found)
+            differences = changes_since(take_snapshot(first), second, new)
+            initial = [*_initial_statistics(differences, first, second, (one, other))]
+        changes = tuple(_with_names(change, one, other) for change in differences)
         legend = f"each row shows the value in {one}, then the value in {other}"
         layers = {key.rpartition(".")[0] for key in (*first, *second)}
         return Verdict(
@@ -62,7 +62,7 @@ class SyncGuard(PairGuard):
 
 
 def _moving_together(first: Tensors, second: Tensors) -> Iterator[str]:
-    """Yield the shared tensors that training moves; others may be constants."""
+    """Yield the names of shared tensors that training moves; other ones may be constants."""
     for key in sorted(first.keys() & second.keys()):
         tensor, other = first[key].tensor, second[key].tensor
         moves = tensor.requires_grad or key.rpartition(".")[2] in BN_STATE
@@ -70,7 +70,8 @@ def _moving_together(first: Tensors, second: Tensors) -> Iterator[str]:
             yield key
 
 
-def _worded(change: Change, one: str, other: str) -> Change:
+def _with_names(change: Change, one: str, other: str) -> Change:
+    """Return a change whose text names the model that alone has the tensor."""
     if change.kind == "gone":
         return replace(change, text=f"only in {one}")
     if change.kind == "new":
@@ -79,12 +80,12 @@ def _worded(change: Change, one: str, other: str) -> Change:
 
 
 def _initial_statistics(
-    found: list[Change], first: Tensors, second: Tensors, names: tuple[str, str]
+    differences: list[Change], first: Tensors, second: Tensors, names: tuple[str, str]
 ) -> Iterator[InitialStatistics]:
-    """Yield the differing statistics that are still the initial ones in one of the models."""
+    """Yield the differing statistics that still have their initial values in one of the models."""
     one, other = names
     keys = {watched.name: key for key, watched in first.items()}
-    for change in found:
+    for change in differences:
         is_statistics = change.name.endswith(("running_mean", "running_var"))
         if not is_statistics or change.kind != "values" or change.name not in keys:
             continue
@@ -205,8 +206,8 @@ def sync_guard(
         exclude=option_names(exclude),
         parameters=decay is not None if parameters is None else parameters,
     )
-    given = {"parameters": parameters, "decay": decay, "buffers": buffers}
-    options: dict[str, object] = {n: value for n, value in given.items() if value is not None}
+    arguments = {"parameters": parameters, "decay": decay, "buffers": buffers}
+    options: dict[str, object] = {n: value for n, value in arguments.items() if value is not None}
     if scope.exclude:
         options["exclude"] = exclude
     spelling = spell("in_sync", scope.modules, **options)
@@ -223,6 +224,6 @@ def _check_average_options(decay: object, buffers: object) -> None:
     if decay is not None and not (is_number(decay) and 0 <= decay <= 1):
         raise GateError(f"decay= takes a number from 0 to 1; got {describe(decay)}")
     if decay is None and buffers is not None:
-        raise GateError(f"buffers= is for decay=; got {describe(buffers)}")
+        raise GateError(f"buffers= needs decay=; got {describe(buffers)}")
     if buffers not in (None, "copied", "averaged"):
         raise GateError(f'buffers= takes "copied" or "averaged"; got {describe(buffers)}')

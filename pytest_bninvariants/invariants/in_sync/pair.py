@@ -26,7 +26,7 @@ class ModelPair:
     Args:
         one: the first.
         other: the second.
-        sources: where each was found; empty where they were passed.
+        sources: where each was found; empty if the user passed them.
     """
 
     one: nn.Module
@@ -40,7 +40,7 @@ class ModelPair:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Return the name of each for a sentence."""
+        """Return the name of each model for a sentence."""
         names = [
             source.removeprefix("fixture ") or type(module).__name__
             for source, module in zip(self.sources or ("", ""), (self.one, self.other), strict=True)
@@ -48,10 +48,10 @@ class ModelPair:
         return ("the first", "the second") if names[0] == names[1] else (names[0], names[1])
 
     def tensors(self, scope: Scope) -> tuple[Tensors, Tensors]:
-        """Return what a scope covers in each.
+        """Return the tensors in a scope, of each model.
 
         Raises:
-            Refusal: if there is nothing to compare, or both hold the very same tensors.
+            Refusal: if there is nothing to compare, or both models hold the very same tensors.
         """
         try:
             first = select_tensors(self.one, scope, complain=True)
@@ -67,8 +67,8 @@ class ModelPair:
             )
         if all(share_memory(first[key].tensor, second[key].tensor) for key in shared):
             raise Refusal(
-                "both hold the very same tensors, so there is nothing to compare: copy the model "
-                "with copy.deepcopy"
+                "both models hold the very same tensors, so there is nothing to compare: copy the "
+                "model with copy.deepcopy"
             )
         return first, second
 
@@ -79,20 +79,20 @@ def share_memory(tensor: Tensor, other: Tensor) -> bool:
 
 
 def select_tensors(model: nn.Module, scope: Scope, *, complain: bool) -> Tensors:
-    """Return what a scope covers in a model, without what wrappers hold themselves.
+    """Return the tensors of a model in a scope, without those of wrappers themselves.
 
     Args:
         model: the model.
-        scope: what is compared.
-        complain: whether to raise where that is nothing.
+        scope: what to compare.
+        complain: whether to raise if there are none.
     """
     selection = select(model, scope, complain=complain)
-    own = set(_tensors_of_wrappers(selection.names))
-    return {key: watched for key, watched in selection.tensors.items() if watched.name not in own}
+    excluded = set(_tensors_of_wrappers(selection.names))
+    return {key: w for key, w in selection.tensors.items() if w.name not in excluded}
 
 
 def _tensors_of_wrappers(names: ModelNames) -> Iterator[str]:
-    """Yield the tensors that wrappers hold themselves, as AveragedModel does its counter."""
+    """Yield the names of tensors that wrappers hold themselves, such as AveragedModel's counter."""
     wrappers = {name.rpartition(".")[0] for name in names.bare if name and _is_wrapped(name, names)}
     for watched in names.tensors.values():
         if watched.layer in wrappers:

@@ -35,11 +35,11 @@ class InitialStatistics:
     ahead: str
 
 
-def causes_of_difference(found: Iterable[InitialStatistics]) -> tuple[Cause, ...]:
+def causes_of_difference(initial: Iterable[InitialStatistics]) -> tuple[Cause, ...]:
     """Return why running statistics differ between two models."""
     return explain(
         SYNC_RULES,
-        found,
+        initial,
         layers=lambda group: dict.fromkeys(each.layer for each in group),
         event=lambda each: each.behind,
     )
@@ -53,8 +53,8 @@ class WrongAverage:
         tensor: the tensor.
         model: the name of the model.
         average: the name of the average.
-        decay: the decay that was meant.
-        used: the decay that was used, as far as it is known; else the one that was meant.
+        decay: the decay that the user expects.
+        used: the decay that the update used, if known; else the expected one.
         nothing_updated: whether nothing in the average was updated.
         in_training: whether its layer in the average is in training mode.
     """
@@ -76,7 +76,7 @@ class WrongAverage:
 def causes_of_wrong_average(
     averages: list[AverageTensor], pair: ModelPair, decay: float
 ) -> tuple[Cause, ...]:
-    """Return why an average is not what its decay says, as far as this can be seen.
+    """Return why an average is not what its decay says, as far as the step shows it.
 
     Args:
         averages: all its tensors, at least one of which does not hold.
@@ -89,7 +89,7 @@ def causes_of_wrong_average(
     used = None if nothing_updated else estimate_decay(averages)
     modules = ModelNames.from_model(pair.other).modules
     model, average = pair.names
-    found = (
+    tensors = (
         WrongAverage(
             tensor=each,
             model=model,
@@ -101,11 +101,11 @@ def causes_of_wrong_average(
         )
         for each in wrong
     )
-    return explain(AVERAGE_RULES, found, layers=_layers)
+    return explain(AVERAGE_RULES, tensors, layers=_layers)
 
 
-def _layers(found: list[WrongAverage]) -> list[str]:
-    return list(dict.fromkeys(each.tensor.watched.layer for each in found))
+def _layers(group: list[WrongAverage]) -> list[str]:
+    return list(dict.fromkeys(each.tensor.watched.layer for each in group))
 
 
 def _is_statistics_left_behind(each: WrongAverage) -> bool:
@@ -137,21 +137,21 @@ def _is_updated_buffer(each: WrongAverage) -> bool:
     return each.tensor.is_buffer and _is_updated(each)
 
 
-def _explain_nothing_updated(found: list[WrongAverage]) -> tuple[str, str]:
-    average = found[0].average
+def _explain_nothing_updated(group: list[WrongAverage]) -> tuple[str, str]:
+    average = group[0].average
     return (
         f"nothing in {average} was updated: no update of it ran in the step",
         f"update {average} after each step of the optimizer",
     )
 
 
-def _explain_initial(found: list[InitialStatistics]) -> tuple[str, str]:
-    layers = list(dict.fromkeys(each.layer for each in found))
-    return _explain_left_behind(layers, found[0].behind, found[0].ahead, "are the initial ones")
+def _explain_initial(group: list[InitialStatistics]) -> tuple[str, str]:
+    layers = list(dict.fromkeys(each.layer for each in group))
+    return _explain_left_behind(layers, group[0].behind, group[0].ahead, "are the initial ones")
 
 
-def _explain_unmoved(found: list[WrongAverage]) -> tuple[str, str]:
-    return _explain_left_behind(_layers(found), found[0].average, found[0].model, "did not move")
+def _explain_unmoved(group: list[WrongAverage]) -> tuple[str, str]:
+    return _explain_left_behind(_layers(group), group[0].average, group[0].model, "did not move")
 
 
 def _explain_left_behind(layers: list[str], behind: str, ahead: str, state: str) -> tuple[str, str]:
@@ -164,8 +164,8 @@ def _explain_left_behind(layers: list[str], behind: str, ahead: str, state: str)
     )
 
 
-def _explain_other_decay(found: list[WrongAverage]) -> tuple[str, str]:
-    average, decay, used = found[0].average, found[0].decay, found[0].used
+def _explain_other_decay(group: list[WrongAverage]) -> tuple[str, str]:
+    average, decay, used = group[0].average, group[0].decay, group[0].used
     updates = next((n for n in _UPDATES if math.isclose(used, decay**n, rel_tol=1e-6)), None)
     why = f"{average} was averaged with decay {used:g}"
     fix = f"keep {decay:g} of the old value: mine.lerp_(theirs, 1 - {decay:g})"
@@ -181,25 +181,27 @@ def _explain_other_decay(found: list[WrongAverage]) -> tuple[str, str]:
     return why, f"{fix}; or pass decay={used:g} if that is meant"
 
 
-def _explain_averaged_buffers(found: list[WrongAverage]) -> tuple[str, str]:
-    return _explain_other_buffers(found, "averaged", "copied")
+def _explain_averaged_buffers(group: list[WrongAverage]) -> tuple[str, str]:
+    return _explain_other_buffers(group, "averaged", "copied")
 
 
-def _explain_copied_buffers(found: list[WrongAverage]) -> tuple[str, str]:
-    return _explain_other_buffers(found, "copied", "averaged")
+def _explain_copied_buffers(group: list[WrongAverage]) -> tuple[str, str]:
+    return _explain_other_buffers(group, "copied", "averaged")
 
 
-def _explain_other_buffers(found: list[WrongAverage], actual: str, meant: str) -> tuple[str, str]:
-    average = found[0].average
+def _explain_other_buffers(
+    group: list[WrongAverage], actual: str, expected: str
+) -> tuple[str, str]:
+    average = group[0].average
     return (
-        f"the buffers of {name_list(_layers(found))} in {average} are {actual}, not {meant}",
+        f"the buffers of {name_list(_layers(group))} in {average} are {actual}, not {expected}",
         f'pass buffers="{actual}" if that is meant, or change the update of {average} so that they '
-        f"are {meant}",
+        f"are {expected}",
     )
 
 
-def _explain_training_mode(found: list[WrongAverage]) -> tuple[str, str]:
-    average, layers = found[0].average, _layers(found)
+def _explain_training_mode(group: list[WrongAverage]) -> tuple[str, str]:
+    average, layers = group[0].average, _layers(group)
     return (
         f"{name_list(layers)} in {average} {one_or_many(layers, 'is', 'are')} in training mode, "
         "so each forward of it moves running statistics, in addition to the update",
@@ -208,7 +210,7 @@ def _explain_training_mode(found: list[WrongAverage]) -> tuple[str, str]:
 
 
 def _expression(name: str, default: str) -> str:
-    """Return the name of a fixture as code; a default for what is not a fixture."""
+    """Return the name of a fixture as code, or a default if it is not the name of a fixture."""
     return name.strip("'") if name.startswith("'") else default
 
 
@@ -227,6 +229,6 @@ AVERAGE_RULES: tuple[Rule[WrongAverage], ...] = (
     Rule(cause="other-buffers", applies=_is_copied_buffer, explain=_explain_copied_buffers),
     Rule(cause="training-mode", applies=_is_moved_by_forward, explain=_explain_training_mode),
 )
-"""The first that applies explains a tensor."""
+"""The first rule that applies explains a tensor."""
 
 RULES: tuple[Rule[Any], ...] = (*SYNC_RULES, *AVERAGE_RULES)

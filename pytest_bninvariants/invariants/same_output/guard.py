@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from pytest_bninvariants.diagnosis.wording import clauses
+from pytest_bninvariants.diagnosis.wording import clauses, counted
 from pytest_bninvariants.errors import GateError, Refusal
 from pytest_bninvariants.evaluation.call_arguments import CallArguments
 from pytest_bninvariants.evaluation.rounding import Tolerance
@@ -24,7 +24,7 @@ from pytest_bninvariants.state_change.compare import StateDifference, compare
 from pytest_bninvariants.state_change.witness import Witness
 from pytest_bninvariants.verdict import Change, Verdict
 
-_NOTHING = StateDifference(changes=(), causes=(), hazards=(), touched=False)
+_NO_DIFFERENCE = StateDifference(changes=(), causes=(), hazards=(), touched=False)
 
 
 class OutputGuard(EvalGuard):
@@ -97,13 +97,13 @@ class OutputGuard(EvalGuard):
         return changes
 
     def _findings(self, *, has_changes: bool) -> StateDifference:
-        """Return what changed in the state of the modules.
+        """Return how the state of the modules changed.
 
         Raises:
             GateError: if nothing ran.
         """
         if self._state is None or self._witness is None:
-            return _NOTHING
+            return _NO_DIFFERENCE
         findings = compare(self._state, self._witness, self._scope())
         if not (has_changes or findings.touched or self._witness.runs.saw_anything()):
             raise GateError(
@@ -114,14 +114,14 @@ class OutputGuard(EvalGuard):
 
 
 def _state_note(findings: StateDifference) -> str:
-    changes = [change for change in findings.changes if change.of_tensor]
     if not findings.changes:
         return (
             "none of its parameters, buffers and eps values changed: its forward reads something "
             "else that did, such as an attribute or a setting of torch, or its layers were replaced"
         )
-    listed = clauses([f"{change.name} {change.text}" for change in changes or findings.changes])
-    return f"in its state, {len(changes or findings.changes)} differ: {listed}"
+    changes = [change for change in findings.changes if change.of_tensor] or findings.changes
+    listed = clauses([f"{change.name} {change.text}" for change in changes])
+    return f"its state differs in {counted(len(changes), 'place')}: {listed}"
 
 
 @refuse_wrong_calls()

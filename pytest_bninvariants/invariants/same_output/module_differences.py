@@ -21,7 +21,7 @@ def describe_differences(one: nn.Module, other: nn.Module) -> tuple[str, ...]:
 
     Args:
         one: a module.
-        other: what was made of it.
+        other: the module that was made from it.
     """
     with undisturbed():
         texts = [*_types(one, other), *_settings(one, other), *_tensors(one, other)]
@@ -29,40 +29,40 @@ def describe_differences(one: nn.Module, other: nn.Module) -> tuple[str, ...]:
 
 
 def _types(one: nn.Module, other: nn.Module) -> Iterator[str]:
-    then, now = modules_by_name(one), modules_by_name(other)
-    swaps: dict[tuple[str, str], list[str]] = {}
-    for name in then:
-        if name and name in now:
-            types = type(then[name]).__name__, type(now[name]).__name__
-            if types[0] != types[1]:
-                swaps.setdefault(types, []).append(name)
-    for (before, after), names in swaps.items():
-        yield f"{name_list(names)}: {before} -> {after}"
-    for kind, names in (
-        ("gone", [name for name in then if name not in now]),
-        ("new", [name for name in now if name not in then]),
-    ):
-        if names:
-            yield f"{kind}: {name_list(names)}"
+    old, new = modules_by_name(one), modules_by_name(other)
+    swaps: dict[str, list[str]] = {}
+    for name in old:
+        if name == "" or name not in new:
+            continue
+        before, after = type(old[name]).__name__, type(new[name]).__name__
+        if before != after:
+            swaps.setdefault(f"{before} -> {after}", []).append(name)
+    for swap, names in swaps.items():
+        yield f"{name_list(names)}: {swap}"
+    gone = [name for name in old if name not in new]
+    added = [name for name in new if name not in old]
+    if gone:
+        yield f"gone: {name_list(gone)}"
+    if added:
+        yield f"new: {name_list(added)}"
 
 
 def _settings(one: nn.Module, other: nn.Module) -> Iterator[str]:
-    then, now = modules_by_name(one), modules_by_name(other)
+    old, new = modules_by_name(one), modules_by_name(other)
     changed: dict[str, list[str]] = {}
-    for name, layer in then.items():
-        if name in now and is_bn_layer(layer) and is_bn_layer(now[name]):
-            eps, new = (read_settings(each).get("eps") for each in (layer, now[name]))
-            if None not in (eps, new) and eps != new:
-                changed.setdefault(f"eps {eps} -> {new}", []).append(name)
+    for name, layer in old.items():
+        if name in new and is_bn_layer(layer) and is_bn_layer(new[name]):
+            before, after = (read_settings(each).get("eps") for each in (layer, new[name]))
+            if None not in (before, after) and before != after:
+                changed.setdefault(f"eps {before} -> {after}", []).append(name)
     for text, names in changed.items():
         yield f"{name_list(names)}: {text}"
 
 
 def _tensors(one: nn.Module, other: nn.Module) -> Iterator[str]:
     now = ModelNames.from_model(other).tensors
-    with undisturbed():
-        kept = take_snapshot(ModelNames.from_model(one).tensors)
-        changes = changes_since(kept, now, [key for key in now if key not in kept])
+    kept = take_snapshot(ModelNames.from_model(one).tensors)
+    changes = changes_since(kept, now, [key for key in now if key not in kept])
     if changes:
         listed = clauses([f"{change.name} {change.text}" for change in changes])
         yield f"{len(changes)} of {len(kept.keys() | now.keys())} tensors differ: {listed}"

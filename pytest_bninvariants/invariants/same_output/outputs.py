@@ -1,4 +1,4 @@
-"""A module's outputs, kept to be compared with later ones."""
+"""Snapshots of a module's outputs, and how later outputs differ from them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pytest_bninvariants.verdict import Change
 
 @dataclass(frozen=True, slots=True)
 class OutputSnapshot:
-    """A module's outputs by path, kept.
+    """A module's outputs at one moment, by path.
 
     Args:
         tensors: the tensors among them.
-        others: all else.
+        others: the other values.
     """
 
     tensors: Snapshot
@@ -32,7 +32,7 @@ class OutputSnapshot:
 
     @classmethod
     def take(cls, value: object, name: str) -> OutputSnapshot:
-        """Keep what a module returned.
+        """Return a snapshot of what a module returned.
 
         Args:
             value: tensors, nested in any way.
@@ -41,13 +41,13 @@ class OutputSnapshot:
         Raises:
             GateError: if a tensor cannot be compared, e.g. because it is on the meta device.
         """
-        found = dict(leaves(value, name))
+        outputs = dict(leaves(value, name))
         tensors = {
             path: WatchedTensor(name=path, layer=path, kind="output", tensor=leaf)
-            for path, leaf in found.items()
+            for path, leaf in outputs.items()
             if isinstance(leaf, Tensor)
         }
-        others = {path: leaf for path, leaf in found.items() if path not in tensors}
+        others = {path: leaf for path, leaf in outputs.items() if path not in tensors}
         with undisturbed():
             return cls(take_snapshot(tensors, ignore_budget=True), others)
 
@@ -57,14 +57,14 @@ class OutputSnapshot:
         return [*self.tensors, *self.others]
 
     def changes_to(self, now: OutputSnapshot, tolerance: Tolerance) -> list[Change]:
-        """Return how later outputs differ from these: other values, outputs gone, or new ones."""
+        """Return how later outputs differ: in their values, or because outputs are gone or new."""
         mixed = [path for path in self.tensors if path in now.others]
         mixed += [path for path in self.others if path in now.tensors]
         with undisturbed():
-            found = [_change(path, self._shown(path), now._shown(path)) for path in mixed]
-            found += self._tensor_changes(now, tolerance, mixed)
-            found += self._other_changes(now, mixed)
-        return found
+            changes = [_change(path, self._shown(path), now._shown(path)) for path in mixed]
+            changes += self._tensor_changes(now, tolerance, mixed)
+            changes += self._other_changes(now, mixed)
+        return changes
 
     def _tensor_changes(
         self, now: OutputSnapshot, tolerance: Tolerance, mixed: list[str]
@@ -105,7 +105,7 @@ def _equal(one: object, other: object) -> bool:
     """Tell whether two values are equal; NaN equals NaN."""
     if one is other:
         return True
-    same: Any = one == other
-    if hasattr(same, "all"):  # of arrays
-        return bool(same.all())
-    return bool(same) or bool(one != one and other != other)
+    equal: Any = one == other
+    if hasattr(equal, "all"):  # arrays compare value by value
+        return bool(equal.all())
+    return bool(equal) or bool(one != one and other != other)

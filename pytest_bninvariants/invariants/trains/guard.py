@@ -60,11 +60,15 @@ class TrainsGuard(Guard):
             parameters = {
                 key: each
                 for key, each in selection.tensors.items()
-                if each.kind == "parameter" and self._is_meant(each.tensor)
+                if each.kind == "parameter" and self._must_train(each.tensor)
             }
             if not parameters:
-                has = "" if self._scope.modules else " has requires_grad=True"
-                raise Refusal(f"no parameter there{has}: there is nothing to train")
+                reason = (
+                    "the names match no parameter"
+                    if self._scope.modules
+                    else "no parameter has requires_grad=True"
+                )
+                raise Refusal(f"{reason}: there is nothing to train")
             self._kept = take_snapshot(parameters)
         self._layers = {
             key: (selection.bn_names[key], layer)
@@ -79,7 +83,7 @@ class TrainsGuard(Guard):
         self._parameter_log.start()
         self._update_log.start()
 
-    def _is_meant(self, parameter: Tensor) -> bool:
+    def _must_train(self, parameter: Tensor) -> bool:
         return bool(self._scope.modules) or parameter.requires_grad
 
     def _end(self) -> None:
@@ -131,9 +135,9 @@ class TrainsGuard(Guard):
 
     def _layer_results(self) -> Iterator[LayerResult]:
         assert self._update_log is not None
-        held = modules_by_name(self.model)
+        now = modules_by_name(self.model)
         for key, (name, layer) in self._layers.items():
-            yield LayerResult.from_log(name, layer, held.get(key), self._update_log, times=1)
+            yield LayerResult.from_log(name, layer, now.get(key), self._update_log, times=1)
 
 
 def _untrained(

@@ -1,4 +1,4 @@
-"""Follow parameters through the steps of optimizers that are to train them."""
+"""Follow parameters through the steps of the optimizers that train them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _RANK: dict[Gradient, int] = {"none": 0, "zero": 1, "nonzero": 2}
 
 @dataclass(slots=True)
 class ParameterRecord:
-    """What was seen of one parameter.
+    """What optimizers did with one parameter.
 
     Args:
-        held_by: class name of an optimizer that holds it and stepped.
-        group: which of its groups holds it.
+        optimizer: class name of an optimizer that holds it and stepped; empty if there is none.
+        group: the number of the parameter group that holds it.
         rate: the largest learning rate that it stepped with.
-        gradient: the best that its gradient was at a step.
-        size: the largest value in it, without its sign.
+        gradient: its gradient at a step, of several steps the most that there was.
+        size: the largest magnitude in its gradients.
         moved: whether a step moved it.
     """
 
-    held_by: str = ""
+    optimizer: str = ""
     group: int = 0
     rate: float = 0.0
     gradient: Gradient = "none"
@@ -53,13 +53,13 @@ class ParameterLog(Watcher):
         """Class names of the optimizers that stepped, whatever they hold."""
 
     def record_of(self, parameter: Tensor) -> ParameterRecord:
-        """Return what was seen of a parameter."""
+        """Return the record of a parameter."""
         return self._records[id(parameter)][1]
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
     ) -> AfterCall | None:
-        """Note what an optimizer trains with; return what notes after its step what moved."""
+        """Note what an optimizer steps with; return a function that notes what its step moved."""
         name = type(optimizer).__name__
         if name not in self.stepped:
             self.stepped.append(name)
@@ -85,7 +85,7 @@ class ParameterLog(Watcher):
 
     def _note_holder(self, parameter: Tensor, optimizer: str, group: int, rate: float) -> None:
         record = self.record_of(parameter)
-        record.held_by, record.group = optimizer, group
+        record.optimizer, record.group = optimizer, group
         record.rate = max(record.rate, rate)
 
     def _note_gradient(self, parameter: Tensor) -> None:
@@ -98,6 +98,6 @@ class ParameterLog(Watcher):
 
 
 def _rate(group: Mapping[str, Any]) -> float:
-    """Return a group's learning rate; some optimizers set their own, and have None there."""
+    """Return a group's learning rate; optimizers that choose their own have None there."""
     rate = group.get("lr")
     return 1.0 if rate is None else float(rate)

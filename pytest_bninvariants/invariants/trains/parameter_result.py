@@ -1,4 +1,4 @@
-"""What became of one parameter that is to train, at the end of a step."""
+"""The result for one parameter that must train, at the end of a step."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _GRADIENTS: dict[Gradient, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterResult:
-    """A parameter that is to train, at the end of a step.
+    """A parameter that must train, at the end of a step.
 
     Args:
         name: its qualified name.
-        record: what was seen of it in optimizers' steps.
+        record: what optimizers did with it.
         moved: whether its bytes changed.
         requires_grad: whether it requires a gradient.
-        twins: its other names in the model, which are not among those that must train.
-        shrank: whether it moved by one factor in a step without a gradient, as decay moves it.
+        twins: its other names in the model, as far as they need not train.
+        shrank: whether a step without a gradient scaled it by one factor, as weight decay does.
         dtype: its dtype.
         stepped: class names of the optimizers that stepped.
     """
@@ -42,20 +42,20 @@ class ParameterResult:
 
     @property
     def trained(self) -> bool:
-        """Tell whether it moved, by more than what an optimizer does without a gradient."""
-        decayed = self.shrank or (self.record.held_by and self.record.gradient == "zero")
+        """Tell whether it moved by more than what an optimizer does without a gradient."""
+        decayed = self.shrank or (self.record.optimizer and self.record.gradient == "zero")
         return self.moved and not decayed
 
     @property
     def group(self) -> tuple[str, int]:
-        """Return what stepped for it."""
-        return self.record.held_by, self.record.group
+        """Return the optimizer that holds it, and the number of its parameter group."""
+        return self.record.optimizer, self.record.group
 
     @property
     def is_negligible(self) -> bool:
-        """Tell whether its step was next to nothing, as that of a bias before a BatchNorm.
+        """Tell whether its step was too small to matter, as for a bias before a BatchNorm.
 
-        In half precision it may be a healthy one that is rounded away.
+        In half precision it is not negligible: rounding may swallow a healthy step.
         """
         record = self.record
         stepped = self.requires_grad and record.gradient == "nonzero" and record.rate > 0
@@ -64,19 +64,19 @@ class ParameterResult:
 
     @property
     def text(self) -> str:
-        """Return what it did not do."""
+        """Return how it failed to train."""
         record = self.record
         if not self.requires_grad:
             return "did not move; requires_grad is False"
-        if not record.held_by:
+        if not record.optimizer:
             return "did not move; no optimizer that holds it stepped"
         did = "moved by decay or moments alone" if self.moved else "did not move"
-        stepped = f"{record.held_by} (group {record.group}) stepped with lr {record.rate:g}"
+        stepped = f"{record.optimizer} (group {record.group}) stepped with lr {record.rate:g}"
         return f"{did}; {stepped} and {_GRADIENTS[record.gradient].format(size=record.size)}"
 
     @property
     def hazard(self) -> str:
-        """Return what to say where it stood still while others of its group moved."""
+        """Return the warning for a negligible parameter whose group trained."""
         return (
             f"did not move: a gradient of up to {self.record.size:.1e} was rounded away, as "
             "happens to a bias before a BatchNorm, which has no effect"

@@ -25,24 +25,28 @@ def _rule(
     why: Callable[[list[ParameterResult]], str],
     fix: str,
 ) -> Rule[ParameterResult]:
-    """Make a rule whose explanation begins with the names, and whose fix has them in it."""
+    """Return a rule whose explanation begins with the names, and whose fix contains them."""
 
-    def explained(results: list[ParameterResult]) -> tuple[str, str]:
+    def explain_with_names(results: list[ParameterResult]) -> tuple[str, str]:
         names = name_list(_names(results))
         return f"{names} {why(results)}", fix.format(names=names)
 
-    return Rule(cause=cause, applies=applies, explain=explained)
+    return Rule(cause=cause, applies=applies, explain=explain_with_names)
 
 
 def _agree(results: list[ParameterResult], one: str, many: str) -> str:
     return one_or_many(_names(results), one, many)
 
 
+def _optimizer(results: list[ParameterResult]) -> str:
+    return results[0].record.optimizer
+
+
 def _why_tied(results: list[ParameterResult]) -> str:
     twins = list(dict.fromkeys(twin for each in results for twin in each.twins))
     return (
-        f"{_agree(results, 'is the tensor of', 'are the tensors of')} {name_list(twins)}, too, "
-        "which requires_grad=False has frozen under both names"
+        f"{_agree(results, 'is the same tensor as', 'are the same tensors as')} "
+        f"{name_list(twins)}, so requires_grad=False froze both names"
     )
 
 
@@ -55,7 +59,7 @@ def _why_unheld(results: list[ParameterResult]) -> str:
 
 def _why_no_gradient(results: list[ParameterResult]) -> str:
     return (
-        f"had no gradient when {results[0].record.held_by} stepped: no loss depended on "
+        f"had no gradient when {_optimizer(results)} stepped: no loss depended on "
         f"{_agree(results, 'it', 'them')} through operations that autograd records"
     )
 
@@ -64,8 +68,8 @@ def _why_rounded_away(results: list[ParameterResult]) -> str:
     rate, dtype = results[0].record.rate, str(results[0].dtype).removeprefix("torch.")
     largest = max(each.record.size for each in results)
     return (
-        f"had a gradient of up to {largest:.1e} and a learning rate of {rate:g}, which the digits "
-        f"of {dtype} do not hold next to {_agree(results, 'its', 'their')} values"
+        f"had a gradient of up to {largest:.1e} and a learning rate of {rate:g}: in {dtype} such a "
+        f"step is too small to change {_agree(results, 'its', 'their')} values"
     )
 
 
@@ -80,11 +84,11 @@ RULES: tuple[Rule[ParameterResult], ...] = (
         "requires-grad-off",
         lambda each: not each.requires_grad,
         lambda results: f"{_agree(results, 'has', 'have')} requires_grad=False",
-        "call requires_grad_(True) on {names}, or exclude from trains what is meant to be frozen",
+        "call requires_grad_(True) on {names}, or exclude what is meant to be frozen",
     ),
     _rule(
         "not-in-optimizer",
-        lambda each: not each.record.held_by,
+        lambda each: not each.record.optimizer,
         _why_unheld,
         "create the optimizer after the last conversion or copy of the model, with {names} among "
         "its parameters; under GradScaler check whether the step was skipped",
@@ -93,7 +97,7 @@ RULES: tuple[Rule[ParameterResult], ...] = (
         "undone",
         lambda each: each.record.moved and not each.moved,
         lambda results: (
-            f"moved in a step of {results[0].record.held_by}, and "
+            f"moved in a step of {_optimizer(results)}, and "
             f"{_agree(results, 'has its', 'have their')} old values again"
         ),
         "look for what copies or loads the old values back after the step",
@@ -108,14 +112,14 @@ RULES: tuple[Rule[ParameterResult], ...] = (
     _rule(
         "zero-gradient",
         lambda each: each.record.gradient == "zero",
-        lambda results: f"had a gradient of zeros when {results[0].record.held_by} stepped",
+        lambda results: f"had a gradient of zeros when {_optimizer(results)} stepped",
         "look for what multiplies by zero or saturates between {names} and the loss, or for "
         "zero_grad() between backward() and step()",
     ),
     _rule(
         "learning-rate-0",
         lambda each: each.record.rate == 0,
-        lambda results: f"had a gradient, and a learning rate of 0 in {results[0].record.held_by}",
+        lambda results: f"had a gradient, and a learning rate of 0 in {_optimizer(results)}",
         "give the group of {names} a learning rate, or look at its scheduler's warm-up",
     ),
     _rule(
@@ -125,4 +129,4 @@ RULES: tuple[Rule[ParameterResult], ...] = (
         "keep {names} in float32, or give the step a learning rate that reaches the last digit",
     ),
 )
-"""The first that applies explains a parameter."""
+"""The first rule that applies explains a parameter."""

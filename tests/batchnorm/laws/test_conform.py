@@ -48,7 +48,7 @@ def test_a_class_that_makes_no_layer_is_no_broken_law() -> None:
 
 @pytest.mark.parametrize("examples", ["lots", None, 0, -3, 0.5, True, "0", [3]])
 def test_a_number_of_examples_is_one_that_the_command_line_takes(examples: Any) -> None:
-    told = re.escape(f"examples={examples}: accepted are a whole number from 1, quick, default")
+    told = re.escape(f"examples={examples}: expected a whole number >= 1, quick, default")
     with pytest.raises(ValueError, match=f"^{told}"):
         assert_bn_conforms(nn.BatchNorm1d, laws="counter", examples=examples)
 
@@ -56,7 +56,7 @@ def test_a_number_of_examples_is_one_that_the_command_line_takes(examples: Any) 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"dtypes": "int8"}, "dtype 'int8' is unknown; accepted are float64, float32"),
+        ({"dtypes": "int8"}, "dtype 'int8' is unknown; accepted: float64, float32"),
         ({"dtypes": [torch.float32]}, "dtype torch.float32 is unknown"),
         ({"dtypes": torch.float32}, r"dtypes= takes a name or several names; got torch.float32"),
         ({"laws": 3}, r"laws= takes a name or several names; got 3 \(int\)"),

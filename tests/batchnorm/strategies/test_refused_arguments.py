@@ -25,10 +25,10 @@ from pytest_bninvariants.batchnorm.strategies import (
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: batch_sizes(-1), "min_size must be a whole number from 0, not -1 (int)"),
-        (lambda: batch_sizes(1.5), "min_size must be a whole number from 0, not 1.5 (float)"),  # type: ignore[arg-type]
-        (lambda: batch_sizes(True), "min_size must be a whole number from 0, not True (bool)"),
-        (lambda: batch_sizes(1, "9"), "max_size must be a whole number from 0, not '9' (str)"),  # type: ignore[arg-type]
+        (lambda: batch_sizes(-1), "min_size must be a whole number >= 0, not -1 (int)"),
+        (lambda: batch_sizes(1.5), "min_size must be a whole number >= 0, not 1.5 (float)"),  # type: ignore[arg-type]
+        (lambda: batch_sizes(True), "min_size must be a whole number >= 0, not True (bool)"),
+        (lambda: batch_sizes(1, "9"), "max_size must be a whole number >= 0, not '9' (str)"),  # type: ignore[arg-type]
         (lambda: batch_sizes(5, 4), "max_size=4 is below min_size=5"),
         (lambda: epsilons(-1e-5), "min_value must be a number from 0 to 1, not -1e-05 (float)"),
         (lambda: epsilons(2), "min_value must be a number from 0 to 1, not 2 (int)"),
@@ -64,10 +64,10 @@ BAD_OF_BOTH = [
         "dtype must be one of float64, float32, bfloat16, float16, not 'int8' (str)",
     ),
     ({"dtype": torch.float32}, "not torch.float32 (dtype)"),
-    ({"min_values": -200}, "min_values must be a whole number from 0, not -200 (int)"),
-    ({"min_values": 2.0}, "min_values must be a whole number from 0, not 2.0 (float)"),
-    ({"max_values": "9"}, "max_values must be a whole number from 0, not '9' (str)"),
-    ({"max_values": True}, "max_values must be a whole number from 0, not True (bool)"),
+    ({"min_values": -200}, "min_values must be a whole number >= 0, not -200 (int)"),
+    ({"min_values": 2.0}, "min_values must be a whole number >= 0, not 2.0 (float)"),
+    ({"max_values": "9"}, "max_values must be a whole number >= 0, not '9' (str)"),
+    ({"max_values": True}, "max_values must be a whole number >= 0, not True (bool)"),
     ({"max_values": 1}, "max_values=1 is below 2, which min_values=2 needs"),
     ({"min_values": 4097}, "max_values=4096 is below 4097, which min_values=4097 needs"),
     (
@@ -84,8 +84,8 @@ BAD_INPUTS = [
     ({"dims": 1}, "dims must be one of 2, 3, 4, 5, not 1 (int)"),
     ({"dims": 4.0}, "dims must be one of 2, 3, 4, 5, not 4.0 (float)"),
     ({"dims": (4,)}, "dims must be one of 2, 3, 4, 5, not (4,) (tuple)"),
-    ({"channels": 0}, "channels must be a whole number from 1, not 0 (int)"),
-    ({"channels": 3.0}, "channels must be a whole number from 1, not 3.0 (float)"),
+    ({"channels": 0}, "channels must be a whole number >= 1, not 0 (int)"),
+    ({"channels": 3.0}, "channels must be a whole number >= 1, not 3.0 (float)"),
     (
         {"channels": 2, "max_values": 3},
         "max_values=3 is below 4, which min_values=2 in each of 2 channels needs",

@@ -21,7 +21,7 @@ from tests.invariants.accumulates.losses import around, squares
 
 def test_dropout_is_refused_by_name_and_fine_in_eval(seven: Tensor) -> None:
     model = around(nn.Dropout(0.5))
-    with pytest.raises(GateError, match=r"random numbers.*in training mode is 1 \(Dropout\)"):
+    with pytest.raises(GateError, match=r"random numbers.*in training mode: 1 \(Dropout\)"):
         accumulates(model, seven, 2, loss=squares)
     assert accumulates(model.eval(), seven, 2, loss=squares).holds
 

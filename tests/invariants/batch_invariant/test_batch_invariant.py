@@ -178,7 +178,8 @@ def test_code_that_asks_for_float32_is_run_in_float64_all_the_same() -> None:
 def test_the_verdict_says_how_near_to_the_bounds_it_came() -> None:
     (note,) = batch_invariant(ready(cnn()), images(4)).notes
     found = re.fullmatch(
-        r"(\d+) batches compared; the largest error, in bounds: (\S+) in float64, (\S+) in float32",
+        r"(\d+) batches compared; the largest error, as a share of its bound: "
+        r"(\S+) in float64, (\S+) in float32",
         note,
     )
     assert found, note
@@ -211,8 +212,13 @@ def test_inputs_may_be_passed_by_position_or_by_name() -> None:
         (nn.Linear(3, 3), torch.ones(4, 3), {}, "all 4 samples are equal"),
         (nn.Linear(3, 3), "images", {}, "no tensor in the inputs: 'images'"),
         (nn.Linear(3, 3), (torch.ones(4, 3), torch.ones(2, 3)), {}, r"inputs\[1\] \(2, 3\)"),
-        (nn.Linear(3, 3), torch.randn(4, 3), {"examples": 0}, "examples= takes a number from 1"),
-        (nn.Linear(3, 3), torch.randn(4, 3), {"atol": "x"}, "atol= takes a number from 0"),
+        (
+            nn.Linear(3, 3),
+            torch.randn(4, 3),
+            {"examples": 0},
+            "examples= takes a whole number >= 1",
+        ),
+        (nn.Linear(3, 3), torch.randn(4, 3), {"atol": "x"}, "atol= takes a number >= 0"),
         (nn.Linear(3, 3), torch.randn(4, 2), {}, "Linear in eval raised on the whole batch"),
         (nn.Flatten(0), torch.randn(4, 3), {}, "no output has a row for each of the 4 samples"),
         (Mixing(0.0).register_buffer, torch.randn(4, 3), {}, "takes the model, a torch.nn.Module"),

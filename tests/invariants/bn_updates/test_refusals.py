@@ -33,7 +33,7 @@ def test_a_step_in_which_nothing_ran_fails_and_so_does_a_model_without_such_laye
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"times": 1.5}, r"times= takes a number from 0, or \"forwards\"; got 1.5 \(float\)"),
+        ({"times": 1.5}, r"times= takes a whole number >= 0, or \"forwards\"; got 1.5 \(float\)"),
         ({"times": True}, "times= takes a number"),
         ({"times": -1}, "times= takes a number"),
         ({"times": "steps"}, "got 'steps'"),

@@ -23,7 +23,7 @@ def alike(model: nn.Module) -> nn.Module:
     ("judge", "message"),
     [
         (lambda m: in_sync(m, m), "got the same one twice"),
-        (lambda m: in_sync(m, alike(m)), "both hold the very same tensors"),
+        (lambda m: in_sync(m, alike(m)), "both models hold the very same tensors"),
         (lambda m: in_sync(m[0], m[0].to("cpu")), "same one twice"),
         (lambda m: in_sync(m[0], copy.deepcopy(m[0])), "parameters are compared with parameters="),
         (lambda m: in_sync(m, m[1]), "no name is in both models"),
@@ -36,7 +36,7 @@ def alike(model: nn.Module) -> nn.Module:
         (lambda m: in_sync(m), "takes a second model; without one it compares the ranks"),
         (lambda m: in_sync(m, copy.deepcopy(m), decay=2), "decay= takes a number from 0 to 1"),
         (lambda m: in_sync(m, copy.deepcopy(m), decay=True), r"from 0 to 1; got True \(bool\)"),
-        (lambda m: in_sync(m, copy.deepcopy(m), buffers="copied"), "buffers= is for decay="),
+        (lambda m: in_sync(m, copy.deepcopy(m), buffers="copied"), "buffers= needs decay="),
         (lambda m: in_sync(m, copy.deepcopy(m), decay=0.5, buffers="x"), 'takes "copied" or'),
         (lambda m: in_sync(m, decay=0.5), "takes the model and its average"),
     ],

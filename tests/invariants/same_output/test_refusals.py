@@ -67,7 +67,7 @@ def test_a_guard_around_it_does_not_take_its_runs_for_the_step(net: Any, batch: 
     [
         (lambda net, x: same_output(net), "needs the inputs"),
         (lambda net, x: same_output(x, x), "takes the model, a torch.nn.Module, first"),
-        (lambda net, x: same_output(net, x, rtol=-1), "rtol= takes a number from 0; got -1"),
+        (lambda net, x: same_output(net, x, rtol=-1), "rtol= takes a number >= 0; got -1"),
         (lambda net, x: same_output(net, x, modules="bakbone"), "did you mean 'backbone'"),
         (
             lambda net, x: same_output(net, x, modules=[3]),

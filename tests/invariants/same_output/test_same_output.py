@@ -30,7 +30,7 @@ def test_a_forward_in_training_mode_changes_it_and_is_named_with_its_line(
     told = message(caught)
     assert told.startswith("1 of 1 output changed: output (mode-flip)")
     assert "put in training mode by Net.train(True) at" in told
-    assert "in its state, 6 differ: backbone.bn.running_mean" in told
+    assert "its state differs in 6 places: backbone.bn.running_mean" in told
 
 
 def test_an_optimizers_step_changes_it_and_is_named(net: Any, batch: Tensor) -> None:

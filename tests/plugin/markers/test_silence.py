@@ -63,13 +63,13 @@ GATES = {
         "model",
         "hold(model)",
         "@pytest.mark.frozen_bn has no option buffer=; did you mean buffers=? "
-        "(accepted are parameters, buffers, allow_batch_stats, exclude, trains, model)",
+        "(accepted: parameters, buffers, allow_batch_stats, exclude, trains, model)",
     ),
     "an option that is like no other": (
         "@pytest.mark.frozen(zzz=1)",
         "model",
         "hold(model)",
-        "@pytest.mark.frozen has no option zzz= (accepted are",
+        "@pytest.mark.frozen has no option zzz= (accepted: ",
     ),
     "an option that is no truth value": (
         "@pytest.mark.frozen_bn(parameters='no')",

@@ -165,7 +165,7 @@ def test_a_violation_may_be_expected_and_a_gate_that_cannot_judge_may_not(
     assert "has no option time=; did you mean times=?" in session.says(
         "test_with_an_unknown_option"
     )
-    assert "accepted are buffers, exclude, model" in session.says("test_with_anothers_option")
+    assert "accepted: buffers, exclude, model" in session.says("test_with_anothers_option")
 
 
 def test_under_given_each_example_is_a_step(sessions: Sessions) -> None:

@@ -97,7 +97,7 @@ def test_what_is_no_device_is_a_usage_error_that_says_what_is_accepted(
 ) -> None:
     said = refused(sessions, device, way)
     assert said == (
-        f"ERROR: --bn-device={device}: there is no such device; accepted are cpu, cuda, cuda:N, "
+        f"ERROR: --bn-device={device}: there is no such device; accepted: cpu, cuda, cuda:N, "
         "mps, xpu, auto (the best there is) or all (each kind there is)"
     )
 

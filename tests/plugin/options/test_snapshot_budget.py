@@ -117,6 +117,6 @@ def test_anything_else_is_an_error_of_usage(pytester: pytest.Pytester, given: st
     with pytest.raises(pytest.UsageError) as caught:
         pytester.parseconfigure()
     assert str(caught.value) == (
-        f"bn_snapshot_budget={given}: accepted are a number of bytes and a number with one of "
+        f"bn_snapshot_budget={given}: expected a number of bytes, or a number with one of "
         "B, KB, MB, GB, TB, KiB, MiB, GiB, TiB, such as 512MB"
     )
