@@ -97,7 +97,7 @@ WRONG = {  # option: what the message says besides
     "--bn-examples=0": "a whole number >= 1",
     "--bn-examples=-1": "a whole number >= 1",
     "--bn-examples=1.5": "a whole number >= 1",
-    "--bn-examples=some": "quick, default, thorough",
+    "--bn-examples=some": "quick, default or thorough",
     "--bn-device=abacus": "abacus",
     "--bn-xfails=absent.txt": "No such file",
     "--bn-xfails=.": "--bn-xfails=.",
