@@ -29,7 +29,7 @@ def did_you_mean_name(pattern: str, modules: Iterable[str], tensors: Iterable[st
     siblings = [name for name in tensors if name.rpartition(".")[0] == parent]
     parts = [part for part in re.split(r"[,;\s]+", pattern) if part]
     if len(parts) > 1 and all(_matches_any(part, [*known, *tensors]) for part in parts):
-        return f"; names are given one by one: {', '.join(map(repr, parts))}"
+        return f"; pass names one by one: {', '.join(map(repr, parts))}"
     near = _near(pattern, {**known, **dict.fromkeys(siblings)})
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 

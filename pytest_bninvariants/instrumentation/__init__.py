@@ -1,1 +1,1 @@
-"""Hear what torch does while a guard watches: calls, modes, optimizer steps, loads, collectives."""
+"""Observe what torch does: module calls, modes, optimizer steps, loads, collectives."""

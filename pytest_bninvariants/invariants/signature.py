@@ -109,8 +109,8 @@ def _how_to_name(model: nn.Module, module: object) -> str:
         return f"modules are given by name: {_example(names)}"
     if isinstance(module, (list, tuple, set)):
         names = [name for name in module if isinstance(name, str)]
-        return f"names are given one by one: {_example(names)}"
-    return "modules are given by qualified name, such as 'backbone.bn1'"
+        return f"pass names one by one: {_example(names)}"
+    return "pass modules by qualified name, such as 'backbone.bn1'"
 
 
 def _example(names: list[str]) -> str:

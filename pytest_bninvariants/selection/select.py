@@ -27,7 +27,7 @@ def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selectio
 
     Args:
         model: the model.
-        scope: what is to be watched.
+        scope: what to watch.
         complain: raise if a pattern matches nothing; after the step, names may be gone.
 
     Raises:

@@ -28,7 +28,7 @@ def submodules(model: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module
     matches: dict[str, nn.Module] = {}
     for pattern in tuple(patterns) or ("",):
         if not isinstance(pattern, str):
-            raise GateError(f"modules are given by qualified name; got {describe(pattern)}")
+            raise GateError(f"pass modules by qualified name; got {describe(pattern)}")
         escaped = names.strip_wrappers(pattern).replace("[", "[[]")
         matching = [name for name in modules if fnmatchcase(name, escaped)]
         if not matching:

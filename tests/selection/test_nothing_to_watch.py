@@ -45,9 +45,9 @@ def test_a_pattern_that_matches_nothing_is_named_with_what_there_is(
     [
         (frozen_bn, "stem.bn.runing_var", "did you mean 'stem.bn.running_var' or"),
         (frozen, "head.fc.wieght", "did you mean 'head.fc.weight'? the"),
-        (frozen_bn, "stem,layer1", "names are given one by one: 'stem', 'layer1'; the model's BN"),
-        (frozen, "stem  head.fc.bias", "names are given one by one: 'stem', 'head.fc.bias'; the"),
-        (frozen, "stem; layer*", "names are given one by one: 'stem', 'layer*'; the model's"),
+        (frozen_bn, "stem,layer1", "pass names one by one: 'stem', 'layer1'; the model's BN"),
+        (frozen, "stem  head.fc.bias", "pass names one by one: 'stem', 'head.fc.bias'; the"),
+        (frozen, "stem; layer*", "pass names one by one: 'stem', 'layer*'; the model's"),
         (frozen, "net.stem", "did you mean 'stem'"),
         (frozen, "net.head.fc", "did you mean 'head.fc'"),
     ],
@@ -63,7 +63,7 @@ def test_a_name_is_suggested_as_it_is_to_be_written(
 def test_an_exclude_is_suggested_as_it_is_to_be_written() -> None:
     with pytest.raises(GateError, match=r"watched; did you mean 'stem\.bn\.running_var' or"):
         tensors(deep(), exclude=("stem.bn.runing_var",))
-    with pytest.raises(GateError, match=r"watched; names are given one by one: 'stem', 'head'$"):
+    with pytest.raises(GateError, match=r"watched; pass names one by one: 'stem', 'head'$"):
         tensors(deep(), exclude=("stem, head",))
 
 

@@ -87,7 +87,7 @@ GATES = {
         "@pytest.mark.frozen_bn(1)",
         "model",
         "hold(model)",
-        "modules are given by qualified name, such as 'backbone.bn1'; got 1 (int)",
+        "pass modules by qualified name, such as 'backbone.bn1'; got 1 (int)",
     ),
     "an exception that is no name": (
         "@pytest.mark.frozen_bn(exclude=3)",
