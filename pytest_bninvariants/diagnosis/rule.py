@@ -68,17 +68,18 @@ def explain(
             groups.setdefault(key, []).append(item)
     causes = []
     for (number, _), group in sorted(groups.items(), key=lambda entry: entry[0][0]):
-        rule = rules[number]
-        why, fix = rule.explain(group)
-        causes.append(
-            Cause(
-                name=rule.cause,
-                layers=tuple(layers(group)),
-                tensors=tuple(tensors(group)),
-                why=why,
-                fix=fix,
-                place=rule.place(group[0]),
-                did=rule.did,
-            )
-        )
+        causes.append(_cause(rules[number], group, layers(group), tensors(group)))
     return tuple(causes)
+
+
+def _cause(rule: Rule[T], items: list[T], layers: Iterable[str], tensors: Iterable[str]) -> Cause:
+    why, fix = rule.explain(items)
+    return Cause(
+        name=rule.cause,
+        layers=tuple(layers),
+        tensors=tuple(tensors),
+        why=why,
+        fix=fix,
+        place=rule.place(items[0]),
+        did=rule.did,
+    )

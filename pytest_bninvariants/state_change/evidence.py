@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from pytest_bninvariants.selection.bn_layers import STATISTICS, has_known_forward, is_bn_layer
 from pytest_bninvariants.selection.walk import join, own_tensors
+from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 from pytest_bninvariants.state_change.before_after import StateAfter, StateBefore
 from pytest_bninvariants.state_change.layer_activity import LayerActivity
 from pytest_bninvariants.state_change.observation import Observation
 from pytest_bninvariants.state_change.tensor_history import TensorHistory
 from pytest_bninvariants.state_change.value_patterns import casts_of, uniform_factor
+from pytest_bninvariants.state_change.witness import Witness
 from pytest_bninvariants.verdict import Change, Place
 
 IDENTITY = ("gone", "new", "dtype", "shape", "layout")
@@ -121,7 +125,7 @@ def gather_evidence(
     """Yield what an observation tells about each of these changes."""
     if not changes:
         return
-    before, after, witness = observation.before, observation.after, observation.witness
+    before, after = observation.before, observation.after
     names = dict.fromkeys(change.layer for change in changes)
     layers = {name: _layer_evidence(name, observation) for name in names}
     kept = {each.watched.name: (key, each) for key, each in before.kept.items()}
@@ -133,20 +137,32 @@ def gather_evidence(
         if was is None or now is None:
             yield ChangeEvidence(change=change, layer=layer, history=TensorHistory())
             continue
-        history = witness.operations.history_of(was.watched.tensor)
-        yield ChangeEvidence(
-            change=change,
-            layer=layer,
-            history=history,
-            factor=uniform_factor(was, now.tensor) if history.step else None,
-            casts=casts_of(was, now.tensor),
-            ran_outside=witness.outside.ran_at(was.watched.tensor),
-            required_gradient=was.requires_grad,
-            requires_gradient=now.tensor.requires_grad,
-            is_buffer=was.watched.kind == "buffer",
-            compiled_code_ran=witness.runs.compiled_code_ran,
-            tied=tuple(unwatched.get(id(now.tensor), ())),
-        )
+        tied = tuple(unwatched.get(id(now.tensor), ()))
+        yield _tensor_evidence(change, layer, was, now.tensor, tied, observation.witness)
+
+
+def _tensor_evidence(
+    change: Change,
+    layer: LayerEvidence,
+    was: KeptTensor,
+    now: Tensor,
+    tied: tuple[str, ...],
+    witness: Witness,
+) -> ChangeEvidence:
+    history = witness.operations.history_of(was.watched.tensor)
+    return ChangeEvidence(
+        change=change,
+        layer=layer,
+        history=history,
+        factor=uniform_factor(was, now) if history.step else None,
+        casts=casts_of(was, now),
+        ran_outside=witness.outside.ran_at(was.watched.tensor),
+        required_gradient=was.requires_grad,
+        requires_gradient=now.requires_grad,
+        is_buffer=was.watched.kind == "buffer",
+        compiled_code_ran=witness.runs.compiled_code_ran,
+        tied=tied,
+    )
 
 
 def _unwatched_names(watched: Collection[str], after: StateAfter) -> dict[int, list[str]]:

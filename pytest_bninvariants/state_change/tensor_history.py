@@ -132,12 +132,16 @@ class OperationLog:
                 moved = [(step.tensor, step.finish(optimizer)) for step in steps if step.moved()]
             place = place_of_step(frame, optimizer) if moved else None
             for tensor, step in moved:
-                history = self._entry(tensor)
-                first = history.step
-                if first is None or (first.gradient != "nonzero" and step.gradient == "nonzero"):
-                    history.step = replace(step, place=place)
+                self._record_step(tensor, replace(step, place=place))
 
         return finish
+
+    def _record_step(self, tensor: Tensor, step: OptimizerStep) -> None:
+        """Keep the first step that moved a tensor, but prefer one with a gradient."""
+        history = self._entry(tensor)
+        first = history.step
+        if first is None or (first.gradient != "nonzero" and step.gradient == "nonzero"):
+            history.step = step
 
     def _sharing(self, parameter: Tensor) -> list[Tensor]:
         """Return the followed tensors that a parameter is, or shares memory with."""
