@@ -104,7 +104,7 @@ class UpdatesGuard(Guard):
 
     def _is_meant(self, result: LayerResult) -> bool:
         """Tell whether to judge a layer: each that the user named, or else each that trains."""
-        return bool(self._scope.modules or result.record.is_to_update or result.record.updates)
+        return bool(self._scope.modules or result.record.should_update or result.record.updates)
 
     def _insist_on_updates_to_judge(self, results: list[LayerResult]) -> None:
         assert self._log is not None

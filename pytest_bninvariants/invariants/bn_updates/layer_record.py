@@ -29,7 +29,7 @@ class LayerRecord:
     Args:
         layer: the layer.
         history: the states of its statistics, and what led to each.
-        is_to_update: whether it was in training when the step began.
+        should_update: whether it was in training when the step began.
         updates: how many updates it made, including those that were undone.
         forwards: how many forwards it ran.
         idle: how many of its forwards normalised with batch statistics and updated nothing.
@@ -43,7 +43,7 @@ class LayerRecord:
 
     layer: nn.Module
     history: StatisticsHistory
-    is_to_update: bool
+    should_update: bool
     updates: int = 0
     forwards: int = 0
     idle: int = 0
