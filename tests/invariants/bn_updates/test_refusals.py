@@ -34,8 +34,8 @@ def test_a_step_in_which_nothing_ran_fails_and_so_does_a_model_without_such_laye
     ("options", "text"),
     [
         ({"times": 1.5}, r"times= takes a whole number >= 0, or \"forwards\"; got 1.5 \(float\)"),
-        ({"times": True}, "times= takes a number"),
-        ({"times": -1}, "times= takes a number"),
+        ({"times": True}, "times= takes a whole number"),
+        ({"times": -1}, "times= takes a whole number"),
         ({"times": "steps"}, "got 'steps'"),
         ({"per": "epoch"}, 'per= takes "step" or "optimizer_step"; got \'epoch\''),
         ({"times": "forwards", "per": "optimizer_step"}, "leave per= out"),
