@@ -10,7 +10,7 @@ from pytest_bninvariants.plugin.conformance_plan import Check, checks_as_params
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize the test with each check that the options ask for."""
+    """Parametrize the test with each check that the options choose."""
     metafunc.parametrize("check", checks_as_params(metafunc.config))
 
 
@@ -34,6 +34,5 @@ def test_law(check: Check, record_property: Callable[[str, object], None]) -> No
         record_property("bn_examples", tally.examples)
         record_property("bn_ill_posed", [tally.ill_posed, tally.posed])
         return
-    pytest.fail(
-        report, pytrace=False
-    )  # after the except block, or pytest would show the report twice
+    # outside the except block, or pytest would show the report twice
+    pytest.fail(report, pytrace=False)

@@ -1,1 +1,1 @@
-"""Run a module aside, in eval or in another precision, and leave no trace of it."""
+"""Run a module in eval or in another precision, and leave everything as it was."""

@@ -1,4 +1,4 @@
-"""Batches for a training loss: counted, split into micro-batches, and cast."""
+"""Count, split and cast batches for a training loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_bninvariants.errors import GateError, describe
 from pytest_bninvariants.evaluation.pytrees import leaves, map_tensors, parts_of_collection
 
 _WHOLE = (str, int, float, type(None), type)
-"""What each micro-batch gets whole; a type stands for an empty collection in `leaves`."""
+"""Values that each micro-batch gets whole; for an empty collection `leaves` gives its type."""
 
 
 def samples_in(batch: object) -> int:

@@ -1,4 +1,4 @@
-"""The arguments of a module's call, kept so that it can be called with them again."""
+"""The arguments of a module's call, so that it can be called with them again."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class CallArguments:
     """Arguments for a module.
 
     Args:
-        args: the positional ones.
-        kwargs: the keywords.
+        args: the positional arguments.
+        kwargs: the keyword arguments.
     """
 
     args: tuple[Any, ...]
@@ -28,7 +28,7 @@ class CallArguments:
 
     @classmethod
     def copy_of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CallArguments:
-        """Keep copies of arguments."""
+        """Return copies of arguments."""
         return cls(args, kwargs).map(_copy)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> CallArguments:
@@ -47,7 +47,8 @@ class CallArguments:
 
         Args:
             module: the module.
-            read: turns an output into what is returned, before the module's state is put back.
+            read: called on each output before the module's state is put back; its results are
+                returned.
         """
         with in_eval(module):
             return read(self.pass_to(module)), read(self.pass_to(module))

@@ -26,7 +26,7 @@ def in_eval(module: nn.Module, *observers: Observer) -> Iterator[None]:
 
     Args:
         module: the module.
-        observers: the only ones that are told what happens.
+        observers: the only observers that see what runs.
 
     Raises:
         GateError: if the module has lazy parameters, which a first forward would create.

@@ -18,10 +18,10 @@ _CASTS = (Tensor.double, Tensor.float, Tensor.half, Tensor.bfloat16)
 
 
 class _SingleDtypeMode(TorchFunctionMode):
-    """Replace every floating-point dtype that the code asks for.
+    """Replace every floating-point dtype that the code requests.
 
-    Some models cast on their own, a softmax or the logits to float32, say; what that rounds away
-    would be taken for a rounding error of float64.
+    Some models cast their softmax or their logits to float32, say. What such a cast rounds away
+    would pass for a rounding error of float64.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -37,8 +37,8 @@ class _SingleDtypeMode(TorchFunctionMode):
     ) -> Any:
         if func in _CASTS:
             return args[0].to(self._dtype)
-        named = {name: self._replaced(value) for name, value in (kwargs or {}).items()}
-        return func(*map(self._replaced, args), **named)
+        keywords = {name: self._replaced(value) for name, value in (kwargs or {}).items()}
+        return func(*map(self._replaced, args), **keywords)
 
     def _replaced(self, value: Any) -> Any:
         is_float = isinstance(value, torch.dtype) and value.is_floating_point
@@ -74,7 +74,7 @@ class CastModule(nn.Module):
         super().__init__()
         try:
             twin = copy.deepcopy(getattr(module, "_orig_mod", module)).to(dtype)
-        except Exception as error:  # whatever a module's own copying raises
+        except Exception as error:  # a module's copying may raise anything
             raise GateError(
                 f"{type(module).__name__} cannot be copied and cast to {dtype}, which is needed "
                 f"to measure rounding: {type(error).__name__}: {error}; give rtol= or atol="

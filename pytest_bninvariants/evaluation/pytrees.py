@@ -41,7 +41,7 @@ def parts_of_any(value: object) -> Parts | None:
 def leaves(
     value: object, path: str, parts_of: Callable[[object], Parts | None] = parts_of_any
 ) -> Iterator[tuple[str, object]]:
-    """Yield what a value consists of, by path: tensors, and whatever has no parts.
+    """Yield the leaves of a value by path: tensors, and everything else without parts.
 
     Args:
         value: tensors, nested in any way.
@@ -89,20 +89,20 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         parts = [map_tensors(part, function) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        same: Any = copy.copy(value)
+        copied: Any = copy.copy(value)
         for field in _fields(value):
             part = map_tensors(getattr(value, field.name), function)
-            object.__setattr__(same, field.name, part)
-        return same
+            object.__setattr__(copied, field.name, part)  # a frozen dataclass refuses setattr
+        return copied
     return value
 
 
 def _like_mapping(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """Return a mapping of the same type, with the other's attributes where they can be kept."""
+    """Return a mapping of the same type, with the same attributes if it can be copied."""
     try:
-        same: Any = copy.copy(mapping)
+        copied: Any = copy.copy(mapping)
         for key, part in items.items():
-            same[key] = part
-    except Exception:  # it is immutable, or insists on its shapes, as tensordict's does
+            copied[key] = part
+    except Exception:  # it is immutable, or refuses other shapes, as a TensorDict does
         return type(mapping)(items)  # type: ignore[call-arg]
-    return same
+    return copied

@@ -1,4 +1,4 @@
-"""The states of the random generators that a step may draw from."""
+"""Keep and restore the states of the random generators that a step may draw from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RngStates:
     """The states of the generators of Python, of torch and, if it is loaded, of numpy.
 
     Args:
-        model: the generators of its devices are kept as well.
+        model: a model; the generators of its devices are included.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -28,12 +28,12 @@ class RngStates:
         self._states = self._now()
 
     def moved(self) -> bool:
-        """Tell whether a number was drawn since."""
-        both = zip(self._now(), self._states, strict=True)
-        return any(old is not None and _bytes(new) != _bytes(old) for new, old in both)
+        """Tell whether any generator has drawn since."""
+        pairs = zip(self._now(), self._states, strict=True)
+        return any(old is not None and _bytes(new) != _bytes(old) for new, old in pairs)
 
     def restore(self) -> None:
-        """Put them back."""
+        """Put the generators back into these states."""
         python_state, numpy_state, torch_state, *device_states = self._states
         random.setstate(python_state)
         if numpy_state is not None:

@@ -1,8 +1,8 @@
-"""How far two runs of one function may be apart that round in another order.
+"""How far apart two runs of one function may be if they round in different orders.
 
-The function is run in its own dtype and in float64. What these differ by is what rounding did, and
-to first order it is proportional to the unit roundoff u: so float64's own error is that, times
-u64 / u. A run that adds in another order has an error of the same size, up to the ratio between
+The function is run in its own dtype and in float64. The difference is the rounding error, which to
+first order is proportional to the unit roundoff u: so float64's own error is the difference times
+u64 / u. A run that adds in another order has an error of the same size, up to the ratio between the
 orders: adding n terms one by one is off by about sqrt(n) u, in blocks by log2(n) u. `MARGIN` is
 this ratio for more terms than layers add up.
 """
@@ -26,7 +26,7 @@ MARGIN = math.sqrt(_TERMS) / math.log2(_TERMS)
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """What rounding does to one output.
+    """The rounding error of one output.
 
     Args:
         error: the largest difference between the run in its own dtype and the run in float64.
@@ -67,11 +67,11 @@ def unit_of(tensors: list[Tensor]) -> float:
 
 
 def distances(one: Tensor, other: Tensor) -> Tensor:
-    """Return how far values are apart, in float64; equal infinities and NaN are not."""
+    """Return how far apart values are, in float64; between equal infinities or two NaN it is 0."""
     wide = torch.complex128 if one.is_complex() or other.is_complex() else torch.float64
     one, other = one.to("cpu", wide), other.to("cpu", wide)
-    same = (one == other) | (one.isnan() & other.isnan())
-    return torch.where(same, 0.0, (one - other).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
+    equal = (one == other) | (one.isnan() & other.isnan())
+    return torch.where(equal, 0.0, (one - other).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def _largest(values: Tensor) -> float:
@@ -103,12 +103,12 @@ class Tolerance:
 
     @property
     def options(self) -> dict[str, object]:
-        """Return what is not at its default."""
-        given = {"rtol": self.rtol, "atol": self.atol}
-        return {name: value for name, value in given.items() if value}
+        """Return the values that differ from their defaults, by name."""
+        values = {"rtol": self.rtol, "atol": self.atol}
+        return {name: value for name, value in values.items() if value}
 
     def excess(self, kept: KeptTensor, tensor: Tensor) -> int:
-        """Count the values of a tensor that are too far from those that were kept."""
+        """Return how many values of a tensor are too far from the kept ones."""
         old = kept.content[0].view(kept.dtype).view(tensor.shape)
         wide = torch.complex128 if old.is_complex() else torch.float64
         old, new = old.to(wide), tensor.detach().to(old.device, wide)

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from pytest_bninvariants.audit.auditor import Auditor, IdleWatcher
 
 _NOT_FAILURES = (KeyboardInterrupt, GeneratorExit, FrozenStateChanged)
-_UNEXPECTED = "Unexpected success"  # what pytest says of unittest's
+_UNEXPECTED = "Unexpected success"  # pytest's text for one of unittest
 _auditor: pytest.StashKey[Auditor] = pytest.StashKey()
 _findings = pytest.StashKey[dict[str, Any]]()
 
 
-def register_audit(config: pytest.Config, how: str) -> None:
+def register_audit(config: pytest.Config, mode: str) -> None:
     """Audit the tests of a session.
 
     Args:
-        config: of the session.
-        how: `report`, or `fail` to fail the tests that leak.
+        config: the session's configuration.
+        mode: `report`, or `fail` to fail the tests that leak.
     """
-    config.pluginmanager.register(_AuditHooks(fails=how == "fail"), "bn-audit")
+    config.pluginmanager.register(_AuditHooks(fails=mode == "fail"), "bn-audit")
 
 
 class _AuditHooks:
@@ -65,16 +65,16 @@ class _AuditHooks:
             self._add_note(_stop(item), error)
             raise
         verdicts = _stop(item)
-        own = getattr(item, "_excinfo", None) or []  # a TestCase's
-        for excinfo in own:
+        failures = getattr(item, "_excinfo", None) or []  # those of a TestCase's method
+        for excinfo in failures:
             self._add_note(verdicts, excinfo.value)
-        if verdicts and self._fails and (not own or _was_expected_to_fail(own)):
+        if verdicts and self._fails and (not failures or _was_expected_to_fail(failures)):
             _fail(item, verdicts)
         return result
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
-        _stop(item)  # where the call was left out, as by --setup-only
+        _stop(item)  # if the call was skipped, as with --setup-only
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -110,9 +110,9 @@ class _AuditHooks:
             error.add_note(f"\nwhen this was raised, frozen layers had moved:\n{render(verdicts)}")
 
 
-def _was_expected_to_fail(own: list[pytest.ExceptionInfo[BaseException]]) -> bool:
+def _was_expected_to_fail(failures: list[pytest.ExceptionInfo[BaseException]]) -> bool:
     """Tell whether a TestCase's method failed only because it was expected to fail."""
-    return [str(excinfo.value) for excinfo in own] == [_UNEXPECTED]
+    return [str(excinfo.value) for excinfo in failures] == [_UNEXPECTED]
 
 
 def _fail(item: Any, verdicts: tuple[Verdict, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What a run of the conformance kit is to check, from the options."""
+"""The plan of a run of the conformance kit: which laws to check on which layers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Check:
 
     @property
     def id(self) -> str:
-        """Return the name that the test has in brackets."""
+        """Return the id of its test, which pytest shows in brackets."""
         return f"{self.law.name}-{self.subject.label}-{self.dtype}-{self.device}"
 
 
@@ -75,7 +75,7 @@ def make_plan(config: pytest.Config) -> ConformancePlan:
     """Read the options into a plan, and keep it for the session.
 
     Raises:
-        pytest.UsageError: an option cannot be read, or matches nothing.
+        pytest.UsageError: if an option cannot be read, or matches nothing.
     """
     from pytest_bninvariants.batchnorm.laws import LAWS, choose_laws
 
@@ -98,11 +98,11 @@ def require_kit_tests(config: pytest.Config) -> None:
     """Fail a run whose options choose tests of the kit, if it collected none of them.
 
     Raises:
-        pytest.UsageError: it collected none; in a worker of xdist it is reported instead.
+        pytest.UsageError: if it collected none; an xdist worker reports the error instead.
     """
     options = config.stash[SETTINGS].kit_options
-    left_out = config.getoption("lf", False)  # it passes over files in which nothing has failed
-    if not options or _USED in config.stash or left_out:
+    skips_files = config.getoption("lf", False)  # those in which nothing failed last time
+    if not options or _USED in config.stash or skips_files:
         return
     message = (
         f"{', '.join(options)}: no test of the conformance kit was collected; "
@@ -114,34 +114,34 @@ def require_kit_tests(config: pytest.Config) -> None:
 def _subjects(settings: Settings) -> Iterator[LayerUnderTest]:
     from pytest_bninvariants.batchnorm.trials.impl_spec import parse_impl
 
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     specs = tuple(dict.fromkeys(settings.bn_impls)) or _DEFAULT
-    found = {}
+    subjects = {}
     for spec in specs:
         try:
-            found[spec] = parse_impl(spec, settings.run.devices[0])
+            subjects[spec] = parse_impl(spec, settings.run.devices[0])
         except ValueError as error:
             raise pytest.UsageError(f"--bn-impl={spec}: {error}") from None
-    labels = Counter(subject.label for subject in found.values())
-    for spec, subject in found.items():
+    labels = Counter(subject.label for subject in subjects.values())
+    for spec, subject in subjects.items():
         yield subject if labels[subject.label] == 1 else subject.labelled(spec)
 
 
 def _checks(laws: list[Law], subjects: list[LayerUnderTest], settings: Settings) -> Iterator[Check]:
-    dearest_first = sorted(laws, key=lambda law: law.share)  # so that xdist's workers end together
-    for device, law, subject in product(settings.run.devices, dearest_first, subjects):
+    slowest_first = sorted(laws, key=lambda law: law.share)  # so that xdist's workers end together
+    for device, law, subject in product(settings.run.devices, slowest_first, subjects):
         if not law.ranks(subject.dims):
             continue
         for dtype in law.dtypes:
             wanted = not settings.bn_dtypes or dtype in settings.bn_dtypes
-            if wanted and (device, dtype) != ("mps", "float64"):  # that hardware has none
+            if wanted and (device, dtype) != ("mps", "float64"):  # MPS has no float64
                 yield Check(law, subject, dtype, device, settings.bn_examples)
 
 
 def _read_xfails(file: str | None, ids: list[str]) -> Iterator[tuple[str, str]]:
-    """Read lines `ID-PATTERN: REASON`, and skip empty ones and those that begin with #."""
+    """Yield a file's lines `ID-PATTERN: REASON`; empty lines and those with # are skipped."""
     if file is None:
         return
     try:
@@ -160,6 +160,6 @@ def _read_xfails(file: str | None, ids: list[str]) -> Iterator[tuple[str, str]]:
             )
         if not any(fnmatchcase(each, pattern) for each in ids):
             raise pytest.UsageError(
-                f"{file}:{number}: {pattern!r} matches no test; an id is such as {ids[0]!r}"
+                f"{file}:{number}: {pattern!r} matches no test; an id looks like {ids[0]!r}"
             )
         yield pattern, reason

@@ -1,4 +1,4 @@
-"""What the tests of laws have judged, as lines of the terminal's summary."""
+"""Lines of the terminal's summary about the tests of laws."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _NOTABLE = 0.1  # of a law's comparisons; the drawn data give a few in a hundred
 
 @dataclass(slots=True)
 class _LawTally:
-    """What the tests of a law have recorded.
+    """The sums of what tests of laws have recorded.
 
     Args:
-        checks: how many laws held, each counted once for a layer, a dtype and a device.
-        examples: cases that they were tried on.
-        ill_posed: comparisons that could not be made.
-        posed: those that were.
+        checks: how many tests passed: a law, on a layer, in a dtype, on a device.
+        examples: on how many cases.
+        ill_posed: how many comparisons could not be made.
+        posed: how many comparisons were made.
     """
 
     checks: int = 0
@@ -43,10 +43,10 @@ class _LawTally:
 
 
 def summary_lines(passed: Iterable[pytest.TestReport]) -> Iterator[str]:
-    """Say what the tests of laws among some have judged; nothing, if there are none.
+    """Yield the lines about tests of laws; none if no such test passed.
 
     Args:
-        passed: the reports of tests that passed; under xdist they come from the workers.
+        passed: the reports of all tests that passed; under xdist the workers send them.
     """
     whole, laws = _LawTally(), defaultdict[object, _LawTally](_LawTally)
     for report in passed:

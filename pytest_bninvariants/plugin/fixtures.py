@@ -29,9 +29,8 @@ def _make_fixture(name: str, doc: str) -> Any:
 
 
 for _name, _invariant in INVARIANTS.items():
-    globals()[_name] = _make_fixture(
-        _name, _invariant.fixture
-    )  # pytest looks among a module's names
+    # pytest looks for fixtures among the names of a module
+    globals()[_name] = _make_fixture(_name, _invariant.fixture)
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +47,8 @@ def bn_conforms(request: pytest.FixtureRequest) -> Callable[..., None]:
         __tracebackhide__ = True
         devices = [options.pop("device")] if "device" in options else settings.run.devices
         for device in devices:
-            given = {"examples": settings.bn_examples} | options
-            assert_bn_conforms(factory, device=device, **given)
+            arguments = {"examples": settings.bn_examples} | options
+            assert_bn_conforms(factory, device=device, **arguments)
 
     return conforms
 

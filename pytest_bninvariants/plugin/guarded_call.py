@@ -1,4 +1,4 @@
-"""Put the guards that a test's markers ask for around its call."""
+"""Put the guards that a test's markers request around its call."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class GuardedStep:
 
     Args:
         item: the test.
-        marks: its markers that ask for a guard.
-        function: the function that runs, whose `def` line a failure shows.
-        arguments: what it is called with besides fixtures, as by `@given`.
+        marks: its markers that request a guard.
+        function: the function that runs; a failure shows its `def` line.
+        arguments: its arguments other than fixtures, such as those that `@given` draws.
         put_back: whether to restore the models after a failure, so that hypothesis can shrink.
     """
 
@@ -80,7 +80,7 @@ class GuardedStep:
         values = collect_values(self._item, self._arguments)
         for mark in self._marks:
             with _naming(mark):
-                request = MarkerRequest.of(mark)
+                request = MarkerRequest.from_mark(mark)
                 guard = make_guard(request, values)
             for part in guard.parts:
                 part.made_at = line_of(self._function)
@@ -106,7 +106,7 @@ class GuardedStep:
 
 @contextmanager
 def _naming(mark: pytest.Mark) -> Generator[None]:
-    """Name the marker in its gate errors: it may stand on a class or a module."""
+    """Name the marker in gate errors, since it may be on a class or a module."""
     try:
         yield
     except GateError as error:
@@ -114,10 +114,10 @@ def _naming(mark: pytest.Mark) -> Generator[None]:
 
 
 def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, Any, Any]:
-    """Run a test's call with its guards around what is the step.
+    """Run a test's call with its guards around the step.
 
-    That is the call; for a TestCase, whose setUp runs inside the call, the method; under `@given`
-    each example.
+    The step is the whole call; in a TestCase, whose setUp runs inside the call, it is the method;
+    under `@given` it is each example.
     """
     __tracebackhide__ = True
     function: Any = getattr(item, "obj", None) or item.runtest
@@ -128,7 +128,7 @@ def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, 
         with earlier_runs.remembering(None), _replaced_attribute(handle, "inner_test", step):
             return (yield)
     if type(item).__name__ == "TestCaseFunction":
-        # an async method is not wrapped itself: asyncio's debug log would tell of our coroutine
+        # an async method is not wrapped itself, or asyncio's debug log would show our coroutine
         isolated = inspect.iscoroutinefunction(function)
         owner, name = (item.instance, "_callTestMethod") if isolated else (item, "obj")  # type: ignore[attr-defined]
         with _replaced_attribute(
@@ -151,9 +151,9 @@ def _guard_calls(
 
     Args:
         item: the test.
-        marks: its markers that ask for a guard.
-        function: what is called.
-        test: the test's function, if that is another.
+        marks: its markers that request a guard.
+        function: the function to call.
+        test: the test's function, if it is another one.
         put_back: whether to restore the models after a failure.
     """
     test = test or function

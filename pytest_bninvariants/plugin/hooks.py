@@ -1,6 +1,6 @@
 """pytest's hooks, and nothing else.
 
-What only a run of tests needs is imported by the hooks that need it, so that pytest starts fast.
+Hooks import what only they need, so that pytest starts fast.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if settings.kit_options:
         from pytest_bninvariants.plugin import conformance_plan
 
-        conformance_plan.make_plan(config)  # errors of usage now, not in the midst of a session
+        conformance_plan.make_plan(config)  # so that usage errors come before the session
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -55,7 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("bn_device", names, indirect=True, scope="session")
 
 
-@pytest.hookimpl(tryfirst=True)  # before -k and the like leave tests out
+@pytest.hookimpl(tryfirst=True)  # before -k and the like deselect tests
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
     if config.stash[SETTINGS].kit_options:
         from pytest_bninvariants.plugin import conformance_plan
@@ -68,9 +68,10 @@ def _may_parametrize(fixture: str, metafunc: pytest.Metafunc) -> bool:
     definitions = metafunc._arg2fixturedefs.get(fixture, ())
     if not definitions or definitions[-1].func.__module__ != fixtures.__name__:
         return False
-    given = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize") if mark.args)
-    names = (n.split(",") if isinstance(n, str) else n for n in given)
-    return not any(fixture in [name.strip() for name in listed] for listed in names)
+    marks = metafunc.definition.iter_markers("parametrize")
+    argnames = (mark.args[0] for mark in marks if mark.args)
+    lists = (names.split(",") if isinstance(names, str) else names for names in argnames)
+    return not any(fixture in [name.strip() for name in names] for names in lists)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""Names in `bn_layer_types` that match no type: reported once for the whole run."""
+"""Report names in `bn_layer_types` that match no type, once for the whole run."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def register_layer_types(config: pytest.Config, names: tuple[str, ...], *, audit
     """Make a session report names that match no type.
 
     Args:
-        config: of the session.
-        names: what `bn_layer_types` says.
+        config: the session's configuration.
+        names: the names in `bn_layer_types`.
         audits: whether every test is audited.
     """
     config.pluginmanager.register(_LayerTypeHooks(names, audits), "bn-layer-types")
 
 
 class _LayerTypeHooks:
-    """The hooks that look at the names of one session."""
+    """The hooks that check the names in one session."""
 
     def __init__(self, names: tuple[str, ...], audits: bool) -> None:
         self._names, self._audits = names, audits
@@ -37,7 +37,7 @@ class _LayerTypeHooks:
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
         if not (self._audits or any(map(_has_guard, items))):
-            return  # then nothing needs the types, nor torch
+            return  # nothing needs the types, nor torch
         try:
             bn_layer_types.require_importable(self._names)
         except GateError as error:
@@ -68,8 +68,8 @@ class _LayerTypeHooks:
         for name in self._names:
             if name in unknown:
                 yield (
-                    f"bn_layer_types: there was no torch.nn.Module of the name {name!r} in this "
-                    "run, so no layer counted as a BN layer for it"
+                    f"bn_layer_types: there was no torch.nn.Module named {name!r} in this run, so "
+                    "the entry made no layer count as a BN layer"
                 )
 
 

@@ -1,4 +1,4 @@
-"""Make the guard that a marker asks for, with the models and inputs it names."""
+"""Make the guard that a marker requests, with the models and inputs that it names."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Values = Mapping[str, TestValue]
 
 
 class MarkerRequest(NamedTuple):
-    """A guard that a marker asks for.
+    """What a marker requests.
 
     Args:
-        name: the invariant.
+        name: the name of the invariant.
         modules: the marker's positional arguments.
-        options: its keywords but `model`.
-        model: where to find the model; None to look for the only one.
+        options: its keyword arguments without `model`.
+        model: the path to the model; None to find the only one.
     """
 
     name: str
@@ -34,11 +34,11 @@ class MarkerRequest(NamedTuple):
     model: str | None
 
     @classmethod
-    def of(cls, mark: pytest.Mark) -> MarkerRequest:
-        """Read a marker.
+    def from_mark(cls, mark: pytest.Mark) -> MarkerRequest:
+        """Return what a marker requests.
 
         Raises:
-            GateError: it has an unknown option, or `model` is not a name.
+            GateError: if it has an unknown option, or `model` is not a name.
         """
         accepted = MARKERS[mark.name].accepted
         for option in mark.kwargs:
@@ -59,17 +59,17 @@ class MarkerRequest(NamedTuple):
 
 
 def make_guard(request: MarkerRequest, values: Values) -> Guard:
-    """Return the guard that a marker asks for.
+    """Return the guard that a marker requests.
 
     Args:
-        request: what it says.
-        values: the test's values by the name that a path begins with.
+        request: the marker's request.
+        values: the test's values by name; a path begins with such a name.
 
     Raises:
-        GateError: the model, or an input, is not found.
+        GateError: if the model, or an input, cannot be found.
     """
-    marker, home = MARKERS[request.name], INVARIANTS[request.name].module
-    make = getattr(import_module(f"pytest_bninvariants.{home}"), marker.maker or request.name)
+    marker, module = MARKERS[request.name], INVARIANTS[request.name].module
+    make = getattr(import_module(f"pytest_bninvariants.{module}"), marker.maker or request.name)
     call = _CALLS[marker.takes](request, values)
     guard: Guard = make(*call.args, **call.options)
     for part in guard.parts:
@@ -78,7 +78,7 @@ def make_guard(request: MarkerRequest, values: Values) -> Guard:
 
 
 class _Call(NamedTuple):
-    """What the function that makes a guard is called with, and where its models were found."""
+    """The arguments of the function that makes a guard, and where its models were found."""
 
     args: tuple[Any, ...]
     options: dict[str, Any]
@@ -95,7 +95,7 @@ def _with_arguments(request: MarkerRequest, values: Values) -> _Call:
     options = {**request.options, "modules": request.modules}
     inputs = _inputs(request.name, values, options.pop("inputs", None))
     if isinstance(inputs, dict):
-        return _Call((model,), dict(**options, **inputs), (source,))  # none may be given twice
+        return _Call((model,), dict(**options, **inputs), (source,))  # dict() refuses a name twice
     return _Call((model, *inputs), options, (source,))
 
 
@@ -107,17 +107,17 @@ def _with_batch(request: MarkerRequest, values: Values) -> _Call:
     return _Call((model, batch), options, (source,))
 
 
-def _inputs(name: str, values: Values, given: object) -> tuple[Any, ...] | dict[str, Any]:
-    """Return what a model is called with: by position, or by name where `inputs` is a dict."""
-    if isinstance(given, str):
-        return (follow_path(values, given, "inputs=").value,)
-    parts = [*given.values()] if isinstance(given, dict) else given
+def _inputs(name: str, values: Values, paths: object) -> tuple[Any, ...] | dict[str, Any]:
+    """Return the arguments to call a model with: by name if `inputs` is a dict, or by position."""
+    if isinstance(paths, str):
+        return (follow_path(values, paths, "inputs=").value,)
+    parts = [*paths.values()] if isinstance(paths, dict) else paths
     if isinstance(parts, list | tuple) and parts and all(isinstance(part, str) for part in parts):
-        found = [follow_path(values, part, "inputs=").value for part in parts]
-        return dict(zip(given, found, strict=True)) if isinstance(given, dict) else tuple(found)
+        inputs = [follow_path(values, part, "inputs=").value for part in parts]
+        return dict(zip(paths, inputs, strict=True)) if isinstance(paths, dict) else tuple(inputs)
     raise GateError(
         f"@pytest.mark.{name}(inputs=...) takes the name of a fixture or a dotted path such as "
-        f"'batch.images', several of them, or a dict of them by keyword; got {describe(given)}"
+        f"'batch.images', several of them, or a dict of them by keyword; got {describe(paths)}"
     )
 
 
@@ -126,12 +126,12 @@ def _with_two_models(request: MarkerRequest, values: Values) -> _Call:
     if not paths or not all(isinstance(path, str) for path in paths):
         raise GateError(
             f"@pytest.mark.{request.name} takes two models first, by the names of fixtures or "
-            f"dotted paths, as in {request.name}('model', 'ema'), or one that is to be the same on "
+            f"dotted paths, as in {request.name}('model', 'ema'), or one that must be the same on "
             f"all ranks; got {describe(paths)}"
         )
-    found = [find_model(values, path, "") for path in paths]
-    (one, of_one), (other, of_other) = found[0], found[-1] if found[1:] else (None, "")
-    return _Call((one, other, *names), request.options, (of_one, of_other))
+    one, source = find_model(values, paths[0], "")
+    other, other_source = find_model(values, paths[1], "") if len(paths) == 2 else (None, "")
+    return _Call((one, other, *names), request.options, (source, other_source))
 
 
 _CALLS = {

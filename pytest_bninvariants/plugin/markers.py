@@ -27,6 +27,6 @@ def as_written(mark: pytest.Mark) -> str:
 
 
 def guard_marks(item: pytest.Item) -> list[pytest.Mark]:
-    """Return a test's markers that ask for a guard, its module's and class's first, each once."""
+    """Return a test's markers that request a guard, its module's and class's first, each once."""
     marks = {as_written(mark): mark for mark in item.iter_markers() if mark.name in MARKERS}
     return list(marks.values())[::-1]

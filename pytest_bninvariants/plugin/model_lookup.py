@@ -1,4 +1,4 @@
-"""Find the model that a marker means among a test's values."""
+"""Find the model that a marker names among a test's values."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def find_model(
     """Return the model and where it was found.
 
     Args:
-        values: the test's values by the name that a path begins with.
-        path: a name, or a dotted path from one; None for the only model there is.
-        option: how an error shows where the path was given; empty for a positional argument.
+        values: the test's values by name; a path begins with such a name.
+        path: a name, or a dotted path from one; None for the only model of the test.
+        option: the option with the path, for an error; empty for a positional argument.
 
     Raises:
-        GateError: no model is found, or several, or the path leads nowhere.
+        GateError: if there is no model, or several, or the path leads nowhere.
     """
     if path is not None:
         return _follow(values, path, option)
@@ -69,34 +69,34 @@ def _has_state(module: nn.Module) -> bool:
 def _outermost(candidates: Mapping[str, TestValue]) -> dict[str, TestValue]:
     """Leave out modules that are part of another candidate, and second names of one module."""
     below = {id(part) for v in candidates.values() for name, part in named_modules(v.value) if name}
-    found: dict[int, tuple[str, TestValue]] = {}
+    outermost: dict[int, tuple[str, TestValue]] = {}
     for name, value in candidates.items():
         if id(value.value) not in below:
-            found.setdefault(id(value.value), (name, value))
-    return dict(found.values())
+            outermost.setdefault(id(value.value), (name, value))
+    return dict(outermost.values())
 
 
 def _follow(values: Mapping[str, TestValue], path: str, option: str) -> tuple[nn.Module, str]:
-    found = follow_path(values, path, option)
-    if not isinstance(found.value, nn.Module):
+    target = follow_path(values, path, option)
+    if not isinstance(target.value, nn.Module):
         first = path if path in values else path.split(".")[0]
         hint = _hint({first: values[first]}, option) if first in values else ""
         raise GateError(
-            f"{option}{path!r} is not a torch.nn.Module but {describe(found.value)}{hint}"
+            f"{option}{path!r} is not a torch.nn.Module but {describe(target.value)}{hint}"
         )
-    return found.value, found.source
+    return target.value, target.source
 
 
 def follow_path(values: Mapping[str, TestValue], path: str, option: str) -> TestValue:
-    """Return what a path leads to.
+    """Return the value that a path leads to.
 
     Args:
-        values: the test's values by the name that a path begins with.
+        values: the test's values by name; a path begins with such a name.
         path: a name, or a dotted path from one.
-        option: how an error shows where the path was given: `inputs=`, or as for `find_model`.
+        option: the option with the path, for an error: `inputs=`, or as in `find_model`.
 
     Raises:
-        GateError: the path leads nowhere.
+        GateError: if the path leads nowhere.
     """
     first, *rest = path.split(".")
     if first == "self" and rest:
@@ -105,8 +105,8 @@ def follow_path(values: Mapping[str, TestValue], path: str, option: str) -> Test
         first = f"self.{first}"
     if first not in values:
         listed = ", ".join(repr(name) for name, v in values.items() if v.requested)
-        taken = f"its fixtures are {listed}" if listed else "it takes no fixtures"
-        raise GateError(f"{option}{path!r}: the test has no fixture {first!r}; {taken}")
+        fixtures = f"its fixtures are {listed}" if listed else "it takes no fixtures"
+        raise GateError(f"{option}{path!r}: the test has no fixture {first!r}; {fixtures}")
     value = values[first].value
     for number, part in enumerate(rest):
         try:
@@ -136,9 +136,9 @@ def _none_found(values: Mapping[str, TestValue]) -> str:
     listed = ", ".join(
         f"{name} ({type(v.value).__name__})" for name, v in values.items() if v.requested
     )
-    taken = f"its fixtures are {listed}" if listed else "it takes no fixtures"
+    fixtures = f"its fixtures are {listed}" if listed else "it takes no fixtures"
     return (
-        f"the test has no model fixture ({taken}); add one, or use the fixture `frozen_bn` or "
+        f"the test has no model fixture ({fixtures}); add one, or use the fixture `frozen_bn` or "
         "`frozen` around the train step: with frozen_bn(model): ..."
     )
 

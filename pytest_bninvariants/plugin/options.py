@@ -1,4 +1,4 @@
-"""Command line and ini -> one frozen Settings."""
+"""Declare the options, and read the command line and the ini file into one frozen Settings."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Settings:
     """What the command line and the ini file say; the command line wins.
 
     Args:
-        run: what the engine reads.
+        run: the part that the engine reads.
         bn_audit: `report` or `fail`; None: no audit.
-        bn_impls: layers that the conformance kit is run on; empty: torch's own.
+        bn_impls: layers that the conformance kit checks; empty: torch's own.
         bn_laws: patterns of laws; empty: all.
         bn_dtypes: names of dtypes; empty: each law's own.
         bn_xfails: the file of expected failures.
-        bn_examples: how many cases each law is tried on.
+        bn_examples: how many cases each law is checked on.
         bn_trace: which run is traced, one of `TRACES`; None: no run.
     """
 
@@ -46,7 +46,7 @@ class Settings:
 
     @property
     def kit_options(self) -> tuple[str, ...]:
-        """Return those of the given options that choose what the conformance kit runs."""
+        """Return the options in use that choose what the conformance kit checks."""
         options = {
             "--bn-impl": self.bn_impls,
             "--bn-laws": self.bn_laws,
@@ -60,23 +60,23 @@ def parse_settings(config: pytest.Config) -> Settings:
     """Read the command line and the ini file.
 
     Raises:
-        pytest.UsageError: a value is malformed, or a device is not there.
+        pytest.UsageError: if a value is malformed, or a device is absent.
     """
-    given, by_ini = config.getoption, config.getini
+    option, ini = config.getoption, config.getini
     bn_trace = _read_trace(config)
     return Settings(
         run=RunConfig(
-            devices=_read_devices(given("bn_device"), by_ini("bn_device")),
-            bn_layer_types=_read_layer_types(by_ini("bn_layer_types")),
-            snapshot_budget=_read_bytes("bn_snapshot_budget", by_ini("bn_snapshot_budget")),
+            devices=_read_devices(option("bn_device"), ini("bn_device")),
+            bn_layer_types=_read_layer_types(ini("bn_layer_types")),
+            snapshot_budget=_read_bytes("bn_snapshot_budget", ini("bn_snapshot_budget")),
             trace=Trace() if bn_trace else None,
         ),
-        bn_audit=_read_audit(given("bn_audit"), by_ini("bn_audit")),
-        bn_impls=tuple(given("bn_impl") or ()),
-        bn_laws=_split_names("--bn-laws", given("bn_laws")),
-        bn_dtypes=_read_dtypes(given("bn_dtype")),
-        bn_xfails=_read_file_name("--bn-xfails", given("bn_xfails")),
-        bn_examples=_read_examples(given("bn_examples")),
+        bn_audit=_read_audit(option("bn_audit"), ini("bn_audit")),
+        bn_impls=tuple(option("bn_impl") or ()),
+        bn_laws=_split_names("--bn-laws", option("bn_laws")),
+        bn_dtypes=_read_dtypes(option("bn_dtype")),
+        bn_xfails=_read_file_name("--bn-xfails", option("bn_xfails")),
+        bn_examples=_read_examples(option("bn_examples")),
         bn_trace=bn_trace,
     )
 
@@ -114,19 +114,19 @@ def _read_audit(given: str | None, by_ini: str) -> str | None:
 
 
 def _split_names(option: str, given: list[str] | None) -> tuple[str, ...]:
-    """Return the names in comma-separated texts; an empty text is refused, not read as `all`."""
-    found: list[str] = []
+    """Return the names in comma-separated texts; an empty text is an error, and not `all`."""
+    split: list[str] = []
     for each in given or ():
         names = [name.strip() for name in each.split(",") if name.strip()]
         if not names:
-            raise pytest.UsageError(f"{option}={each}: is empty; give a name, or leave it out")
-        found += names
-    return tuple(found)
+            raise pytest.UsageError(f"{option}={each} is empty: give a name, or leave it out")
+        split += names
+    return tuple(split)
 
 
 def _read_file_name(option: str, given: str | None) -> str | None:
     if given == "":
-        raise pytest.UsageError(f"{option}=: is empty; give a file, or leave it out")
+        raise pytest.UsageError(f"{option}= is empty: give a file, or leave it out")
     return given
 
 
@@ -150,14 +150,14 @@ def _read_examples(given: str | None) -> int:
 def _read_bytes(key: str, given: str) -> int | None:
     if not given:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)", given)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)", given)
     units = {unit.lower(): size for unit, size in _UNITS.items()}
-    if found is None or found[2].lower() not in units:
+    if match is None or match[2].lower() not in units:
         raise pytest.UsageError(
             f"{key}={given}: expected a number of bytes, or a number with one of "
             f"{', '.join(unit for unit in _UNITS if unit)}, such as 512MB"
         )
-    return int(float(found[1]) * units[found[2].lower()])
+    return int(float(match[1]) * units[match[2].lower()])
 
 
 def _read_trace(config: pytest.Config) -> str | None:
@@ -174,15 +174,15 @@ def may_run_again(config: pytest.Config) -> bool:
 def raise_usage_error(config: pytest.Config, option: str, message: str) -> None:
     """Fail a run after its collection because of an option.
 
-    In a worker of xdist a UsageError would be a crash, so there a report says it.
+    In an xdist worker a UsageError would be a crash, so the worker reports the error instead.
 
     Args:
-        config: of the run.
-        option: its name.
+        config: the run's configuration.
+        option: the name of the option.
         message: what is wrong with it.
 
     Raises:
-        pytest.UsageError: always, except in a worker.
+        pytest.UsageError: except in a worker.
     """
     if not hasattr(config, "workerinput"):
         raise pytest.UsageError(message)
@@ -193,7 +193,7 @@ def raise_usage_error(config: pytest.Config, option: str, message: str) -> None:
 class _TraceAction(argparse.Action):
     """Read `--bn-trace` and `--bn-trace=WORD`, which are declared as separate option strings.
 
-    An option with an optional value would take the next argument, a path, for its value.
+    An option with an optional value would take the next argument, such as a path, as its value.
     """
 
     def __call__(self, parser: object, namespace: object, values: object, option: Any = "") -> None:
@@ -201,7 +201,7 @@ class _TraceAction(argparse.Action):
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """Declare the options; their defaults are None, so that ini can speak."""
+    """Declare the options; their defaults are None, so that the ini file can set them."""
     group = parser.getgroup("bninvariants", "frozen BatchNorm and other training invariants")
     group.addoption(
         "--bn-device",

@@ -1,6 +1,7 @@
-"""Run a test that broke a guard again, under tracing, and add who wrote to the first run's report.
+"""Run a test that broke a guard again, under tracing, and report who wrote to the model.
 
-The first run decides the outcome; the second only finds the writer, and no other plugin sees it.
+The first run decides the outcome; the second only adds the writer to its report, and no other
+plugin sees it.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _INSTEAD = "--bn-trace=same-run traces the first run"
 
 @dataclass(slots=True)
 class _RunReports:
-    """What was reported of one run of a test.
+    """The reports of one run of a test.
 
     Args:
-        broken: reports of failures, each with the verdicts of the guards that were broken.
-        has_subtests: whether parts of it were reported by themselves.
+        broken: reports of failures, each with the verdicts of the broken guards.
+        has_subtests: whether the test has subtests, which pytest reports by themselves.
     """
 
     broken: list[tuple[pytest.TestReport, tuple[Verdict, ...]]] = field(default_factory=list)
@@ -50,7 +51,7 @@ class TraceRerunner:
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Any:
         """Run a test, and once more if it breaks a guard."""
         if _another_plugin_reruns(item):
-            return None  # what they run is traced as it is
+            return None  # that plugin's runs are traced as they are
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         with override(trace=None):
             reports, first = self._run_once(item, nextitem)
@@ -89,7 +90,7 @@ class TraceRerunner:
     def pytest_runtest_makereport(
         self, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Keep the reports of broken guards."""
+        """Record the reports of broken guards."""
         report = yield
         verdicts = _traceable_verdicts(call.excinfo.value if call.excinfo else None)
         if self._run is not None and report.failed and verdicts:
@@ -103,7 +104,7 @@ class TraceRerunner:
 
 
 def _traceable_verdicts(error: BaseException | None) -> tuple[Verdict, ...]:
-    """Return an exception's verdicts, of guards that a write can break."""
+    """Return the verdicts in an exception whose guards a write can break."""
     return tuple(verdict for verdict in verdicts_in(error) if verdict.writes is not None)
 
 
@@ -111,13 +112,13 @@ def _another_plugin_reruns(item: pytest.Item) -> bool:
     config = item.config
     if not may_run_again(config):
         return False
-    asked = config.getoption("reruns", None) or item.get_closest_marker("flaky")
+    requested = config.getoption("reruns", None) or item.get_closest_marker("flaky")
     by_ini = config.pluginmanager.hasplugin("rerunfailures") and config.getini("reruns")
-    return bool(asked or by_ini)
+    return bool(requested or by_ini)
 
 
 def _end_of_unbroken_run(ended: pytest.TestReport | None) -> str:
-    """Say how a second run ended if it did not break the guard."""
+    """Return how a second run ended that did not break the guard."""
     if ended is None:
         return f"the second run broke no guard, and passed; {_INSTEAD}"
     crash = getattr(ended.longrepr, "reprcrash", None)

@@ -1,4 +1,4 @@
-"""What a test raised: make it presentable, and find the verdicts in it."""
+"""Make a test's exception presentable, and find the verdicts in it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pytest_bninvariants.plugin.outcomes.raise_at_test import RAISED_AT
 from pytest_bninvariants.verdict import Verdict
 
 OUR_ERRORS = (InvariantBroken, GateError, LawBroken)
-_EXPLANATION = "Explanation:"  # of hypothesis
+_EXPLANATION = "Explanation:"  # the title that hypothesis gives it
 
 
 def make_presentable(item: pytest.Item, call: pytest.CallInfo[None], *, verbose: bool) -> None:
-    """Make what a call raised presentable, before pytest turns it into a report."""
+    """Make the exception of a call presentable, before pytest turns it into a report."""
     if call.excinfo is not None:
         call.excinfo = _presentable(call.excinfo, verbose=verbose)
-    of_unittest = getattr(item, "_excinfo", None)  # pytest reports these in place of call.excinfo
-    if of_unittest:
-        of_unittest[:] = [_presentable(excinfo, verbose=verbose) for excinfo in of_unittest]
+    excinfos = getattr(item, "_excinfo", None)  # for a TestCase pytest reports these instead
+    if excinfos:
+        excinfos[:] = [_presentable(excinfo, verbose=verbose) for excinfo in excinfos]
 
 
 def _presentable(
@@ -43,7 +43,7 @@ def _presentable(
         if code is not None:
             failure.__traceback__ = _from_code(failure.__traceback__, code)
     drop_notes_about_us(excinfo.value)
-    if excinfo.value.__traceback__ is None:  # as Twisted leaves it
+    if excinfo.value.__traceback__ is None:  # Twisted removes it
         return excinfo
     return pytest.ExceptionInfo.from_exception(excinfo.value)
 
@@ -63,9 +63,10 @@ def _and_its_parts(error: BaseException) -> Iterator[BaseException]:
 
 
 def drop_notes_about_us(error: BaseException) -> None:
-    """Drop our lines from hypothesis's explanation, which lists what only failing examples run.
+    """Drop our lines from hypothesis's explanation, which lists lines that only failures run.
 
-    It ends the notes: a title, a sentence, files with lines, and how many are left out.
+    The explanation ends the notes: a title, a sentence, files with lines, and how many are left
+    out.
     """
     notes = "\n".join(getattr(error, "__notes__", ())).split("\n")
     if not any(PACKAGE in line for line in notes) or _EXPLANATION not in notes:
@@ -83,7 +84,7 @@ def gate_error_in(error: BaseException | None) -> GateError | None:
 
 
 def verdicts_in(error: BaseException | None) -> tuple[Verdict, ...]:
-    """Return the verdicts that an exception gives, itself or in a note."""
+    """Return the verdicts in an exception and in its notes."""
     parts = () if error is None else _and_its_parts(error)
     sources = (each for part in parts for each in (part, *getattr(part, "__notes__", ())))
     return tuple(

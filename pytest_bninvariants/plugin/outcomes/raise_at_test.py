@@ -1,4 +1,4 @@
-"""Raise a guard's failure from a frame that is the test's own `def` line."""
+"""Raise a guard's failure from a frame that looks like the test's `def` line."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _FAILURE = "__failure__"
 def raise_at(
     function: Callable[..., Any], failure: BaseException, values: Mapping[str, Any]
 ) -> NoReturn:
-    """Raise a failure from a frame that looks like a test's own `def` line.
+    """Raise a failure from a frame that looks like a test's `def` line.
 
-    So pytest shows the test and no frame of ours, and `--pdb` stops there with the test's values.
+    So pytest shows the test and none of our frames, and `--pdb` stops there with the test's values.
 
     Args:
         function: the test.
-        failure: what to raise.
-        values: what that frame's local variables are.
+        failure: the exception to raise.
+        values: the local variables of that frame.
     """
     test = inspect.unwrap(getattr(function, "__func__", function))
     code = _code_at(test)
@@ -46,10 +46,13 @@ def _code_at(function: Callable[..., Any]) -> CodeType:
     test = getattr(function, "__code__", None)
     if test is None:  # a callable object
         return compile(f"raise {_FAILURE}", "<test>", "exec")
-    first, down = test.co_firstlineno, _lines_to_def(test)
-    # replacing the first line number moves all others with it, so count from there
-    code = compile("\n" * down + f"raise {_FAILURE}", test.co_filename, "exec")
-    return code.replace(co_name=test.co_name, co_qualname=test.co_qualname, co_firstlineno=first)
+    # replacing the first line number moves all others with it, so the code counts from there
+    code = compile("\n" * _lines_to_def(test) + f"raise {_FAILURE}", test.co_filename, "exec")
+    return code.replace(
+        co_name=test.co_name,
+        co_qualname=test.co_qualname,
+        co_firstlineno=test.co_firstlineno,
+    )
 
 
 def _lines_to_def(code: CodeType) -> int:

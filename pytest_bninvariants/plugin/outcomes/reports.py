@@ -1,4 +1,4 @@
-"""What pytest reports of a guard's failure: always failed, and its headline first."""
+"""Report a guard's failure: always as failed, and with its headline first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_bninvariants.plugin.outcomes.exceptions import OUR_ERRORS, gate_erro
 
 
 def never_expect_gate_errors(item: Any) -> None:
-    """Make unittest's expectedFailure count a gate error as an error.
+    """Make unittest's expectedFailure treat a gate error as an error.
 
     Args:
         item: the pytest item of a TestCase's method, which is unittest's result object too.
@@ -19,7 +19,8 @@ def never_expect_gate_errors(item: Any) -> None:
     expected, error = item.addExpectedFailure, item.addError
 
     def add(testcase: Any, excinfo: Any, *args: Any) -> None:
-        (expected if gate_error_in(excinfo[1]) is None else error)(testcase, excinfo, *args)
+        report = expected if gate_error_in(excinfo[1]) is None else error
+        report(testcase, excinfo, *args)
 
     item.addExpectedFailure = add
 
@@ -38,7 +39,7 @@ def report_as_failed(item: pytest.Item, report: pytest.TestReport, error: GateEr
 def strip_prefix(report: pytest.TestReport) -> None:
     """Begin a failure's text with the headline, without the exception's name before it.
 
-    The summary gets the headline alone: on CI pytest prints a summary's message whole, which would
+    The summary gets only the headline: on CI pytest prints the whole message there, which would
     show the verdict a second time.
     """
     longrepr: Any = report.longrepr

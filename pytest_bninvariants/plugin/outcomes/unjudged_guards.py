@@ -1,4 +1,4 @@
-"""Fail a test that looks guarded and was not: a guard never entered or left, a marker too late."""
+"""Fail a test that looks guarded but was not: a guard never entered or left, a marker too late."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from pytest_bninvariants.plugin.outcomes.raise_at_test import raise_at
 
 
 def fail_unless_judged(item: pytest.Item, marks: list[pytest.Mark]) -> None:
-    """Fail a test that has passed but made guards that reported to nobody.
+    """Fail a test that has passed, if some of its guards have a verdict that nobody received.
 
     Args:
         item: the test.
-        marks: its markers that ask for a guard, from before its call.
+        marks: the markers that requested a guard before its call.
 
     Raises:
-        GateError: there are such guards, or a marker was added too late.
+        GateError: if there are such guards, or a marker was added too late.
     """
     __tracebackhide__ = True
     complaints = list(dict.fromkeys(guard_registry.complaints.values()))
-    known = {as_written(mark) for mark in marks}
+    in_time = {as_written(mark) for mark in marks}
     complaints += [
         f"{as_written(mark)} was added while the test ran, too late to guard it"
         for mark in guard_marks(item)
-        if as_written(mark) not in known
+        if as_written(mark) not in in_time
     ]
     if complaints:
         guard_registry.complaints.clear()
-        (getattr(item, "_excinfo", None) or []).clear()  # unittest's unexpected success, say
+        (getattr(item, "_excinfo", None) or []).clear()  # such as unittest's unexpected success
         _fail(item, complaints)
 
 
@@ -42,10 +42,10 @@ def fail_if_left_open(item: pytest.Item, before: set[int]) -> None:
 
     Args:
         item: the test.
-        before: numbers of the guards that were open before it, of earlier tests or of fixtures.
+        before: numbers of the guards that earlier tests or fixtures had opened.
 
     Raises:
-        GateError: it left some open.
+        GateError: if the test left guards open.
     """
     __tracebackhide__ = True
     open_now = guard_registry.open_guards.items()
