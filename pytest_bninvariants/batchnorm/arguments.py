@@ -1,4 +1,4 @@
-"""Check arguments of the strategies: an error names the argument and what would be accepted."""
+"""Check arguments of the strategies; an error names the argument and the accepted values."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check_list(name: str, value: Sequence[T]) -> tuple[T, ...]:
         InvalidArgument: if the value is not a list, or is empty.
     """
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
-        raise InvalidArgument(f"{name} must be a list of one or more, not {describe(value)}")
+        raise InvalidArgument(f"{name} must be a non-empty list, not {describe(value)}")
     return tuple(value)
 
 
@@ -82,7 +82,7 @@ def layouts_for_rank(dims: int, layouts: Sequence[str]) -> tuple[str, ...]:
     fit = tuple(layout for layout in layouts if LEAST_DIMS.get(layout, 2) <= dims)
     if not fit:
         only = " and ".join(dict.fromkeys(layouts))
-        raise InvalidArgument(f"layouts has {only} only, which dims={dims} cannot have")
+        raise InvalidArgument(f"layouts has only {only}, which dims={dims} cannot have")
     return fit
 
 
@@ -94,7 +94,7 @@ def check_batch(
     max_values: int,
     layouts: Sequence[str],
 ) -> None:
-    """Refuse arguments that no batch can satisfy; they are those of `bn_inputs`."""
+    """Refuse arguments of `bn_inputs` that no batch can satisfy."""
     layouts_for_rank(dims, layouts)
     check_known("dtype", dtype, DTYPES)
     width = 1 if channels is None else check_whole_number("channels", channels, 1)

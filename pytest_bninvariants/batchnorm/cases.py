@@ -1,6 +1,6 @@
-"""A whole case: how a layer is made, the state it starts from, and the batches it gets.
+"""A case: how to make a layer, the state that it starts from, and the batches that it gets.
 
-A case is plain data; its tensors are made from seeds, by code that a report can print.
+A case is plain data. Its tensors are made from seeds, by code that a report can print.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ _COMPILED_VIEWS = {name: compile(code, "<layout>", "eval") for name, code in _VI
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A batch of normally distributed values, with other statistics in each channel.
+    """A batch of normally distributed values, with different statistics in each channel.
 
     Args:
         shape: (N, C, *), 2 to 5 dimensions.
-        seed: of its values.
+        seed: the seed of its values.
         sigma: standard deviation in channel 0; the next two have a half and a quarter of it.
         kappa: mean over standard deviation; signs alternate from channel to channel.
         rectified: whether negative values are set to 0, as by a ReLU.
-        layout: how it lies in memory, one of `LAYOUTS`.
+        layout: its layout in memory, one of `LAYOUTS`.
         dtype: name of its dtype, such as `float32`.
     """
 
@@ -119,18 +119,18 @@ class Case:
     """A layer, its state, and its batches.
 
     Args:
-        batches: in their order, at least one.
-        eps: the layer's.
-        momentum: the layer's, a number or None.
-        affine: whether it has a weight and, but for bias, a bias.
+        batches: the batches in their order, at least one.
+        eps: the layer's eps.
+        momentum: the layer's momentum, a number or None.
+        affine: whether the layer has a weight and, unless `bias` is False, a bias.
         bias: whether an affine layer has a bias.
-        track_running_stats: whether it has running statistics.
-        seed: of weight, bias and running statistics; None: those of a new layer.
-        count: where the counter starts.
+        track_running_stats: whether the layer has running statistics.
+        seed: the seed of weight, bias and running statistics; None: those of a new layer.
+        count: the counter's value at the start.
         modes: whether the layer is in training, for each batch.
         dtype: name of the inputs' dtype.
         state_dtype: name of the layer's dtype.
-        device: where the layer is.
+        device: the layer's device.
         plain_gradient: whether the loss is the output's sum, and not a random combination.
     """
 
@@ -150,7 +150,7 @@ class Case:
 
     @property
     def channels(self) -> int:
-        """Return C."""
+        """Return C, the number of channels."""
         return self.batches[0].shape[1]
 
     def state(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The reference and the bounds together: what a layer's results must be, and how exactly."""
+"""Combine the reference with the bounds: what a layer's results must be, and how exactly."""
 
 from __future__ import annotations
 
@@ -56,22 +56,22 @@ class ReferenceTwin:
 
     @property
     def running_mean(self) -> BoundedValue:
-        """Return what running_mean must be by now."""
+        """Return what running_mean must be now."""
         assert self.reference.running_mean is not None
         return BoundedValue(self.reference.running_mean.clone(), self._state_errors.mean)
 
     @property
     def running_var(self) -> BoundedValue:
-        """Return what running_var must be by now."""
+        """Return what running_var must be now."""
         assert self.reference.running_var is not None
         return BoundedValue(self.reference.running_var.clone(), self._state_errors.var)
 
     @torch.no_grad()
     def expect(self, x: Tensor) -> BatchExpectation:
-        """Take a batch, and return what the layer must make of it.
+        """Follow the layer through a batch, and return what it must make of it.
 
         Args:
-            x: shape (N, C, *), as the layer gets it.
+            x: the batch as the layer gets it, shape (N, C, *).
         """
         batch, old = self._normalisation(x), self._state()
         y = self.reference(x)
@@ -105,7 +105,7 @@ class ReferenceTwin:
         return None if mean is None or var is None else Statistics(mean.clone(), var.clone())
 
     def _advance(self, old: Statistics, batch: Normalisation) -> None:
-        """Carry the bounds of the running statistics on, over a batch that was tracked."""
+        """Advance the bounds of the running statistics over a tracked batch."""
         new = self._state()
         assert new is not None
         self._state_errors = _running_bounds(
@@ -218,7 +218,7 @@ def _running_bounds(
 
 
 def _depth(x: Tensor) -> int:
-    """Return the depth of a channel's sums over a batch, as it lies in memory."""
+    """Return the depth of a channel's sums over a batch in its layout in memory."""
     positions = math.prod(x.shape[2:])
     return sum_depth(
         x.shape[0],

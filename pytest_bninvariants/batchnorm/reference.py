@@ -99,10 +99,10 @@ def gradients_of(
 
 
 class ReferenceBatchNorm(nn.Module):
-    """Compute what a BatchNorm of any rank from 2 to 5 must, in float64 on the CPU.
+    """Compute what a BatchNorm must compute, for inputs of rank 2 to 5, in float64 on the CPU.
 
     It has the state of `nn.BatchNorm*`, so `load_state_dict(layer.state_dict())` makes it a twin of
-    a layer. Its forward can be differentiated twice; `gradients` computes from the formulas.
+    a layer. Its forward can be differentiated twice; `gradients` computes them from the formulas.
 
     Args:
         num_features: C, the number of channels.
@@ -110,7 +110,7 @@ class ReferenceBatchNorm(nn.Module):
         momentum: the weight of the new batch in the running statistics; None: cumulative average.
         affine: whether there are a weight and a bias, shape (C,).
         track_running_stats: whether there are running statistics and a counter.
-        bias: whether an affine one has a bias; newer versions of torch have the argument.
+        bias: whether there is a bias if `affine`; newer versions of torch have this argument.
 
     Example:
         >>> import torch
@@ -156,12 +156,12 @@ class ReferenceBatchNorm(nn.Module):
 
     @property
     def uses_batch_statistics(self) -> bool:
-        """Return whether the next forward normalises with the batch's own statistics."""
+        """Tell whether the next forward normalises with the batch's own statistics."""
         return self.training or self.running_mean is None
 
     @property
     def tracks(self) -> bool:
-        """Return whether the next forward counts its batch, and tracks its statistics."""
+        """Tell whether the next forward counts its batch and tracks its statistics."""
         return self.training and self.track_running_stats
 
     @property
@@ -190,8 +190,8 @@ class ReferenceBatchNorm(nn.Module):
             float64 on the CPU, shape of x.
 
         Raises:
-            ValueError: if the rank or the number of channels is wrong, or each channel has one
-                value alone, which has no batch statistics.
+            ValueError: if the rank or the number of channels is wrong, or each channel has only one
+                value, which has no variance.
         """
         self._check(x)
         if self.tracks and self.num_batches_tracked is not None:

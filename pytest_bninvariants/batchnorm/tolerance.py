@@ -1,7 +1,7 @@
 """How far off a correct BatchNorm may be: bounds that follow from the arithmetic and the data.
 
 Nothing here is tuned: docs/tolerance.md derives each bound, and each number in it. All tensors are
-float64: rows (C, n) of a batch, and vectors (C,) of a channel's.
+float64: rows (C, n) for a batch, and vectors (C,) with a value per channel.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Normalisation:
 
     @cached_property
     def magnitude(self) -> Tensor:
-        """Return |x| + |mean|, rows (C, n): what rounding x and mean apart is paid for."""
+        """Return |x| + |mean|, rows (C, n): the size that rounding x and mean apart depends on."""
         return self.values.abs() + self.statistics.mean.abs()[:, None]
 
     @property
@@ -105,7 +105,7 @@ def statistics_bounds(values: Tensor, true: Statistics, depth: int, a: Arithmeti
 
 
 def _unbounded(value: Tensor) -> Tensor:
-    """Return the bound of what nothing bounds; an infinite gamma times 0 would be NaN."""
+    """Return infinite bounds; computing them as an infinite gamma times 0 would give NaN."""
     return torch.full_like(value, math.inf)
 
 
@@ -217,7 +217,7 @@ def _error_by_statistics(
     weight_bound: Tensor,
     bias_bound: Tensor,
 ) -> Tensor:
-    """Return what the input's gradient is off by since the statistics depend on it, rows (C, n).
+    """Return the error of the input's gradient through the statistics, rows (C, n).
 
     docs/tolerance.md, "Gradients", has the parts by these names: k, q, dk, dq.
     """

@@ -1,4 +1,4 @@
-"""Batches for a user's own train steps: a hypothesis strategy that shrinks to the smallest."""
+"""A hypothesis strategy for batches of train steps, which shrinks to the smallest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _InputsAndTargets(NamedTuple):
 
 
 class TrainBatch(_InputsAndTargets):
-    """A batch, `inputs, targets = batch`; its repr is the code that makes it.
+    """A batch, to be unpacked as `inputs, targets = batch`; its repr is the code that makes it.
 
     Args:
         inputs: shape (N, *), normally distributed.
@@ -55,15 +55,16 @@ class TrainBatch(_InputsAndTargets):
         dtype: str = "float32",
         device: str = "cpu",
     ) -> TrainBatch:
-        """Make a batch from a seed.
+        """Return a batch made from a seed.
 
         Args:
-            shape: (N, *), the inputs'.
-            classes: targets are whole numbers from 0 to below this; None: floats.
-            target_shape: of one sample's target.
-            seed: of all values; the same on every device, and but for rounding in every dtype.
+            shape: shape of the inputs, (N, *).
+            classes: the number of classes, for targets of int64; None: targets are floats.
+            target_shape: shape of one sample's target.
+            seed: the seed of all values; it gives the same ones on every device and, up to
+                rounding, in every dtype.
             dtype: name of the inputs' dtype, and of the targets' if they are floats.
-            device: where it is.
+            device: the batch's device.
         """
         generator = torch.Generator().manual_seed(seed)
         torch_dtype, targets_shape = getattr(torch, dtype), (shape[0], *target_shape)
@@ -100,12 +101,14 @@ def train_batches(
     It shrinks to the smallest batch size, the first dtype and device, and seed 0.
 
     Args:
-        shape: of one sample's input, such as (3, 32, 32).
+        shape: shape of one sample's input, such as (3, 32, 32).
         classes: the number of classes, for targets of int64; None: targets are floats.
-        target_shape: of one sample's target; with `classes` it may be left out: one class a sample.
-        batch_sizes: which; None: each from 1 to 32.
-        dtypes: names of the inputs' dtypes.
-        devices: names as `--bn-device` takes them; None: those of `--bn-device` in this run.
+        target_shape: shape of one sample's target; with `classes` it may be left out, for one class
+            per sample.
+        batch_sizes: the batch sizes to draw from; None: each from 1 to 32.
+        dtypes: names of the dtypes to draw from, for the inputs.
+        devices: the devices to draw from, as `--bn-device` takes them; None: those of
+            `--bn-device` in this run.
 
     Raises:
         InvalidArgument: if an argument is not as above, or this machine lacks a device.
@@ -123,15 +126,18 @@ def train_batches(
     if classes is not None:
         check_whole_number("classes", classes, 1)
     elif target_shape is None:
-        raise InvalidArgument("give classes=10, say, for classes, or target_shape=(1,) for floats")
+        raise InvalidArgument(
+            "give classes=, such as 10, for targets that are classes, or target_shape=, such as "
+            "(1,), for floats"
+        )
     target = () if target_shape is None else _shape("target_shape", target_shape)
-    given = (
+    sizes = (
         sizes_between(1, MOST_SAMPLES)
         if batch_sizes is None
         else check_list("batch_sizes", batch_sizes)
     )
-    ordered = sorted({check_whole_number("a batch size", size, 1) for size in given})
-    return _drawn(
+    ordered = sorted({check_whole_number("a batch size", size, 1) for size in sizes})
+    return _batches(
         sample,
         classes,
         target,
@@ -142,23 +148,23 @@ def train_batches(
 
 
 @st.composite
-def _drawn(
+def _batches(
     draw: st.DrawFn,
     sample: tuple[int, ...],
     classes: int | None,
     target: tuple[int, ...],
-    of_size: st.SearchStrategy[int],
-    of_dtype: st.SearchStrategy[str],
-    of_device: st.SearchStrategy[str] | None,
+    sizes: st.SearchStrategy[int],
+    dtypes: st.SearchStrategy[str],
+    devices: st.SearchStrategy[str] | None,
 ) -> TrainBatch:
-    if of_device is None:  # read at each draw: one import of a test module serves several runs
-        of_device = st.sampled_from(run_config.current.devices)
+    if devices is None:  # read at each draw: one import of a test module serves several runs
+        devices = st.sampled_from(run_config.current.devices)
     return TrainBatch.of(
-        (draw(of_size), *sample),
+        (draw(sizes), *sample),
         classes=classes,
         target_shape=target,
-        dtype=draw(of_dtype),
-        device=draw(of_device),
+        dtype=draw(dtypes),
+        device=draw(devices),
         seed=draw(_SEEDS),
     )
 
@@ -166,6 +172,6 @@ def _drawn(
 def _shape(name: str, value: Sequence[int]) -> tuple[int, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise InvalidArgument(
-            f"{name} must be that of a sample, such as (3, 32, 32), not {describe(value)}"
+            f"{name} must be the shape of one sample, such as (3, 32, 32), not {describe(value)}"
         )
     return tuple(check_whole_number(f"each of {name}", size, 1) for size in value)

@@ -128,20 +128,23 @@ def test_the_values_are_the_seeds_in_every_dtype() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"shape": 3}, r"shape must be that of a sample, such as \(3, 32, 32\), not 3 \(int\)"),
-    ({"shape": "3"}, r"shape must be that of a sample, .* not '3' \(str\)"),
+    ({"shape": 3}, r"shape must be the shape of one sample, such as \(3, 32, 32\), not 3 \(int\)"),
+    ({"shape": "3"}, r"shape must be the shape of one sample, .* not '3' \(str\)"),
     ({"shape": (3, 0)}, r"each of shape must be a whole number >= 1, not 0 \(int\)"),
     ({"shape": (3, 2.0)}, r"each of shape must be a whole number >= 1, not 2.0 \(float\)"),
     ({"classes": 0}, r"classes must be a whole number >= 1, not 0 \(int\)"),
-    ({"classes": None}, r"give classes=10, say, for classes, or target_shape=\(1,\) for floats"),
+    (
+        {"classes": None},
+        r"give classes=, such as 10, .* or target_shape=, such as \(1,\), for floats",
+    ),
     ({"target_shape": (0,)}, r"each of target_shape must be a whole number >= 1, not 0 \(int\)"),
-    ({"batch_sizes": 4}, r"batch_sizes must be a list of one or more, not 4 \(int\)"),
-    ({"batch_sizes": []}, r"batch_sizes must be a list of one or more, not \[\] \(list\)"),
+    ({"batch_sizes": 4}, r"batch_sizes must be a non-empty list, not 4 \(int\)"),
+    ({"batch_sizes": []}, r"batch_sizes must be a non-empty list, not \[\] \(list\)"),
     ({"batch_sizes": [4, 0]}, r"a batch size must be a whole number >= 1, not 0 \(int\)"),
     ({"dtypes": ["int8"]}, r"dtype must be one of float64, .* not 'int8' \(str\)"),
-    ({"dtypes": "float32"}, r"dtypes must be a list of one or more, not 'float32' \(str\)"),
+    ({"dtypes": "float32"}, r"dtypes must be a non-empty list, not 'float32' \(str\)"),
     ({"devices": ["tpu"]}, r"devices=tpu: there is no such device; accepted: cpu, cuda"),
-    ({"devices": "cpu"}, r"devices must be a list of one or more, not 'cpu' \(str\)"),
+    ({"devices": "cpu"}, r"devices must be a non-empty list, not 'cpu' \(str\)"),
 ]
 
 

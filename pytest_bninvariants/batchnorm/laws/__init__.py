@@ -1,7 +1,7 @@
-"""What every BatchNorm must satisfy, a function a law.
+"""The laws that every BatchNorm must satisfy, one function each.
 
-A law's docstring states it. It builds a layer in a trial, runs lines of code on it, and compares
-what comes of them with the reference, or with what came before.
+A law's docstring states it. The function builds a layer in a trial, runs lines of code on it, and
+compares the results with the reference, or with earlier results.
 
 A new law is a function under `@law` in one of these files, a layer under `@breaks` in
 `tests/batchnorm/laws/known_bad/` that breaks it, and a row in docs/conformance.md; tests fail until

@@ -1,4 +1,4 @@
-"""Laws of a call: nothing comes of it but its output, and whatever surrounds it goes on."""
+"""Laws of a call: it gives an output, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class _ProcessSetting(NamedTuple):
     """A setting of the process that a layer must leave alone.
 
     Args:
-        name: as a report says it.
+        name: its name in a report.
         read: the code with which a trial reads it.
-        write: sets it.
+        write: the function that sets it.
     """
 
     name: str
@@ -106,7 +106,7 @@ def no_side_effects(trial: LawTrial, case: Case) -> None:
 
 @contextmanager
 def _restore_process_settings(trial: LawTrial) -> Iterator[None]:
-    """Put settings of the process back: the next case would begin with what this one has left."""
+    """Put settings of the process back, so that the next case does not begin with changed ones."""
     before = [trial.evaluate(setting.read) for setting in _PROCESS_SETTINGS]
     try:
         yield

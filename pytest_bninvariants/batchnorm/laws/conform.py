@@ -1,4 +1,4 @@
-"""Run laws on a layer, on as many cases as the effort says."""
+"""Check laws on a layer, on as many cases as the effort says."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_law(
         subject: the layer.
         dtype: name of the inputs' dtype.
         device: where to run.
-        examples: effort; laws that sweep take a share of it.
+        examples: the number of cases; laws that sweep sizes run a share of it.
 
     Raises:
         LawBroken: if the layer breaks it; the message is a report of the smallest case found.
@@ -55,10 +55,10 @@ def check_law(
     )
     @given(law.cases(dims=law.ranks(subject.dims), dtype=dtype, device=device))
     def run_cases(case: Case) -> None:
-        of_case = ComparisonTally()
-        with torch.enable_grad():  # a layer that switches it off does so for this case alone
-            law.check(LawTrial(law.name, law.statement, subject, case, of_case), case)
-        tally.add_case(of_case)
+        case_tally = ComparisonTally()
+        with torch.enable_grad():  # a layer that switches it off does so for this case only
+            law.check(LawTrial(law.name, law.statement, subject, case, case_tally), case)
+        tally.add_case(case_tally)
 
     try:
         with _thread_count(law.threads):
@@ -101,16 +101,20 @@ def assert_bn_conforms(
     """Check that a layer satisfies the laws of BatchNorm.
 
     Args:
-        factory: the layer's class; it takes nn.BatchNorm's arguments.
+        factory: the layer's class, or a function that makes the layer; it takes nn.BatchNorm's
+            arguments.
         device: where to run, such as `cuda`.
-        laws: names or patterns of laws, or `frozen`; empty: all laws of a whole BatchNorm.
+        laws: names or patterns of laws, or `frozen` for those of a layer with frozen statistics;
+            empty: all laws of a whole BatchNorm.
         dtypes: names of the inputs' dtypes; None: each law's own.
-        examples: effort for each law: a number >= 1, `quick`, `default` or `thorough`.
-        rank: `1d`, `2d`, `3d` or `nd`; None: by the name of the class, or tried out.
-        keywords: further arguments for the layer.
+        examples: how many cases to run for each law: a number >= 1, `quick` (6), `default` (100)
+            or `thorough` (2000).
+        rank: the rank of inputs, `1d`, `2d`, `3d` or `nd` for all; None: the class's name tells it,
+            or all ranks are tried out.
+        keywords: further arguments for the factory.
 
     Raises:
-        LawBroken: if the layer breaks a law; the message holds a report of each.
+        LawBroken: if the layer breaks a law; the message reports each broken law.
         GateError: if nothing could be judged.
         TypeError: if the factory is a layer instead of a class, or cannot be called.
         ValueError: if an argument is unknown, or the class makes no layer from its arguments.
@@ -154,17 +158,17 @@ def assert_bn_conforms(
         raise failure.with_traceback(None)
 
 
-def _names(option: str, given: object) -> tuple[Any, ...]:
-    """Return an option's value as a tuple: a name, or several names.
+def _names(option: str, value: object) -> tuple[Any, ...]:
+    """Return the names in an option that takes a name, or several names.
 
     Raises:
         ValueError: if the value is neither.
     """
-    if isinstance(given, str):
-        return (given,)
-    if isinstance(given, Iterable):
-        return tuple(given)
-    raise ValueError(f"{option}= takes a name or several names; got {describe(given)}")
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, Iterable):
+        return tuple(value)
+    raise ValueError(f"{option}= takes a name or several names; got {describe(value)}")
 
 
 def _joined_failure(subject: LayerUnderTest, broken: list[LawBroken], count: int) -> LawBroken:

@@ -1,4 +1,4 @@
-"""Laws of what autograd makes of a BatchNorm."""
+"""Laws of a BatchNorm's gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of what a BatchNorm takes: errors, corners, layouts, dtypes."""
+"""Laws of a BatchNorm's inputs: errors, corner cases, layouts, dtypes."""
 
 from __future__ import annotations
 

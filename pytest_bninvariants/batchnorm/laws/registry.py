@@ -26,17 +26,17 @@ _PLAIN_CASES: dict[str, Any] = {"affine": True, "average": False}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Law:
-    """What a BatchNorm must satisfy.
+    """A law that a BatchNorm must satisfy.
 
     Args:
-        check: runs a trial of one case, and raises if it breaks the law.
-        cases: the strategy of cases, given ranks, dtype and device.
-        dtypes: names of the inputs' dtypes that it is tried in.
-        share: of the examples that a run asks for; a law that sweeps needs few.
+        check: runs a trial of one case, and raises if the layer breaks the law.
+        cases: returns the strategy for cases of some ranks, in a dtype, on a device.
+        dtypes: names of the inputs' dtypes to check it in.
+        share: its share of a run's examples; a law that sweeps sizes needs few.
         frozen: whether a layer with frozen statistics must satisfy it.
         full: whether a whole BatchNorm must satisfy it.
-        threads: whether it runs with as many threads as there are.
-        least_rank: the lowest rank of inputs that it is about.
+        threads: whether it runs with all threads of torch.
+        least_rank: the lowest rank of inputs that it applies to.
     """
 
     check: Callable[[LawTrial, Case], None]
@@ -49,17 +49,17 @@ class Law:
     least_rank: int
 
     def ranks(self, dims: Iterable[int]) -> tuple[int, ...]:
-        """Return the ranks it is about, among a layer's; empty if it says nothing of the layer."""
+        """Return the ranks of a layer that it applies to; empty if there are none."""
         return tuple(rank for rank in dims if rank >= self.least_rank)
 
     @property
     def name(self) -> str:
-        """Return its name."""
+        """Return the name of the function that checks it."""
         return self.check.__name__
 
     @property
     def statement(self) -> str:
-        """Return what it says."""
+        """Return the statement in its docstring, on one line."""
         return " ".join((self.check.__doc__ or "").split())
 
 
@@ -76,12 +76,12 @@ def law(
     """Register a function as a law, under its own name; its docstring states the law.
 
     Args:
-        dtypes: names of the inputs' dtypes that it is tried in.
-        share: of the examples that a run asks for.
+        dtypes: names of the inputs' dtypes to check it in.
+        share: its share of a run's examples.
         frozen: whether it belongs to the set for layers with frozen statistics.
         full: whether it belongs to the set for whole BatchNorms.
-        threads: whether it runs with as many threads as there are.
-        least_rank: the lowest rank of inputs that it is about.
+        threads: whether it runs with all threads of torch.
+        least_rank: the lowest rank of inputs that it applies to.
         drawn: arguments of `bn_cases`.
     """
 

@@ -81,10 +81,10 @@ def _is_made(trial: LawTrial, *values: str) -> None:
     for name, value in zip(names, values, strict=True):
         trial.require(f"layer.{name} == {value}", f"{name} is {{layer.{name}}}, expected {value}")
     affine, tracked = values[3] == "True", values[4] == "True"
-    for name, there, start_value in zip(
+    for name, exists, start_value in zip(
         STATE_NAMES, (affine, affine, tracked, tracked, tracked), (1, 0, 0, 1, 0), strict=True
     ):
-        if there:
+        if exists:
             trial.require(
                 f"bool((layer.{name} == {start_value}).all())",
                 f"{name} starts at {{layer.{name}}}, expected {start_value}",

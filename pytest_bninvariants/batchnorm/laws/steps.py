@@ -1,4 +1,4 @@
-"""What laws have in common: the steps of a trial beside its twin."""
+"""Steps that many laws share: they drive a layer and its twin together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EVAL_CASES: dict[str, Any] = {"modes": (False,), "momentum": False}
 
 
 def build_in_mode(trial: LawTrial, *, training: bool) -> ReferenceTwin:
-    """Build the layer and its twin, in a mode."""
+    """Build the layer in a mode, and return its twin in the same mode."""
     trial.build_layer()
     twin = trial.make_twin()
     set_mode(trial, twin, training=training)
@@ -28,7 +28,7 @@ def set_mode(trial: LawTrial, twin: ReferenceTwin, *, training: bool) -> None:
 def run_forward(
     trial: LawTrial, twin: ReferenceTwin, index: int = 0, *, grad: bool = False
 ) -> BatchExpectation:
-    """Run a forward of a batch, giving `y`, and return what must come of it."""
+    """Run a forward on a batch, as `y`, and return what it must give."""
     x = trial.bind_batch(trial.case.batches[index], grad=grad)
     trial.run("y = layer(x)")
     return twin.expect(x)
@@ -37,7 +37,7 @@ def run_forward(
 def check_training_results(
     trial: LawTrial, twin: ReferenceTwin, expected: BatchExpectation, layer: str = "layer"
 ) -> None:
-    """Check what a batch in training gives: `y`, and the running statistics."""
+    """Check the results of a batch in training: `y`, and the running statistics."""
     trial.check_close("y", expected.output, axis=1)
     trial.check_close(f"{layer}.running_mean", twin.running_mean)
     trial.check_close(f"{layer}.running_var", twin.running_var)

@@ -102,7 +102,7 @@ def momentum(trial: LawTrial, case: Case) -> None:
 
 
 def _refuses(trial: LawTrial, **arguments: Any) -> bool:
-    """Return whether the layer's constructor says that a value is wrong."""
+    """Tell whether the layer's constructor refuses these arguments."""
     try:
         trial.subject.factory(trial.case.channels, **arguments | trial.subject.keywords)
     except ValueError:

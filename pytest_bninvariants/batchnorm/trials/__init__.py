@@ -1,1 +1,1 @@
-"""A law's run on one layer: the layer under test, the lines that run on it, and the report."""
+"""Run a law on one layer: the layer under test, the lines that run on it, and the report."""

@@ -1,4 +1,4 @@
-"""A layer's tensor beside its true value: where it is off by more than the bound."""
+"""Compare a layer's tensor with its true value: where is it off by more than the bound?"""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ class ComparisonTally:
     """Count what was compared.
 
     Args:
-        posed: comparisons; one in which some channels have no bound counts for its share.
-        ill_posed: comparisons that were not made, likewise.
-        examples: cases that were run.
-        unjudged: how many of these, each counted for its share of ill-posed comparisons.
+        posed: how many comparisons were made; one in which some channels have no bound counts as
+            its share of other channels.
+        ill_posed: how many comparisons could not be made, counted in the same way.
+        examples: how many cases were run.
+        unjudged: how many of them could not be judged, each counted as its ill-posed share.
     """
 
     posed: float = 0
@@ -48,11 +49,11 @@ class TensorComparison:
     """A layer's tensor, its true value and the bound, all in float64 on the CPU.
 
     Args:
-        got: the layer's.
-        value: the true one.
-        bound: how far the layer's may be from it; infinite where nothing bounds it.
-        dtype: the layer's.
-        axis: which axis counts channels.
+        got: the layer's tensor.
+        value: the true value.
+        bound: how far apart they may be; infinite where nothing bounds that.
+        dtype: the dtype of the layer's tensor.
+        axis: the axis of channels.
     """
 
     got: Tensor

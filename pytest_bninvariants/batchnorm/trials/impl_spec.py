@@ -1,4 +1,4 @@
-"""What `--bn-impl` names: a class by its path, with arguments and a rank."""
+"""Read a value of `--bn-impl`: the path of a class, with arguments and a rank."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def parse_impl(spec: str, device: str = "cpu") -> LayerUnderTest:
     """Return the layer under test that a text names.
 
     Args:
-        spec: as `SPELLING` says.
-        device: where ranks are tried out, if the text does not give them.
+        spec: a text in the form of `SPELLING`.
+        device: where to try out ranks if the text gives none.
 
     Raises:
         ValueError: if the text cannot be read, or what it names does not exist.
@@ -29,23 +29,23 @@ def parse_impl(spec: str, device: str = "cpu") -> LayerUnderTest:
         raise ValueError(f"cannot be read{_suggest_a_colon(spec)}; accepted: {SPELLING}")
     module, path, arguments, rank = match.groups()
     try:
-        found: Any = import_module(module)
-    except Exception as error:  # a user's module fails in its own ways, and each is the answer
+        target: Any = import_module(module)
+    except Exception as error:  # a user's module may raise anything
         raise ValueError(f"importing {module} fails: {type(error).__name__}: {error}") from error
     for part in path.split("."):
-        if not hasattr(found, part):
+        if not hasattr(target, part):
             raise ValueError(f"{module} has no {path}")
-        found = getattr(found, part)
+        target = getattr(target, part)
     try:
         return LayerUnderTest.from_factory(
-            found, rank=rank, keywords=_keywords(arguments), device=device
+            target, rank=rank, keywords=_keywords(arguments), device=device
         )
     except TypeError as error:
         raise ValueError(str(error)) from None
 
 
 def _suggest_a_colon(spec: str) -> str:
-    """Return how to write a path that has a dot where the colon belongs."""
+    """Return advice for a path with a dot in place of the colon; empty for others."""
     path = re.match(r"([\w.]+)\.(\w+)(?![\w.:])", spec)
     return f": write {path[1]}:{path[2]}" if path else ""
 
@@ -60,7 +60,7 @@ def _keywords(arguments: str | None) -> dict[str, Any]:
         call = None
     names = [each.arg for each in getattr(call, "keywords", ())]
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or _has_repeats(names):
-        raise ValueError(f"{arguments}: these are not arguments")
+        raise ValueError(f"{arguments}: these are not keyword arguments")
     if call.args or None in names:
         raise ValueError(f"{arguments}: give arguments by name")
     try:

@@ -1,6 +1,6 @@
-"""One law's run on one layer: it executes lines of code and keeps them.
+"""One law's run on one layer: it runs lines of code and keeps them.
 
-A law speaks in lines such as `y = layer(x)`, so what a failure prints is what has run.
+A law is written in lines such as `y = layer(x)`, so a failure prints exactly the code that ran.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class LawTrial:
 
     Args:
         law: the law's name.
-        statement: what it says.
+        statement: the law's statement.
         subject: the layer under test.
-        case: how it is made and what it gets.
-        tally: where comparisons are counted.
+        case: how to make the layer, and its batches.
+        tally: the tally that counts comparisons.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class LawTrial:
         self._script = Script(["import torch", subject.import_line()], names)
 
     def evaluate(self, expression: str) -> Any:
-        """Return what an expression gives; if it raises, that breaks the law."""
+        """Return the value of an expression; if it raises, the law is broken."""
         try:
             return self._script.evaluate(expression)
         except Exception as error:  # whatever the layer raises is the finding
             self._fail_raising(expression, error)
 
     def run(self, *lines: str) -> None:
-        """Run lines of code; if one raises, that breaks the law."""
+        """Run lines of code; if one raises, the law is broken."""
         for line in lines:
             try:
                 self._script.run(line)
@@ -81,16 +81,16 @@ class LawTrial:
         """Make the layer of the case, as `layer`, in a new layer's state.
 
         Args:
-            arguments: the constructor's, in place of the case's.
+            arguments: arguments of the constructor, in place of the case's.
         """
         case = self.case
-        given = self._settings(arguments)
-        given = {name: each for name, each in given.items() if each != _DEFAULTS.get(name)}
-        moved = "" if case.device == "cpu" else f"'{case.device}', "
-        cast = f".to({moved}torch.{case.state_dtype})"
+        settings = self._settings(arguments)
+        settings = {name: each for name, each in settings.items() if each != _DEFAULTS.get(name)}
+        device = "" if case.device == "cpu" else f"'{case.device}', "
+        cast = f".to({device}torch.{case.state_dtype})"
         if cast == ".to(torch.float32)":
             cast = ""
-        self.run(f"layer = {self.subject.call(case.channels, **given)}{cast}")
+        self.run(f"layer = {self.subject.call(case.channels, **settings)}{cast}")
 
     def _settings(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {name: getattr(self.case, name) for name in _DEFAULTS} | arguments
@@ -122,7 +122,7 @@ class LawTrial:
         return ReferenceTwin(reference, Arithmetic.for_dtypes(input_dtype, state_dtype))
 
     def bind_value(self, name: str, value: Tensor) -> None:
-        """Bind a name to a copy of a tensor, which a report prints whole as it was before."""
+        """Bind a name to a copy of a tensor; a report prints the values that it has now."""
         self._script.bind_value(name, value)
 
     def bind_batch(self, batch: Batch, *, grad: bool = False) -> Tensor:
@@ -150,7 +150,7 @@ class LawTrial:
         Args:
             expression: the tensor.
             expected: the true value and the bound.
-            axis: which axis counts channels.
+            axis: the axis of channels.
         """
         got = self.evaluate(expression)
         if not isinstance(got, Tensor):
@@ -204,7 +204,7 @@ class LawTrial:
 
         Args:
             condition: the expression.
-            message: the news if it is not; braces hold expressions.
+            message: what is wrong if it is not; expressions in braces are replaced by their values.
         """
         if not self.evaluate(condition):
             self.fail(self._filled(message), condition)

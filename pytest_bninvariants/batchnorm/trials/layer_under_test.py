@@ -1,4 +1,4 @@
-"""The layer under test: what makes it, and the ranks of its inputs, declared or tried out."""
+"""The layer under test: the factory that makes it, and the ranks of its inputs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class LayerUnderTest:
     """A layer under test.
 
     Args:
-        factory: what makes it: a class, or anything else that is called like one.
-        dims: ranks of the inputs that it takes.
-        keywords: arguments to it besides nn.BatchNorm's.
+        factory: its class, or any callable that makes it.
+        dims: the ranks of inputs that it takes.
+        keywords: arguments of the factory besides nn.BatchNorm's.
         label: its name in test ids.
     """
 
@@ -42,11 +42,11 @@ class LayerUnderTest:
         keywords: dict[str, Any] | None = None,
         device: str = "cpu",
     ) -> LayerUnderTest:
-        """Return the layer that a class makes; if its ranks are not given, they are tried out.
+        """Return the layer that a factory makes; if no rank is given, all ranks are tried out.
 
         Raises:
-            ValueError: if the rank is unknown, or the class makes no layer from its arguments, or
-                the layer takes no rank.
+            ValueError: if the rank is unknown, the factory makes no layer from its arguments, or
+                the layer takes inputs of no rank.
             TypeError: if the factory cannot be called, or is a layer itself.
         """
         if not callable(factory):
@@ -78,11 +78,11 @@ class LayerUnderTest:
         """Make a layer once, so that a wrong argument does not break every law."""
         call = self.call(_CHANNELS)
         try:
-            made = self._make()
-        except Exception as error:  # a class fails in its own ways, and each is the answer
+            layer = self._make()
+        except Exception as error:  # a user's class may raise anything
             raise ValueError(f"{call} raised {type(error).__name__}: {error}") from error
-        if not isinstance(made, nn.Module):
-            raise ValueError(f"{call} makes no torch.nn.Module, but {describe(made)}")
+        if not isinstance(layer, nn.Module):
+            raise ValueError(f"{call} makes no torch.nn.Module, but {describe(layer)}")
 
     def _make(self) -> Any:
         return self.factory(_CHANNELS, **self.keywords)
@@ -95,7 +95,7 @@ class LayerUnderTest:
                 layer = self._make().to(device).eval()
                 with torch.no_grad():
                     layer(torch.ones(2, _CHANNELS, *[2] * (dims - 2), device=device))
-            except Exception as error:  # a rank that is not taken is refused in many ways
+            except Exception as error:  # layers refuse ranks in many ways
                 refusal = f"{type(error).__name__}: {error}"
             else:
                 taken.append(dims)
@@ -104,11 +104,11 @@ class LayerUnderTest:
         return tuple(taken)
 
     def takes(self, keyword: str) -> bool:
-        """Return whether its signature has a keyword, or passes it on to that of a base class."""
-        made_by = [
+        """Tell whether its signature has a keyword, or passes it on to a base class that does."""
+        constructors = [
             c.__init__ for c in getattr(self.factory, "__mro__", ()) if "__init__" in vars(c)
         ]
-        for each in made_by or [self.factory]:
+        for each in constructors or [self.factory]:
             try:
                 parameters = inspect.signature(each).parameters
             except (TypeError, ValueError):  # some callables have no signature
@@ -120,10 +120,10 @@ class LayerUnderTest:
         return False
 
     def call(self, *positional: Any, **named: Any) -> str:
-        """Return code that makes it from arguments, and from the keywords besides."""
-        given = [repr(each) for each in positional]
-        given += [f"{name}={each!r}" for name, each in (named | self.keywords).items()]
-        return f"{self.name}({', '.join(given)})"
+        """Return code that makes it from these arguments and its keywords."""
+        arguments = [repr(each) for each in positional]
+        arguments += [f"{name}={each!r}" for name, each in (named | self.keywords).items()]
+        return f"{self.name}({', '.join(arguments)})"
 
     def import_line(self) -> str:
         """Return a line of code that imports it."""

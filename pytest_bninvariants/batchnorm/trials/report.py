@@ -15,11 +15,11 @@ def law_report(
     """Return the report of a layer that breaks a law.
 
     Args:
-        headline: the news, one line.
-        statement: what the law says.
-        case: on which it was broken.
-        table: expected and got, if tensors were compared.
-        snippet: code that reproduces it.
+        headline: what is wrong, in one line.
+        statement: the law's statement.
+        case: the case that broke the law.
+        table: the expected and the actual values, if tensors were compared.
+        snippet: code that reproduces the failure.
     """
     settings = f"{case.dtype} on {case.device}, state in {case.state_dtype}"
     lines = [headline, "", f"law   {statement}", f"case  {settings}; {_description(case)}"]
@@ -38,7 +38,7 @@ def _description(case: Case) -> str:
 
 
 def brief(value: object) -> str:
-    """Return a value as a report's headline shows it: of a large tensor the shape."""
+    """Return a value as a report's headline shows it; a large tensor is shown by its shape."""
     if isinstance(value, Tensor):
         many = value.numel() > _SHOWN_VALUES
         shown = f"shape {tuple(value.shape)}" if many else str(value.detach().cpu().tolist())

@@ -1,4 +1,4 @@
-"""Lines of code that are run one by one, and kept, so that a report can print what has run."""
+"""Run lines of code one by one, and keep them, so that a report can print what ran."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Script:
     """Run lines of code, and keep them.
 
     Args:
-        imports: lines that stand before all others.
-        names: what these lines give, by name.
+        imports: the first lines, which are printed and not run.
+        names: the values that these lines would bind, by name.
     """
 
     def __init__(self, imports: list[str], names: dict[str, Any]) -> None:
@@ -30,7 +30,7 @@ class Script:
         self._lines: list[str | Callable[[], list[str]]] = []
 
     def evaluate(self, expression: str) -> Any:
-        """Return what an expression gives; it is not kept."""
+        """Return the value of an expression, which is not kept."""
         return eval(_compiled(expression, "eval"), self._names)
 
     def run(self, line: str) -> None:
@@ -43,23 +43,23 @@ class Script:
         exec(_compiled(line, "exec"), self._names)
 
     def keep(self, line: str | Callable[[], list[str]]) -> None:
-        """Keep a line that is not run, or what gives such lines when they are printed."""
+        """Keep a line without running it, or a function that returns lines for a report."""
         self._lines.append(line)
 
     def bind(self, name: str, value: Any, source: Callable[[], list[str]]) -> None:
-        """Bind a name to a value; the source is called for code that does so if it is printed."""
+        """Bind a name to a value; the source returns code that does so, for a report."""
         self._names[name] = value
         self.keep(source)
 
     def bind_value(self, name: str, value: Tensor) -> None:
-        """Bind a name to a copy of a tensor, which is printed whole as it was before."""
+        """Bind a name to a copy of a tensor; a report prints the values that it has now."""
         self.bind(name, value.clone(), lambda: [f"{name} = {literal(value)}"])
 
     def text(self, check: str | None) -> list[str]:
         """Return all lines.
 
         Args:
-            check: an expression that they assert in the end; None: the last line raises.
+            check: an expression to assert at the end; None if the last line raises.
         """
         lines = [*self._imports, ""]
         for each in self._lines:

@@ -40,10 +40,10 @@ from pytest_bninvariants.batchnorm.strategies import (
         (lambda: memory_formats(4, ["nchw"]), "not 'nchw' (str)"),
         (
             lambda: memory_formats(4, "offset"),
-            "layouts must be a list of one or more, not 'offset'",
+            "layouts must be a non-empty list, not 'offset'",
         ),
-        (lambda: memory_formats(4, []), "layouts must be a list of one or more, not [] (list)"),
-        (lambda: memory_formats(2, ["channels_last"]), "channels_last only, which dims=2 cannot"),
+        (lambda: memory_formats(4, []), "layouts must be a non-empty list, not [] (list)"),
+        (lambda: memory_formats(2, ["channels_last"]), "only channels_last, which dims=2 cannot"),
         (lambda: epsilons(True), "min_value must be a number from 0 to 1, not True (bool)"),
         (lambda: momenta(none=None), "none must be True or False, not None (NoneType)"),  # type: ignore[arg-type]
         (lambda: dtypes(torch.float32), "not torch.float32 (dtype)"),  # type: ignore[arg-type]
@@ -75,9 +75,9 @@ BAD_OF_BOTH = [
         "layout must be one of contiguous, channels_last, transposed, swapped, ",
     ),
     ({"layouts": ("nchw",)}, "not 'nchw' (str)"),
-    ({"layouts": "contiguous"}, "layouts must be a list of one or more, not 'contiguous' (str)"),
-    ({"layouts": ()}, "layouts must be a list of one or more, not () (tuple)"),
-    ({"layouts": None}, "layouts must be a list of one or more, not None (NoneType)"),
+    ({"layouts": "contiguous"}, "layouts must be a non-empty list, not 'contiguous' (str)"),
+    ({"layouts": ()}, "layouts must be a non-empty list, not () (tuple)"),
+    ({"layouts": None}, "layouts must be a non-empty list, not None (NoneType)"),
 ]
 BAD_INPUTS = [
     *BAD_OF_BOTH,
@@ -96,14 +96,14 @@ BAD_INPUTS = [
     ({"eps": "1e-5"}, "eps must be a number from 0 to 1, not '1e-5' (str)"),
     (
         {"dims": 3, "layouts": ["channels_last"]},
-        "layouts has channels_last only, which dims=3 cannot have",
+        "layouts has only channels_last, which dims=3 cannot have",
     ),
 ]
 BAD_CASES = [
     *BAD_OF_BOTH,
     ({"dims": (7,)}, "dims must be one of 2, 3, 4, 5, not 7 (int)"),
-    ({"dims": ()}, "dims must be a list of one or more, not () (tuple)"),
-    ({"dims": 4}, "dims must be a list of one or more, not 4 (int)"),
+    ({"dims": ()}, "dims must be a non-empty list, not () (tuple)"),
+    ({"dims": 4}, "dims must be a non-empty list, not 4 (int)"),
     (
         {"state_dtype": "half"},
         "state_dtype must be one of float64, float32, bfloat16, float16, not ",
@@ -111,8 +111,8 @@ BAD_CASES = [
     ({"device": "abacus"}, f"{DEVICE}'abacus' (str)"),
     ({"device": 0}, f"{DEVICE}0 (int)"),
     ({"device": ""}, f"{DEVICE}'' (str)"),
-    ({"modes": ()}, "modes must be a list of one or more, not () (tuple)"),
-    ({"modes": True}, "modes must be a list of one or more, not True (bool)"),
+    ({"modes": ()}, "modes must be a non-empty list, not () (tuple)"),
+    ({"modes": True}, "modes must be a non-empty list, not True (bool)"),
     ({"modes": (True, 0)}, "a mode must be True or False, not 0 (int)"),
     ({"modes": ("train",)}, "a mode must be True or False, not 'train' (str)"),
     ({"momentum": 0.1}, "momentum must be True or False, not 0.1 (float)"),
@@ -122,7 +122,7 @@ BAD_CASES = [
     ({"tracking": 0}, "tracking must be True, False or None, not 0 (int)"),
     (
         {"dims": (4, 2), "layouts": ("channels_last",)},
-        "layouts has channels_last only, which dims=2 cannot have",
+        "layouts has only channels_last, which dims=2 cannot have",
     ),
 ]
 
