@@ -58,9 +58,18 @@ def page(request: pytest.FixtureRequest) -> Path:
     return path
 
 
+NO_DEADLINE = """
+from hypothesis import settings
+
+settings.register_profile("docs", deadline=None)  # a busy machine takes longer than 200 ms
+settings.load_profile("docs")
+"""
+
+
 @pytest.fixture
 def folder(page: Path, tmp_path: Path) -> Path:
     """Write the files of a page."""
+    (tmp_path / "conftest.py").write_text(NO_DEADLINE)
     for block in blocks(page):
         if block.language in ("python", "toml"):
             file = tmp_path / block.name
