@@ -45,7 +45,7 @@ def rows(names: tuple[str, ...] = tuple(MODELS), seeds: int = 5) -> Iterator[tup
             has_bn = any(is_bn_layer(module) for module in model.modules())
             for training in (False, True):
                 compared = compare_gradients(model.train(training), batch, 3, loss, samples_in)
-                beyond = [compared.beyond(name) for name in compared.bounds]
+                beyond = [compared.excess(name) for name in compared.bounds]
                 yield name, seed, training and has_bn, median(beyond), max(beyond)
 
 
