@@ -32,7 +32,9 @@ from pytest_bninvariants.option_values import DTYPES
 T = TypeVar("T")
 _KAPPAS = (0.0, 1.0, 10.0, 30.0, 1e2, 1e3, 1e4, 1e5, 1e6)
 _SEEDS = st.integers(0, 2**16)
-_STATE_SEEDS = st.none() | _SEEDS
+# Hypothesis runs several variants of each case that it draws anew, and most keep the seed: so three
+# seeds in four give a state other than a new layer's.
+_STATE_SEEDS = _SEEDS.map(lambda seed: seed if seed % 4 else None)
 # mean over standard deviation: above these, channels become ill-posed, see docs/tolerance.md
 _LARGEST_KAPPA = {"float64": 1e6, "float32": 1e4, "float16": 30.0, "bfloat16": 5.0}
 _LARGEST_MIXED_KAPPA = 1e2  # half input of a layer that computes in float32
