@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import FrameType
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -134,7 +135,9 @@ class Auditor(Observer):
             for parameters in self._frozen_parameters()
         )
 
-    def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
+    def before_load(
+        self, module: nn.Module, state: Mapping[str, Any], frame: FrameType | None
+    ) -> AfterCall | None:
         """Note that a load is about to write: if no value changes, that is not an average."""
         return _combine(each.exclude_operation(values=False) for each in self._frozen_parameters())
 

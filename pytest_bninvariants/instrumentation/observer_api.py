@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -106,11 +106,14 @@ class Observer:
         """
         return None
 
-    def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
+    def before_load(
+        self, module: nn.Module, state: Mapping[str, Any], frame: FrameType | None
+    ) -> AfterCall | None:
         """Observe a module that is about to load a state_dict.
 
         Args:
             module: the module.
+            state: the state_dict that it loads.
             frame: the frame that calls `load_state_dict`.
 
         Returns:

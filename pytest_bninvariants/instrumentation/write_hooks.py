@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -90,14 +90,23 @@ def _observing_load(original: _Function, switch: Switch) -> _Function:
         __tracebackhide__ = True
         if not switch.on or is_dynamo_compiling():
             return original(self, *args, **kwargs)
-        frame = caller()
-        after = [observer.before_load(self, frame) for observer in observer_api.active_observers]
+        after = _before_load(self, args, kwargs, caller())
         try:
             return original(self, *args, **kwargs)
         finally:  # with strict=True it raises after it has loaded what fits
             _call_all(after)
 
     return load_state_dict
+
+
+def _before_load(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], frame: FrameType | None
+) -> list[AfterCall | None]:
+    given = args[0] if args else kwargs.get("state_dict")
+    state = given if isinstance(given, Mapping) else {}
+    return [
+        observer.before_load(module, state, frame) for observer in observer_api.active_observers
+    ]
 
 
 def _observing_collective(name: str) -> Callable[[_Function, Switch], _Function]:

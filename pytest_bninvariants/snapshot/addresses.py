@@ -33,6 +33,11 @@ def _address(tensor: Tensor) -> int:
         return 0
 
 
+def share_memory(tensor: Tensor, other: Tensor) -> bool:
+    """Tell whether two tensors are the same, or lie in the same memory."""
+    return tensor is other or address(tensor) == address(other) != 0
+
+
 def group_by_address(pairs: Iterable[tuple[object, _T]]) -> dict[int, list[_T]]:
     """Group items by the address of the tensor that each is paired with, if it has one."""
     groups: dict[int, list[_T]] = {}

@@ -65,6 +65,7 @@ class ChangeEvidence:
         factor: the factor by which all of its values shrank, if there is one.
         casts: names of the dtypes to which a cast and back explains its values.
         ran_outside: where a module outside the model ran that shares the tensor's memory.
+        loaded_itself_at: where it was last loaded from itself, if nothing changed it after that.
         required_gradient: whether the tensor required a gradient when the step began.
         requires_gradient: whether it requires one now.
         is_buffer: whether the tensor is a buffer.
@@ -78,6 +79,7 @@ class ChangeEvidence:
     factor: float | None = None
     casts: frozenset[str] = frozenset()
     ran_outside: Place | None = None
+    loaded_itself_at: Place | None = None
     required_gradient: bool = False
     requires_gradient: bool = False
     is_buffer: bool = False
@@ -157,6 +159,7 @@ def _tensor_evidence(
         factor=uniform_factor(was, now) if history.step else None,
         casts=casts_of(was, now),
         ran_outside=witness.outside.ran_at(was.watched.tensor),
+        loaded_itself_at=witness.own_loads.place_of_last(was.watched.tensor, now),
         required_gradient=was.requires_grad,
         requires_gradient=now.requires_grad,
         is_buffer=was.watched.kind == "buffer",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import FrameType
+from typing import Any
 
 from torch import Tensor, nn
 from torch.jit import ScriptModule
@@ -15,6 +17,7 @@ from pytest_bninvariants.selection.bn_layers import is_compiled
 from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.state_change.layer_activity import ActivityRecorder, LayerActivity
 from pytest_bninvariants.state_change.outside_modules import OutsideModules
+from pytest_bninvariants.state_change.own_loads import OwnLoads
 from pytest_bninvariants.state_change.run_detector import RunDetector
 from pytest_bninvariants.state_change.tensor_history import OperationLog
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
@@ -38,6 +41,7 @@ class Witness(Watcher):
         self._scripted = scripted
         self.layers = ActivityRecorder(selection, scripted)
         self.operations = OperationLog(watched)
+        self.own_loads = OwnLoads(watched)
         self.outside = OutsideModules(set(modules), watched)
         self.runs = RunDetector(model, selection, scripted, self.outside)
         self.stepped_parameters: set[int] = set()
@@ -89,8 +93,11 @@ class Witness(Watcher):
         self.runs.saw_step(held)
         return self.operations.before_step(optimizer, frame, closure=closure)
 
-    def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
+    def before_load(
+        self, module: nn.Module, state: Mapping[str, Any], frame: FrameType | None
+    ) -> AfterCall | None:
         """Note that a module is about to load a state_dict."""
+        self.own_loads.saw_load(module, state, frame)
         return self.operations.before_load(module, frame)
 
     def before_collective(

@@ -44,7 +44,7 @@ class Recorder(Observer):
     ) -> Callable[[], None]:
         return lambda: self.recorded.append(("closure" if closure else "optimizer", optimizer))
 
-    def before_load(self, module: nn.Module, frame: object) -> Callable[[], None]:
+    def before_load(self, module: nn.Module, state: object, frame: object) -> Callable[[], None]:
         return lambda: self.recorded.append(("load", module))
 
     def before_collective(

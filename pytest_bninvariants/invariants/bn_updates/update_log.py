@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import FrameType
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -125,7 +126,9 @@ class UpdateLog(Watcher):
 
         return finish
 
-    def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
+    def before_load(
+        self, module: nn.Module, state: Mapping[str, Any], frame: FrameType | None
+    ) -> AfterCall | None:
         """Return a function that notes after a load which statistics it set."""
         below = {id(part) for _, part in named_modules(module)}
         records = [record for key, record in self._records.items() if key in below]

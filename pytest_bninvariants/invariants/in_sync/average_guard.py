@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from pytest_bninvariants.errors import Refusal
 from pytest_bninvariants.invariants.in_sync.average_tensor import AverageTensor
 from pytest_bninvariants.invariants.in_sync.average_text import change_of
-from pytest_bninvariants.invariants.in_sync.pair import Tensors, share_memory
+from pytest_bninvariants.invariants.in_sync.pair import Tensors
 from pytest_bninvariants.invariants.in_sync.pair_guard import PairGuard
 from pytest_bninvariants.invariants.in_sync.rules import causes_of_wrong_average
 from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.snapshot.addresses import share_memory
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed

@@ -12,7 +12,7 @@ from pytest_bninvariants.checks import is_number
 from pytest_bninvariants.errors import GateError, describe
 from pytest_bninvariants.invariants.guard import Guard, at_once
 from pytest_bninvariants.invariants.in_sync.average_guard import AverageGuard, Buffers
-from pytest_bninvariants.invariants.in_sync.pair import Tensors, share_memory
+from pytest_bninvariants.invariants.in_sync.pair import Tensors
 from pytest_bninvariants.invariants.in_sync.pair_guard import PairGuard
 from pytest_bninvariants.invariants.in_sync.ranks import RanksGuard
 from pytest_bninvariants.invariants.in_sync.rules import InitialStatistics, causes_of_difference
@@ -24,6 +24,7 @@ from pytest_bninvariants.invariants.signature import (
 )
 from pytest_bninvariants.selection.bn_layers import BN_STATE
 from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.snapshot.addresses import share_memory
 from pytest_bninvariants.snapshot.changes import changes_since
 from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed

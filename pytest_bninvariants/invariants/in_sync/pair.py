@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from pytest_bninvariants.diagnosis.wording import quoted_list
 from pytest_bninvariants.errors import GateError, Refusal
@@ -13,7 +13,7 @@ from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.selection.tensor_table import WatchedTensor
-from pytest_bninvariants.snapshot.addresses import address
+from pytest_bninvariants.snapshot.addresses import share_memory
 
 Tensors = dict[str, WatchedTensor]
 """Tensors of a model, by name without the prefixes of wrappers."""
@@ -71,11 +71,6 @@ class ModelPair:
                 "model with copy.deepcopy"
             )
         return first, second
-
-
-def share_memory(tensor: Tensor, other: Tensor) -> bool:
-    """Tell whether two tensors are the same, or lie in the same memory."""
-    return tensor is other or address(tensor) == address(other) != 0
 
 
 def select_tensors(model: nn.Module, scope: Scope, *, complain: bool) -> Tensors:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from pytest_bninvariants.diagnosis.rule import Rule, explain
 from pytest_bninvariants.state_change.evidence import ChangeEvidence, names_of
-from pytest_bninvariants.state_change.rules import forward, write
+from pytest_bninvariants.state_change.rules import forward, own_load, write
 from pytest_bninvariants.verdict import Cause
 
-RULES: tuple[Rule[ChangeEvidence], ...] = (
+_MOVED: tuple[Rule[ChangeEvidence], ...] = (
     forward.NO_STORED_STATISTICS,
     write.LOADED,
     write.BROADCAST,
@@ -27,11 +27,14 @@ RULES: tuple[Rule[ChangeEvidence], ...] = (
     forward.UPDATE_OUTSIDE,
     write.IN_PLACE,
 )
-"""The rules, most specific first: the first that applies explains a change."""
+"""What moved a tensor, most specific first: the first rule that applies explains a change."""
+_NOT_RESTORED = (own_load.SHARED_MEMORY,)
+"""What was to put a tensor back, and did not."""
+RULES: tuple[Rule[ChangeEvidence], ...] = (*_NOT_RESTORED, *_MOVED)
 
 
 def diagnose(evidence: Iterable[ChangeEvidence]) -> tuple[Cause, ...]:
-    """Explain each change by the first rule that applies, and group those that one event explains.
+    """Explain what moved each tensor, and what failed to put it back.
 
     Args:
         evidence: what is known about each change.
@@ -39,7 +42,10 @@ def diagnose(evidence: Iterable[ChangeEvidence]) -> tuple[Cause, ...]:
     Returns:
         The causes, most specific first.
     """
-    return explain(RULES, evidence, layers=names_of, tensors=_tensors, event=_step_of)
+    evidence = list(evidence)
+    not_restored = explain(_NOT_RESTORED, evidence, layers=names_of, tensors=_tensors)
+    moved = explain(_MOVED, evidence, layers=names_of, tensors=_tensors, event=_step_of)
+    return not_restored + moved
 
 
 def _tensors(evidence: list[ChangeEvidence]) -> Iterable[str]:
