@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_bninvariants.selection.bn_layers import STATISTICS, has_known_forward, is_bn_layer
 from pytest_bninvariants.selection.walk import join, own_tensors
@@ -37,6 +37,8 @@ class LayerEvidence:
         replaced: whether these are two modules, and the first had not normalised anything.
         in_training: its mode now.
         trains: whether one of its own parameters requires a gradient.
+        overrides_train: the class name of a module that holds it, or its own, whose `train` is the
+            user's own; empty if there is none.
         ran: whether its forward was called in eager code. Torch's own forward of a BN layer does
             not count: it only writes when it uses batch statistics, which the witness sees.
     """
@@ -51,6 +53,7 @@ class LayerEvidence:
     replaced: bool
     in_training: bool
     trains: bool
+    overrides_train: str
     ran: bool
 
 
@@ -194,8 +197,19 @@ def _layer_evidence(name: str, observation: Observation) -> LayerEvidence:
         replaced=old is not new and not old_normalised,
         in_training=new is not None and new.training,
         trains=new is not None and any(t.requires_grad for _, _, t in own_tensors(new)),
+        overrides_train=_overrides_train(name, before),
         ran=witness.was_called(new) and not (new is not None and has_known_forward(new)),
     )
+
+
+def _overrides_train(name: str, before: StateBefore) -> str:
+    """Return the class name of the first module that holds a name and has its own `train`."""
+    parts = name.split(".") if name else []
+    for count in range(len(parts) + 1):
+        kind = type(before.names.modules.get(".".join(parts[:count])))
+        if not getattr(kind, "train", nn.Module.train).__module__.startswith("torch."):
+            return kind.__name__
+    return ""
 
 
 def _had_statistics(key: str, before: StateBefore) -> bool:

@@ -136,7 +136,20 @@ def _explain_training(evidence: list[ChangeEvidence]) -> tuple[str, str]:
             why += f"; the forward was run by {activity.ran_at.tool}"
     if not any(layer.trains for layer in layers):
         why += f"; {NOT_STOPPED}"
-    return why, _keep_in_eval(evidence)
+    return why, _put_in_eval(evidence) if activity.put_in_training is None else _keep_in_eval(
+        evidence
+    )
+
+
+def _put_in_eval(evidence: list[ChangeEvidence]) -> str:
+    """Return how to put layers in eval that nothing in the step put in training mode."""
+    names, overriding = names_of(evidence), evidence[0].layer.overrides_train
+    fix = f"call .eval() on {name_list(names)} before the step"
+    if overriding:
+        it = one_or_many(names, "it", "them")
+        fix += f"; if {overriding}.train() is to keep {it} in eval, call that once after "
+        fix += "construction, since a new model is in training mode"
+    return fix
 
 
 def _keep_in_eval(evidence: list[ChangeEvidence]) -> str:

@@ -31,7 +31,7 @@ def test_training_mode_from_the_start(net: Any, batch: Tensor) -> None:
     assert (cause.name, cause.layers) == ("training-mode", ("backbone.bn", "neck"))
     assert "each normalised 1 batch with batch statistics" in cause.why
     assert "requires_grad=False does not stop running statistics" in cause.why
-    assert cause.fix.startswith("call .eval() on backbone.bn and neck after every model.train()")
+    assert cause.fix == "call .eval() on backbone.bn and neck before the step"
     assert cause.place is None
 
 
@@ -42,6 +42,34 @@ def test_training_mode_that_a_train_call_insists_on(net: Any, batch: Tensor) -> 
     assert cause.name == "training-mode"
     assert cause.place is not None
     assert cause.place.call == "Net.train(True)"
+    assert cause.fix.startswith("call .eval() on backbone.bn and neck after every model.train()")
+
+
+def test_an_overridden_train_that_never_ran_is_to_be_called() -> None:
+    class Mended(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Sequential(nn.BatchNorm1d(3))
+
+        def forward(self, batch: Tensor) -> Tensor:
+            return self.backbone(batch)
+
+        def train(self, mode: bool = True) -> Mended:
+            super().train(mode)
+            self.backbone.eval()
+            return self
+
+    model = Mended()
+    verdict = verdict_of(model, lambda: model(torch.randn(4, 3)))
+    (cause,) = verdict.causes
+    assert cause.name == "training-mode"
+    assert cause.fix == (
+        "call .eval() on backbone.0 before the step; if Mended.train() is to keep it in eval, call "
+        "that once after construction, since a new model is in training mode"
+    )
+    model.train()
+    with frozen_bn(model):
+        model.train()(torch.randn(4, 3))
 
 
 def test_a_flip_out_of_eval(net: Any, batch: Tensor) -> None:
@@ -230,7 +258,7 @@ def test_the_model_itself_may_be_the_layer() -> None:
     (cause,) = verdict_of(model, lambda: model(torch.randn(4, 2))).causes
     assert cause.layers == ("",)
     assert cause.why.startswith("the model normalised 1 batch")
-    assert ".eval() on the model after" in cause.fix
+    assert ".eval() on the model before" in cause.fix
 
 
 def test_compiled_batches_are_not_counted(net: Any, batch: Tensor) -> None:
