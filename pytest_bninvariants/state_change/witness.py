@@ -13,11 +13,11 @@ from torch.optim import Optimizer
 from pytest_bninvariants.instrumentation.installation import Watcher
 from pytest_bninvariants.instrumentation.observer_api import AfterCall, ForwardKind
 from pytest_bninvariants.instrumentation.optimizers import held_by
+from pytest_bninvariants.instrumentation.own_loads import OwnLoads
 from pytest_bninvariants.selection.bn_layers import is_compiled
 from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.state_change.layer_activity import ActivityRecorder, LayerActivity
 from pytest_bninvariants.state_change.outside_modules import OutsideModules
-from pytest_bninvariants.state_change.own_loads import OwnLoads
 from pytest_bninvariants.state_change.run_detector import RunDetector
 from pytest_bninvariants.state_change.tensor_history import OperationLog
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
