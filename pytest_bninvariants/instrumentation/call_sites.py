@@ -32,10 +32,21 @@ def place_of_mode_call(frame: FrameType | None, module: nn.Module, training: boo
         owner = variables["self"] if "self" in variables else _receiver(frame)
         if not isinstance(owner, nn.Module):
             break
-        mode = "" if frame.f_code.co_name == "eval" else training
+        mode = "" if frame.f_code.co_name == "eval" else _mode_argument(frame, training)
         call = f"{type(owner).__name__}.{frame.f_code.co_name}({mode})"
         frame = frame.f_back
     return place_of(frame, call)
+
+
+def _mode_argument(frame: FrameType, training: bool) -> object:
+    """Return the mode that a `train` method was called with.
+
+    An override may put a part in another mode. Where it takes the mode in a way of its own, the
+    mode that it set has to do.
+    """
+    names = frame.f_code.co_varnames[1 : frame.f_code.co_argcount]
+    mode = frame.f_locals.get(names[0]) if names else None
+    return mode if isinstance(mode, bool) else training
 
 
 def _receiver(frame: FrameType) -> object:

@@ -43,12 +43,6 @@ def holds_weight_as_buffer(layer: nn.Module) -> bool:
     return "weight" in layer._buffers
 
 
-def should_update(layer: nn.Module) -> bool:
-    """Tell whether a BN layer is in training mode, or has a parameter that requires grad."""
-    trains = layer.training or any(p.requires_grad for p in layer.parameters(recurse=False))
-    return trains and not holds_weight_as_buffer(layer)
-
-
 def is_compiled(module: nn.Module) -> bool:
     """Tell whether torch.compile returned a module, or compiled it in place."""
     return "_orig_mod" in module._modules or module._compiled_call_impl is not None

@@ -76,8 +76,9 @@ class UpdatesGuard(Guard):
 
     def _judge(self) -> Verdict:
         with undisturbed():
-            results = [each for each in self._results() if self._is_meant(each)]
-            self._insist_on_updates_to_judge(results)
+            found = [*self._results()]
+            results = [each for each in found if self._scope.modules or each.is_to_update]
+            self._insist_on_updates_to_judge(results, found)
             equally_often = len({each.updates for each in results}) == 1
             results = [replace(each, equally_often=equally_often) for each in results]
         return Verdict(
@@ -91,7 +92,7 @@ class UpdatesGuard(Guard):
             tensors=None,
             changes=tuple(change for each in results for change in each.changes()),
             causes=diagnose([each for each in results if not each.holds]),
-            hazards=tuple(hazard for each in results for hazard in hazards_of(each)),
+            hazards=tuple(hazards_of(results, found)),
             notes=tuple(notes_about(results)),
         )
 
@@ -102,18 +103,16 @@ class UpdatesGuard(Guard):
         for key, (name, layer) in self._layers.items():
             yield LayerResult.from_log(name, layer, now.get(key), self._log, self._times, steps)
 
-    def _is_meant(self, result: LayerResult) -> bool:
-        """Tell whether to judge a layer: each that the user named, or else each that trains."""
-        return bool(self._scope.modules or result.record.should_update or result.record.updates)
-
-    def _insist_on_updates_to_judge(self, results: list[LayerResult]) -> None:
+    def _insist_on_updates_to_judge(
+        self, results: list[LayerResult], found: list[LayerResult]
+    ) -> None:
         assert self._log is not None
-        if not results:
+        if not results and not any(each.record.began_in_training for each in found):
             raise Refusal(
                 "no BN layer is in training: all are in eval and frozen; name those that must "
                 "update"
             )
-        ran = any(each.record.forwards or each.provenance.written for each in results)
+        ran = any(each.record.forwards or each.provenance.written for each in results or found)
         if not (ran or self._log.compiled):
             raise GateError(
                 f"nothing ran inside {self.spelling}: it saw no forward of a BN layer; run the "
@@ -155,8 +154,8 @@ def bn_updates(
     Args:
         model: the model.
         modules: qualified names of modules; a name covers its subtree, `*` and `?` work as in a
-            shell. Without any: every BN layer that is in training mode when the step begins, has a
-            parameter with requires_grad=True, or updates its statistics.
+            shell. Without any: every BN layer that has a parameter with requires_grad=True or
+            runs in training mode.
         times: how many updates each layer must make, or `"forwards"` for one in each forward.
         per: `"step"`: `times` counts the updates inside the guard; `"optimizer_step"`: it counts
             them for each step of an optimizer that holds parameters of the model. A step taken

@@ -10,11 +10,22 @@ from pytest_bninvariants.invariants.bn_updates.state_history import WrongStatist
 from pytest_bninvariants.verdict import Hazard
 
 
-def hazards_of(result: LayerResult) -> Iterator[Hazard]:
-    """Yield the hazards of a layer whose updates are right."""
-    if result.holds:
-        for text in _hazard_texts(result):
+def hazards_of(judged: list[LayerResult], found: list[LayerResult]) -> Iterator[Hazard]:
+    """Yield the hazards of layers whose updates are right.
+
+    Args:
+        judged: the layers that are to update.
+        found: all layers; if none is to update, each is a hazard.
+    """
+    for result in judged:
+        for text in _hazard_texts(result) if result.holds else ():
             yield Hazard(name=result.name, text=text)
+    for result in found if not judged else ():
+        yield Hazard(
+            name=result.name,
+            text="has requires_grad=False and ran in eval only, and so did every other BN layer: "
+            "there was nothing to update; name the layers that must update",
+        )
 
 
 def _hazard_texts(result: LayerResult) -> Iterator[str]:

@@ -16,7 +16,7 @@ from pytest_bninvariants.invariants.bn_updates.state_history import (
     StatisticsHistory,
     StatisticsSnapshot,
 )
-from pytest_bninvariants.selection.bn_layers import has_known_forward, should_update
+from pytest_bninvariants.selection.bn_layers import has_known_forward
 from pytest_bninvariants.torch_internals.isolation import in_transform
 from pytest_bninvariants.torch_internals.private_api import current_graph_task_id
 from pytest_bninvariants.verdict import Place
@@ -29,7 +29,8 @@ class LayerRecord:
     Args:
         layer: the layer.
         history: the states of its statistics, and what led to each.
-        should_update: whether it was in training when the step began.
+        is_to_train: whether one of its parameters requires a gradient at the start or the end.
+        began_in_training: whether it was in training mode when the step began.
         updates: how many updates it made, including those that were undone.
         forwards: how many forwards it ran.
         idle: how many of its forwards normalised with batch statistics and updated nothing.
@@ -43,7 +44,8 @@ class LayerRecord:
 
     layer: nn.Module
     history: StatisticsHistory
-    should_update: bool
+    is_to_train: bool
+    began_in_training: bool
     updates: int = 0
     forwards: int = 0
     idle: int = 0
@@ -55,10 +57,10 @@ class LayerRecord:
     put_in_eval: Place | None = None
 
     @classmethod
-    def begin(cls, layer: nn.Module) -> LayerRecord:
+    def begin(cls, layer: nn.Module, *, is_to_train: bool) -> LayerRecord:
         """Return the record of a layer when the step begins."""
         start = StatisticsSnapshot.from_layer(layer)
-        return cls(layer, StatisticsHistory.begin(start), should_update(layer))
+        return cls(layer, StatisticsHistory.begin(start), is_to_train, layer.training)
 
     def provenance_of(self, state: StatisticsSnapshot, *, by_call: bool = False) -> Provenance:
         """Return what led to a state of the statistics.

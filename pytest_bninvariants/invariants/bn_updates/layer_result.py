@@ -136,6 +136,16 @@ class LayerResult:
         return bool(self.provenance.written) and not self.unseen
 
     @property
+    def is_to_update(self) -> bool:
+        """Tell whether somebody wants its statistics updated, or it ran as if that were so.
+
+        What is frozen by requires_grad=False and ran in eval only is nobody's to update.
+        """
+        record = self.record
+        ran_in_training = record.forwards > record.in_eval
+        return bool(record.is_to_train or record.updates or self.updates or ran_in_training)
+
+    @property
     def counts_wrongly(self) -> bool:
         """Tell whether it was updated another number of times than expected."""
         if self.unknowable:

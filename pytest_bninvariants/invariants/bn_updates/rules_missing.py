@@ -18,10 +18,16 @@ def _is_stuck(result: LayerResult) -> bool:
 def _explain_stuck(results: list[LayerResult]) -> tuple[str, str]:
     trains = any(p.requires_grad for p in results[0].record.layer.parameters(recurse=False))
     contrast = ", though requires_grad is True" if trains else ""
-    names = names_of(results)
+    names, place = names_of(results), results[0].record.put_in_eval
+    by_override = place is not None and place.call.endswith(".train(True)")
+    mend = (
+        f"have train() leave {names} in training mode"
+        if by_override
+        else f"call .train() on {names} before the step"
+    )
     return (
         f"{names_were(results)} in eval in each forward{contrast}: running statistics stood still",
-        f"call .train() on {names} before the step, or name only the layers that are to train",
+        f"{mend}, or name only the layers that are to train",
     )
 
 

@@ -17,6 +17,7 @@ from pytest_bninvariants.instrumentation.optimizers import held_by
 from pytest_bninvariants.invariants.bn_updates.layer_forward import LayerForward
 from pytest_bninvariants.invariants.bn_updates.layer_record import LayerRecord
 from pytest_bninvariants.invariants.bn_updates.state_history import statistics_of
+from pytest_bninvariants.selection.layers_to_train import layers_to_train
 from pytest_bninvariants.selection.walk import all_tensors, named_modules
 from pytest_bninvariants.snapshot.addresses import address
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
@@ -36,8 +37,12 @@ class UpdateLog(Watcher):
         self, layers: Iterable[nn.Module], model: nn.Module, *, on_purpose: bool = False
     ) -> None:
         self._on_purpose = on_purpose
+        to_train = layers_to_train(model)
         with undisturbed():
-            self._records = {id(layer): LayerRecord.begin(layer) for layer in layers}
+            self._records = {
+                id(layer): LayerRecord.begin(layer, is_to_train=id(layer) in to_train)
+                for layer in layers
+            }
         self._model = model
         self._running: dict[int, LayerForward] = {}
         self._stepping: set[FrameType] = set()
@@ -45,6 +50,13 @@ class UpdateLog(Watcher):
         """How many steps of optimizers that hold parameters of the model have ended."""
         self.compiled = False
         """Whether compiled code ran, in which forwards cannot be seen."""
+
+    def stop(self) -> None:
+        """Stop recording, and note which layers are to train by now."""
+        super().stop()
+        to_train = layers_to_train(self._model)
+        for key, record in self._records.items():
+            record.is_to_train |= key in to_train
 
     def expects_updates(self, layer: nn.Module) -> bool:
         """Tell whether the user wants this layer updated."""

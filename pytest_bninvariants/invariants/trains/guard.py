@@ -23,7 +23,6 @@ from pytest_bninvariants.invariants.trains.rules import diagnose
 from pytest_bninvariants.selection.bn_layers import (
     has_stored_statistics,
     holds_weight_as_buffer,
-    should_update,
 )
 from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.selection.scope import Scope
@@ -76,7 +75,6 @@ class TrainsGuard(Guard):
             if self._scope.buffers
             and has_stored_statistics(layer)
             and not holds_weight_as_buffer(layer)
-            and (self._scope.modules or should_update(layer))
         }
         self._parameter_log = ParameterLog(each.tensor for each in parameters.values())
         self._update_log = UpdateLog((layer for _, layer in self._layers.values()), self.model)
@@ -95,9 +93,10 @@ class TrainsGuard(Guard):
     def _judge(self) -> Verdict:
         with undisturbed():
             still, negligible = _untrained([*self._parameter_results()])
-            layers = [each for each in self._layer_results() if each.updates == 0 or each.undone]
+            layers = [*self._layer_results()]
+            stuck = [each for each in layers if not each.updates or each.undone or each.unusable]
         changes = [Change(name=p.name, layer=p.name, kind="still", text=p.text) for p in still]
-        changes += [_change_of_layer(each) for each in layers]
+        changes += [_change_of_layer(each) for each in stuck]
         return Verdict(
             guard=self.spelling,
             noun="trainable part",
@@ -105,10 +104,10 @@ class TrainsGuard(Guard):
             column="name",
             model=type(self.model).__name__,
             source=self.source,
-            layers=len(self._kept) + len(self._layers),
+            layers=len(self._kept) + len(layers),
             tensors=None,
             changes=tuple(changes),
-            causes=(*diagnose(still), *diagnose_updates(layers)),
+            causes=(*diagnose(still), *diagnose_updates(stuck)),
             hazards=tuple(Hazard(name=each.name, text=each.hazard) for each in negligible),
         )
 
@@ -134,10 +133,13 @@ class TrainsGuard(Guard):
             )
 
     def _layer_results(self) -> Iterator[LayerResult]:
+        """Yield what became of each layer that is to train."""
         assert self._update_log is not None
         now = modules_by_name(self.model)
         for key, (name, layer) in self._layers.items():
-            yield LayerResult.from_log(name, layer, now.get(key), self._update_log, times=1)
+            result = LayerResult.from_log(name, layer, now.get(key), self._update_log, times=1)
+            if self._scope.modules or result.is_to_update:
+                yield result
 
 
 def _untrained(
@@ -152,7 +154,9 @@ def _untrained(
 
 def _change_of_layer(result: LayerResult) -> Change:
     text = "0 updates of its statistics"
-    if result.undone:
+    if result.unusable:
+        text = "; ".join(f"{name}: {fault}" for name, fault in result.unusable)
+    elif result.undone:
         text = "its running statistics were put back"
     return Change(name=result.name, layer=result.name, kind="still", text=text)
 
