@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     )
     from pytest_bninvariants.invariants.bn_updates.guard import bn_updates as bn_updates
     from pytest_bninvariants.invariants.frozen.guard import frozen as frozen, frozen_bn as frozen_bn
-    from pytest_bninvariants.invariants.guard import Guard as Guard
+    from pytest_bninvariants.invariants.guard import (
+        Guard as Guard,
+        GuardNeverEntered as GuardNeverEntered,
+    )
     from pytest_bninvariants.invariants.in_sync.guard import in_sync as in_sync
     from pytest_bninvariants.invariants.same_output.guard import (
         assert_same_output as assert_same_output,
@@ -40,6 +43,7 @@ _HOMES = {name: invariant.module for name, invariant in catalogue.INVARIANTS.ite
     "FrozenStateChanged": "errors",
     "GateError": "errors",
     "Guard": "invariants.guard",
+    "GuardNeverEntered": "invariants.guard",
     "InvariantBroken": "errors",
     "InvariantHazard": "errors",
     "LawBroken": "errors",

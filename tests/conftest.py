@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import pytest_bninvariants.invariants.guard
 import pytest_bninvariants.plugin.guarded_call  # noqa: F401
 from pytest_bninvariants import guard_registry
+from pytest_bninvariants.guard_registry import Finding
 from pytest_bninvariants.instrumentation import installation, observer_api
 from tests.engine import Net, everything_wrapped, run_ranks
 
@@ -71,6 +72,13 @@ def torch_is_left_as_it_was() -> Iterator[None]:
 def unreported() -> dict[int, str]:
     """What is to be reported of guards that were made and not entered."""
     return guard_registry.complaints
+
+
+@pytest.fixture
+def findings() -> list[Finding]:
+    """What guards found and no report has told; a test that leaves any fails."""
+    assert guard_registry.findings is not None
+    return guard_registry.findings
 
 
 @pytest.fixture

@@ -6,22 +6,24 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pytest_bninvariants.errors import DriftNote, GateError
+from pytest_bninvariants import guard_registry
+from pytest_bninvariants.errors import DriftNote, GateError, InvariantBroken
 from pytest_bninvariants.frames import drop_our_frames
-from pytest_bninvariants.reporting.verdict_text import headline, render
+from pytest_bninvariants.reporting.verdict_text import render
 
 if TYPE_CHECKING:
     from pytest_bninvariants.invariants.guard import Guard
-    from pytest_bninvariants.verdict import Verdict
 
 
-def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
+def conclude(guards: Sequence[Guard], error: BaseException | None, *, every: bool = False) -> None:
     """End a step: stop its guards, let them judge, and raise for those that are broken.
 
     Args:
         guards: the guards around the step.
         error: the step's own exception; if there is one, guards raise nothing, and a note on it
             says what had changed.
+        every: if the step raised, let also those guards judge whose verdict means little then, in
+            case the test catches the exception outside of them.
 
     Raises:
         InvariantBroken: if an invariant is broken; the first broken guard says which subclass.
@@ -38,32 +40,51 @@ def conclude(guards: Sequence[Guard], error: BaseException | None) -> None:
     else:
         drop_our_frames(error)
         if not isinstance(error, KeyboardInterrupt):
-            _add_notes(parts, error)
+            _add_notes(parts, error, every=every and isinstance(error, Exception))
 
 
 def _raise_what_is_broken(guards: Sequence[Guard]) -> None:
     __tracebackhide__ = True
-    broken: list[Guard] = []
-    verdicts: list[Verdict] = []
+    broken: list[InvariantBroken] = []
     unjudged: list[str] = []
     for guard in guards:
-        try:
-            verdict = guard.finish()
-        except GateError as error:
-            unjudged.append(str(error))
-            continue
-        if verdict.holds:
-            guard.warn()
+        failure = _failure_of(guard)
+        if isinstance(failure, InvariantBroken):
+            broken.append(failure)
+        elif failure is not None:
+            unjudged.append(str(failure))
         else:
-            broken.append(guard)
-            verdicts.append(verdict)
+            guard.warn()
+    joined = join_failures(broken, unjudged)
+    if joined is not None:
+        raise joined
+
+
+def _failure_of(guard: Guard) -> InvariantBroken | GateError | None:
+    """Let a guard judge, and return its failure; None if the invariant holds."""
+    try:
+        verdict = guard.finish()
+    except GateError as error:
+        return error
+    return None if verdict.holds else guard.failure(verdict)
+
+
+def join_failures(
+    broken: Sequence[InvariantBroken], unjudged: Sequence[str]
+) -> InvariantBroken | GateError | None:
+    """Return one failure for all, None for none.
+
+    Args:
+        broken: failures of broken guards.
+        unjudged: what guards say that could not judge; if there are any, it is a GateError.
+    """
+    verdicts = [verdict for failure in broken for verdict in failure.verdicts]
     if unjudged:
-        failure = GateError("\n".join(unjudged))
+        error = GateError("\n".join(unjudged))
         if verdicts:
-            failure.add_note(DriftNote(render(verdicts), verdicts))
-        raise failure
-    if broken:
-        raise broken[0].failure(*verdicts)
+            error.add_note(DriftNote(render(verdicts), verdicts))
+        return error
+    return type(broken[0])(*verdicts) if broken else None
 
 
 def _is_cancellation(error: BaseException) -> bool:
@@ -76,26 +97,19 @@ def _report_later(guards: Sequence[Guard], cancellation: BaseException) -> None:
     """Judge when a task or generator ends without anyone to receive its exception."""
     ended = "generator" if isinstance(cancellation, GeneratorExit) else "task"
     for guard in guards:
-        try:
-            verdict = guard.finish()
-        except GateError as error:
-            finding = str(error)
-        else:
-            finding = "" if verdict.holds else headline(verdict)
-        if finding:
-            guard.report_later(
-                f"ended with a {ended} that was not run to its end, and found: {finding}"
-            )
+        failure = _failure_of(guard)
+        if failure is not None:
+            way = f"its block ended with a {ended} that was not run to its end"
+            guard_registry.add_unraised(failure, way)
 
 
-def _add_notes(guards: Sequence[Guard], error: BaseException) -> None:
+def _add_notes(guards: Sequence[Guard], error: BaseException, *, every: bool) -> None:
     for guard in guards:
-        if not guard.judges_halfway:
+        if not (every or guard.judges_halfway):
             continue
-        try:
-            verdict = guard.finish()
-        except GateError:
-            continue
-        if not verdict.holds:
-            text = f"\nwhen this was raised, frozen state had changed:\n{render([verdict])}"
-            error.add_note(DriftNote(text, [verdict]))
+        failure = _failure_of(guard)
+        if isinstance(failure, InvariantBroken):
+            if guard.judges_halfway:
+                text = f"\nwhen this was raised, frozen state had changed:\n{failure}"
+                error.add_note(DriftNote(text, failure.verdicts))
+            guard_registry.add_noted(failure, error)

@@ -12,7 +12,7 @@ from torch import nn
 
 from pytest_bninvariants.errors import GateError, InvariantBroken, InvariantHazard, Refusal
 from pytest_bninvariants.frames import relative_path, user_line
-from pytest_bninvariants.guard_registry import complaints, open_guards
+from pytest_bninvariants.guard_registry import add_raised, complaints, open_guards
 from pytest_bninvariants.invariants.conclude import conclude
 from pytest_bninvariants.reporting.verdict_text import hazards_in_a_line
 from pytest_bninvariants.verdict import Verdict
@@ -22,7 +22,20 @@ _NEVER_LEFT = "was entered and never left, so it compared nothing: use `with`"
 
 
 class GuardNeverEntered(UserWarning):
-    """Issued when a guard is thrown away without having been entered: it watched nothing."""
+    """Issued when a guard is thrown away without having been entered: it watched nothing.
+
+    Under pytest the test that made it fails as well.
+
+    Example:
+        >>> import torch, warnings
+        >>> from pytest_bninvariants import frozen_bn
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     guard = frozen_bn(torch.nn.BatchNorm1d(2))
+        ...     del guard  # it was not used in a `with`
+        >>> print(caught[0].category.__name__, caught[0].message)
+        GuardNeverEntered frozen_bn(), made at ..., was never entered, so it watched nothing: ...
+    """
 
 
 _numbers = itertools.count()
@@ -71,10 +84,15 @@ class Guard:
         self.made_at = user_line()
         file, line = self.made_at
         self._described = f"{self.spelling}, made at {relative_path(file)}:{line},"
-        self.report_later(_NEVER_ENTERED)
+        complaints[self._number] = f"{self._described} {_NEVER_ENTERED}"
 
     def __enter__(self) -> Guard:
-        self.start()
+        __tracebackhide__ = True
+        try:
+            self.start()
+        except GateError as error:
+            add_raised(error)
+            raise
         return self
 
     def __exit__(
@@ -84,7 +102,11 @@ class Guard:
         tb: TracebackType | None,
     ) -> None:
         __tracebackhide__ = True
-        conclude([self], error)
+        try:
+            conclude([self], error, every=True)
+        except (GateError, InvariantBroken) as failure:
+            add_raised(failure)
+            raise
 
     def __del__(self) -> None:
         if not (getattr(self, "_used", True) or self._is_companion):
@@ -189,10 +211,6 @@ class Guard:
         if self.verdict is not None and self.verdict.hazards:
             text = f"{self.spelling} holds, but {hazards_in_a_line(self.verdict.hazards)}"
             warnings.warn_explicit(text, InvariantHazard, *self.made_at, registry=_warned)
-
-    def report_later(self, complaint: str) -> None:
-        """Have the pytest layer fail the test with a complaint, unless the guard is used before."""
-        complaints[self._number] = f"{self._described} {complaint}"
 
     def _use(self) -> None:
         self._used = True

@@ -10,7 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 from torch import nn
 
 from pytest_bninvariants.diagnosis.did_you_mean import did_you_mean_option
-from pytest_bninvariants.errors import GateError, describe
+from pytest_bninvariants.errors import GateError, InvariantBroken, describe
+from pytest_bninvariants.guard_registry import add_raised
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -30,13 +31,17 @@ def refuse_wrong_calls(*, models: int = 1) -> Callable[[Callable[_P, _R]], Calla
         @wraps(invariant)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             __tracebackhide__ = True
-            first = args[:models]
-            if len(first) < models or not all(isinstance(model, nn.Module) for model in first):
-                _check_call(invariant, models, args, kwargs)
             try:
-                return invariant(*args, **kwargs)
-            except TypeError:  # raised by this call, or by something that it runs
-                _check_call(invariant, models, args, kwargs)
+                first = args[:models]
+                if len(first) < models or not all(isinstance(model, nn.Module) for model in first):
+                    _check_call(invariant, models, args, kwargs)
+                try:
+                    return invariant(*args, **kwargs)
+                except TypeError:  # raised by this call, or by something that it runs
+                    _check_call(invariant, models, args, kwargs)
+                    raise
+            except (GateError, InvariantBroken) as failure:
+                add_raised(failure)
                 raise
 
         return call

@@ -30,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     settings = config.stash[SETTINGS] = parse_settings(config)
     until_unconfigured = ExitStack()
     until_unconfigured.enter_context(run_config.activate(settings.run))
+    until_unconfigured.enter_context(guard_registry.collect_findings())
     config.add_cleanup(until_unconfigured.close)
     if settings.bn_trace == "rerun":
         from pytest_bninvariants.plugin.trace_rerun import TraceRerunner
@@ -93,7 +94,7 @@ def pytest_runtest_setup() -> None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     __tracebackhide__ = True
     from pytest_bninvariants.invariants.frozen import earlier_runs
-    from pytest_bninvariants.plugin.outcomes import reports, unjudged_guards
+    from pytest_bninvariants.plugin.outcomes import lost_findings, reports, unjudged_guards
 
     item.stash[_OPEN] = set(guard_registry.open_guards)
     if earlier_runs.active is not None:
@@ -101,12 +102,17 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     if hasattr(item, "addExpectedFailure"):
         reports.never_expect_gate_errors(item)
     marks = markers.guard_marks(item)
-    if marks:
-        from pytest_bninvariants.plugin.guarded_call import around_call
+    try:
+        if marks:
+            from pytest_bninvariants.plugin.guarded_call import around_call
 
-        result = yield from around_call(item, marks)
-    else:
-        result = yield
+            result = yield from around_call(item, marks)
+        else:
+            result = yield
+    except BaseException as error:
+        guard_registry.complaints.clear()  # the test's own failure wins
+        lost_findings.add_lost_to(item, error)
+        raise
     unjudged_guards.fail_unless_judged(item, marks)
     return result
 
@@ -114,11 +120,17 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
     __tracebackhide__ = True
-    from pytest_bninvariants.plugin.outcomes import unjudged_guards
+    from pytest_bninvariants.plugin.outcomes import lost_findings, unjudged_guards
 
-    result = yield
-    if _OPEN in item.stash:  # else its call never ran
+    try:
+        result = yield
+    except BaseException as error:
+        lost_findings.add_lost_to(item, error)
+        raise
+    if _OPEN in item.stash:
         unjudged_guards.fail_if_left_open(item, item.stash[_OPEN])
+    else:  # its call never ran
+        lost_findings.take_lost(item)
     return result
 
 
@@ -126,8 +138,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    from pytest_bninvariants.plugin.outcomes import exceptions, reports
+    from pytest_bninvariants.plugin.outcomes import exceptions, lost_findings, reports
 
+    lost_findings.drop_reported(item, call.excinfo.value if call.excinfo else None)
     exceptions.make_presentable(item, call, verbose=item.config.get_verbosity() > 0)
     report = yield
     gate_error = exceptions.gate_error_in(call.excinfo.value if call.excinfo else None)

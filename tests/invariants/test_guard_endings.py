@@ -16,7 +16,7 @@ from pytest_bninvariants import (
     frozen,
     frozen_bn,
 )
-from pytest_bninvariants.guard_registry import open_guards
+from pytest_bninvariants.guard_registry import Finding, open_guards
 from pytest_bninvariants.instrumentation import observer_api
 from tests.invariants.guard_steps import GUARDS, drift_and_raise, nothing
 from tests.watching import watching
@@ -24,7 +24,7 @@ from tests.watching import watching
 
 @GUARDS
 def test_the_steps_own_exception_wins_and_carries_the_drift(
-    net: Any, batch: Tensor, guard: Any
+    net: Any, batch: Tensor, guard: Any, findings: list[Finding]
 ) -> None:
     error = ValueError("mine")
     with pytest.raises(ValueError, match="mine") as caught, guard(net):
@@ -35,6 +35,10 @@ def test_the_steps_own_exception_wins_and_carries_the_drift(
     assert "backbone.bn.running_mean" in note
     assert error.__context__ is None
     assert error.__cause__ is None
+    (finding,) = findings
+    assert finding.carrier is error
+    assert finding.way == "ValueError ended its block, and was caught outside of the guard"
+    findings.clear()
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -45,32 +49,37 @@ def test_an_exception_without_drift_carries_no_note(net: Any, training: bool) ->
     assert not hasattr(error, "__notes__")
 
 
-def test_an_exception_group_carries_the_drift_too(net: Any, batch: Tensor) -> None:
+def test_an_exception_group_carries_the_drift_too(
+    net: Any, batch: Tensor, findings: list[Finding]
+) -> None:
     error = ExceptionGroup("many", [ValueError("one"), KeyError("two")])
     with pytest.raises(ExceptionGroup) as caught, frozen(net):
         drift_and_raise(net, batch, error)
     assert caught.value is error
     assert len(error.__notes__) == 1
+    findings.clear()
 
 
 def test_a_generator_that_is_given_up_leaves_its_verdict_for_the_end(
-    net: Any, batch: Tensor, unreported: dict[int, str]
+    net: Any, batch: Tensor, findings: list[Finding]
 ) -> None:
     def losses(*, training: bool) -> Iterator[Tensor]:
         with frozen(net):
             while True:
                 yield net.train(training)(batch)
 
-    for training, found in ((True, "frozen layers changed"), (False, "")):
+    for training in (True, False):
         steps = losses(training=training)
         next(steps)
         steps.close()
-        assert [found in text for text in unreported.values()] == ([True] if found else [])
-        unreported.clear()
+        assert ["frozen layers changed" in str(each.failure) for each in findings] == (
+            [True] * training
+        )
+        findings.clear()
 
 
 def test_a_generator_that_is_given_up_before_anything_ran_says_so(
-    net: Any, unreported: dict[int, str]
+    net: Any, findings: list[Finding]
 ) -> None:
     def nothing() -> Iterator[None]:
         with frozen_bn(net):
@@ -79,29 +88,31 @@ def test_a_generator_that_is_given_up_before_anything_ran_says_so(
     steps = nothing()
     next(steps)
     steps.close()
-    (told,) = unreported.values()
-    assert "nothing ran" in told
-    unreported.clear()
+    (finding,) = findings
+    assert isinstance(finding.failure, GateError)
+    assert "nothing ran" in str(finding.failure)
+    findings.clear()
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit])
 def test_what_is_no_failure_goes_through_untouched(
-    net: Any, batch: Tensor, kind: type[BaseException], unreported: dict[int, str]
+    net: Any, batch: Tensor, kind: type[BaseException], findings: list[Finding]
 ) -> None:
     error = kind()
     with pytest.raises(kind) as caught, frozen(net):
         drift_and_raise(net, batch, error)
     assert caught.value is error
     assert not hasattr(error, "__notes__")
-    unreported.clear()
+    findings.clear()
 
 
-def test_an_exit_carries_the_drift_too(net: Any, batch: Tensor) -> None:
+def test_an_exit_carries_the_drift_too(net: Any, batch: Tensor, findings: list[Finding]) -> None:
     error = SystemExit(3)
     with pytest.raises(SystemExit) as caught, frozen(net):
         drift_and_raise(net, batch, error)
     assert caught.value is error
     assert len(error.__notes__) == 1
+    findings.clear()
 
 
 def ends_well(net: Any, batch: Tensor) -> None:
@@ -238,7 +249,7 @@ def test_frames_of_the_wrappers_are_not_in_a_steps_traceback(net: Any, batch: Te
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_task_that_is_cancelled_leaves_its_verdict_for_the_end(
-    net: Any, batch: Tensor, unreported: dict[int, str], anyio_backend: str, *, training: bool
+    net: Any, batch: Tensor, findings: list[Finding], anyio_backend: str, *, training: bool
 ) -> None:
     async def train_on() -> None:
         with frozen_bn(net):
@@ -254,9 +265,10 @@ def test_a_task_that_is_cancelled_leaves_its_verdict_for_the_end(
 
     net.train(training)
     anyio.run(main, backend=anyio_backend)
-    told = "ended with a task that was not run to its end, and found: 2 of 2 frozen BN layers"
-    assert [told in text for text in unreported.values()] == [True] * training
-    unreported.clear()
+    assert [(each.way, str(each.failure).partition(" changed")[0]) for each in findings] == [
+        ("its block ended with a task that was not run to its end", "2 of 2 frozen BN layers")
+    ] * training
+    findings.clear()
 
 
 def test_a_guard_whose_companion_cannot_begin_leaves_torch_as_it_was(

@@ -15,17 +15,22 @@ from pytest_bninvariants import (
     frozen,
     frozen_bn,
 )
+from pytest_bninvariants.guard_registry import Finding
 from pytest_bninvariants.invariants.conclude import conclude
 from tests.invariants.guard_steps import drift_and_raise, started
 
 
-def test_nested_guards_note_the_drift_once_each(net: Any, batch: Tensor) -> None:
+def test_nested_guards_note_the_drift_once_each(
+    net: Any, batch: Tensor, findings: list[Finding]
+) -> None:
     error = ValueError("mine")
     with pytest.raises(ValueError, match="mine"), frozen(net, "neck"), frozen(net, "backbone"):
         drift_and_raise(net, batch, error)
     inner, outer = error.__notes__
     assert "frozen('backbone')" in inner
     assert "frozen('neck')" in outer
+    assert [finding.carrier for finding in findings] == [error, error]
+    findings.clear()
 
 
 def test_a_broken_inner_guard_does_not_blind_the_outer_one(net: Any, batch: Tensor) -> None:

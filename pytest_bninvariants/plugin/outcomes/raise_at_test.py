@@ -26,7 +26,7 @@ def raise_at(
         failure: the exception to raise.
         values: the local variables of that frame.
     """
-    test = inspect.unwrap(getattr(function, "__func__", function))
+    test = _unwrapped(function)
     code = _code_at(test)
     failure.__dict__[RAISED_AT] = code
     failure.__traceback__ = failure.__context__ = None
@@ -36,15 +36,26 @@ def raise_at(
 
 def line_of(function: Callable[..., Any]) -> tuple[str, int]:
     """Return the file of a test, and the line of its `def`."""
-    code = getattr(inspect.unwrap(getattr(function, "__func__", function)), "__code__", None)
-    if code is None:  # a callable object
+    code = code_of(function)
+    if code is None:
         return "<test>", 1
     return code.co_filename, code.co_firstlineno + _lines_to_def(code)
 
 
+def code_of(function: Callable[..., Any]) -> CodeType | None:
+    """Return the code of a test; None if it is a callable object."""
+    code: CodeType | None = getattr(_unwrapped(function), "__code__", None)
+    return code
+
+
+def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    unwrapped: Callable[..., Any] = inspect.unwrap(getattr(function, "__func__", function))
+    return unwrapped
+
+
 def _code_at(function: Callable[..., Any]) -> CodeType:
-    test = getattr(function, "__code__", None)
-    if test is None:  # a callable object
+    test = code_of(function)
+    if test is None:
         return compile(f"raise {_FAILURE}", "<test>", "exec")
     # replacing the first line number moves all others with it, so the code counts from there
     code = compile("\n" * _lines_to_def(test) + f"raise {_FAILURE}", test.co_filename, "exec")

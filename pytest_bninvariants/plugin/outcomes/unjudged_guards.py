@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NoReturn
-
 import pytest
 
 from pytest_bninvariants import guard_registry
-from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.plugin.markers import as_written, guard_marks
+from pytest_bninvariants.plugin.outcomes import lost_findings
 from pytest_bninvariants.plugin.outcomes.raise_at_test import raise_at
 
 
@@ -21,24 +18,23 @@ def fail_unless_judged(item: pytest.Item, marks: list[pytest.Mark]) -> None:
         marks: the markers that requested a guard before its call.
 
     Raises:
-        GateError: if there are such guards, or a marker was added too late.
+        GateError: if there are such guards that could not judge, or a marker was added too late.
+        InvariantBroken: if there are such guards that are broken.
     """
     __tracebackhide__ = True
-    complaints = list(dict.fromkeys(guard_registry.complaints.values()))
     in_time = {as_written(mark) for mark in marks}
-    complaints += [
+    late = [
         f"{as_written(mark)} was added while the test ran, too late to guard it"
         for mark in guard_marks(item)
         if as_written(mark) not in in_time
     ]
-    if complaints:
-        guard_registry.complaints.clear()
-        (getattr(item, "_excinfo", None) or []).clear()  # such as unittest's unexpected success
-        _fail(item, complaints)
+    _fail_for(item, late)
 
 
 def fail_if_left_open(item: pytest.Item, before: set[int]) -> None:
     """Fail a test that entered guards and never left them, once its fixtures have ended.
+
+    What guards found while the fixtures ended fails it, too.
 
     Args:
         item: the test.
@@ -46,16 +42,28 @@ def fail_if_left_open(item: pytest.Item, before: set[int]) -> None:
 
     Raises:
         GateError: if the test left guards open.
+        InvariantBroken: if a guard's verdict got lost in the teardown.
     """
     __tracebackhide__ = True
     open_now = guard_registry.open_guards.items()
     left_open = [guard for number, guard in open_now if number not in before]
     for guard in left_open:
         guard.stop()
-    if left_open:
-        _fail(item, dict.fromkeys(guard.left_open for guard in left_open))
+    _fail_for(item, [guard.left_open for guard in left_open])
 
 
-def _fail(item: pytest.Item, complaints: Iterable[str]) -> NoReturn:
+def _fail_for(item: pytest.Item, complaints: list[str]) -> None:
+    """Fail a test for complaints, for guards that were not entered, and for lost findings."""
     __tracebackhide__ = True
-    raise_at(getattr(item, "obj", None) or item.runtest, GateError("; ".join(complaints)), {})
+    texts = [*guard_registry.complaints.values(), *complaints]
+    guard_registry.complaints.clear()
+    lost = lost_findings.take_lost(item)
+    if not (texts or lost):
+        return
+    from pytest_bninvariants.invariants.conclude import join_failures
+
+    broken, unjudged = lost_findings.as_failures(lost)
+    failure = join_failures(broken, list(dict.fromkeys([*texts, *unjudged])))
+    assert failure is not None
+    (getattr(item, "_excinfo", None) or []).clear()  # such as unittest's unexpected success
+    raise_at(getattr(item, "obj", None) or item.runtest, failure, {})

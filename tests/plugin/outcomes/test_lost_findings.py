@@ -1,0 +1,390 @@
+"""A verdict is lost only when the test's own report tells it."""
+
+from __future__ import annotations
+
+from tests.plugin.sessions import Sessions
+
+IMPORTS = """
+import asyncio
+import threading
+import unittest
+from concurrent.futures import ThreadPoolExecutor
+
+from pytest_bninvariants import FrozenStateChanged, GateError, InvariantBroken
+from pytest_bninvariants import frozen_bn as guard, trains
+
+
+def step(model, *modules):
+    with guard(model, *modules):
+        drift(model)
+"""
+
+
+def test_the_exception_of_a_block_that_the_test_catches_does_not_hide_the_verdict(
+    sessions: Sessions,
+) -> None:
+    session = sessions.run(
+        """
+        def early(model, run):
+            with guard(model):
+                run(model)
+                raise ValueError("stop early")
+
+        def test_raises_drifts(model):
+            with pytest.raises(ValueError):
+                early(model, drift)
+
+        def test_raises_holds(model):
+            with pytest.raises(ValueError):
+                early(model, hold)
+
+        def test_a_call_drifts(model):
+            pytest.raises(ValueError, early, model, drift)
+
+        def test_an_exit_drifts(model):
+            with pytest.raises(SystemExit), guard(model):
+                drift(model)
+                raise SystemExit(0)
+
+        def test_in_a_thread_drifts(model):
+            with ThreadPoolExecutor() as pool, pytest.raises(ValueError):
+                pool.submit(early, model, drift).result()
+
+        class TestOfUnittest(unittest.TestCase):
+            def test_drifts(self):
+                with self.assertRaises(ValueError):
+                    early(Net(), drift)
+
+            def test_holds(self):
+                with self.assertRaises(FrozenStateChanged):
+                    step(Net())
+
+        @pytest.fixture
+        def prepared(model):
+            with pytest.raises(ValueError):
+                early(model, drift)
+
+        def test_in_a_fixture_drifts(prepared):
+            pass
+    """,
+        before=IMPORTS,
+    )
+    session.tells_apart()
+    said = session.says("test_raises_drifts")
+    assert "note ValueError ended its block, and was caught outside of the guard" in said
+
+
+def test_a_guard_that_asks_for_a_change_judges_a_block_whose_exception_is_caught(
+    sessions: Sessions,
+) -> None:
+    session = sessions.run(
+        """
+        def train(model):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            model.train()(batch()).square().mean().backward()
+            optimizer.step()
+
+        @pytest.mark.parametrize("step", [train, hold])
+        def test_it(model, step):
+            with pytest.raises(ValueError), trains(model, "fc"):
+                step(model)
+                raise ValueError("stop early")
+    """,
+        before=IMPORTS,
+    )
+    assert session.outcomes == {"test_it[train]": "passed", "test_it[hold]": "failed"}
+    assert "1 of 1 trainable part did not train" in session.first_line("test_it[hold]")
+
+
+def test_what_the_report_tells_is_not_told_twice(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        from hypothesis import assume, given, settings, strategies as st
+
+        def test_own(model):
+            with guard(model):
+                drift(model)
+                raise ValueError("own")
+
+        def test_own_with_a_cause(model):
+            try:
+                with guard(model):
+                    drift(model)
+                    raise ValueError("first")
+            except ValueError as error:
+                raise RuntimeError("own") from error
+
+        def test_skip(model):
+            with guard(model):
+                drift(model)
+                pytest.skip("not here")
+
+        @unittest.expectedFailure
+        class TestOfUnittest(unittest.TestCase):
+            def test_own(self):
+                model = Net()
+                with guard(model):
+                    drift(model)
+                    raise ValueError("own")
+
+        @settings(database=None, deadline=None, max_examples=20)
+        @given(size=st.integers(2, 9))
+        def test_given(size):
+            model = Net()
+            with guard(model):
+                if size > 5:
+                    drift(model)
+                    assume(False)
+                hold(model)
+    """,
+        before=IMPORTS,
+    )
+    assert session.outcomes == {
+        "test_own": "failed",
+        "test_own_with_a_cause": "failed",
+        "test_skip": "skipped",
+        "TestOfUnittest::test_own": "xfailed",
+        "test_given": "passed",
+    }
+    for name in ("test_own", "test_own_with_a_cause"):
+        assert session.says(name).count("2 of 2 frozen BN layers changed") == 1
+
+
+def test_a_lost_verdict_is_noted_on_the_tests_own_failure(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        def test_own(model):
+            with pytest.raises(ValueError), guard(model):
+                drift(model)
+                raise ValueError("stop early")
+            raise RuntimeError("own")
+
+        def test_after(model):
+            hold(model)
+    """,
+        before=IMPORTS,
+    )
+    assert session.outcomes == {"test_own": "failed", "test_after": "passed"}
+    assert session.first_line("test_own") == "RuntimeError: own"
+    told = "before this was raised, a guard had found: 2 of 2 frozen BN layers changed"
+    assert told in session.says("test_own")
+
+
+def test_a_verdict_in_a_thread_is_not_lost(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        ignored = "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+        pytestmark = pytest.mark.filterwarnings(ignored)
+
+        def in_a_thread(target, *args):
+            thread = threading.Thread(target=target, args=args, name="trainer")
+            thread.start()
+            thread.join()
+
+        def catching(errors, *args):
+            try:
+                step(*args)
+            except FrozenStateChanged as error:
+                errors.append(error)
+
+        def test_a_thread_drifts(model):
+            in_a_thread(step, model)
+
+        def test_a_future_drifts(model):
+            with ThreadPoolExecutor() as pool:
+                pool.submit(step, model)
+
+        def test_a_future_that_is_asked_drifts(model):
+            with ThreadPoolExecutor() as pool:
+                pool.submit(step, model).result()
+
+        def test_a_future_that_is_asked_holds(model):
+            with ThreadPoolExecutor() as pool, pytest.raises(FrozenStateChanged):
+                pool.submit(step, model).result()
+
+        def test_a_thread_that_catches_it_holds(model):
+            in_a_thread(catching, errors := [], model)
+            assert len(errors) == 1
+    """,
+        before=IMPORTS,
+    )
+    session.tells_apart()
+    said = session.says("test_a_thread_drifts")
+    assert "note it was raised in thread 'trainer', from which it did not reach the test" in said
+
+
+def test_a_gate_error_in_a_thread_is_not_lost(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        from pytest_bninvariants import batch_invariant
+
+        @pytest.mark.xfail
+        @pytest.mark.parametrize("wrong", [
+            lambda model: step(model, "bn9"),
+            lambda model: guard(model, layers="bn1"),
+            lambda model: batch_invariant(model, None),
+        ])
+        def test_it(model, wrong):
+            with ThreadPoolExecutor() as pool:
+                pool.submit(wrong, model)
+    """,
+        before=IMPORTS,
+    )
+    assert set(session.outcomes.values()) == {"failed"}
+    assert len(session.outcomes) == 3
+
+
+def test_a_verdict_in_a_task_is_not_lost(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        async def train(model):
+            step(model)
+
+        async def unawaited(model):
+            task = asyncio.create_task(train(model))
+            await asyncio.sleep(0.01)
+
+        async def awaited(model):
+            await asyncio.create_task(train(model))
+
+        async def caught(model):
+            with pytest.raises(FrozenStateChanged):
+                await asyncio.create_task(train(model))
+
+        async def in_a_group(model):
+            with pytest.raises(ExceptionGroup):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(train(model))
+
+        async def in_an_executor(model):
+            asyncio.get_running_loop().run_in_executor(None, step, model)
+            await asyncio.sleep(0.1)
+
+        @pytest.mark.parametrize("main", [unawaited, awaited, in_an_executor])
+        def test_drifts(model, main):
+            asyncio.run(main(model))
+
+        @pytest.mark.asyncio
+        @pytest.mark.parametrize("main", [unawaited, awaited, in_an_executor])
+        async def test_async_drifts(model, main):
+            await main(model)
+
+        @pytest.mark.parametrize("main", [caught, in_a_group])
+        def test_holds(model, main):
+            asyncio.run(main(model))
+
+        @pytest.mark.asyncio
+        async def test_async_holds(model):
+            with pytest.raises(FrozenStateChanged):
+                step(model)
+
+        def test_around_the_loop_holds(model):
+            with pytest.raises(FrozenStateChanged):
+                asyncio.run(train(model))
+    """,
+        "--show-capture=no",  # asyncio logs the tracebacks
+        before=IMPORTS,
+    )
+    session.tells_apart()
+    said = session.says("test_drifts[unawaited]")
+    assert "note it was raised in a task that nobody awaited" in said
+
+
+def test_a_verdict_of_the_teardown_is_not_lost(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        async def forever(model):
+            with guard(model):
+                drift(model)
+                await asyncio.sleep(60)
+
+        @pytest.mark.asyncio
+        async def test_a_task(model):
+            asyncio.create_task(forever(model))
+            await asyncio.sleep(0)
+
+        @pytest.fixture
+        def steps(model):
+            def losses():
+                with guard(model):
+                    yield drift(model)
+
+            steps = losses()
+            yield steps
+            steps.close()
+
+        def test_a_generator(steps):
+            next(steps)
+
+        @pytest.fixture
+        def caught(model):
+            yield
+            with pytest.raises(ValueError), guard(model):
+                drift(model)
+                raise ValueError("stop early")
+
+        def test_a_fixture(caught):
+            pass
+
+        def test_after(model):
+            hold(model)
+    """,
+        before=IMPORTS,
+    )
+    assert session.outcomes == {
+        "test_a_task": "passed error",
+        "test_a_generator": "passed error",
+        "test_a_fixture": "passed error",
+        "test_after": "passed",
+    }
+    for name in session.texts:
+        assert "2 of 2 frozen BN layers changed" in session.first_line(name)
+
+
+def test_a_setup_that_fails_leaves_nothing_for_the_next_test(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.fixture
+        def failing(model):
+            with pytest.raises(ValueError), guard(model):
+                drift(model)
+                raise ValueError("stop early")
+            raise RuntimeError("own")
+
+        def test_it(failing):
+            pass
+
+        def test_after(model):
+            hold(model)
+    """,
+        before=IMPORTS,
+    )
+    assert session.outcomes == {"test_it": "error", "test_after": "passed"}
+
+
+def test_xfail_may_expect_a_lost_violation(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.mark.xfail(strict=True, raises=AssertionError)
+        def test_it(model):
+            with ThreadPoolExecutor() as pool:
+                pool.submit(step, model)
+    """,
+        before=IMPORTS,
+    )
+    assert session.outcomes == {"test_it": "xfailed"}
+
+
+def test_a_subtest_tells_what_ended_it(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        def test_it(model, subtests):
+            with subtests.test("drift"), guard(model):
+                drift(model)
+                raise ValueError("own")
+            hold(model)
+    """,
+        before=IMPORTS,
+        exit_code=1,
+    )
+    assert session.output.count("2 of 2 frozen BN layers changed") == 1
