@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -85,6 +86,8 @@ class Bucket:
         flat: the bytes, or their fingerprints.
         region: the arena's memory that holds them, if they are in the arena.
         method: how the fingerprints are made, if `flat` holds those, of a single tensor.
+        starts: where the bytes of each tensor start in `flat`, and where they end; empty until
+            somebody asks for the bytes of one.
     """
 
     dtype: torch.dtype
@@ -95,6 +98,7 @@ class Bucket:
     flat: Tensor = _EMPTY
     region: Region | None = None
     method: Method | None = None
+    starts: list[int] = field(default_factory=list)
 
     @property
     def is_large(self) -> bool:
@@ -152,9 +156,9 @@ class Bucket:
         """Return the bytes of one of the tensors, unless only fingerprints are kept."""
         if self.method is not None:
             return None
-        sizes = self._sizes()
-        start = sum(sizes[:number])
-        return self.flat[start : start + sizes[number]]
+        if not self.starts:
+            self.starts = [0, *accumulate(self._sizes())]
+        return self.flat[self.starts[number] : self.starts[number + 1]]
 
     def _sizes(self) -> list[int]:
         return [shape.numel() * self.dtype.itemsize for shape in self.shapes]

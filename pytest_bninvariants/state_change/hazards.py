@@ -217,9 +217,9 @@ def _optimizer_hazards(observation: Observation) -> Iterator[Hazard]:
     model, stepped = observation.witness.model, observation.witness.stepped_parameters
     if not stepped or not any(id(tensor) in stepped for tensor in all_tensors(model)):
         return
-    watched = {id(kept.watched.tensor) for kept in observation.before.kept.values()}
+    held = stepped.union(map(id, observation.before.kept.tensors.tensors))
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in watched | stepped:
+        if parameter.requires_grad and id(parameter) not in held:
             text = "in no optimizer that stepped, although requires_grad is True: "
             yield Hazard(name=name, text=text + "add to an optimizer, or freeze")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.snapshot import buckets
-from pytest_bninvariants.snapshot.buckets import fill_buckets
+from pytest_bninvariants.snapshot.buckets import Bucket, fill_buckets
 
 
 @pytest.fixture(autouse=True)
@@ -145,3 +145,17 @@ def test_an_arrangement_keeps_no_tensor_alive() -> None:
     tensors.clear()
     gc.collect()
     assert [each() for each in left] == [None] * 6
+
+
+def test_where_tensors_start_in_a_bucket_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    sizes = Bucket._sizes
+
+    def counting(bucket: Bucket) -> list[int]:
+        read.append(bucket)
+        return sizes(bucket)
+
+    monkeypatch.setattr(Bucket, "_sizes", counting)
+    tensors = {f"t{i}": torch.full((i % 3,), float(i)) for i in range(50)}
+    assert_kept(tensors)
+    assert len(read) == len(set(map(id, read)))

@@ -67,16 +67,21 @@ def _describe_swap(layer: LayerEvidence) -> str:
     return f"{was} another module now: {layer.type_after}{' in training mode' if flipped else ''}"
 
 
+def _is_swapped(layer: LayerEvidence) -> bool:
+    """Tell whether another module holds a layer's name now, or none does."""
+    return layer.replaced and layer.type_before is not None
+
+
 def _explain_replaced(evidence: list[ChangeEvidence]) -> tuple[str, str]:
-    swapped = [layer for layer in layers_of(evidence) if layer.replaced and layer.type_before]
-    others = [each for each in evidence if each.layer not in swapped]
-    cast = [each for each in others if _is_cast(each)]
+    swapped = [layer for layer in layers_of(evidence) if _is_swapped(layer)]
+    others = [(each, _is_cast(each)) for each in evidence if not _is_swapped(each.layer)]
+    cast = [each for each, is_cast in others if is_cast]
     why = [_describe_swap(layer) for layer in swapped]
     why += [_describe_casts(cast)] if cast else []
     why += [
         f"{each.change.name} {_REPLACED.get(each.change.kind, 'is another tensor now')}"
-        for each in others
-        if each not in cast
+        for each, is_cast in others
+        if not is_cast
     ]
     fix = "replace, convert or cast before the guarded step, and build the optimizer after that"
     if all(each.change.kind == "initialised" for each in evidence):
