@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch import nn
 
+from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.tensor_table import TensorTable, WatchedTensor
 from pytest_bninvariants.selection.walk import join, own_tensors
 
@@ -45,6 +46,7 @@ class ModelNames:
         for child_name, child in children.items():
             if child is not None:
                 is_wrapped = is_only_child and child_name in _WRAPPER_CHILDREN
+                is_wrapped = is_wrapped and not is_bn_layer(module)  # then both are judged
                 child_bare = bare if is_wrapped else join(bare, child_name)
                 self._add(child, join(name, child_name), child_bare)
 

@@ -79,9 +79,7 @@ class _Candidates:
         owners = _state_owners(names, all_bn_names) if scope.bn_only else names.modules.keys()
         kinds = {"parameter"} if scope.parameters else set()
         kinds |= {"buffer"} if scope.buffers else set()
-        bn_names: dict[str, str] = {}
-        for name in all_bn_names:
-            bn_names.setdefault(names.bare[name], name)  # the wrapper, if that is one too
+        bn_names = {names.bare[name]: name for name in all_bn_names}
         return cls(
             scope=scope,
             names=names,

@@ -108,6 +108,31 @@ def test_a_users_own_child_called_module_is_no_wrapper() -> None:
         layers(model, "bn")
 
 
+class LooksLikeBatchNorm(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("running_mean", torch.zeros(2))
+        self.register_buffer("running_var", torch.ones(2))
+
+    def forward(self, batch: Tensor) -> Tensor:
+        output: Tensor = self.module(batch)
+        return output
+
+
+def test_a_wrapper_that_looks_like_a_batchnorm_hides_no_layer_inside_it() -> None:
+    model = nn.Sequential(LooksLikeBatchNorm(nn.BatchNorm1d(2))).eval()
+    assert layers(model, bn_only=True) == {"0", "0.module"}
+    assert set(select(model, Scope(modules=("0",), bn_only=True)).bn_layers) == {"0", "0.module"}
+    with frozen_bn(model):
+        model(torch.randn(4, 2))
+    untracked = nn.BatchNorm1d(2, track_running_stats=False)
+    hidden = nn.Sequential(LooksLikeBatchNorm(untracked)).eval()
+    with pytest.raises(FrozenStateChanged) as caught, frozen_bn(hidden):
+        hidden(torch.randn(4, 2))
+    assert caught.value.verdict.changed_layers == ("0.module",)
+
+
 def test_tied_modules_are_watched_under_every_name() -> None:
     model = nn.Module()
     model.first = nn.BatchNorm1d(2)
