@@ -177,7 +177,7 @@ class Auditor(Observer):
         """Count a batch of a frozen layer; return whether the batch may be a leak."""
         if kind == "own_forwards" and not period.moved(buffers_of(layer)):
             return False  # only what these forwards have written tells what they did
-        if any(observer.expects_updates(layer) for observer in observer_api.active_observers):
+        if any(observer.expects_updates(layer) for observer in observer_api.observers_here()):
             return False
         if period.context is None and not self._is_copy(layer):
             with DisableTorchFunction():

@@ -37,7 +37,7 @@ def observing_eval_frame(original: _Function, switch: Switch) -> _Function:
 
 def tell_compiled_code() -> None:
     """Tell observers that dynamo compiles, or that compiled code runs."""
-    for observer in observer_api.active_observers:
+    for observer in observer_api.observers_here():
         observer.saw_compiled_code()
 
 
@@ -48,5 +48,5 @@ def _tell_compiled_in_place(frame: FrameType | None) -> None:
         frame = frame.f_back
     if frame is not None and frame.f_code is private_api.call_code:
         module = frame.f_locals["self"]
-        for observer in observer_api.active_observers:
+        for observer in observer_api.observers_here():
             observer.saw_forward(module)

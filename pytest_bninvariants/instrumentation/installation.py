@@ -37,8 +37,8 @@ class _Installation:
         self._step_hooks: list[Callable[[], None]] = []
         """Functions that remove the hooks around optimizer steps."""
         self._observers: tuple[Observer, ...] = ()
-        self._exclusive: list[tuple[Observer, ...]] = []
-        """Groups of observers that shut out all others; only the last group is told."""
+        self._alone: list[Observer] = []
+        """Those of the observers that are only told what happens in one thread."""
         self._patches = Patches(
             wrap_method(nn.Module, "__setattr__", observing_setattr),
             Patch(nn.Module, "_call_impl", observing_call),
@@ -74,24 +74,24 @@ class _Installation:
 
     def _set(self, observers: tuple[Observer, ...]) -> None:
         self._observers = observers
-        observer_api.active_observers = self._exclusive[-1] if self._exclusive else observers
+        told = (each for each in observers if each not in self._alone)
+        observer_api.active_observers = tuple(told)
 
     @contextmanager
     def observed_only_by(self, *observers: Observer) -> Iterator[None]:
-        """Tell these observers what happens, and no others, for a while."""
+        """Tell these observers what happens in this thread, and no others, for a while."""
         with self._lock:
+            self._alone += observers
             for observer in observers:
                 self.add(observer)
-            self._exclusive.append(observers)
-            self._set(self._observers)
         try:
-            yield
+            with observer_api.alone_in_this_thread(observers):
+                yield
         finally:
-            with self._lock:  # other threads may have added or removed observers
-                self._exclusive.remove(observers)
-                self._set(self._observers)
+            with self._lock:
                 for observer in observers:
                     self.discard(observer)
+                    self._alone.remove(observer)
                 self._install()  # dynamo may have taken the wrappers off in between
 
     @contextmanager
@@ -108,7 +108,7 @@ class _Installation:
             if self._observers:
                 self._patches.install()
                 norm_hooks.resume()
-                if observer_api.steps_are_observed() and not self._step_hooks:
+                if observer_api.any_observes_steps(self._observers) and not self._step_hooks:
                     self._step_hooks = write_hooks.hook_optimizers()
 
     def _uninstall(self) -> None:

@@ -65,7 +65,7 @@ def observing_call(original: _Function, switch: Switch) -> _Function:
 @hidden_from_dynamo
 def _tell_mode_set(module: nn.Module, training: Any, frame: FrameType | None) -> None:
     assert frame is not None
-    for observer in observer_api.active_observers:
+    for observer in observer_api.observers_here():
         observer.saw_mode_set(module, bool(training), frame)
 
 
@@ -74,11 +74,11 @@ def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """Tell observers of a call; return whether `_after_call` must follow."""
     if norm_hooks.off_for_compiled_code and not dynamo.dynamo_runs():
         norm_hooks.return_from_compiled_code()
-    for observer in observer_api.active_observers:
+    for observer in observer_api.observers_here():
         observer.saw_forward(module)
     is_layer = is_bn_layer(module)
     observed = is_layer and any(
-        observer.observes_layer(module) for observer in observer_api.active_observers
+        observer.observes_layer(module) for observer in observer_api.observers_here()
     )
     if not (observed or norm_hooks.listening_calls or observer_api.calls_are_observed()):
         return False

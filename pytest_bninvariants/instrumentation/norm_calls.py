@@ -142,7 +142,7 @@ class NormCallHooks:
             return []
         after = [
             observer.saw_call(name, state, known_values, sys._getframe(1), batch=bool(batch))
-            for observer in observer_api.active_observers
+            for observer in observer_api.observers_here()
         ]
         return [each for each in after if each is not None]
 
@@ -226,7 +226,7 @@ def _shares_memory(values: object, layer: nn.Module) -> bool:
 
 
 def _tell_before_layer(layer: nn.Module, x: Tensor | None) -> list[AfterForward]:
-    after = [observer.before_layer(layer, x) for observer in observer_api.active_observers]
+    after = [observer.before_layer(layer, x) for observer in observer_api.observers_here()]
     return [each for each in after if each is not None]
 
 
@@ -259,7 +259,7 @@ def _tell_by_mode(layer: nn.Module, x: Tensor | None, *, failed: bool, wrote: bo
 def _tell_batch_statistics(
     layer: nn.Module, kind: ForwardKind, values: Tensor | None = None
 ) -> None:
-    for observer in observer_api.active_observers:
+    for observer in observer_api.observers_here():
         observer.saw_batch_statistics(layer, kind, values)
 
 

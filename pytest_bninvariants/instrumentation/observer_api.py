@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import get_ident
 from types import FrameType
 from typing import Any, Literal
 
@@ -141,13 +143,36 @@ class Observer:
 
 
 active_observers: tuple[Observer, ...] = ()
-"""The observers that are told what happens now."""
+"""The observers that are told what happens, in whatever thread."""
+_alone_in: dict[int, tuple[Observer, ...]] = {}
+"""By id of a thread, the only observers that are told what happens in it."""
+
+
+@skipped_by_dynamo
+def observers_here() -> tuple[Observer, ...]:
+    """Return the observers that are told what happens now in this thread."""
+    return _alone_in.get(get_ident(), active_observers) if _alone_in else active_observers
+
+
+@contextmanager
+def alone_in_this_thread(observers: tuple[Observer, ...]) -> Iterator[None]:
+    """Tell these observers, and no others, what happens in this thread, for a while."""
+    thread = get_ident()
+    outer = _alone_in.get(thread)
+    _alone_in[thread] = observers
+    try:
+        yield
+    finally:
+        if outer is None:
+            del _alone_in[thread]
+        else:
+            _alone_in[thread] = outer
 
 
 @skipped_by_dynamo
 def is_observed(module: nn.Module) -> bool:
     """Tell whether any active observer may need to know of a module's call."""
-    for observer in active_observers:  # noqa: SIM110, a generator takes longer
+    for observer in observers_here():  # noqa: SIM110, a generator takes longer
         if not observer.ignores(module):
             return True
     return False
@@ -155,11 +180,9 @@ def is_observed(module: nn.Module) -> bool:
 
 def calls_are_observed() -> bool:
     """Tell whether any active observer observes calls of `batch_norm` that no BN layer makes."""
-    return any(type(observer).saw_call is not Observer.saw_call for observer in active_observers)
+    return any(type(observer).saw_call is not Observer.saw_call for observer in observers_here())
 
 
-def steps_are_observed() -> bool:
-    """Tell whether any active observer observes optimizer steps."""
-    return any(
-        type(observer).before_step is not Observer.before_step for observer in active_observers
-    )
+def any_observes_steps(observers: Iterable[Observer]) -> bool:
+    """Tell whether any of these observers observes optimizer steps."""
+    return any(type(observer).before_step is not Observer.before_step for observer in observers)

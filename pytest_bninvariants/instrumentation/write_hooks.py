@@ -62,7 +62,7 @@ def _tell_before_step(
     closure = kwargs.get("closure", next((arg for arg in args if arg is not optimizer), None))
     after = [
         observer.before_step(optimizer, frame, closure=closure is not None)
-        for observer in observer_api.active_observers
+        for observer in observer_api.observers_here()
     ]
     _running_steps[frame] = [each for each in after if each is not None]
 
@@ -105,7 +105,7 @@ def _before_load(
     given = args[0] if args else kwargs.get("state_dict")
     state = given if isinstance(given, Mapping) else {}
     return [
-        observer.before_load(module, state, frame) for observer in observer_api.active_observers
+        observer.before_load(module, state, frame) for observer in observer_api.observers_here()
     ]
 
 
@@ -136,7 +136,7 @@ def _before_collective(
     ]
     return [
         observer.before_collective(name, tensors, frame)
-        for observer in observer_api.active_observers
+        for observer in observer_api.observers_here()
     ]
 
 

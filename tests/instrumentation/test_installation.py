@@ -71,6 +71,40 @@ def test_who_comes_and_goes_while_others_are_heard_alone_leaves_nobody_behind() 
     assert observer_api.active_observers == ()
 
 
+def test_who_is_heard_alone_is_alone_in_its_own_thread_only() -> None:
+    inside, go = threading.Event(), threading.Event()
+    mine, others, theirs = nn.Linear(2, 2), nn.Linear(2, 2), Recorder()
+
+    def alone() -> None:
+        with installation.observed_only_by(theirs):
+            others(torch.ones(1, 2))
+            inside.set()
+            go.wait()
+
+    with recording() as recorder:
+        thread = threading.Thread(target=alone)
+        thread.start()
+        inside.wait()
+        mine(torch.ones(1, 2))
+        go.set()
+        thread.join()
+    assert ("forward", mine) in recorder.recorded
+    assert ("forward", others) not in recorder.recorded
+    assert ("forward", others) in theirs.recorded
+    assert ("forward", mine) not in theirs.recorded
+
+
+def test_a_group_inside_another_is_heard_alone_until_it_ends() -> None:
+    outer, inner, layer = Recorder(), Recorder(), nn.Linear(2, 2)
+    with installation.observed_only_by(outer):
+        with installation.observed_only_by(inner):
+            layer(torch.ones(1, 2))
+        assert inner.recorded
+        assert not outer.recorded
+        layer(torch.ones(1, 2))
+        assert outer.recorded
+
+
 def wrapper_of(original: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
     def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         calls.append("wrapped")
