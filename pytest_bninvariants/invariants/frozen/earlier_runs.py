@@ -46,7 +46,12 @@ class BrokenGuard:
     @property
     def lasting_changes(self) -> frozenset[Change]:
         """Return the changes that a model still shows when the next run begins."""
-        return frozenset(each for each in self.changes if each.kind != "batch-statistics")
+        return frozenset(self.changes).difference(self.heard)
+
+    @property
+    def heard(self) -> tuple[Change, ...]:
+        """Return what was heard in the run, and left no trace in the model."""
+        return tuple(each for each in self.changes if each.kind == "batch-statistics")
 
     def is_as_left(self, now: StateBefore) -> bool:
         """Tell whether the model still differs from the snapshot as it did when the run ended."""

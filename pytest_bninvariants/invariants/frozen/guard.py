@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from torch import nn
 
@@ -72,6 +73,9 @@ class FrozenGuard(Guard):
         assert self._witness is not None
         known = self._earlier.lasting_changes if self._earlier else frozenset()
         difference = compare(self._before, self._witness, self._scope, known)
+        if self._earlier is not None:
+            difference, heard = _with_earlier(difference, self._earlier.heard)
+            known |= heard
         if difference.changes:
             self._remember(difference)
         elif not (difference.touched or self._witness.runs.saw_anything()):
@@ -124,6 +128,18 @@ class FrozenGuard(Guard):
             writes=self._tracer.writes(difference.changes) if self._tracer else (),
             notes=(earlier_runs.NOTE,) if old else (),
         )
+
+
+def _with_earlier(
+    difference: StateDifference, heard: Iterable[Change]
+) -> tuple[StateDifference, frozenset[Change]]:
+    """Add what an earlier run heard of layers of which this run found nothing; return that, too.
+
+    A model that outlived that run is no better for a run in which it behaved.
+    """
+    layers = {change.layer for change in difference.changes}
+    added = tuple(change for change in heard if change.layer not in layers)
+    return replace(difference, changes=difference.changes + added), frozenset(added)
 
 
 def _guard(

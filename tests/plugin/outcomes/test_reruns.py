@@ -88,3 +88,38 @@ def test_a_rerun_with_a_gate_error_before_may_pass(sessions: Sessions) -> None:
         "--reruns=1",
     )
     assert session.outcomes == {"test_nothing_ran_at_first": "passed"}
+
+
+def test_a_rerun_forgives_no_batch_statistics_of_a_model_that_outlived_them(
+    sessions: Sessions,
+) -> None:
+    session = sessions.run(
+        """
+        @pytest.fixture(scope="module")
+        def silent():
+            return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, momentum=0.0))
+
+        @pytest.fixture
+        def anew():
+            return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, momentum=0.0))
+
+        modes = {name: iter([True]) for name in ("kept", "anew")}
+
+        def run(model, name):
+            model.train(next(modes[name], False))
+            model(torch.randn(4, 3))
+
+        @pytest.mark.frozen_bn(exclude="*.num_batches_tracked")
+        def test_of_the_module(silent):
+            run(silent, "kept")
+
+        @pytest.mark.frozen_bn(exclude="*.num_batches_tracked")
+        def test_of_the_function(anew):
+            run(anew, "anew")
+    """,
+        "--reruns=2",
+    )
+    assert session.outcomes == {"test_of_the_module": "failed", "test_of_the_function": "passed"}
+    said = session.says("test_of_the_module")
+    assert "1 of 1 frozen BN layer normalised with batch statistics: 1 (" in said
+    assert "that was in an earlier run of this test" in said
