@@ -54,6 +54,17 @@ class _ModuleCall:
     normalised: bool = False
 
 
+@dataclass(eq=False, slots=True)
+class OutermostCall:
+    """A call of a module that no other module makes, told from others by its identity.
+
+    Args:
+        module: the module.
+    """
+
+    module: nn.Module
+
+
 class NormCallHooks:
     """Find out what BN layers normalise with, from the functions of torch that they call.
 
@@ -98,6 +109,8 @@ class NormCallHooks:
         after = _tell_before_layer(module, x) if is_layer else []
         listens = not (is_layer and _mode_decides(module))
         marks = _marks(module) if is_layer and listens else None
+        if not stack:
+            self._calls.outermost = OutermostCall(module)
         stack.append(_ModuleCall(module, is_layer, x, after, listens, marks))
         if listens:
             self._change_listening_calls(1)
@@ -196,6 +209,11 @@ class NormCallHooks:
                 self._patches.install()
             else:
                 self._patches.remove()
+
+    def outermost_call(self) -> OutermostCall | None:
+        """Return the outermost call of a module that runs in this thread, or did last."""
+        call: OutermostCall | None = getattr(self._calls, "outermost", None)
+        return call
 
     def _stack(self) -> list[_ModuleCall]:
         """Return the calls that `enter` noted in this thread, the innermost last."""

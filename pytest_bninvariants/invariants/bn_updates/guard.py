@@ -79,7 +79,8 @@ class UpdatesGuard(Guard):
             found = [*self._results()]
             results = [each for each in found if self._scope.modules or each.is_to_update]
             self._insist_on_updates_to_judge(results, found)
-            equally_often = len({each.updates for each in results}) == 1
+            counts = {each.updates for each in results if not each.shared_by}
+            equally_often = len(counts) == 1
             results = [replace(each, equally_often=equally_often) for each in results]
         return Verdict(
             guard=self.spelling,

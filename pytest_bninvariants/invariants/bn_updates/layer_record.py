@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from pytest_bninvariants.invariants.bn_updates.state_history import (
     StatisticsHistory,
     StatisticsSnapshot,
 )
+from pytest_bninvariants.invariants.bn_updates.update_groups import UpdateGroups
 from pytest_bninvariants.selection.bn_layers import has_known_forward
 from pytest_bninvariants.torch_internals.isolation import in_transform
 from pytest_bninvariants.torch_internals.private_api import current_graph_task_id
@@ -38,6 +39,8 @@ class LayerRecord:
         without_tracking: how many of them did so because track_running_stats was False.
         updates_elsewhere: how many updates went to other tensors than those at the start.
         in_eval: how many forwards ran in eval.
+        by_forward: its updates in each forward of the model.
+        by_step: its updates between two steps of an optimizer.
         unreadable: whether its statistics could not be read at some forward.
         put_in_eval: where it was last put in eval.
     """
@@ -53,6 +56,8 @@ class LayerRecord:
     without_tracking: int = 0
     updates_elsewhere: int = 0
     in_eval: int = 0
+    by_forward: UpdateGroups = field(default_factory=UpdateGroups)
+    by_step: UpdateGroups = field(default_factory=UpdateGroups)
     unreadable: bool = False
     put_in_eval: Place | None = None
 
@@ -95,12 +100,15 @@ class LayerRecord:
         now = StatisticsSnapshot.from_layer(self.layer)
         self.history.add(now, self.history.find(now) or self.history.latest[1])
 
-    def note_forward(self, forward: LayerForward, steps: int, *, failed: bool) -> None:
+    def note_forward(
+        self, forward: LayerForward, steps: int, outer: object, *, failed: bool
+    ) -> None:
         """Note a forward that has ended.
 
         Args:
             forward: the forward.
             steps: how many steps of an optimizer came before it.
+            outer: what identifies the forward of the model that it is part of.
             failed: whether it raised.
         """
         after = StatisticsSnapshot.from_layer(self.layer)
@@ -115,6 +123,9 @@ class LayerRecord:
             return
         if self._is_update(forward, moved):
             self._note_update(forward, after, steps)
+            self.by_step.add(steps)
+            if current_graph_task_id() == -1:
+                self.by_forward.add(outer)
         else:
             self._note_idle(forward, after)
 

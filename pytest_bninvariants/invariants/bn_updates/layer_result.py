@@ -33,11 +33,13 @@ class LayerResult:
         times: how many updates each of the steps should have made, or `forwards`.
         steps: how many such steps there were.
         compiled: whether compiled code ran.
+        optimizer_steps: how many steps of an optimizer there were, whatever `times` counts for.
         updates_elsewhere: how many updates went to tensors that the layer had for one call only.
         replaced: whether another module has its name now, or no module has.
         counter_change: by how much its counter moved; None if it has no counter that counts.
         unusable: names of statistics that no forward can use, with what is wrong.
-        equally_often: whether all judged layers were updated equally often.
+        equally_often: whether all judged layers were updated equally often, except for those that
+            one forward of the model calls several times.
     """
 
     name: str
@@ -46,6 +48,7 @@ class LayerResult:
     times: int | Literal["forwards"]
     steps: int
     compiled: bool
+    optimizer_steps: int
     updates_elsewhere: int
     replaced: bool
     counter_change: int | None
@@ -81,6 +84,7 @@ class LayerResult:
             times=times,
             steps=steps,
             compiled=log.compiled,
+            optimizer_steps=log.steps,
             updates_elsewhere=_updates_elsewhere(record, now),
             replaced=now is not layer,
             counter_change=_counter_change(record, now),
@@ -117,8 +121,27 @@ class LayerResult:
 
     @property
     def updates_per_step(self) -> int | None:
-        """Return how many updates each step made, on average; None if that is no whole number."""
-        return self.updates // self.steps if self.updates % self.steps == 0 else None
+        """Return how many updates each step of an optimizer had; None if they differ.
+
+        Where several optimizers step after one forward, only the first of them has updates.
+        """
+        each, rest = divmod(self.updates, max(self.optimizer_steps, 1))
+        if self.unseen or self.optimizer_steps <= 1:
+            return each if not rest else None
+        groups = self.record.by_step
+        fits = groups.number == self.optimizer_steps and groups.common_size == each
+        return each if fits and not rest else None
+
+    @property
+    def is_one_per_step(self) -> bool:
+        """Tell whether it was updated once for each of several steps of an optimizer."""
+        return self.optimizer_steps > 1 and self.updates_per_step == 1
+
+    @property
+    def shared_by(self) -> int:
+        """Return how many times one forward of the model updated it, if that was more than once."""
+        most = self.record.by_forward.largest
+        return most if most > 1 and not self.unseen else 0
 
     @property
     def own_updates(self) -> int:

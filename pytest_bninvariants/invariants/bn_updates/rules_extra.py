@@ -57,18 +57,34 @@ def _has_extra(result: LayerResult) -> bool:
     return more > provenance.recomputed or provenance.repeated > provenance.recomputed
 
 
+def _explain_shared(results: list[LayerResult]) -> tuple[str, str]:
+    times = span([each.shared_by for each in results], "time", "times")
+    one = one_or_many([each.name for each in results], "a layer", "layers")
+    return (
+        f"{names_were(results)} updated {times} within one forward of the model, which calls "
+        f"{one_or_many([each.name for each in results], 'it', 'them')} several times: in training "
+        "each call normalises with statistics of its own, in eval all do with a mixture of them",
+        f"give each call {one} of its own, or use a norm without batch statistics, such as "
+        "GroupNorm; a call that is not meant to train belongs in eval",
+    )
+
+
 def _explain_extra(results: list[LayerResult]) -> tuple[str, str]:
     first = results[0]
     ran = span([each.updates for each in results], "forward", "forwards")
     why = f"{names_were(results)} updated in {ran} of "
-    why += "the step" if first.steps == 1 else f"{first.steps} optimizer steps"
+    steps = first.optimizer_steps
+    why += "the step" if steps <= 1 else f"{steps} optimizer steps"
     if any(each.provenance.repeated for each in results):
         why += ", some of them with the same batch"
     why += _effective_weight(first)
+    advice = _advised_times(results)
+    if all(each.is_one_per_step for each in results) and advice:
+        return why, advice
     return (
         why,
         "run what is not meant to train in eval, or put the statistics back after it; for a second "
-        f"forward on the same batch switch track_running_stats off{_advised_times(results)}",
+        f"forward on the same batch switch track_running_stats off{advice and f'; {advice}'}",
     )
 
 
@@ -78,12 +94,18 @@ def _advised_times(results: list[LayerResult]) -> str:
     is_repeated = any(each.provenance.repeated for each in results)
     if is_repeated or not any(each.counts_wrongly for each in results):
         return ""
-    advice = "; if the step accumulates over micro-batches, pass"
-    if first.updates_per_step is None or not first.equally_often:
-        return f'{advice} times="forwards", without per=: no number fits all layers and steps'
+    each_step = first.updates_per_step
+    if each_step is None or not first.equally_often:
+        return (
+            'if the step accumulates over micro-batches, pass times="forwards", without per=: no '
+            "number fits all layers and steps"
+        )
+    per = ', per="optimizer_step"' if first.optimizer_steps > first.steps else ""
+    if first.is_one_per_step:
+        return f'pass per="optimizer_step": each of the {first.optimizer_steps} steps has one'
     momentum = _equal_momentum(first)
     rest = f", and use {momentum}" if momentum else ""
-    return f"{advice} times={first.updates_per_step}{rest}"
+    return f"if the step accumulates over micro-batches, pass times={each_step}{per}{rest}"
 
 
 def _extra_place(result: LayerResult) -> Place | None:
@@ -106,7 +128,14 @@ EXTRA_UPDATES: tuple[Rule[LayerResult], ...] = (
     ),
     Rule(
         cause="extra-forward",
-        applies=_has_extra,
+        applies=lambda result: _has_extra(result) and result.shared_by > 0,
+        explain=_explain_shared,
+        place=_extra_place,
+        did="run by",
+    ),
+    Rule(
+        cause="extra-forward",
+        applies=lambda result: _has_extra(result) and not result.shared_by,
         explain=_explain_extra,
         place=_extra_place,
         did="run by",

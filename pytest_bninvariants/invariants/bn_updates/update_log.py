@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from pytest_bninvariants.frames import callers, place_of
 from pytest_bninvariants.instrumentation.call_sites import place_of_mode_call
 from pytest_bninvariants.instrumentation.installation import Watcher
+from pytest_bninvariants.instrumentation.norm_calls import OutermostCall, norm_hooks
 from pytest_bninvariants.instrumentation.observer_api import AfterCall, AfterForward, ForwardKind
 from pytest_bninvariants.instrumentation.optimizers import held_by
 from pytest_bninvariants.invariants.bn_updates.layer_forward import LayerForward
@@ -46,6 +47,9 @@ class UpdateLog(Watcher):
         self._model = model
         self._running: dict[int, LayerForward] = {}
         self._stepping: set[FrameType] = set()
+        self._parts = {id(part) for _, part in named_modules(model)}
+        self._model_forwards = 0
+        self._model_runs_in: OutermostCall | None = None
         self.steps = 0
         """How many steps of optimizers that hold parameters of the model have ended."""
         self.compiled = False
@@ -66,6 +70,22 @@ class UpdateLog(Watcher):
         """Return the record of a layer."""
         return self._records[id(layer)]
 
+    def saw_forward(self, module: nn.Module) -> None:
+        """Count the forwards of the model."""
+        if module is self._model:
+            self._model_forwards += 1
+            self._model_runs_in = norm_hooks.outermost_call()
+
+    def _outer(self) -> object:
+        """Return what identifies the forward of the model, or of a part that was called alone.
+
+        A module outside the model that calls parts of it several times has no say in how the model
+        uses them.
+        """
+        call = norm_hooks.outermost_call()
+        ours = call is not None and (call is self._model_runs_in or id(call.module) in self._parts)
+        return (self._model_forwards, call) if ours else object()
+
     def before_layer(self, layer: nn.Module, x: Tensor | None) -> AfterForward | None:
         """Note a layer's statistics; return a function that compares them after its forward."""
         record = self._records.get(id(layer))
@@ -78,7 +98,7 @@ class UpdateLog(Watcher):
         def end(failed: bool) -> None:
             del self._running[id(layer)]
             with undisturbed():
-                record.note_forward(forward, self.steps, failed=failed)
+                record.note_forward(forward, self.steps, self._outer(), failed=failed)
 
         return end
 
@@ -112,7 +132,7 @@ class UpdateLog(Watcher):
         def finish() -> None:
             with undisturbed():
                 for record, forward in forwards:
-                    record.note_forward(forward, self.steps, failed=False)
+                    record.note_forward(forward, self.steps, self._outer(), failed=False)
 
         return finish if forwards else None
 

@@ -133,3 +133,56 @@ def test_two_networks_are_told_apart_by_name() -> None:
     verdict = broken(gan, step_of_the_critic, times=2)
     assert told(verdict) == [("generator.bn", "0 updates, expected 2")]
     assert causes(verdict) == ["not-run"]
+
+
+def epoch(model: nn.Module, *counts: int) -> None:
+    """Take a step of one optimizer for each number of micro-batches, all of them different."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for count in counts:
+        optimizer.zero_grad()
+        for _ in range(count):
+            model(torch.randn(8, 3)).square().mean().backward()
+        optimizer.step()
+
+
+def test_an_epoch_is_told_to_count_for_each_step_of_an_optimizer() -> None:
+    model = Net()
+    (cause,) = broken(model, lambda: epoch(model, 1, 1, 1)).causes
+    assert "in 3 forwards of 3 optimizer steps" in cause.why
+    assert cause.fix == 'pass per="optimizer_step": each of the 3 steps has one'
+    assert "momentum" not in cause.why + cause.fix
+    with watching(bn_updates(model, per="optimizer_step"), layers=1):
+        epoch(model, 1, 1, 1)
+
+
+def test_accumulation_over_several_steps_is_counted_and_weighed_for_each() -> None:
+    model = Net()
+    (cause,) = broken(model, lambda: epoch(model, 4, 4)).causes
+    assert "4 updates with momentum 0.1 weigh the new batches" in cause.why
+    assert 'pass times=4, per="optimizer_step", and use momentum' in cause.fix
+    assert "(1/4) = 0.026" in cause.fix
+    with watching(bn_updates(model, times=4, per="optimizer_step"), layers=1):
+        epoch(model, 4, 4)
+
+
+def test_no_number_for_each_step_is_advised_where_two_optimizers_step_after_two_forwards() -> None:
+    model = Net()
+
+    def two_optimizers() -> None:
+        parts = [model.linear, model.head]
+        optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts]
+        for seed in range(2):
+            model(values(seed)).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    (cause,) = broken(model, two_optimizers).causes
+    assert 'per="optimizer_step"' not in cause.fix
+    assert "run what is not meant to train in eval" in cause.fix
+
+
+def test_a_second_forward_in_some_steps_is_not_told_to_count_for_each_step() -> None:
+    model = Net()
+    (cause,) = broken(model, lambda: epoch(model, 1, 2, 1)).causes
+    assert 'per="optimizer_step"' not in cause.fix
+    assert "run what is not meant to train in eval" in cause.fix
