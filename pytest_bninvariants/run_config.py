@@ -34,12 +34,14 @@ class RunConfig:
         snapshot_budget: how many bytes a snapshot may keep on each device; None: a quarter of the
             free ones.
         trace: what guards trace; None: nothing.
+        traces: whether `--bn-trace` is on, which traces this run or a second one of the test.
     """
 
     devices: tuple[str, ...] = ("cpu",)
     bn_layer_types: tuple[str, ...] = ()
     snapshot_budget: int | None = None
     trace: Trace | None = None
+    traces: bool = False
 
 
 current = RunConfig()

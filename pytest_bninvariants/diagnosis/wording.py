@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pytest_bninvariants import run_config
 from pytest_bninvariants.verdict import Place
 
 PUT_IN_TRAINING = "put in training mode by"
@@ -78,6 +79,13 @@ def keep_in_eval(names: Sequence[str], place: Place | None = None) -> str:
     if place is not None and place.tool is not None:
         return f"override train() on the model, so that it ends with .eval() on {listed}"
     return f"call .eval() on {listed} after every model.train(), or override train() on the model"
+
+
+def name_the_writer() -> str:
+    """Return how to find the line that wrote, or to use it if this run names it already."""
+    if run_config.current.traces:
+        return "change the line that --bn-trace names"
+    return "run this test with --bn-trace, which names the operator and the line"
 
 
 def give_own_memory(owner: str, its: str) -> str:

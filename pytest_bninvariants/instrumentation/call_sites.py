@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import FrameType
 
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_bninvariants.frames import PACKAGE, place_of
 from pytest_bninvariants.verdict import Place
@@ -47,6 +47,24 @@ def _mode_argument(frame: FrameType, training: bool) -> object:
     names = frame.f_code.co_varnames[1 : frame.f_code.co_argcount]
     mode = frame.f_locals.get(names[0]) if names else None
     return mode if isinstance(mode, bool) else training
+
+
+def place_of_grad_call(frame: FrameType | None, tensor: Tensor, requires: bool) -> Place | None:
+    """Find the user's line that set a parameter's `requires_grad`, of a module or of its own.
+
+    Args:
+        frame: the frame that sets it.
+        tensor: the parameter.
+        requires: the value that it is set to.
+    """
+    call = f"{type(tensor).__name__}.requires_grad = {requires}"
+    while frame is not None and frame.f_code.co_name == "requires_grad_":
+        owner = frame.f_locals.get("self")
+        if not isinstance(owner, nn.Module):
+            break
+        call = f"{type(owner).__name__}.requires_grad_({requires})"
+        frame = frame.f_back
+    return place_of(frame, call)
 
 
 def _receiver(frame: FrameType) -> object:

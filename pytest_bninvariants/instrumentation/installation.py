@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from pytest_bninvariants.instrumentation import observer_api, write_hooks
+from pytest_bninvariants.instrumentation import grad_switches, observer_api, write_hooks
 from pytest_bninvariants.instrumentation.compiled_code import (
     observing_eval_frame,
     tell_compiled_code,
@@ -110,11 +110,14 @@ class _Installation:
                 norm_hooks.resume()
                 if observer_api.any_observes_steps(self._observers) and not self._step_hooks:
                     self._step_hooks = write_hooks.hook_optimizers()
+                if observer_api.any_observes_grad_switches(self._observers):
+                    grad_switches.switches.install()
 
     def _uninstall(self) -> None:
         with self._lock:
             norm_hooks.suspend()
             self._patches.remove()
+            grad_switches.switches.remove()
             while self._step_hooks:
                 self._step_hooks.pop()()
 

@@ -93,6 +93,9 @@ class Observer:
     def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
         """Observe that a frame is about to execute `module.training = training`."""
 
+    def saw_requires_grad_set(self, tensor: Tensor, requires: bool, frame: FrameType) -> None:
+        """Observe that a frame is about to set a parameter's `requires_grad`."""
+
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
     ) -> AfterCall | None:
@@ -181,6 +184,14 @@ def is_observed(module: nn.Module) -> bool:
 def calls_are_observed() -> bool:
     """Tell whether any active observer observes calls of `batch_norm` that no BN layer makes."""
     return any(type(observer).saw_call is not Observer.saw_call for observer in observers_here())
+
+
+def any_observes_grad_switches(observers: Iterable[Observer]) -> bool:
+    """Tell whether any of these observers observes that `requires_grad` is set."""
+    return any(
+        type(observer).saw_requires_grad_set is not Observer.saw_requires_grad_set
+        for observer in observers
+    )
 
 
 def any_observes_steps(observers: Iterable[Observer]) -> bool:

@@ -70,6 +70,7 @@ def parse_settings(config: pytest.Config) -> Settings:
             bn_layer_types=_read_layer_types(ini("bn_layer_types")),
             snapshot_budget=_read_bytes("bn_snapshot_budget", ini("bn_snapshot_budget")),
             trace=Trace() if bn_trace else None,
+            traces=bool(bn_trace),
         ),
         bn_audit=_read_audit(option("bn_audit"), ini("bn_audit")),
         bn_impls=tuple(option("bn_impl") or ()),

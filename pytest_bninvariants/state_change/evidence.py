@@ -7,14 +7,21 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pytest_bninvariants.selection.bn_layers import STATISTICS, has_known_forward, is_bn_layer
+from pytest_bninvariants.selection.bn_layers import STATISTICS, is_bn_layer
+from pytest_bninvariants.selection.own_forward import OwnForward
 from pytest_bninvariants.selection.walk import join, own_tensors
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 from pytest_bninvariants.state_change.before_after import StateAfter, StateBefore
 from pytest_bninvariants.state_change.layer_activity import LayerActivity
 from pytest_bninvariants.state_change.observation import Observation
+from pytest_bninvariants.state_change.outside_modules import OutsideRun
 from pytest_bninvariants.state_change.tensor_history import TensorHistory
-from pytest_bninvariants.state_change.value_patterns import casts_of, uniform_factor
+from pytest_bninvariants.state_change.value_patterns import (
+    casts_of,
+    has_initial_statistics,
+    has_initial_values,
+    uniform_factor,
+)
 from pytest_bninvariants.state_change.witness import Witness
 from pytest_bninvariants.verdict import Change, Place
 
@@ -39,8 +46,8 @@ class LayerEvidence:
         trains: whether one of its own parameters requires a gradient.
         overrides_train: the class name of a module that holds it, or its own, whose `train` is the
             user's own; empty if there is none.
-        ran: whether its forward was called in eager code. Torch's own forward of a BN layer does
-            not count: it only writes when it uses batch statistics, which the witness sees.
+        own_forward: what its forward may have written, if that ran in eager code.
+        has_initial_statistics: whether it has the running mean and variance of a new BN layer.
     """
 
     name: str
@@ -54,7 +61,8 @@ class LayerEvidence:
     in_training: bool
     trains: bool
     overrides_train: str
-    ran: bool
+    own_forward: OwnForward | None
+    has_initial_statistics: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +75,8 @@ class ChangeEvidence:
         history: what operations did to the tensor.
         factor: the factor by which all of its values shrank, if there is one.
         casts: names of the dtypes to which a cast and back explains its values.
-        ran_outside: where a module outside the model ran that shares the tensor's memory.
+        is_initial: whether it has the values that it has in a new BN layer.
+        ran_outside: a module outside the model that ran and shares the tensor's memory.
         loaded_itself_at: where it was last loaded from itself, if nothing changed it after that.
         required_gradient: whether the tensor required a gradient when the step began.
         requires_gradient: whether it requires one now.
@@ -81,7 +90,8 @@ class ChangeEvidence:
     history: TensorHistory
     factor: float | None = None
     casts: frozenset[str] = frozenset()
-    ran_outside: Place | None = None
+    is_initial: bool = False
+    ran_outside: OutsideRun | None = None
     loaded_itself_at: Place | None = None
     required_gradient: bool = False
     requires_gradient: bool = False
@@ -161,7 +171,8 @@ def _tensor_evidence(
         history=history,
         factor=uniform_factor(was, now) if history.step else None,
         casts=casts_of(was, now),
-        ran_outside=witness.outside.ran_at(was.watched.tensor),
+        is_initial=layer.is_bn and has_initial_values(now, change.name.rpartition(".")[2]),
+        ran_outside=witness.outside.run_of(was.watched.tensor),
         loaded_itself_at=witness.own_loads.place_of_last(was.watched.tensor, now),
         required_gradient=was.requires_grad,
         requires_gradient=now.requires_grad,
@@ -198,7 +209,8 @@ def _layer_evidence(name: str, observation: Observation) -> LayerEvidence:
         in_training=new is not None and new.training,
         trains=new is not None and any(t.requires_grad for _, _, t in own_tensors(new)),
         overrides_train=_overrides_train(name, before),
-        ran=witness.was_called(new) and not (new is not None and has_known_forward(new)),
+        own_forward=witness.own_forward_of(new),
+        has_initial_statistics=has_initial_statistics(new),
     )
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from pytest_bninvariants.selection.bn_layers import BN_STATE, STATISTICS
 from pytest_bninvariants.selection.walk import all_tensors
 from pytest_bninvariants.snapshot.addresses import address
-from pytest_bninvariants.snapshot.tensor_bytes import dense_values, join_key, join_values
+from pytest_bninvariants.snapshot.tensor_bytes import join_key, join_values
 from pytest_bninvariants.state_change.observation import Observation
+from pytest_bninvariants.state_change.value_patterns import has_initial_statistics, readable_values
 from pytest_bninvariants.state_change.witness import Witness
 from pytest_bninvariants.verdict import Hazard
 
@@ -114,7 +115,7 @@ def _statistics_hazards(observation: Observation) -> Iterator[Hazard]:
         ran = witness.was_called(layer)
         if not ran and f"{key}.running_mean" in ordinary and f"{key}.running_var" in ordinary:
             continue
-        mean, var = (_readable_values(layer, name) for name in STATISTICS)
+        mean, var = (readable_values(layer, name) for name in STATISTICS)
         if mean is None or var is None:
             continue
         name = before.selection.bn_names[key]
@@ -150,7 +151,7 @@ def _others_have_data(observation: Observation) -> bool:
     layers = [layer for layer in named if not recorder.activity_of(layer).normalised]
     for some in (layers[:1], layers[1:]):  # the first layer alone mostly decides
         for name, initial in zip(BN_STATE, (0, 1, 0), strict=True):
-            values = _joined(_readable_values(layer, name) for layer in some)
+            values = _joined(readable_values(layer, name) for layer in some)
             if any(bool((_ends(flat) != initial).any()) for flat in values):
                 return True
     return False
@@ -182,19 +183,10 @@ def _joined(tensors: Iterable[Tensor | None]) -> list[Tensor]:
     return list(map(join_values, groups.values()))
 
 
-def _readable_values(layer: nn.Module | None, name: str) -> Tensor | None:
-    """Return one of a layer's tensors, if its values can be read."""
-    buffers = {} if layer is None else layer._buffers  # first, since getattr of a module is slow
-    value = buffers[name] if name in buffers else getattr(layer, name, None)
-    return dense_values(value) if isinstance(value, Tensor) else None
-
-
 def _is_initial(layer: nn.Module | None) -> bool:
     """Tell whether a layer has the statistics of a new one."""
-    mean, var, counter = (_readable_values(layer, name) for name in BN_STATE)
-    counted = counter is not None and bool(counter.any())
-    fresh = mean is not None and var is not None and not mean.any() and bool((var == 1).all())
-    return fresh and not counted
+    counter = readable_values(layer, "num_batches_tracked")
+    return has_initial_statistics(layer) and (counter is None or not counter.any())
 
 
 def _trains(layer: nn.Module | None) -> bool:
@@ -205,7 +197,7 @@ def _trains(layer: nn.Module | None) -> bool:
 
 def _should_be_loaded(layer: nn.Module | None, witness: Witness) -> bool:
     """Tell whether a layer's weight came from a checkpoint, or can come only from one."""
-    weight = _readable_values(layer, "weight")
+    weight = readable_values(layer, "weight")
     if weight is None or layer is None or id(weight) in witness.stepped_parameters:
         return False
     ends = _ends(weight.flatten())

@@ -13,6 +13,7 @@ from pytest_bninvariants.frames import place_of
 from pytest_bninvariants.instrumentation.call_sites import ModeHistory, place_of_outermost_call
 from pytest_bninvariants.instrumentation.observer_api import ForwardKind
 from pytest_bninvariants.selection.bn_layers import (
+    BN_STATE,
     has_known_forward,
     is_bn_layer,
     uses_batch_statistics,
@@ -42,6 +43,7 @@ class LayerActivity(ModeHistory):
         function: the function of torch that this code called.
         without_statistics: how many of `batches` it normalised in eval, for it had no statistics.
         shared_with: a layer that normalised batches and whose statistics share its memory.
+        shared: the names of the statistics that share it.
         recomputed: how many of `batches` it normalised inside a backward.
         ran_at: the line of the outermost call that led to its first such forward.
     """
@@ -56,6 +58,7 @@ class LayerActivity(ModeHistory):
     function: str = ""
     without_statistics: int = 0
     shared_with: str = ""
+    shared: tuple[str, ...] = ()
     recomputed: int = 0
     ran_at: Place | None = None
 
@@ -198,14 +201,31 @@ class ActivityRecorder:
                 pairs.append((state, layer))
         return group_by_address(pairs)
 
+    @cached_property
+    def _by_statistic(self) -> dict[str, dict[int, list[nn.Module]]]:
+        """Return, by a statistic's name, the watched BN layers by its address before the step."""
+        tensors = self._selection.names.tensors.by_key
+        layers = [(key, m) for key, m in self._selection.modules.items() if is_bn_layer(m)]
+        return {
+            name: group_by_address((tensors.get(join(key, name)), m) for key, m in layers)
+            for name in BN_STATE
+        }
+
     def _note_shared_memory(self, layer: nn.Module) -> None:
         """Note which watched layers share the statistics that an unwatched layer updates."""
-        mean = getattr(layer, "running_mean", None)
-        for watched in self.layers_with(mean) if isinstance(mean, Tensor) else ():
-            activity = self._entry(watched)
-            if not activity.shared_with:
-                activity.shared_with = self._describe(layer)
-                activity.ran_at = activity.ran_at or place_of_outermost_call(sys._getframe(2))
+        for name in BN_STATE:
+            statistic = getattr(layer, name, None)
+            for watched in self._layers_with(name, statistic):
+                activity = self._entry(watched)
+                if name not in activity.shared:
+                    activity.shared += (name,)
+                    activity.shared_with = activity.shared_with or self._describe(layer)
+                    activity.ran_at = activity.ran_at or place_of_outermost_call(sys._getframe(2))
+
+    def _layers_with(self, name: str, statistic: object) -> list[nn.Module]:
+        """Return the watched BN layers whose statistic of this name had this memory before."""
+        start = address(statistic) if isinstance(statistic, Tensor) else 0
+        return self._by_statistic[name].get(start, [])
 
     def _describe(self, layer: nn.Module) -> str:
         named = self._selection.names.modules.items()

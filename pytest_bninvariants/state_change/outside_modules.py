@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.jit import ScriptModule
 
 from pytest_bninvariants.instrumentation.call_sites import place_of_outermost_call
 from pytest_bninvariants.selection.walk import named_modules, own_tensors
 from pytest_bninvariants.snapshot.addresses import address, addresses
 from pytest_bninvariants.state_change.module_map import ModuleMap
 from pytest_bninvariants.verdict import Place
+
+_GRAPHS = (ScriptModule, GraphModule)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutsideRun:
+    """The first run of a module outside a model that shares memory with it.
+
+    Args:
+        name: the module, for use in a sentence.
+        place: the line of the outermost call that led to it.
+        is_graph: whether it is, or has, a traced, scripted or exported copy of code.
+    """
+
+    name: str
+    place: Place | None
+    is_graph: bool
 
 
 class OutsideModules:
@@ -26,7 +46,7 @@ class OutsideModules:
         self._modules = modules
         self._tensors = tensors
         self._known: ModuleMap[None] = ModuleMap()
-        self._ran_at: dict[int, Place] = {}
+        self._runs: dict[int, OutsideRun] = {}
 
     @cached_property
     def memory(self) -> set[int]:
@@ -40,10 +60,15 @@ class OutsideModules:
         self._known.add(module, None)
         outside = [m for _, m in named_modules(module) if id(m) not in self._modules]
         memory = addresses(tensor for each in outside for _, _, tensor in own_tensors(each))
-        place = place_of_outermost_call(sys._getframe(1))
-        if place is not None:
-            self._ran_at = dict.fromkeys(memory & self.memory, place) | self._ran_at
+        shared = memory & self.memory
+        if shared:
+            run = OutsideRun(
+                name=f"a {type(module).__name__} outside the model",
+                place=place_of_outermost_call(sys._getframe(1)),
+                is_graph=any(isinstance(each, _GRAPHS) for each in outside),
+            )
+            self._runs = dict.fromkeys(shared, run) | self._runs
 
-    def ran_at(self, tensor: Tensor) -> Place | None:
-        """Return where the first module ran that shares a tensor's memory."""
-        return self._ran_at.get(address(tensor))
+    def run_of(self, tensor: Tensor) -> OutsideRun | None:
+        """Return the first run of a module that shares a tensor's memory."""
+        return self._runs.get(address(tensor))

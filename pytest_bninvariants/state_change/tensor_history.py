@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pytest_bninvariants.frames import place_of
+from pytest_bninvariants.instrumentation.call_sites import place_of_grad_call
 from pytest_bninvariants.instrumentation.observer_api import AfterCall
 from pytest_bninvariants.instrumentation.optimizers import (
     Gradient,
@@ -69,12 +70,14 @@ class TensorHistory:
         step: the first step that moved it with a gradient, or else the first that moved it.
         loaded_at: where a load moved it first.
         exchanged_at: where a collective moved it first.
+        switched_on_at: where its requires_grad was switched on last.
     """
 
     holder: str = ""
     step: OptimizerStep | None = None
     loaded_at: Place | None = None
     exchanged_at: Place | None = None
+    switched_on_at: Place | None = None
 
 
 _UNTOUCHED = TensorHistory()
@@ -152,6 +155,11 @@ class OperationLog:
     @cached_property
     def _by_address(self) -> dict[int, list[Tensor]]:
         return group_by_address((tensor, tensor) for tensor in self._followed.values())
+
+    def saw_switched_on(self, tensor: Tensor, frame: FrameType) -> None:
+        """Note that a frame switches on a tensor's requires_grad."""
+        if id(tensor) in self._followed:
+            self._entry(tensor).switched_on_at = place_of_grad_call(frame, tensor, True)
 
     def before_load(self, module: nn.Module, frame: FrameType | None) -> AfterCall | None:
         """Look at what a module holds; return a function that looks again after the load."""

@@ -1,14 +1,16 @@
-"""Recognise how a tensor's values moved: shrunk by one factor, or rounded to another dtype."""
+"""Recognise how values moved: shrunk, rounded to another dtype, or set as in a new layer."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pytest_bninvariants.selection.bn_layers import STATISTICS
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor, TensorSpec
 from pytest_bninvariants.snapshot.tensor_bytes import (
     READ_ERRORS,
     as_bytes,
+    dense_values,
     parts,
     same_bytes,
 )
@@ -72,3 +74,38 @@ def casts_of(kept: KeptTensor, tensor: Tensor) -> frozenset[str]:
     except READ_ERRORS:  # dtypes that torch only stores
         return frozenset()
     return frozenset(name for name, each in rounded.items() if same_bytes(each, now))
+
+
+_INITIAL = {
+    "running_mean": 0,
+    "running_var": 1,
+    "num_batches_tracked": 0,
+    "weight": 1,
+    "bias": 0,
+}
+
+
+def has_initial_values(tensor: Tensor, name: str) -> bool:
+    """Tell whether a BN layer's tensor has the values that it has in a new layer.
+
+    Args:
+        tensor: the tensor.
+        name: its name in the layer.
+    """
+    values = dense_values(tensor) if name in _INITIAL else None
+    return values is not None and bool((values == _INITIAL[name]).all())
+
+
+def has_initial_statistics(layer: nn.Module | None) -> bool:
+    """Tell whether a layer has the running mean and variance of a new one."""
+    mean, var = (readable_values(layer, name) for name in STATISTICS)
+    if mean is None or var is None:
+        return False
+    return not mean.any() and bool((var == 1).all())
+
+
+def readable_values(layer: nn.Module | None, name: str) -> Tensor | None:
+    """Return one of a layer's tensors, if its values can be read."""
+    buffers = {} if layer is None else layer._buffers  # first, since getattr of a module is slow
+    value = buffers[name] if name in buffers else getattr(layer, name, None)
+    return dense_values(value) if isinstance(value, Tensor) else None

@@ -15,6 +15,7 @@ from pytest_bninvariants.instrumentation.observer_api import AfterCall, ForwardK
 from pytest_bninvariants.instrumentation.optimizers import held_by
 from pytest_bninvariants.instrumentation.own_loads import OwnLoads
 from pytest_bninvariants.selection.bn_layers import is_compiled
+from pytest_bninvariants.selection.own_forward import OwnForward, own_forward_of
 from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.state_change.layer_activity import ActivityRecorder, LayerActivity
 from pytest_bninvariants.state_change.outside_modules import OutsideModules
@@ -46,7 +47,8 @@ class Witness(Watcher):
         self.runs = RunDetector(model, selection, scripted, self.outside)
         self.stepped_parameters: set[int] = set()
         """Ids of the parameters of all optimizers that stepped."""
-        self._called: set[int] = set()
+        self._called_in_training: set[int] = set()
+        self._called_in_eval: set[int] = set()
 
     @skipped_by_dynamo
     def ignores(self, module: nn.Module) -> bool:
@@ -55,7 +57,7 @@ class Witness(Watcher):
 
     def saw_forward(self, module: nn.Module) -> None:
         """Note that a module is about to run."""
-        self._called.add(id(module))
+        (self._called_in_training if module.training else self._called_in_eval).add(id(module))
         self.outside.saw_forward(module)
         if not self.runs.forward_ran:
             self.runs.saw_forward(module)
@@ -83,6 +85,11 @@ class Witness(Watcher):
         """Note that a module is about to be put in training mode."""
         if training:
             self.layers.saw_training_set(module, frame)
+
+    def saw_requires_grad_set(self, tensor: Tensor, requires: bool, frame: FrameType) -> None:
+        """Note that a parameter's requires_grad is about to be switched on."""
+        if requires and not tensor.requires_grad:
+            self.operations.saw_switched_on(tensor, frame)
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
@@ -113,7 +120,13 @@ class Witness(Watcher):
 
     def was_called(self, module: nn.Module | None) -> bool:
         """Tell whether a module was called in eager code."""
-        return id(module) in self._called
+        return id(module) in self._called_in_training or id(module) in self._called_in_eval
+
+    def own_forward_of(self, module: nn.Module | None) -> OwnForward | None:
+        """Return what a module's own forward may have written, if it was called in eager code."""
+        if module is None or not self.was_called(module):
+            return None
+        return own_forward_of(module, in_training=id(module) in self._called_in_training)
 
     def used_batch_statistics(self, activity: LayerActivity) -> bool:
         """Tell whether a layer used batch statistics; in compiled code, its mode decides."""

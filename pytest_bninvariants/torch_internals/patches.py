@@ -162,6 +162,29 @@ class CodeSwap:
         vars(self._function).pop("__wrapped__", None)
 
 
+class Shadow:
+    """Shadow an attribute that a class inherits, for a while.
+
+    Args:
+        owner: the class.
+        name: the attribute's name.
+        value: what the class has under this name meanwhile.
+    """
+
+    def __init__(self, owner: type, name: str, value: object) -> None:
+        self._owner, self._name, self._value = owner, name, value
+
+    def install(self) -> None:
+        """Shadow the attribute, unless the class has one of its own."""
+        if self._name not in vars(self._owner):
+            setattr(self._owner, self._name, self._value)
+
+    def remove(self) -> None:
+        """Let the class inherit the attribute again."""
+        if vars(self._owner).get(self._name) is self._value:
+            delattr(self._owner, self._name)
+
+
 def wrap_method(owner: type, name: str, make: MakeWrapper) -> Patch | CodeSwap:
     """Return what wraps one of torch's methods.
 
@@ -205,9 +228,9 @@ class Patches:
         patches: the patches.
     """
 
-    def __init__(self, *patches: Patch | CodeSwap) -> None:
+    def __init__(self, *patches: Patch | CodeSwap | Shadow) -> None:
         self._patches = patches
-        self._installed: list[Patch | CodeSwap] = []
+        self._installed: list[Patch | CodeSwap | Shadow] = []
 
     def install(self) -> None:
         """Install all of them, unless they are installed."""

@@ -13,6 +13,7 @@ from pytest_bninvariants.diagnosis.wording import (
     one_or_many,
     span,
 )
+from pytest_bninvariants.selection.bn_layers import STATISTICS
 from pytest_bninvariants.state_change.evidence import (
     ChangeEvidence,
     LayerEvidence,
@@ -28,6 +29,10 @@ def _put_in_training(evidence: ChangeEvidence) -> Place | None:
 
 def _ran_at(evidence: ChangeEvidence) -> Place | None:
     return evidence.layer.activity.ran_at
+
+
+def _ran_outside_at(evidence: ChangeEvidence) -> Place | None:
+    return None if evidence.ran_outside is None else evidence.ran_outside.place
 
 
 def _lacks_statistics(evidence: ChangeEvidence) -> bool:
@@ -181,21 +186,39 @@ def _in_backward(layers: list[LayerEvidence]) -> str:
 
 
 def _is_shared(evidence: ChangeEvidence) -> bool:
-    return evidence.change.of_statistics and bool(evidence.layer.activity.shared_with)
+    return evidence.change.name.rpartition(".")[2] in evidence.layer.activity.shared
 
 
 def _explain_shared(evidence: list[ChangeEvidence]) -> tuple[str, str]:
-    names, layers = name_list(names_of(evidence)), layers_of(evidence)
-    others = name_list(list(dict.fromkeys(layer.activity.shared_with for layer in layers)))
+    others = list(dict.fromkeys(layer.activity.shared_with for layer in layers_of(evidence)))
     return (
-        f"statistics of {names} are the same memory as those of {others}, which normalised with "
-        "batch statistics",
+        f"{_same_memory(evidence, name_list(others))}, which normalised with batch statistics",
         give_own_memory("each model", "its"),
     )
 
 
+def _same_memory(evidence: list[ChangeEvidence], others: str) -> str:
+    """Return a clause that says which statistics share memory with those of others."""
+    listed, tensors = name_list(names_of(evidence)), [each.change.name for each in evidence]
+    if {name.rpartition(".")[2] for name in tensors} >= set(STATISTICS):
+        return f"statistics of {listed} are the same memory as those of {others}"
+    it_is = one_or_many(tensors, "is the same memory as that", "are the same memory as those")
+    return f"{name_list(tensors)} {it_is} of {others}"
+
+
 def _ran_outside(evidence: ChangeEvidence) -> bool:
     return evidence.change.of_statistics and evidence.ran_outside is not None
+
+
+def _ran_as_graph(evidence: ChangeEvidence) -> bool:
+    run = evidence.ran_outside
+    return _ran_outside(evidence) and run is not None and run.is_graph
+
+
+def _explain_alias(evidence: list[ChangeEvidence]) -> tuple[str, str]:
+    run = evidence[0].ran_outside
+    assert run is not None
+    return f"{_same_memory(evidence, run.name)}, which ran", give_own_memory("each model", "its")
 
 
 def _explain_outside(evidence: list[ChangeEvidence]) -> tuple[str, str]:
@@ -258,10 +281,17 @@ UPDATE_OF_SHARED: Rule[ChangeEvidence] = Rule(
     place=_ran_at,
     did="run by",
 )
-UPDATE_OUTSIDE: Rule[ChangeEvidence] = Rule(
+UPDATE_IN_GRAPH: Rule[ChangeEvidence] = Rule(
+    cause="update-in-eval",
+    applies=_ran_as_graph,
+    explain=_explain_outside,
+    place=_ran_outside_at,
+    did="run by",
+)
+UPDATE_OF_ALIAS: Rule[ChangeEvidence] = Rule(
     cause="update-in-eval",
     applies=_ran_outside,
-    explain=_explain_outside,
-    place=lambda evidence: evidence.ran_outside,
+    explain=_explain_alias,
+    place=_ran_outside_at,
     did="run by",
 )

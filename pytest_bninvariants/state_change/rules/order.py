@@ -6,15 +6,18 @@ from collections.abc import Iterable
 
 from pytest_bninvariants.diagnosis.rule import Rule, explain
 from pytest_bninvariants.state_change.evidence import ChangeEvidence, names_of
-from pytest_bninvariants.state_change.rules import forward, own_load, write
+from pytest_bninvariants.state_change.rules import forward, own_code, own_load, write
 from pytest_bninvariants.verdict import Cause
 
 _MOVED: tuple[Rule[ChangeEvidence], ...] = (
     forward.NO_STORED_STATISTICS,
     write.LOADED,
     write.BROADCAST,
+    own_code.RESET,
+    own_code.BOUND_BY_FORWARD,
     write.REPLACED,
     write.EPS_SET,
+    write.STEP_AFTER_SWITCH,
     write.GRADIENT_STEP,
     write.WEIGHT_DECAY,
     write.STALE_MOMENTUM,
@@ -24,7 +27,9 @@ _MOVED: tuple[Rule[ChangeEvidence], ...] = (
     forward.MODE_FLIP,
     forward.TRAINING_MODE,
     forward.UPDATE_OF_SHARED,
-    forward.UPDATE_OUTSIDE,
+    forward.UPDATE_IN_GRAPH,
+    forward.UPDATE_OF_ALIAS,
+    own_code.WRITTEN_BY_FORWARD,
     write.IN_PLACE,
 )
 """What moved a tensor, most specific first: the first rule that applies explains a change."""

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pytest_bninvariants.diagnosis.rule import Rule
-from pytest_bninvariants.diagnosis.wording import clauses, give_own_memory, name_list, one_or_many
+from pytest_bninvariants.diagnosis.wording import (
+    clauses,
+    give_own_memory,
+    name_list,
+    name_the_writer,
+    one_or_many,
+)
 from pytest_bninvariants.state_change.evidence import (
     IDENTITY,
     ChangeEvidence,
     LayerEvidence,
     layers_of,
 )
+from pytest_bninvariants.state_change.rules.own_code import NOT_BY
 from pytest_bninvariants.state_change.tensor_history import OptimizerStep
 from pytest_bninvariants.verdict import Place
 
@@ -123,20 +130,22 @@ def _explain_untied(evidence: list[ChangeEvidence]) -> tuple[str, str]:
             f"{why}; the optimizer holds {held} with the same memory",
             give_own_memory(names, _its(evidence)),
         )
-    if all(each.requires_gradient and not each.required_gradient for each in evidence):
-        why += "; requires_grad was switched on during the step"
-    elif any(each.requires_gradient for each in evidence):
-        why += "; requires_grad is True"
-    else:
+    if all(_was_switched_on(each) for each in evidence):
         return (
-            f"{why}; requires_grad is False, but an optimizer only looks at .grad",
-            f"set .grad = None on {names} when freezing, or leave {_it(evidence)} out of the "
-            "optimizer",
+            f"{why}; requires_grad was switched on during the step",
+            f"leave {names} out where requires_grad is switched on, and out of the optimizer",
         )
-    return (
-        why,
-        f"call requires_grad_(False) on {names}, and leave {_it(evidence)} out of the optimizer",
-    )
+    leave = f"leave {_it(evidence)} out of the optimizer"
+    if any(each.requires_gradient for each in evidence):
+        why += "; requires_grad is True"
+        return why, f"call requires_grad_(False) on {names}, and {leave}"
+    why += "; requires_grad is False, but an optimizer only looks at .grad"
+    return why, f"set .grad = None on {names} when freezing, or {leave}"
+
+
+def _was_switched_on(evidence: ChangeEvidence) -> bool:
+    now = evidence.requires_gradient or evidence.history.switched_on_at is not None
+    return now and not evidence.required_gradient
 
 
 def _decays(evidence: ChangeEvidence) -> bool:
@@ -194,19 +203,17 @@ def _explain_in_place(evidence: list[ChangeEvidence]) -> tuple[str, str]:
             "and neither its moments nor its weight decay explain that",
             f"leave {_it(evidence)} out of the optimizer",
         )
-    why = f"{names} {_was(evidence)} written to by something other than an optimizer step, a "
-    why += "checkpoint load, a collective or a normalisation seen here"
-    buffers = [each for each in evidence if each.is_buffer]
-    ran = [layer.name for layer in layers_of(buffers) if layer.ran]
-    if ran:
-        why += f"; the forward of {name_list(ran)} ran, and may have done so"
+    why = f"{names} {_was(evidence)} {NOT_BY}"
     holder = evidence[0].history.holder
     if holder:
         why += f"; {holder} holds {_it(evidence)} and stepped without moving {_it(evidence)}, but "
         why += "an optimizer that wraps it may have"
     if evidence[0].compiled_code_ran:
         why += "; compiled code ran, whose writes are not seen"
-    return why, "run this test with --bn-trace, which names the operator and the line"
+    outside = evidence[0].ran_outside
+    if outside is not None:
+        why += f"; {outside.name} has the same memory, and ran"
+    return why, name_the_writer()
 
 
 def _explain_eps(evidence: list[ChangeEvidence]) -> tuple[str, str]:
@@ -271,6 +278,17 @@ EPS_SET: Rule[ChangeEvidence] = Rule(
     cause="eps-set",
     applies=lambda evidence: evidence.change.kind == "eps",
     explain=_explain_eps,
+)
+STEP_AFTER_SWITCH: Rule[ChangeEvidence] = Rule(
+    cause="gradient-step",
+    applies=lambda evidence: (
+        _has_gradient(evidence)
+        and not evidence.required_gradient
+        and evidence.history.switched_on_at is not None
+    ),
+    explain=_explain_gradient,
+    place=lambda evidence: evidence.history.switched_on_at,
+    did="switched on by",
 )
 GRADIENT_STEP: Rule[ChangeEvidence] = Rule(
     cause="gradient-step",
