@@ -117,7 +117,7 @@ def devices(*names: str) -> st.SearchStrategy[str]:
         >>> find(devices("cpu"), lambda device: True)
         'cpu'
     """
-    from pytest_bninvariants.option_values import DEVICES, resolve_devices
+    from pytest_bninvariants.devices import DEVICES, resolve_devices
 
     for name in names:
         if not isinstance(name, str):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_bninvariants.devices import device_module
 from pytest_bninvariants.selection.walk import all_tensors
 
 
@@ -23,8 +24,8 @@ class RngStates:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        devices = {t.device for t in all_tensors(model)}
-        self._devices = [device for device in devices if device.type in ("cuda", "xpu", "mps")]
+        devices = {t.device for t in all_tensors(model) if t.device.type != "cpu"}
+        self._devices = [d for d in devices if hasattr(device_module(d.type), "get_rng_state")]
         self._states = self._now()
 
     def moved(self) -> bool:
@@ -40,12 +41,12 @@ class RngStates:
             sys.modules["numpy.random"].set_state(numpy_state)
         torch.set_rng_state(torch_state)
         for device, state in zip(self._devices, device_states, strict=True):
-            _backend(device).set_rng_state(state, *_index(device))
+            device_module(device.type).set_rng_state(state, *_index(device))
 
     def _now(self) -> list[Any]:
         numpy = sys.modules.get("numpy.random")
         numpy_state = None if numpy is None else numpy.get_state()
-        device_states = [_backend(d).get_rng_state(*_index(d)) for d in self._devices]
+        device_states = [device_module(d.type).get_rng_state(*_index(d)) for d in self._devices]
         return [random.getstate(), numpy_state, torch.get_rng_state(), *device_states]
 
 
@@ -63,9 +64,6 @@ def _bytes(state: Any) -> bytes:
     return bytes(state.tolist()) if isinstance(state, torch.Tensor) else pickle.dumps(state)
 
 
-def _backend(device: torch.device) -> Any:
-    return getattr(torch, device.type)
-
-
 def _index(device: torch.device) -> tuple[torch.device, ...]:
+    # torch.mps has one device, and its functions take no argument
     return () if device.type == "mps" else (device,)

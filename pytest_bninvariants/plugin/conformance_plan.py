@@ -134,10 +134,8 @@ def _checks(laws: list[Law], subjects: list[LayerUnderTest], settings: Settings)
     for device, law, subject in product(settings.run.devices, slowest_first, subjects):
         if not law.ranks(subject.dims):
             continue
-        for dtype in law.dtypes:
-            wanted = not settings.bn_dtypes or dtype in settings.bn_dtypes
-            if wanted and (device, dtype) != ("mps", "float64"):  # MPS has no float64
-                yield Check(law, subject, dtype, device, settings.bn_examples)
+        for dtype in law.dtypes_on(device, settings.bn_dtypes or None):
+            yield Check(law, subject, dtype, device, settings.bn_examples)
 
 
 def _read_xfails(file: str | None, ids: list[str]) -> Iterator[tuple[str, str]]:

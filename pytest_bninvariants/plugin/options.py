@@ -86,7 +86,7 @@ def _read_devices(given: list[str] | None, by_ini: list[str]) -> tuple[str, ...]
     names, option = (given, "--bn-device") if given else (by_ini, "bn_device")
     if not names:
         return ("cpu",)
-    from pytest_bninvariants.option_values import resolve_devices
+    from pytest_bninvariants.devices import resolve_devices
 
     try:
         return resolve_devices(names, option)
@@ -210,7 +210,8 @@ def add_options(parser: pytest.Parser) -> None:
         default=None,
         metavar="DEVICE",
         help="run tests that use the `bn_device` fixture on DEVICE: cpu (the default), cuda, "
-        "cuda:N, mps, xpu, auto (the best there is) or all (each kind there is); repeatable",
+        "or any other kind of device that torch has, alone or with a number, as in cuda:1, or auto "
+        "(the best there is) or all (each kind there is); repeatable",
     )
     group.addoption(
         "--bn-trace",

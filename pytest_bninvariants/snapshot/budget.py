@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pytest_bninvariants import run_config
+from pytest_bninvariants.devices import device_module
 
 # A snapshot may take a quarter of the free bytes. The rest is for the user's step: gradients and an
 # optimizer's moments take two or three times as much as the parameters.
@@ -39,10 +41,22 @@ def _free_on(device: torch.device) -> int | None:
         return min(
             (n for n in (_free_in_machine(), _free_in_group()) if n is not None), default=None
         )
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + cached
+    module = device_module(device.type)
+    if hasattr(module, "mem_get_info"):
+        return int(module.mem_get_info(device)[0]) + _cached_on(device, module)
     return None
+
+
+def _cached_on(device: torch.device, module: Any) -> int:
+    """Return how many free bytes an allocator keeps for itself; 0 if it keeps no statistics.
+
+    One that is plugged in, such as RMM's, refuses to give statistics:
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#using-custom-memory-allocators-for-cuda
+    """
+    try:
+        return int(module.memory_reserved(device) - module.memory_allocated(device))
+    except (AttributeError, RuntimeError):
+        return 0
 
 
 def _free_in_machine() -> int | None:

@@ -302,6 +302,12 @@ _schema: object = find(
     without="any argument may be written to",
     default=None,
 )
+added_kind: Callable[[], str] = find(
+    "torch._C:_get_privateuse1_backend_name",
+    used_for="finding the kind of device that a package added to torch, such as npu",
+    without="auto and all do not find it; --bn-device takes its name",
+    default=lambda: "privateuseone",
+)
 xpu_is_compiled: Callable[[], bool] = find(
     "torch.xpu:_is_compiled",
     used_for="saying that torch is built without XPU support, rather than that there is no device",

@@ -135,15 +135,15 @@ def assert_bn_conforms(
     """
     subject = LayerUnderTest.from_factory(factory, rank=rank, keywords=keywords, device=device)
     wanted = [law for law in choose_laws(_names("laws", laws)) if law.ranks(subject.dims)]
-    allowed = DTYPES if dtypes is None else _names("dtypes", dtypes)
-    for name in allowed:
+    wanted_dtypes = None if dtypes is None else _names("dtypes", dtypes)
+    for name in wanted_dtypes or ():
         if name not in DTYPES:
             raise ValueError(f"dtype {name!r} is unknown; accepted: {', '.join(DTYPES)}")
     effort = count_cases("examples=", examples)
     broken: list[LawBroken] = []
     count = 0
     for law in wanted:
-        for dtype in law.dtypes if dtypes is None else [n for n in allowed if n in law.dtypes]:
+        for dtype in law.dtypes_on(str(device), wanted_dtypes):
             count += 1
             try:
                 check_law(law, subject, dtype=dtype, device=str(device), examples=effort)
@@ -151,7 +151,9 @@ def assert_bn_conforms(
                 broken.append(error)
                 break
     if not count:
-        raise GateError("no law is left to run in these dtypes, on a layer of these ranks")
+        raise GateError(
+            f"no law is left to run in these dtypes, on a layer of these ranks, on {device}"
+        )
     if broken:
         failure = _joined_failure(subject, broken, len(wanted))
         failure.__cause__ = failure.__context__ = None

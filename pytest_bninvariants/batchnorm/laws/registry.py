@@ -13,6 +13,7 @@ from hypothesis.strategies import SearchStrategy
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
 from pytest_bninvariants.batchnorm.strategies import bn_cases
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
+from pytest_bninvariants.devices import has_float64
 from pytest_bninvariants.option_values import DTYPES
 
 LAWS: dict[str, Law] = {}
@@ -51,6 +52,16 @@ class Law:
     def ranks(self, dims: Iterable[int]) -> tuple[int, ...]:
         """Return the ranks of a layer that it applies to; empty if there are none."""
         return tuple(rank for rank in dims if rank >= self.least_rank)
+
+    def dtypes_on(self, device: str, wanted: Iterable[str] | None = None) -> list[str]:
+        """Return the names of dtypes to check it in, among those that a device computes in.
+
+        Args:
+            device: the name of the device.
+            wanted: the names to choose from; None: all.
+        """
+        names = [name for name in self.dtypes if wanted is None or name in wanted]
+        return [name for name in names if name != "float64" or has_float64(device)]
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pytest_bninvariants import option_values
+from pytest_bninvariants import devices as known_devices
 from tests.plugin.sessions import Sessions
 
 STEP = """
@@ -107,7 +107,7 @@ def test_a_function_scoped_model_is_still_for_hypothesis_to_refuse(sessions: Ses
 def test_the_devices_of_the_run_reach_strategies_made_at_import(
     sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(option_values, "why_absent", lambda kind, index: None)
+    monkeypatch.setattr(known_devices, "why_absent", lambda kind, index: None)
     original = torch.Tensor.to
 
     def pretended(tensor: torch.Tensor, *args: object) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pytest_bninvariants import option_values
+from pytest_bninvariants import devices as known_devices
 from tests.plugin.sessions import Sessions
 
 TEST = """
@@ -14,7 +14,7 @@ TEST = """
         print("runs on", bn_device)
 """
 
-NONSENSE = ["tpu", "cuda:x", "cuda:-1", "cuda:", "CPU", "cpu:0", "mps:0", "meta", "gpu", ""]
+NONSENSE = ["tpu", "cuda:x", "cuda:-1", "cuda:", "CPU", "cpu:0", "meta", "gpu", ""]
 
 
 def absent() -> list[str]:
@@ -22,6 +22,9 @@ def absent() -> list[str]:
         "cuda": torch.cuda.is_available(),
         "cuda:7": torch.cuda.device_count() > 7,
         "mps": torch.backends.mps.is_available(),
+        "mps:1": False,
+        "hpu": hasattr(torch, "hpu"),
+        "privateuseone:1": False,
         "xpu": torch.xpu.is_available(),
     }
     return [name for name, is_there in there.items() if not is_there]
@@ -34,7 +37,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     def why_absent(kind: str, index: int) -> str | None:
         return None if (kind, index) in {("cuda", 0), ("cuda", 1), ("mps", 0)} else "not here"
 
-    monkeypatch.setattr(option_values, "why_absent", why_absent)
+    monkeypatch.setattr(known_devices, "why_absent", why_absent)
 
 
 def names_after(sessions: Sessions, *args: str) -> list[str]:
@@ -64,7 +67,9 @@ def test_auto_is_the_best_and_all_is_each_kind(sessions: Sessions, pretended: No
     assert names_after(sessions, "--bn-device=all", "--bn-device=auto") == everything
 
 
-@pytest.mark.skipif(absent() != ["cuda", "cuda:7", "mps", "xpu"], reason="has an accelerator")
+@pytest.mark.skipif(
+    not {"cuda", "mps", "xpu", "hpu"}.issubset(absent()), reason="has an accelerator"
+)
 def test_auto_and_all_are_cpu_where_there_is_nothing_else(sessions: Sessions) -> None:
     assert names_after(sessions, "--bn-device=auto") == ["test_it[cpu]"]
     assert names_after(sessions, "--bn-device=all") == ["test_it[cpu]"]
@@ -86,7 +91,7 @@ def test_a_device_that_is_not_there_is_a_usage_error_that_says_why(
 ) -> None:
     said = refused(sessions, device, way)
     assert f"{'bn_device' if way == 'ini' else '--bn-device'}={device}: " in said
-    reasons = ("built without", "finds no", "of this kind", "needs macOS")
+    reasons = ("built without", "finds no", "of this kind", "needs macOS", "has no module torch.")
     assert any(reason in said for reason in reasons), said
 
 
@@ -97,8 +102,7 @@ def test_what_is_no_device_is_a_usage_error_that_says_what_is_accepted(
 ) -> None:
     said = refused(sessions, device, way)
     assert said == (
-        f"ERROR: --bn-device={device}: there is no such device; accepted: cpu, cuda, cuda:N, "
-        "mps, xpu, auto (the best there is) or all (each kind there is)"
+        f"ERROR: --bn-device={device}: there is no such device; accepted: {known_devices.DEVICES}"
     )
 
 
@@ -122,6 +126,7 @@ def test_an_index_above_the_last_says_how_many_there_are(
 ) -> None:
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     said = refused(sessions, "cuda:2", "option")
     assert said == "ERROR: --bn-device=cuda:2: there are 2 devices of this kind, cuda:0 to cuda:1"
 
@@ -132,7 +137,7 @@ def test_devices_are_not_asked_for_where_only_cpu_is_wanted(
     def never(kind: str, index: int) -> str | None:
         raise RuntimeError("asked")
 
-    monkeypatch.setattr(option_values, "why_absent", never)
+    monkeypatch.setattr(known_devices, "why_absent", never)
     assert names_after(sessions, "--bn-device=cpu") == ["test_it[cpu]"]
 
 
