@@ -79,7 +79,7 @@ class Batch:
     def values(self) -> Tensor:
         """Return its values in float64."""
         x = _draw_normal(self.seed, *self.shape)
-        c = torch.arange(self.shape[1]).view(-1, *[1] * (len(self.shape) - 2))
+        c = torch.arange(self.shape[1], device="cpu").view(-1, *[1] * (len(self.shape) - 2))
         x = (x + self.kappa * (1 - c % 2 * 2)) * self.sigma / 2 ** (c % 3)
         return x.relu() if self.rectified else x
 
@@ -111,7 +111,7 @@ class Batch:
 
 def _draw_normal(seed: int, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

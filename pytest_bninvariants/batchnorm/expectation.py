@@ -51,7 +51,7 @@ class ReferenceTwin:
     def __init__(self, reference: ReferenceBatchNorm, arithmetic: Arithmetic) -> None:
         self.reference = reference
         self.arithmetic = arithmetic
-        exact = torch.zeros(reference.num_features, dtype=torch.float64)
+        exact = torch.zeros(reference.num_features, dtype=torch.float64, device="cpu")
         self._state_errors = Statistics(exact, exact)
 
     @property
@@ -87,7 +87,7 @@ class ReferenceTwin:
         errors = self._state_errors
         if from_batch:
             errors = statistics_bounds(values, statistics, depth, self.arithmetic)
-        ones = torch.ones(bn.num_features, dtype=torch.float64)
+        ones = torch.ones(bn.num_features, dtype=torch.float64, device="cpu")
         return Normalisation(
             values=values,
             statistics=statistics,

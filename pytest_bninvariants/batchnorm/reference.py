@@ -44,7 +44,7 @@ class BatchNormGradients(NamedTuple):
 
 def rows(x: Tensor) -> Tensor:
     """Return a batch (N, C, *) as float64 rows (C, n) on the CPU, differentiably."""
-    return x.to("cpu", torch.float64).transpose(0, 1).flatten(1)
+    return x.to("cpu").to(torch.float64).transpose(0, 1).flatten(1)
 
 
 def unrows(values: Tensor, shape: torch.Size) -> Tensor:
@@ -145,14 +145,16 @@ class ReferenceBatchNorm(nn.Module):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         zeros, ones = (
-            torch.full((num_features,), value, dtype=torch.float64) for value in (0.0, 1.0)
+            torch.full((num_features,), value, dtype=torch.float64, device="cpu")
+            for value in (0.0, 1.0)
         )
         self.register_parameter("weight", nn.Parameter(ones.clone()) if affine else None)
         self.register_parameter("bias", nn.Parameter(zeros.clone()) if affine and bias else None)
         tracked = track_running_stats
         self.register_buffer("running_mean", zeros if tracked else None)
         self.register_buffer("running_var", ones if tracked else None)
-        self.register_buffer("num_batches_tracked", torch.tensor(0) if tracked else None)
+        counter = torch.tensor(0, device="cpu")
+        self.register_buffer("num_batches_tracked", counter if tracked else None)
 
     @property
     def uses_batch_statistics(self) -> bool:
@@ -240,7 +242,8 @@ class ReferenceBatchNorm(nn.Module):
         if grad.shape != x.shape:
             raise ValueError(f"grad has shape {tuple(grad.shape)}, the input {tuple(x.shape)}")
         values, g = rows(x), rows(grad)
-        weight = torch.ones(self.num_features).double() if self.weight is None else self.weight
+        ones = torch.ones(self.num_features, dtype=torch.float64, device="cpu")
+        weight = ones if self.weight is None else self.weight
         of_input, of_weight, of_bias = gradients_of(
             values, g, self.statistics(values), self.eps, weight, self.uses_batch_statistics
         )

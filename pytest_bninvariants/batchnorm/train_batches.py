@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
@@ -68,12 +68,12 @@ class TrainBatch(_InputsAndTargets):
         """
         generator = torch.Generator().manual_seed(seed)
         torch_dtype, targets_shape = getattr(torch, dtype), (shape[0], *target_shape)
-        inputs = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+        drawn: dict[str, Any] = {"generator": generator, "device": "cpu"}
+        inputs = torch.randn(tuple(shape), dtype=torch.float64, **drawn)
         if classes is None:
-            targets = torch.randn(targets_shape, generator=generator, dtype=torch.float64)
-            targets = targets.to(torch_dtype)
+            targets = torch.randn(targets_shape, dtype=torch.float64, **drawn).to(torch_dtype)
         else:
-            targets = torch.randint(classes, targets_shape, generator=generator)
+            targets = torch.randint(classes, targets_shape, **drawn)
         batch = cls(inputs.to(torch_dtype).to(device), targets.to(device))
         options: dict[str, object] = {} if classes is None else {"classes": classes}
         options |= {"target_shape": tuple(target_shape)} if target_shape else {}

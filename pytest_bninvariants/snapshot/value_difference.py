@@ -20,17 +20,18 @@ def describe_difference(
         shape: their shape.
     """
     width = dtype.itemsize
+    old_bytes, new_bytes = old_bytes.cpu(), new_bytes.cpu()  # a device may be out of memory
     differs = (old_bytes.view(-1, width) != new_bytes.view(-1, width)).any(1)
-    old, new = (flat.view(dtype).cpu() for flat in (old_bytes, new_bytes))
+    old, new = old_bytes.view(dtype), new_bytes.view(dtype)
     try:
         distance = _distance(old, new)
     except (RuntimeError, NotImplementedError):  # dtypes that torch only stores, e.g. bits8
         return f"{int(differs.sum())} of {differs.numel()} values"
     if shape == ():
         return arrow(_number(old[0]), _number(new[0]))
-    distance = torch.where(differs.cpu(), distance, -1.0).nan_to_num(nan=math.inf, posinf=math.inf)
+    distance = torch.where(differs, distance, -1.0).nan_to_num(nan=math.inf, posinf=math.inf)
     worst = int(distance.argmax())
-    at = [int(i) for i in torch.unravel_index(torch.tensor(worst), shape)]
+    at = [int(i) for i in torch.unravel_index(torch.tensor(worst, device="cpu"), shape)]
     size = f", max |d| {distance[worst].item():.1e}" if math.isfinite(distance[worst]) else ""
     pair = arrow(_number(old[worst]), _number(new[worst]))
     return f"{int(differs.sum())} of {differs.numel()} values{size} at {at}: {pair}"

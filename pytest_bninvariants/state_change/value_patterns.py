@@ -17,9 +17,10 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
 
 
 def _float_bytes(kept: KeptTensor, tensor: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the bytes of a tensor's floats before and now.
+    """Return the bytes of a tensor's floats before and now, on the host.
 
-    Return None if they are not floats in order, or if the dtype, shape or layout changed.
+    A device may lack memory or float64. Return None if they are not floats in order, or if the
+    dtype, shape or layout changed.
     """
     old = kept.value_bytes
     if (
@@ -29,10 +30,10 @@ def _float_bytes(kept: KeptTensor, tensor: Tensor) -> tuple[Tensor, Tensor] | No
     ):
         return None
     try:
-        now = [as_bytes(part).to(old.device) for part in parts(tensor)]
+        now = [as_bytes(part).cpu() for part in parts(tensor)]
     except READ_ERRORS:
         return None
-    return (old, now[0]) if [len(flat) for flat in now] == [len(old)] else None
+    return (old.cpu(), now[0]) if [len(flat) for flat in now] == [len(old)] else None
 
 
 def uniform_factor(kept: KeptTensor, tensor: Tensor) -> float | None:

@@ -143,7 +143,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"batch_sizes": [4, 0]}, r"a batch size must be a whole number >= 1, not 0 \(int\)"),
     ({"dtypes": ["int8"]}, r"dtype must be one of float64, .* not 'int8' \(str\)"),
     ({"dtypes": "float32"}, r"dtypes must be a non-empty list, not 'float32' \(str\)"),
-    ({"devices": ["tpu"]}, r"devices=tpu: there is no such device; accepted: cpu, cuda"),
+    ({"devices": ["tpu"]}, r"devices=tpu: there is no such device; accepted: cpu, auto"),
     ({"devices": "cpu"}, r"devices must be a non-empty list, not 'cpu' \(str\)"),
 ]
 

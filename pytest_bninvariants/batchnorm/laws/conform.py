@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -56,7 +56,11 @@ def check_law(
     @given(law.cases(dims=law.ranks(subject.dims), dtype=dtype, device=device))
     def run_cases(case: Case) -> None:
         case_tally = ComparisonTally()
-        with torch.enable_grad():  # a layer that switches it off does so for this case only
+        # new tensors of the layer go where the law runs, whatever torch.set_default_device says
+        with (
+            torch.enable_grad(),
+            _default_device(device),
+        ):  # a layer that switches it off does so for this case only
             law.check(LawTrial(law.name, law.statement, subject, case, case_tally), case)
         tally.add_case(case_tally)
 
@@ -86,6 +90,12 @@ def _thread_count(shared: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(count)
+
+
+def _default_device(device: str) -> AbstractContextManager[object]:
+    users = torch.get_default_device().type
+    wanted = torch.device(device)
+    return nullcontext() if users in ("cpu", wanted.type) else wanted
 
 
 def assert_bn_conforms(

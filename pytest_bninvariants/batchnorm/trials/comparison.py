@@ -66,7 +66,8 @@ class TensorComparison:
     def from_tensors(cls, got: Tensor, expected: BoundedValue, axis: int) -> TensorComparison:
         """Return the comparison of a tensor in any dtype on any device."""
         wide, value, bound = (
-            each.detach().to("cpu", torch.float64) for each in (got, expected.value, expected.bound)
+            each.detach().to("cpu").to(torch.float64)
+            for each in (got, expected.value, expected.bound)
         )
         return cls(wide, value, bound, got.dtype, axis)
 

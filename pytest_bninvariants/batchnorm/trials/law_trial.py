@@ -138,7 +138,7 @@ class LawTrial:
         """Run the backward of the case's loss, and return the gradient of the output."""
         if self.case.plain_gradient:
             self.run("y.sum().backward()")
-            return torch.ones(self.case.batches[index].shape)
+            return torch.ones(self.case.batches[index].shape, device="cpu")
         g = self.case.gradient(index)
         self.bind_value("g", g)
         self.run("y.backward(g)")

@@ -53,7 +53,8 @@ class Script:
 
     def bind_value(self, name: str, value: Tensor) -> None:
         """Bind a name to a copy of a tensor; a report prints the values that it has now."""
-        self.bind(name, value.clone(), lambda: [f"{name} = {literal(value)}"])
+        moved = "" if value.device.type == "cpu" else f".to('{value.device}')"
+        self.bind(name, value.clone(), lambda: [f"{name} = {literal(value)}{moved}"])
 
     def text(self, check: str | None) -> list[str]:
         """Return all lines.
