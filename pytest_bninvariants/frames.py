@@ -20,6 +20,7 @@ _CONFORMANCE = f"{PACKAGE}conformance{os.sep}"
 _LIBRARIES = tuple(
     f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
+_PYTHON = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
 _NO_TOOLS = "torch.nn.modules."  # calls of a module are not worth naming
 _PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
@@ -29,9 +30,12 @@ def is_user_file(filename: str) -> bool:
     """Tell whether a file is the user's: not generated, and not of a library or this package."""
     if filename.startswith(("<", PACKAGE)):
         return False
-    return not (
-        filename.startswith(_LIBRARIES) or _PACKAGE_FOLDERS.intersection(Path(filename).parts)
-    )
+    return not (filename.startswith(_LIBRARIES) or _is_installed(filename))
+
+
+def _is_installed(filename: str) -> bool:
+    """Tell whether a file lies in a folder for installed packages."""
+    return not _PACKAGE_FOLDERS.isdisjoint(Path(filename).parts)
 
 
 def callers(frame: FrameType | None) -> Iterator[FrameType]:
@@ -58,17 +62,17 @@ def place_of(frame: FrameType | None, call: str) -> Place | None:
 
     Returns:
         The innermost line of the user's own code, with the library function in between, if any.
-        If the stack has no code of the user's, the innermost line of all.
+        If the stack has no code of the user's, the innermost line of a library other than torch
+        and Python's own; None if there is none, as in the threads of torch's backward.
     """
-    tool = None
-    nearest = frame
+    tool, innermost = None, frame
     while frame is not None and not is_user_file(frame.f_code.co_filename):
         module = str(frame.f_globals.get("__name__", "?"))
         is_tool = not (frame.f_code.co_filename.startswith(PACKAGE) or module.startswith(_NO_TOOLS))
         if tool is None and is_tool:
             tool = f"{module}.{frame.f_code.co_name}"
         frame = frame.f_back
-    frame = frame or nearest
+    frame = frame or next(filter(_is_of_a_library, callers(innermost)), None)
     if frame is None:
         return None
     return Place(
@@ -78,6 +82,13 @@ def place_of(frame: FrameType | None, call: str) -> Place | None:
         call=call,
         tool=tool,
     )
+
+
+def _is_of_a_library(frame: FrameType) -> bool:
+    filename, module = frame.f_code.co_filename, str(frame.f_globals.get("__name__", "?"))
+    is_torch = module.partition(".")[0] == "torch"
+    is_pythons = filename.startswith(_PYTHON) and not _is_installed(filename)
+    return not (is_torch or is_pythons or filename.startswith(PACKAGE))
 
 
 def relative_path(file: str) -> str:
