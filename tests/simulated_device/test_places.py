@@ -23,10 +23,14 @@ class Checkpointed(nn.Module):
 
 def test_a_forward_in_backward_is_not_placed_in_torchs_own_code() -> None:
     model = Checkpointed().eval()
-    with pytest.raises(FrozenStateChanged) as broken, frozen_bn(model):
+
+    def step() -> None:
         y = model(batch().requires_grad_())
         model.inner[1].train()
         y.sum().backward()
+
+    with pytest.raises(FrozenStateChanged) as broken, frozen_bn(model):
+        step()
     said = str(broken.value)
     assert "until backward is over" in said
     assert "torch/" not in said
