@@ -105,13 +105,10 @@ def _read_layer_types(names: list[str]) -> tuple[str, ...]:
 
 
 def _read_audit(given: str | None, by_ini: str) -> str | None:
-    option, value = ("bn_audit", by_ini) if given is None else ("--bn-audit", given)
-    if value in _AUDITS or (given is None and not value):
+    value = given or by_ini
+    if not value or value in _AUDITS:
         return value or None
-    raise pytest.UsageError(
-        f"{option}={value}: expected {' or '.join(_AUDITS)}"
-        + (f"; before a path write --bn-audit={_AUDITS[0]}" if given else "")
-    )
+    raise pytest.UsageError(f"bn_audit={value}: expected {' or '.join(_AUDITS)}")
 
 
 def _split_names(option: str, given: list[str] | None) -> tuple[str, ...]:
@@ -191,14 +188,15 @@ def raise_usage_error(config: pytest.Config, option: str, message: str) -> None:
     config.hook.pytest_collectreport(report=report)
 
 
-class _TraceAction(argparse.Action):
-    """Read `--bn-trace` and `--bn-trace=WORD`, which are declared as separate option strings.
+class _WordAction(argparse.Action):
+    """Read `--option` and `--option=WORD`, which are declared as separate option strings.
 
     An option with an optional value would take the next argument, such as a path, as its value.
+    Without a word, the option means its `const`.
     """
 
     def __call__(self, parser: object, namespace: object, values: object, option: Any = "") -> None:
-        setattr(namespace, self.dest, str(option).partition("=")[2] or TRACES[0])
+        setattr(namespace, self.dest, str(option).partition("=")[2] or self.const)
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -216,8 +214,9 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--bn-trace",
         *(f"--bn-trace={word}" for word in TRACES),
-        action=_TraceAction,
+        action=_WordAction,
         nargs=0,
+        const=TRACES[0],
         default=None,
         dest="bn_trace",
         help="find who wrote to what changed, by operator and line: run a test that broke a guard "
@@ -225,10 +224,12 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--bn-audit",
-        nargs="?",
+        *(f"--bn-audit={word}" for word in _AUDITS),
+        action=_WordAction,
+        nargs=0,
         const=_AUDITS[0],
         default=None,
-        metavar="HOW",
+        dest="bn_audit",
         help="audit every test: report, in the summary, frozen BN layers whose statistics move "
         "(the default), or fail the tests in which they do",
     )

@@ -107,7 +107,7 @@ SAYS = {
     ],
     "--help": [
         "--bn-device=DEVICE",
-        "--bn-audit=[HOW]",
+        "--bn-audit, --bn-audit=report, --bn-audit=fail",
         "bn_audit (string):",
         "--bn-trace, --bn-trace=rerun, --bn-trace=same-run",
         "bn_device (args):",
