@@ -37,6 +37,7 @@ def everything_wrapped() -> dict[str, Any]:
     hooks = [name for name in vars(torch_module) if name.startswith("_global")]
     methods = ("__call__", "__setattr__", "__getattr__", "__delattr__", "train", "eval")
     more = ("_call_impl", "compile", "register_buffer", "load_state_dict")
+    more += ("named_parameters", "state_dict")
     module = {name: vars(nn.Module)[name] for name in (*methods, *more)}
     return {
         **{f"Module.{name}": method for name, method in module.items()},

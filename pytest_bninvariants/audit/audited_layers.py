@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from pytest_bninvariants.audit.averaging_check import FrozenParameters
 from pytest_bninvariants.audit.call_context import call_context_of
-from pytest_bninvariants.audit.frozen_period import FrozenPeriod, begin_frozen_period
+from pytest_bninvariants.audit.finding import AuditFinding
+from pytest_bninvariants.audit.frozen_period import FrozenPeriod
 from pytest_bninvariants.instrumentation.call_sites import ModeHistory
+from pytest_bninvariants.selection.bn_layers import has_stored_statistics
+from pytest_bninvariants.selection.walk import all_parameters
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,33 +26,42 @@ class AuditedLayer(ModeHistory):
         holder: the module whose parameters decide whether it is frozen, if it has none itself.
         ran_in_training: whether it ran in training mode.
         was_frozen: whether it was ever frozen when it did.
-        period: its current frozen period, if it is frozen and has run in training mode.
+        trains: whether it ran in training mode with gradients, or an optimizer holds its
+            parameters.
+        early: its parameters since somebody first read them, until it runs.
+        period: its current period, if its statistics should stay.
+        ran_in: the modules that ran, the outermost first, when it first ran in eval with gradients.
+        stuck: that an optimizer trained it in eval, unless it ran in training mode after that.
     """
 
     layer: weakref.ref[nn.Module]
     holder: weakref.ref[nn.Module] | None = None
     ran_in_training: bool = False
     was_frozen: bool = False
+    trains: bool = False
+    early: FrozenParameters | None = None
     period: FrozenPeriod | None = None
+    ran_in: tuple[weakref.ref[nn.Module], ...] = ()
+    stuck: AuditFinding | None = None
 
     def is_frozen(self, layer: nn.Module) -> bool:
         """Tell whether no parameter of the layer requires a gradient now.
 
         If it has no parameters, those of the innermost module around it that has some decide.
         """
-        own = [parameter for parameter in layer._parameters.values() if parameter is not None]
+        own = list(own_parameters(layer))
         if own:
             return all(map(_is_frozen_parameter, own))
         if self.holder is None:
             context = call_context_of(layer)
             self.holder = None if context is None else context.holder
-        holder = None if self.holder is None else self.holder()
-        return holder is not None and all(map(_is_frozen_parameter, holder.parameters()))
+        holder = self.holder_of(layer)
+        return holder is not layer and all(map(_is_frozen_parameter, all_parameters(holder)))
 
-    def begin_period(self, layer: nn.Module) -> None:
-        """Begin a period of the layer, which is frozen, if its state can be compared."""
+    def holder_of(self, layer: nn.Module) -> nn.Module:
+        """Return the module whose parameters decide: the layer, or a known one around it."""
         holder = None if self.holder is None else self.holder()
-        self.period = begin_frozen_period(layer, holder or layer)
+        return holder or layer
 
 
 class AuditedLayers:
@@ -87,6 +100,40 @@ class AuditedLayers:
     def clear(self) -> None:
         """Drop all records."""
         self.by_id.clear()
+
+    def any_trains_like(self, layer: nn.Module) -> bool:
+        """Tell whether another layer of the same kind and size trains, as a student's does."""
+        return any(
+            (other := record.layer()) is not None
+            and other is not layer
+            and type(other) is type(layer)
+            and _size(other) == _size(layer)
+            and any(each.requires_grad for each in all_parameters(record.holder_of(other)))
+            for record in self
+        )
+
+
+def own_parameters(layer: nn.Module) -> Iterable[Tensor]:
+    """Return a layer's own parameters."""
+    return (parameter for parameter in layer._parameters.values() if parameter is not None)
+
+
+def layers_in(
+    module: nn.Module, around: tuple[nn.Module, ...] = ()
+) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+    """Yield the BN layers in a module, each with the innermost module that has parameters."""
+    path = (*around, module)
+    if has_stored_statistics(module):
+        holders = (each for each in reversed(path) if next(all_parameters(each), None) is not None)
+        yield module, next(holders, None)
+    for child in module._modules.values():
+        if child is not None:
+            yield from layers_in(child, path)
+
+
+def _size(layer: nn.Module) -> object:
+    mean = layer._buffers.get("running_mean")
+    return None if mean is None else mean.shape
 
 
 def _is_frozen_parameter(parameter: Tensor) -> bool:

@@ -2,34 +2,47 @@
 
 Here no test says what is frozen, so the model decides: a BN layer is frozen while none of its
 parameters requires a gradient. If it has no parameters, those of the innermost module around it
-that has some decide. An auditor looks at each forward in training mode. It keeps the state of a
-frozen layer before the first such forward, and compares it when the layer is no longer frozen, or
-at the end.
+that has some decide. A layer that only runs under no_grad, and that no optimizer holds, counts as
+frozen, too. An auditor keeps the state of such a layer before its first forward, and compares it
+when the layer is no longer frozen, or at the end.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pytest_bninvariants.audit.audited_layers import AuditedLayer, AuditedLayers
+from pytest_bninvariants.audit.audited_layers import (
+    AuditedLayer,
+    AuditedLayers,
+    layers_in,
+)
 from pytest_bninvariants.audit.averaging_check import FrozenParameters
-from pytest_bninvariants.audit.call_context import call_context_of
-from pytest_bninvariants.audit.frozen_period import FrozenPeriod, buffers_of
-from pytest_bninvariants.audit.leaks import LeakLog
+from pytest_bninvariants.audit.call_context import call_context_of, running_modules
+from pytest_bninvariants.audit.finding_log import FindingLog
+from pytest_bninvariants.audit.frozen_period import (
+    FrozenPeriod,
+    Stay,
+    begin_frozen_period,
+)
+from pytest_bninvariants.audit.judging import leak_of, stuck_layer
 from pytest_bninvariants.instrumentation import installation, observer_api
 from pytest_bninvariants.instrumentation.observer_api import AfterCall, ForwardKind, Observer
+from pytest_bninvariants.instrumentation.optimizers import held_by
 from pytest_bninvariants.selection.bn_layers import (
     has_known_forward,
     has_stored_statistics,
     is_compiled,
     uses_batch_statistics,
 )
-from pytest_bninvariants.selection.walk import named_modules
+from pytest_bninvariants.selection.walk import all_parameters, named_modules
+from pytest_bninvariants.state_change.module_map import ModuleMap
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 from pytest_bninvariants.torch_internals.private_api import (
     DisableTorchFunction,
@@ -63,47 +76,50 @@ class Auditor(Observer):
         self.frozen = 0
         """How many of them were frozen then."""
         self._records = AuditedLayers()
-        self._log = LeakLog()
+        self._read = ModuleMap[None]()
+        """The modules whose parameters somebody has read."""
+        self._log = FindingLog()
 
     def start(self) -> None:
         """Start watching."""
         installation.add(self)
 
     def stop(self) -> tuple[Verdict, ...]:
-        """Stop watching, and return a verdict for each model that leaked."""
+        """Stop watching, and return a verdict for each model with a finding."""
         installation.discard(self)
         for record in self._records:
-            self._end_period(record)
+            self._end(record)
         self._records.clear()
         return self._log.verdicts()
 
     @skipped_by_dynamo
     def ignores(self, module: nn.Module) -> bool:
-        """Tell whether a module is not a BN layer, or is one on record that still trains."""
+        """Tell whether a module is not a BN layer, or is one on record of which all is known."""
         record = self._records.by_id.get(id(module))
-        if (
-            record is None
-            or not record.ran_in_training
-            or record.period is not None
-            or record.layer() is not module
-        ):
+        if record is None or record.period is not None or record.layer() is not module:
+            return super().ignores(module)
+        known = record.ran_in_training and record.trains if module.training else record.ran_in
+        if not known:
             return super().ignores(module)
         weight = module._parameters.get("weight")
         return type(weight) is nn.Parameter and not count_function_modes() and weight.requires_grad
 
     def saw_forward(self, module: nn.Module) -> None:
-        """Look at a BN layer in training mode, or at those in a compiled module, before it runs."""
-        if module.training and has_stored_statistics(module):
-            self._look_at(module)
+        """Look at a BN layer, or at those in a compiled module, before it runs."""
+        if has_stored_statistics(module):
+            if module.training:
+                self._look_at(module)
+            else:
+                self._look_at_eval(module)
         if is_compiled(module):
             for _, layer in named_modules(module):
                 if has_known_forward(layer) and uses_batch_statistics(layer):
                     self.saw_batch_statistics(layer, "batches", None)
 
     def observes_layer(self, layer: nn.Module) -> bool:
-        """Tell whether a BN layer that is about to run is frozen."""
+        """Tell whether a BN layer that is about to run may leak in this forward."""
         record = self._records.by_id.get(id(layer))
-        return record is not None and record.period is not None
+        return record is not None and record.period is not None and layer.training
 
     def saw_batch_statistics(
         self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
@@ -115,54 +131,133 @@ class Auditor(Observer):
         if record.period is not None and not self._count_batch(record.period, layer, kind):
             record.period = None
         if kind == "own_forwards":
-            self._end_period(record, buffers_of(layer))
+            self._end_period(record)
 
     def saw_mode_set(self, module: nn.Module, training: bool, frame: FrameType) -> None:
         """Note where a BN layer is put in training mode."""
         if not (training and getattr(module, "_buffers", None) and has_stored_statistics(module)):
             return
         record = self._entry(module)
-        if record.period is not None:
-            return  # only what led to the first batch matters
-        record.saw_training_set(module, frame, restores=False)
+        if record.period is None or record.period.stay == "eval":  # later only the first matters
+            record.saw_training_set(module, frame, restores=False)
+
+    def saw_parameters_read(self, module: nn.Module) -> None:
+        """Keep the parameters of BN layers before somebody freezes, writes or trains them."""
+        if module in self._read:
+            return
+        self._read.add(module, None)
+        for layer, holder in layers_in(module):
+            record = self._entry(layer)
+            if record.early is None and not (record.ran_in_training or record.period) and holder:
+                if holder is not layer:
+                    record.holder = record.holder or weakref.ref(holder)
+                record.early = FrozenParameters(holder)
+
+    def saw_param_group(self, optimizer: Optimizer) -> None:
+        """Note which BN layers an optimizer holds."""
+        self._note_held({id(each) for each in optimizer.param_groups[-1]["params"]})
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
     ) -> AfterCall | None:
         """Note that an optimizer is about to write: with a gradient, that is not an average."""
-        return _combine(
-            parameters.exclude_operation(values=closure or parameters.have_gradients_in(optimizer))
-            for parameters in self._frozen_parameters()
-        )
+        held = held_by(optimizer)
+        self._note_held(held)
+        trains = closure or _has_gradients(optimizer)
+        finishes = []
+        for record in self._records:
+            if trains and record.ran_in and record.stuck is None:
+                record.stuck = stuck_layer(record, optimizer, held, frame)
+            period = record.period
+            if period is not None:
+                period.trained_beside |= trains
+            parameters = record.early if period is None else period.parameters
+            if parameters is not None and parameters.are_in(held):
+                values = closure or parameters.have_gradients_in(held)
+                finishes.append(parameters.exclude_operation(values=values))
+        return _combine(finishes)
 
     def before_load(
         self, module: nn.Module, state: Mapping[str, Any], frame: FrameType | None
     ) -> AfterCall | None:
         """Note that a load is about to write: if no value changes, that is not an average."""
-        return _combine(each.exclude_operation(values=False) for each in self._frozen_parameters())
+        loaded = {id(layer) for layer, _ in layers_in(module)}
+        finishes = []
+        for record in self._records:
+            if id(record.layer()) in loaded:
+                if record.period is not None and record.period.stay == "eval":
+                    self._end_period(record)
+                if record.early is not None:
+                    finishes.append(record.early.exclude_operation(values=True))
+            if record.period is not None:
+                finishes.append(record.period.parameters.exclude_operation(values=False))
+        return _combine(finishes)
 
-    def _frozen_parameters(self) -> list[FrozenParameters]:
-        return [record.period.parameters for record in self._records if record.period is not None]
+    def _note_held(self, held: set[int]) -> None:
+        for record in self._records:
+            layer = record.layer()
+            if layer is not None and not record.trains:
+                holder = record.holder_of(layer)
+                record.trains = any(id(each) in held for each in all_parameters(holder))
 
     def _look_at(self, layer: nn.Module) -> AuditedLayer:
-        """Count a layer that runs in training mode, and begin or end its frozen period."""
+        """Count a layer that runs in training mode, and begin or end its period."""
         record = self._entry(layer)
         with DisableTorchFunction():  # a user's mode must not see our calls
-            if record.is_frozen(layer):
-                self._saw_frozen(record, layer)
-            else:
-                self._end_period(record)
+            self._follow(record, layer, self._stay_of(record, layer))
+        record.stuck = None
         if not record.ran_in_training:
             record.ran_in_training = True
             self.layers += 1
         return record
 
-    def _saw_frozen(self, record: AuditedLayer, layer: nn.Module) -> None:
-        if not record.was_frozen:
-            record.was_frozen = True
-            self.frozen += 1
-        if record.period is None:
-            record.begin_period(layer)
+    def _look_at_eval(self, layer: nn.Module) -> None:
+        """Begin the period of a frozen layer in eval; note where one ran that is not frozen."""
+        record = self._entry(layer)
+        with DisableTorchFunction():
+            if record.is_frozen(layer):
+                if record.period is None:
+                    self._follow(record, layer, "eval")
+                return
+        if record.period is not None and record.period.stay == "eval":
+            record.period = None  # what is thawed may be written
+        if not record.ran_in and torch.is_grad_enabled():
+            record.ran_in = tuple(map(weakref.ref, running_modules()))
+
+    def _stay_of(self, record: AuditedLayer, layer: nn.Module) -> Stay | None:
+        """Return why the statistics of a layer in training mode should stay, if they should."""
+        if record.is_frozen(layer):
+            if not record.was_frozen:
+                record.was_frozen = True
+                self.frozen += 1
+            return "training"
+        record.trains = record.trains or torch.is_grad_enabled()
+        return None if record.trains else "no-grad"
+
+    def _follow(self, record: AuditedLayer, layer: nn.Module, stay: Stay | None) -> None:
+        """Let a layer's period go on if its statistics should stay for the same reason."""
+        last = record.period
+        if last is not None and last.stay != stay:
+            self._end_period(record)
+        if stay is None:
+            record.early = None
+        elif record.period is None:
+            record.period = self._begin(record, layer, stay, last)
+
+    def _begin(
+        self, record: AuditedLayer, layer: nn.Module, stay: Stay, last: FrozenPeriod | None
+    ) -> FrozenPeriod | None:
+        early, record.early = record.early, None
+        parameters = None if last is None else last.parameters
+        if early is not None and early.averaged and self._records.any_trains_like(layer):
+            parameters = early
+        period = begin_frozen_period(layer, record.holder_of(layer), stay, parameters)
+        if period is not None and stay == "eval":
+            period.context = call_context_of(layer)
+            if period.context is None:
+                return None
+            self._log.saw_frozen(period.context)
+        return period
 
     def _entry(self, layer: nn.Module) -> AuditedLayer:
         """Return the record of a layer, to add to it."""
@@ -170,12 +265,12 @@ class Auditor(Observer):
         if record is not None:
             return record
         for dead in self._records.take_dead():
-            self._end_period(dead)
+            self._end(dead)
         return self._records.add(layer)
 
     def _count_batch(self, period: FrozenPeriod, layer: nn.Module, kind: ForwardKind) -> bool:
         """Count a batch of a frozen layer; return whether the batch may be a leak."""
-        if kind == "own_forwards" and not period.moved(buffers_of(layer)):
+        if kind == "own_forwards" and not period.moved():
             return False  # only what these forwards have written tells what they did
         if any(observer.expects_updates(layer) for observer in observer_api.observers_here()):
             return False
@@ -195,16 +290,24 @@ class Auditor(Observer):
         running = (each for each in others if each is not None and each.context is not None)
         return any(mean is not None and period.keeps(mean) for period in running)
 
-    def _end_period(self, record: AuditedLayer, now: Mapping[str, Tensor] | None = None) -> None:
-        """End a layer's frozen period: it leaked if statistics moved, and parameters did not.
+    def _end(self, record: AuditedLayer) -> None:
+        """Judge all that was seen of a layer."""
+        self._end_period(record)
+        if record.stuck is not None:
+            self._log.add(record.stuck)
 
-        Args:
-            record: the record of the layer.
-            now: its buffers by name; by default, the tensors that were kept.
-        """
+    def _end_period(self, record: AuditedLayer) -> None:
+        """End a layer's period, and note it if it leaked."""
         period, record.period = record.period, None
-        if period is not None and period.context is not None:
-            self._log.add(period, period.moved(now), record)
+        leak = None if period is None else leak_of(record, period)
+        if leak is not None:
+            self._log.add(leak)
+
+
+def _has_gradients(optimizer: Optimizer) -> bool:
+    return any(
+        each.grad is not None for group in optimizer.param_groups for each in group["params"]
+    )
 
 
 def _combine(finishes: Iterable[AfterCall]) -> AfterCall | None:

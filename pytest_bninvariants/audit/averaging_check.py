@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from pytest_bninvariants.instrumentation.observer_api import AfterCall
-from pytest_bninvariants.instrumentation.optimizers import held_by
-from pytest_bninvariants.selection.tensor_table import WatchedTensor
-from pytest_bninvariants.snapshot.changes import changes_since
-from pytest_bninvariants.snapshot.snapshot import take_snapshot
-from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised, version
+from pytest_bninvariants.selection.walk import all_parameters
+from pytest_bninvariants.snapshot.addresses import address
+from pytest_bninvariants.snapshot.tensor_bytes import (
+    content_of,
+    is_uninitialised,
+    same_content,
+    version,
+)
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 
 _CHECKED = 2  # an average writes all parameters, so checking a few small ones is enough
 
 
+class _WriteMark(NamedTuple):
+    """What most writes to a tensor change: in-place ones its version, `.data =` its address."""
+
+    version: int | None
+    address: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def from_tensor(cls, tensor: Tensor) -> _WriteMark:
+        """Read the mark of a tensor."""
+        return cls(version(tensor), address(tensor), tensor.dtype, tensor.device)
+
+    def shows_write(self, now: _WriteMark) -> bool:
+        """Tell whether the tensor was written; a cast or a move to another device is no write."""
+        return self != now and self[2:] == now[2:]
+
+
 class FrozenParameters:
-    """The parameters of a frozen layer since its frozen period began.
+    """The parameters of a frozen layer since the audit first saw them.
 
     They count as averaged if all of them were written, even with the same values, or if one has
     other values. A load, or a step of an optimizer without gradients, only counts if values differ;
@@ -27,16 +48,13 @@ class FrozenParameters:
 
     Args:
         module: the module that holds them.
-
-    Raises:
-        GateError: if the parameters cannot be compared.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        parameters = (each for each in module.parameters() if not is_uninitialised(each))
+        parameters = (each for each in all_parameters(module) if not is_uninitialised(each))
         self._checked = sorted(parameters, key=Tensor.numel)[:_CHECKED]
         self._averaged = False
-        self._versions = self._versions_now()
+        self._marks = self._marks_now()
         self._keep()
 
     @property
@@ -45,8 +63,12 @@ class FrozenParameters:
         if self._written():
             return True
         with undisturbed():
-            changes = changes_since(self._kept, self._kept.tensors, ())
-        return any(change.kind == "values" for change in changes)
+            return any(
+                tensor.dtype == mark.dtype and not same_content(content, tensor)
+                for tensor, mark, content in zip(
+                    self._checked, self._marks, self._contents, strict=True
+                )
+            )
 
     def exclude_operation(self, *, values: bool) -> AfterCall:
         """Exclude the writes of an operation from averaging; return a function to call after it.
@@ -59,31 +81,29 @@ class FrozenParameters:
 
         def finish() -> None:
             if not self._averaged:
-                self._versions = self._versions_now()
+                self._marks = self._marks_now()
                 if values:
                     self._keep()
 
         return finish
 
-    def have_gradients_in(self, optimizer: Optimizer) -> bool:
-        """Tell whether an optimizer holds a checked parameter that has a gradient."""
-        held = held_by(optimizer)
+    def are_in(self, held: set[int]) -> bool:
+        """Tell whether a checked parameter is among those with these ids."""
+        return any(id(each) in held for each in self._checked)
+
+    def have_gradients_in(self, held: set[int]) -> bool:
+        """Tell whether a checked parameter among those with these ids has a gradient."""
         return any(id(each) in held and each.grad is not None for each in self._checked)
 
     def _written(self) -> bool:
-        now = self._versions_now()
-        moved = [old != new for old, new in zip(self._versions, now, strict=True)]
-        return self._averaged or (bool(moved) and all(moved))
+        now = self._marks_now()
+        written = [old.shows_write(new) for old, new in zip(self._marks, now, strict=True)]
+        return self._averaged or (bool(written) and all(written))
 
-    def _versions_now(self) -> list[int | None]:
+    def _marks_now(self) -> list[_WriteMark]:
         with undisturbed():
-            return list(map(version, self._checked))
+            return list(map(_WriteMark.from_tensor, self._checked))
 
     def _keep(self) -> None:
         with undisturbed():
-            self._kept = take_snapshot(_watched(self._checked))
-
-
-def _watched(tensors: Iterable[Tensor]) -> dict[str, WatchedTensor]:
-    named = ((f"parameter {number}", tensor) for number, tensor in enumerate(tensors))
-    return {name: WatchedTensor(name, "", "parameter", tensor) for name, tensor in named}
+            self._contents = list(map(content_of, self._checked))

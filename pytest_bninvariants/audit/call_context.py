@@ -11,7 +11,7 @@ from torch import nn
 
 from pytest_bninvariants.frames import callers, place_of
 from pytest_bninvariants.selection.model_names import ModelNames
-from pytest_bninvariants.selection.walk import named_modules
+from pytest_bninvariants.selection.walk import all_parameters, named_modules
 from pytest_bninvariants.verdict import Place
 
 _ON_PURPOSE = {
@@ -27,12 +27,14 @@ class CallContext:
     Args:
         model: class name of the outermost module that runs; of a wrapper, that of its module.
         name: the layer's qualified name in it.
+        position: the layer's place in the order of the model's names.
         holder: the layer, or the innermost module around it, that has parameters, if there is one.
         place: the user's line that ran the model.
     """
 
     model: str
     name: str
+    position: int
     holder: weakref.ref[nn.Module] | None
     place: Place | None
 
@@ -50,12 +52,30 @@ def call_context_of(layer: nn.Module) -> CallContext | None:
         return None
     for depth in reversed(range(len(stack))):
         module = _running_module(stack[depth])
-        if module is not None and any(each is layer for _, each in named_modules(module)):
-            return _context(layer, module, stack[depth].f_back)
+        if module is not None and contains(module, layer):
+            return context_in(module, layer, stack[depth].f_back)
     return None
 
 
-def _context(layer: nn.Module, outermost: nn.Module, caller: FrameType | None) -> CallContext:
+def running_modules() -> list[nn.Module]:
+    """Return the modules whose methods run now, the outermost first."""
+    modules = map(_running_module, callers(sys._getframe(1)))
+    return [module for module in modules if module is not None][::-1]
+
+
+def contains(module: nn.Module, layer: nn.Module) -> bool:
+    """Tell whether a layer is a module, or is inside it."""
+    return any(each is layer for _, each in named_modules(module))
+
+
+def context_in(outermost: nn.Module, layer: nn.Module, caller: FrameType | None) -> CallContext:
+    """Return the context of a layer in the outermost module that runs.
+
+    Args:
+        outermost: the outermost module that runs, and contains the layer.
+        layer: the layer.
+        caller: the frame that called the outermost module, if that is known.
+    """
     names = ModelNames.from_model(outermost)
     full = next(name for name, module in names.modules.items() if module is layer)
     around = [
@@ -63,12 +83,13 @@ def _context(layer: nn.Module, outermost: nn.Module, caller: FrameType | None) -
         for name, module in names.modules.items()
         if name in ("", full) or full.startswith(f"{name}.")
     ]
-    holding = [module for module in around if next(module.parameters(), None) is not None]
+    holding = [module for module in around if next(all_parameters(module), None) is not None]
     unwrapped = [module for name, module in names.modules.items() if names.bare[name] == ""]
     model = type(unwrapped[-1]).__name__
     return CallContext(
         model=model,
         name=names.bare[full],
+        position=list(names.modules).index(full),
         holder=weakref.ref(holding[-1]) if holding else None,
         place=place_of(caller, f"{model}()"),
     )

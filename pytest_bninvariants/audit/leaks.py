@@ -1,16 +1,15 @@
-"""Collect the leaks of an audit: frozen BN layers whose statistics moved."""
+"""The rules that explain what an audit finds, and how their sentences are worded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 
-from pytest_bninvariants.audit.call_context import CallContext
-from pytest_bninvariants.audit.frozen_period import FrozenPeriod
-from pytest_bninvariants.diagnosis.rule import Rule, explain
+from pytest_bninvariants.audit.finding import AuditFinding, How, layer_names
+from pytest_bninvariants.diagnosis.rule import Rule
 from pytest_bninvariants.diagnosis.wording import (
     NOT_STOPPED,
     PUT_IN_TRAINING,
+    first_few,
     flipped,
     keep_in_eval,
     name_list,
@@ -18,143 +17,126 @@ from pytest_bninvariants.diagnosis.wording import (
     span,
 )
 from pytest_bninvariants.frames import relative_path
-from pytest_bninvariants.instrumentation.call_sites import ModeHistory
-from pytest_bninvariants.verdict import AUDIT, Change, Place, Verdict
+from pytest_bninvariants.verdict import Place
+
+_SHOWN_KINDS = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leak:
-    """One frozen BN layer whose statistics moved.
-
-    Args:
-        model: class name of its model.
-        layer: its qualified name.
-        kind: its own class name.
-        flipped: whether it was seen in eval before.
-        put_in_training: where it was put in training mode, if that was seen.
-        ran_at: the user's line that first ran the model while the layer was frozen.
-        batches: how many batches it normalised while it was frozen.
-        changes: the changes of its statistics.
-        tensors: how many of its tensors were compared.
-    """
-
-    model: str
-    layer: str
-    kind: str
-    flipped: bool
-    put_in_training: Place | None
-    ran_at: Place | None
-    batches: int
-    changes: tuple[Change, ...]
-    tensors: int
+def _layers(findings: list[AuditFinding]) -> str:
+    """Return the names of layers, and their classes."""
+    kinds = list(dict.fromkeys(finding.kind for finding in findings))
+    return f"{name_list(layer_names(findings))} ({first_few(kinds, _SHOWN_KINDS)})"
 
 
-class LeakLog:
-    """Collect the leaks of an audit."""
-
-    def __init__(self) -> None:
-        self._leaks: dict[tuple[str, str], Leak] = {}
-        self._frozen: dict[str, set[str]] = {}
-
-    def saw_frozen(self, context: CallContext) -> None:
-        """Note that a frozen layer ran in training mode."""
-        self._frozen.setdefault(context.model, set()).add(context.name)
-
-    def add(self, period: FrozenPeriod, moved: Sequence[Change], modes: ModeHistory) -> None:
-        """Note a layer's first leak.
-
-        Args:
-            period: its period, in a known context.
-            moved: the changes of its statistics, with relative names; empty if it did not leak.
-            modes: what was seen of its modes.
-        """
-        context = period.context
-        if not moved or context is None:
-            return
-        prefix = f"{context.name}." if context.name else ""
-        leak = Leak(
-            model=context.model,
-            layer=context.name,
-            kind=period.kind,
-            flipped=modes.flipped,
-            put_in_training=modes.put_in_training,
-            ran_at=context.place,
-            batches=period.batches,
-            changes=tuple(replace(c, name=f"{prefix}{c.name}", layer=context.name) for c in moved),
-            tensors=len(period.kept),
-        )
-        self._leaks.setdefault((leak.model, leak.layer), leak)
-
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """Return a verdict for each model with a leak."""
-        models: dict[str, list[Leak]] = {}
-        for leak in self._leaks.values():
-            models.setdefault(leak.model, []).append(leak)
-        return tuple(
-            _verdict(model, leaks, len(self._frozen[model])) for model, leaks in models.items()
-        )
+def _was(findings: list[AuditFinding]) -> str:
+    return one_or_many(layer_names(findings), "was", "were")
 
 
-def _verdict(model: str, leaks: list[Leak], frozen: int) -> Verdict:
-    return Verdict(
-        guard=AUDIT,
-        noun="frozen BN layer",
-        model=model,
-        source="",
-        layers=frozen,
-        tensors=sum(leak.tensors for leak in leaks),
-        changes=tuple(change for leak in leaks for change in leak.changes),
-        causes=explain(RULES, leaks, layers=_layers, tensors=_tensors, event=_kind),
+def _is(how: How) -> Callable[[AuditFinding], bool]:
+    return lambda finding: finding.how == how
+
+
+def _put_in_training(finding: AuditFinding) -> Place | None:
+    return finding.put_in_training
+
+
+def _explain_flip(findings: list[AuditFinding]) -> tuple[str, str]:
+    did = f"{flipped(layer_names(findings))} {_normalised(findings)}; {NOT_STOPPED}"
+    return f"{_layers(findings)} {did}", _keep_in_eval(findings)
+
+
+def _explain_training(findings: list[AuditFinding]) -> tuple[str, str]:
+    did = f"{_normalised(findings)}; {NOT_STOPPED}"
+    return f"{_layers(findings)} {did}", _keep_in_eval(findings)
+
+
+def _explain_no_grad(findings: list[AuditFinding]) -> tuple[str, str]:
+    its = one_or_many(layer_names(findings), "its", "their")
+    return (
+        f"{_layers(findings)} {_normalised(findings)}, only under no_grad, and no optimizer holds "
+        f"{its} parameters; no_grad does not stop running statistics",
+        _keep_in_eval(findings),
     )
 
 
-def _layers(leaks: list[Leak]) -> list[str]:
-    return [leak.layer for leak in leaks]
-
-
-def _tensors(leaks: list[Leak]) -> Iterable[str]:
-    return (change.name for leak in leaks for change in leak.changes)
-
-
-def _kind(leak: Leak) -> str:
-    return leak.kind
-
-
-def _put_in_training(leak: Leak) -> Place | None:
-    return leak.put_in_training
-
-
-def _explain_flip(leaks: list[Leak]) -> tuple[str, str]:
-    first, names = leaks[0], _layers(leaks)
-    return f"{name_list(names)} ({first.kind}) {flipped(names)} {_did(leaks)}", _fix(leaks)
-
-
-def _explain_training(leaks: list[Leak]) -> tuple[str, str]:
-    return f"{name_list(_layers(leaks))} ({leaks[0].kind}) {_did(leaks)}", _fix(leaks)
-
-
-def _did(leaks: list[Leak]) -> str:
-    """Return a clause that says what layers did, and where first."""
-    first, each = leaks[0], one_or_many(_layers(leaks), "", "each ")
-    batches = span([leak.batches for leak in leaks], "batch", "batches")
+def _normalised(findings: list[AuditFinding]) -> str:
+    """Return a clause that says how much layers normalised, and where first."""
+    first, each = findings[0], one_or_many(layer_names(findings), "", "each ")
+    batches = span([finding.batches for finding in findings], "batch", "batches")
     did = f"{each}normalised {batches} with batch statistics"
-    place = first.ran_at
+    place = first.context.place
     if place is not None:
-        did += f", first at {relative_path(place.file)}:{place.line} in {place.function}"
-        did += f", by {place.tool}" if place.tool else ""
+        did += f", first at {_line(place)}"
     if first.put_in_training is None:
         did += ", in training mode since before the test or since it was created"
-    return f"{did}; {NOT_STOPPED}"
+    return did
 
 
-def _fix(leaks: list[Leak]) -> str:
-    return keep_in_eval(_layers(leaks), leaks[0].put_in_training or leaks[0].ran_at)
+def _line(place: Place) -> str:
+    tool = f", by {place.tool}" if place.tool else ""
+    return f"{relative_path(place.file)}:{place.line} in {place.function}{tool}"
 
 
-RULES: tuple[Rule[Leak], ...] = (
+def _keep_in_eval(findings: list[AuditFinding]) -> str:
+    first = findings[0]
+    return keep_in_eval(layer_names(findings), first.put_in_training or first.context.place)
+
+
+def _explain_reset(findings: list[AuditFinding]) -> tuple[str, str]:
+    return (
+        f"{_in_eval(findings)}, and {_was(findings)} reset after that: running_mean is 0 and "
+        "running_var is 1, as in a new layer",
+        f"reset no statistics of frozen layers: leave {name_list(layer_names(findings))} out of "
+        "what resets them, such as reset_running_stats() or update_bn()",
+    )
+
+
+def _explain_written(findings: list[AuditFinding]) -> tuple[str, str]:
+    its = one_or_many(layer_names(findings), "its", "their")
+    return (
+        f"{_in_eval(findings)}, and {its} statistics were written after that, by something other "
+        "than a load or a forward in training mode",
+        "put @pytest.mark.frozen_bn on the test and run it with --bn-trace, which names the "
+        "operator and the line",
+    )
+
+
+def _in_eval(findings: list[AuditFinding]) -> str:
+    place = findings[0].context.place
+    ran = "" if place is None else f" at {_line(place)}"
+    return f"{_layers(findings)} {_was(findings)} frozen and ran in eval{ran}"
+
+
+def _explain_stuck(findings: list[AuditFinding]) -> tuple[str, str]:
+    model = findings[0].context.model
+    return (
+        f"{_layers(findings)} {_was(findings)} in eval, as all of {model} was, while "
+        f"{findings[0].optimizer} trained {model}: running statistics stood still",
+        f"call .train() on {model} before its train step; if the statistics are to stay, call "
+        ".eval() on its BN layers alone after that",
+    )
+
+
+RULES: tuple[Rule[AuditFinding], ...] = (
+    Rule(cause="reset", applies=_is("reset"), explain=_explain_reset),
+    Rule(cause="in-place", applies=_is("written"), explain=_explain_written),
+    Rule(
+        cause="stuck-in-eval",
+        applies=_is("stuck"),
+        explain=_explain_stuck,
+        place=lambda finding: finding.stepped_at,
+        did="stepped by",
+    ),
+    Rule(
+        cause="no-grad",
+        applies=_is("no-grad"),
+        explain=_explain_no_grad,
+        place=_put_in_training,
+        did=PUT_IN_TRAINING,
+    ),
     Rule(
         cause="mode-flip",
-        applies=lambda leak: leak.flipped,
+        applies=lambda finding: finding.flipped,
         explain=_explain_flip,
         place=_put_in_training,
         did=PUT_IN_TRAINING,
@@ -167,4 +149,4 @@ RULES: tuple[Rule[Leak], ...] = (
         did=PUT_IN_TRAINING,
     ),
 )
-"""The rules for leaks; the first that applies explains a leak."""
+"""The rules for findings; the first that applies explains one."""

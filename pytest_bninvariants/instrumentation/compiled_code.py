@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_bninvariants.instrumentation import observer_api
 from pytest_bninvariants.instrumentation.norm_calls import norm_hooks
+from pytest_bninvariants.instrumentation.parameter_reads import read_hooks
 from pytest_bninvariants.torch_internals import dynamo, private_api
 from pytest_bninvariants.torch_internals.dynamo import hidden_from_dynamo, skipped_by_dynamo
 from pytest_bninvariants.torch_internals.patches import Switch
@@ -28,8 +29,11 @@ def observing_eval_frame(original: _Function, switch: Switch) -> _Function:
             tell_compiled_code()
             _tell_compiled_in_place(sys._getframe(1))
             norm_hooks.yield_to_compiled_code(sys._getframe(1))
+            read_hooks.suspend()
         elif switch.on:
             norm_hooks.return_from_frame(sys._getframe(1))
+            if not norm_hooks.off_for_compiled_code:
+                read_hooks.resume()
         return original(callback)
 
     return set_eval_frame

@@ -23,6 +23,7 @@ from pytest_bninvariants.instrumentation.compiled_code import (
 from pytest_bninvariants.instrumentation.module_calls import observing_call, observing_setattr
 from pytest_bninvariants.instrumentation.norm_calls import norm_hooks
 from pytest_bninvariants.instrumentation.observer_api import Observer
+from pytest_bninvariants.instrumentation.parameter_reads import read_hooks
 from pytest_bninvariants.torch_internals import dynamo, private_api
 from pytest_bninvariants.torch_internals.patches import Patch, Patches, Switch, wrap_method
 
@@ -112,12 +113,15 @@ class _Installation:
                     self._step_hooks = write_hooks.hook_optimizers()
                 if observer_api.any_observes_grad_switches(self._observers):
                     grad_switches.switches.install()
+                if observer_api.any_observes_parameter_reads(self._observers):
+                    read_hooks.install()
 
     def _uninstall(self) -> None:
         with self._lock:
             norm_hooks.suspend()
             self._patches.remove()
             grad_switches.switches.remove()
+            read_hooks.remove()
             while self._step_hooks:
                 self._step_hooks.pop()()
 

@@ -96,6 +96,12 @@ class Observer:
     def saw_requires_grad_set(self, tensor: Tensor, requires: bool, frame: FrameType) -> None:
         """Observe that a frame is about to set a parameter's `requires_grad`."""
 
+    def saw_parameters_read(self, module: nn.Module) -> None:
+        """Observe that someone is about to read a module's parameters, or its state_dict."""
+
+    def saw_param_group(self, optimizer: Optimizer) -> None:
+        """Observe that an optimizer was given another group of parameters, its last."""
+
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
     ) -> AfterCall | None:
@@ -197,3 +203,11 @@ def any_observes_grad_switches(observers: Iterable[Observer]) -> bool:
 def any_observes_steps(observers: Iterable[Observer]) -> bool:
     """Tell whether any of these observers observes optimizer steps."""
     return any(type(observer).before_step is not Observer.before_step for observer in observers)
+
+
+def any_observes_parameter_reads(observers: Iterable[Observer]) -> bool:
+    """Tell whether any of these observers observes who reads parameters."""
+    return any(
+        type(observer).saw_parameters_read is not Observer.saw_parameters_read
+        for observer in observers
+    )

@@ -127,7 +127,10 @@ def _fail(item: Any, verdicts: tuple[Verdict, ...]) -> None:
 
 
 def _stop(item: pytest.Item) -> tuple[Verdict, ...]:
-    """End a test's audit, if it has not ended, and keep its findings for the report."""
+    """End a test's audit, if it has not ended, and keep its findings for the report.
+
+    Return the verdicts that do not hold.
+    """
     auditor = item.stash.get(_auditor, None)
     if auditor is None:
         return ()
@@ -136,4 +139,4 @@ def _stop(item: pytest.Item) -> tuple[Verdict, ...]:
     causes = [(verdict.model, asdict(cause)) for verdict in verdicts for cause in verdict.causes]
     counts = {"layers": auditor.layers, "frozen": auditor.frozen}
     item.stash[_findings] = {**counts, "causes": causes}
-    return verdicts
+    return tuple(verdict for verdict in verdicts if not verdict.holds)

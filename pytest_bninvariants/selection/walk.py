@@ -28,6 +28,15 @@ def all_tensors(module: nn.Module) -> Iterator[Tensor]:
             yield tensor
 
 
+def all_parameters(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the parameters of a module and of all its submodules.
+
+    Unlike the method of `nn.Module`, nobody observes it.
+    """
+    for _, submodule in named_modules(module):
+        yield from (each for each in submodule._parameters.values() if each is not None)
+
+
 def own_tensors(module: nn.Module) -> Iterator[tuple[Kind, str, Tensor]]:
     """Yield a module's own parameters and buffers, non-persistent ones too."""
     for name, parameter in module._parameters.items():

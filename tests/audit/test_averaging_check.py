@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.audit.audits import frozen_backbone, leaks_of, train
+from tests.engine import Net
 
 
 def reloaded(model: nn.Module, batch: Tensor) -> None:
@@ -89,3 +90,138 @@ def test_an_average_before_a_load_or_a_step_is_still_one(
         then(model, batch)
 
     assert leaks_of(step) == []
+
+
+# One step of a momentum encoder that is averaged before its only forward.
+
+
+def by_data(slow: Tensor, fast: Tensor) -> None:
+    slow.data = slow.data * 0.9 + fast.data * 0.1
+
+
+def in_place(slow: Tensor, fast: Tensor) -> None:
+    slow.mul_(0.9).add_(fast, alpha=0.1)
+
+
+def by_lerp(slow: Tensor, fast: Tensor) -> None:
+    slow.lerp_(fast, 0.1)
+
+
+def by_a_copy(slow: Tensor, fast: Tensor) -> None:
+    slow.copy_(slow * 0.9 + fast * 0.1)
+
+
+def by_foreach(slow: Tensor, fast: Tensor) -> None:
+    torch._foreach_lerp_([slow], [fast], 0.1)
+
+
+def frozen_one_by_one(teacher: nn.Module) -> None:
+    for parameter in teacher.parameters():
+        parameter.requires_grad = False
+
+
+def frozen_at_once(teacher: nn.Module) -> None:
+    teacher.requires_grad_(False)
+
+
+def not_frozen(_: nn.Module) -> None:
+    """It runs under no_grad only."""
+
+
+AVERAGES = [by_data, in_place, by_lerp, by_a_copy, by_foreach]
+
+
+@pytest.mark.parametrize("freeze", [frozen_one_by_one, frozen_at_once, not_frozen])
+@pytest.mark.parametrize("average", AVERAGES)
+def test_an_average_before_the_only_forward_is_one(
+    average: Callable[[Tensor, Tensor], None], freeze: Callable[[nn.Module], None], batch: Tensor
+) -> None:
+    def step() -> None:
+        student = Net()
+        teacher = copy.deepcopy(student)
+        freeze(teacher)
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+        with torch.no_grad():
+            for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
+                average(slow, fast)
+            target = teacher(batch)
+        (student(batch) - target).square().mean().backward()
+        optimizer.step()
+
+    assert leaks_of(step) == []
+
+
+def test_an_average_inside_the_forward_of_a_model_is_one_also_without_parameters_of_the_layer(
+    batch: Tensor,
+) -> None:
+    class Contrast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query = nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3, affine=False))
+            self.key = copy.deepcopy(self.query).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                for slow, fast in zip(self.key.parameters(), self.query.parameters(), strict=True):
+                    by_data(slow, fast)
+                target = self.key(x)
+            return (self.query(x) - target).square().mean()
+
+    assert leaks_of(lambda: Contrast()(batch).backward()) == []
+
+
+def nothing(teacher: nn.Module, student: nn.Module) -> None:
+    pass
+
+
+def a_load(teacher: nn.Module, student: nn.Module) -> None:
+    teacher.load_state_dict(student.state_dict())
+
+
+def a_part_of_it(teacher: nn.Module, student: nn.Module) -> None:
+    with torch.no_grad():
+        teacher.get_parameter("backbone.bn.weight").mul_(0.9)
+
+
+@pytest.mark.parametrize("before", [nothing, a_load, a_part_of_it])
+def test_what_is_no_average_before_the_only_forward_hides_no_leak(
+    before: Callable[[nn.Module, nn.Module], None], batch: Tensor
+) -> None:
+    class Teacher(Net):
+        """The same layers under another name."""
+
+    def step() -> None:
+        student, teacher = Net(), Teacher().requires_grad_(False)
+        before(teacher, student)
+        with torch.no_grad():
+            target = teacher(batch)
+        (student(batch) - target).square().mean().backward()
+
+    (leaks,) = leaks_of(step)
+    assert "neck" in leaks
+
+
+def test_weights_that_are_initialised_where_no_other_model_trains_hide_no_leak(
+    batch: Tensor,
+) -> None:
+    def step() -> None:
+        model = frozen_backbone().requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.data.fill_(0.5)
+        model(batch)
+
+    assert leaks_of(step) == [("backbone.bn", "neck")]
+
+
+def test_weights_that_were_trained_before_they_were_frozen_are_no_average(batch: Tensor) -> None:
+    def step() -> None:
+        model, other = Net(), Net()
+        optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1)
+        model.eval()
+        for _ in range(2):
+            (model(batch) + other(batch)).square().mean().backward()
+            optimizer.step()
+        model.requires_grad_(False).train()
+        model(batch)
+
+    assert leaks_of(step) == [("backbone.bn", "neck")]

@@ -9,9 +9,10 @@ import pytest
 import timm
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
 from pytest_bninvariants import bn_updates
@@ -114,6 +115,71 @@ def a_momentum_encoder(batch: Tensor) -> None:
             mine.data = mine.data * 0.9 + other.data * 0.1
 
 
+def a_generator_whose_optimizer_waits(batch: Tensor) -> None:
+    generator, discriminator = nn.Sequential(nn.Conv1d(2, 2, 1), nn.BatchNorm1d(2)), Net()
+    torch.optim.SGD(generator.parameters(), lr=0.1)
+    with torch.no_grad():
+        drawn = generator(batch)
+    train(discriminator, drawn)
+
+
+def a_generator_that_is_trained_later(batch: Tensor) -> None:
+    generator, discriminator = nn.Sequential(nn.Conv1d(2, 2, 1), nn.BatchNorm1d(2)), Net()
+    with torch.no_grad():
+        drawn = generator(batch)
+    train(discriminator, drawn)
+    discriminator(generator(batch)).mean().backward()
+
+
+def run_without_gradients_beside_no_training(batch: Tensor) -> None:
+    train(Net(), batch)
+    with torch.no_grad():
+        Net()(batch)
+
+
+def recomputed_in_backward(batch: Tensor) -> None:
+    model = Net()
+    batch = batch.clone().requires_grad_()
+    checkpoint(model, batch, use_reentrant=True).mean().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def in_eval_and_loaded(batch: Tensor) -> None:
+    model, other = frozen_backbone().eval(), Net()
+    other(batch)
+    model(batch)
+    model.backbone.bn.load_state_dict(other.backbone.bn.state_dict())
+    model(batch)
+
+
+def in_eval_and_averaged_with_its_buffers(batch: Tensor) -> None:
+    student = Net()
+    teacher = copy.deepcopy(student).requires_grad_(False).eval()
+    teacher(batch)
+    train(student, batch)
+    with torch.no_grad():
+        pairs = zip(teacher.state_dict().values(), student.state_dict().values(), strict=True)
+        for slow, fast in pairs:
+            slow.copy_(fast)
+    teacher(batch)
+
+
+def in_eval_thawed_and_reset(batch: Tensor) -> None:
+    model = frozen_backbone().eval()
+    model.backbone.bn.running_mean.fill_(0.5)  # type: ignore[union-attr, operator]
+    model(batch)
+    model.requires_grad_(True)
+    model.backbone.bn.reset_running_stats()
+    train(model, batch)
+
+
+def in_eval_and_cast(batch: Tensor) -> None:
+    frozen_backbone().eval()(batch)
+    model = frozen_backbone().eval()
+    model(batch)
+    model.double()(batch.double())
+
+
 def of_a_detector(_: Tensor) -> None:
     model = torchvision.models.resnet18(num_classes=3, norm_layer=FrozenBatchNorm2d)
     model.requires_grad_(False)
@@ -146,6 +212,14 @@ SILENT = [
     statistics_put_back,
     called_functionally,
     a_momentum_encoder,
+    a_generator_whose_optimizer_waits,
+    a_generator_that_is_trained_later,
+    run_without_gradients_beside_no_training,
+    recomputed_in_backward,
+    in_eval_and_loaded,
+    in_eval_and_averaged_with_its_buffers,
+    in_eval_thawed_and_reset,
+    in_eval_and_cast,
     of_a_detector,
     frozen_by_timm,
     on_fake_tensors,

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from tests.plugin.sessions import NETS, Session, Sessions
+from tests.plugin.options.audit_summary import summary_of
+from tests.plugin.sessions import NETS, Sessions
 
 FREEZE = """
 @pytest.fixture
@@ -31,13 +32,6 @@ SUITE = """
     def test_holds_while_it_trains():
         drift(Net())
 """
-
-
-def summary_of(session: Session) -> str:
-    """Return the summary's section, as one line."""
-    match = re.search(r"=+ bn audit =+\n(.*?)\n=+ ", session.output, re.DOTALL)
-    assert match, session.output
-    return " ".join(match[1].split())
 
 
 def test_the_summary_gives_layers_tests_cause_place_and_fix(sessions: Sessions) -> None:
@@ -149,6 +143,45 @@ def test_frozen_layers_that_do_not_leak_are_said_to_be_frozen(sessions: Sessions
     )
 
 
+def test_a_model_that_is_trained_in_eval_is_told_and_fails_no_test(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        def test_learns():
+            net = Net()
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+            net(batch()).square().mean().backward()
+            optimizer.step()
+        """,
+        "--bn-audit=fail",
+    )
+    assert session.outcomes == {"test_learns": "passed"}
+    said = summary_of(session)
+    assert "Net: 2 BN layers trained in eval: bn1, bn2 in test_it.py::test_learns" in said
+    assert "why stuck-in-eval: bn1 and bn2 (BatchNorm1d) were in eval, as all of Net was" in said
+    assert re.search(r"stepped by SGD\.step\(\) at test_it\.py:\d+ in test_learns", said)
+    assert said.endswith(
+        "bn audit: 1 test, no BN layer ran in training mode, a model was trained in eval in 1"
+    )
+
+
+def test_a_reset_in_eval_fails_the_test_and_is_told(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        def test_resets(frozen_net):
+            frozen_net.bn1.running_mean.fill_(0.5)
+            hold(frozen_net)
+            frozen_net.bn1.reset_running_stats()
+        """,
+        "--bn-audit=fail",
+        before=FREEZE,
+    )
+    assert session.outcomes == {"test_resets": "failed"}
+    assert session.first_line("test_resets") == "1 of 1 frozen BN layer changed: bn1 (reset)"
+    assert summary_of(session).endswith(
+        "bn audit: 1 test, no BN layer ran in training mode, frozen layers moved in 1"
+    )
+
+
 def test_a_suite_without_torch_passes_and_is_said_to_hold_nothing(sessions: Sessions) -> None:
     sessions.pytester.makepyfile(test_it="def test_passes(): pass")
     session = sessions.again("--bn-audit=fail")
@@ -239,7 +272,7 @@ def test_a_setup_that_fails_is_reported_as_it_is_and_its_leak_too(sessions: Sess
         "--bn-audit=fail",
     )
     assert session.outcomes == {"test_it": "error"}
-    assert "Net: 2 frozen BN layers moved: bn1 and bn2" in summary_of(session)
+    assert "Net: 2 frozen BN layers moved: bn1, bn2" in summary_of(session)
 
 
 def test_other_outcomes_are_as_under_a_guard(sessions: Sessions) -> None:
@@ -326,71 +359,3 @@ def test_a_rerun_is_audited_anew(sessions: Sessions) -> None:
         before=FREEZE,
     )
     assert session.outcomes == {"test_it": "passed"}
-
-
-LIGHTNING = """
-import lightning
-from torch.utils.data import DataLoader, TensorDataset
-
-class Lit(lightning.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = Net().train()
-        self.net.bn1.requires_grad_(False)
-
-    def training_step(self, batch, number):
-        return self.net(batch[0]).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
-
-def fit(model):
-    data = DataLoader(TensorDataset(batch()), batch_size=4)
-    lightning.Trainer(accelerator="cpu", max_epochs=1, barebones=True).fit(model, data)
-"""
-
-
-def test_lightning_names_its_trainer(sessions: Sessions) -> None:
-    session = sessions.run(
-        """
-        def test_fit():
-            model = Lit()
-            fit(model)
-        """,
-        "--bn-audit",
-        "-pno:warnings",
-        before=LIGHTNING,
-        alone=True,  # it imports what cannot be imported twice
-    )
-    said = summary_of(session)
-    assert "Lit: 1 frozen BN layer moved: net.bn1" in said
-    assert re.search(r"first at test_it\.py:\d+ in fit, by lightning\.pytorch\.", said), said
-
-
-def test_the_hugging_face_trainer_is_named(sessions: Sessions) -> None:
-    session = sessions.run(
-        """
-        from transformers import (
-            ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
-        )
-
-        def test_trainer(tmp_path):
-            model = ResNetForImageClassification(ResNetConfig(
-                embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
-            ))
-            model.resnet.requires_grad_(False)
-            model.resnet.eval()
-            data = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 2} for i in range(4)]
-            Trainer(model=model, train_dataset=data, args=TrainingArguments(
-                output_dir=str(tmp_path), max_steps=1, use_cpu=True, save_strategy="no",
-                logging_strategy="no", report_to="none", disable_tqdm=True,
-            )).train()
-        """,
-        "--bn-audit",
-        "-pno:warnings",
-        alone=True,
-    )
-    said = summary_of(session)
-    assert "ResNetForImageClassification: 6 frozen BN layers moved: resnet.embedder." in said
-    assert "in test_trainer, by transformers.trainer." in said
-    assert "fix override train() on the model, so that it ends with .eval() on resnet." in said
