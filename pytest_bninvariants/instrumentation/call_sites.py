@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
 from torch import Tensor, nn
 
-from pytest_bninvariants.frames import PACKAGE, place_of
+from pytest_bninvariants.frames import PACKAGE, callers, place_of
 from pytest_bninvariants.verdict import Place
 
 
@@ -90,6 +91,15 @@ def place_of_outermost_call(frame: FrameType | None) -> Place | None:
             outermost, call = frame.f_back, f"{type(module).__name__}.forward()"
         frame = frame.f_back
     return place_of(outermost, call)
+
+
+def running_modules(frame: FrameType | None) -> Iterator[nn.Module]:
+    """Yield the modules whose forward runs now, the innermost first, as far as frames tell."""
+    for each in callers(frame):
+        if each.f_code.co_name in ("_call_impl", "forward"):
+            module = each.f_locals.get("self")
+            if isinstance(module, nn.Module):
+                yield module
 
 
 @dataclass(slots=True)

@@ -33,6 +33,7 @@ def find_hazards(observation: Observation) -> Iterator[Hazard]:
     yield from _setting_hazards(observation)
     yield from _statistics_hazards(observation)
     yield from _optimizer_hazards(observation)
+    yield from observation.witness.unregistered.hazards()
     if observation.scope.bn_only and observation.scope.judges_normalisation:
         yield from _idle_layer_hazards(observation)
 

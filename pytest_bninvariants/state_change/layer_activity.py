@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.frames import place_of
 from pytest_bninvariants.instrumentation.call_sites import ModeHistory, place_of_outermost_call
+from pytest_bninvariants.instrumentation.module_map import ModuleMap
 from pytest_bninvariants.instrumentation.observer_api import ForwardKind
 from pytest_bninvariants.selection.bn_layers import (
     BN_STATE,
@@ -21,7 +22,6 @@ from pytest_bninvariants.selection.bn_layers import (
 from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.selection.walk import join, named_modules
 from pytest_bninvariants.snapshot.addresses import address, group_by_address
-from pytest_bninvariants.state_change.module_map import ModuleMap
 from pytest_bninvariants.torch_internals.private_api import NormBase, current_graph_task_id
 from pytest_bninvariants.verdict import Place
 

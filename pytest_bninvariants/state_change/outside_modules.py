@@ -11,9 +11,9 @@ from torch.fx import GraphModule
 from torch.jit import ScriptModule
 
 from pytest_bninvariants.instrumentation.call_sites import place_of_outermost_call
+from pytest_bninvariants.instrumentation.module_map import ModuleMap
 from pytest_bninvariants.selection.walk import named_modules, own_tensors
 from pytest_bninvariants.snapshot.addresses import address, addresses
-from pytest_bninvariants.state_change.module_map import ModuleMap
 from pytest_bninvariants.verdict import Place
 
 _GRAPHS = (ScriptModule, GraphModule)

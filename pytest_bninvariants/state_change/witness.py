@@ -14,6 +14,7 @@ from pytest_bninvariants.instrumentation.installation import Watcher
 from pytest_bninvariants.instrumentation.observer_api import AfterCall, ForwardKind
 from pytest_bninvariants.instrumentation.optimizers import held_by
 from pytest_bninvariants.instrumentation.own_loads import OwnLoads
+from pytest_bninvariants.instrumentation.unregistered_layers import UnregisteredLayers
 from pytest_bninvariants.selection.bn_layers import is_compiled
 from pytest_bninvariants.selection.own_forward import OwnForward, own_forward_of
 from pytest_bninvariants.selection.selection_plan import Selection
@@ -44,6 +45,7 @@ class Witness(Watcher):
         self.operations = OperationLog(watched)
         self.own_loads = OwnLoads(watched)
         self.outside = OutsideModules(set(modules), watched)
+        self.unregistered = UnregisteredLayers(model)
         self.runs = RunDetector(model, selection, scripted, self.outside)
         self.stepped_parameters: set[int] = set()
         """Ids of the parameters of all optimizers that stepped."""
@@ -71,6 +73,7 @@ class Witness(Watcher):
     ) -> None:
         """Note that a BN layer normalises a batch with batch statistics."""
         self.layers.saw_batch_statistics(layer, kind)
+        self.unregistered.saw_batch_statistics(layer)
 
     def saw_call(
         self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from pytest_bninvariants.diagnosis.rule import Rule, explain
-from pytest_bninvariants.diagnosis.wording import name_list, one_or_many
+from pytest_bninvariants.diagnosis.wording import clauses, name_list, one_or_many
 from pytest_bninvariants.instrumentation.observer_api import ForwardKind, Observer
+from pytest_bninvariants.instrumentation.unregistered_layers import (
+    UnregisteredLayer,
+    name_unregistered,
+)
 from pytest_bninvariants.selection.bn_layers import has_stored_statistics
 from pytest_bninvariants.selection.walk import named_modules
 from pytest_bninvariants.verdict import Cause
@@ -33,20 +37,29 @@ class BatchStatisticsLog(Observer):
             module: the module that ran, still in eval.
             name: its name.
         """
-        mixing = (
+        mixing = [
             MixingLayer(part_name, part)
             for part_name, part in named_modules(module, name)
             if id(part) in self._layers
-        )
+        ]
+        unregistered = name_unregistered(module, list(self._layers.values()), name)
+        mixing += [MixingLayer(each.name, each.module, each) for each in unregistered]
         return explain(RULES, mixing, layers=_names)
 
 
 @dataclass(frozen=True, slots=True)
 class MixingLayer:
-    """A layer that normalised with batch statistics in eval, with its name."""
+    """A layer that normalised with batch statistics in eval.
+
+    Args:
+        name: its name.
+        module: the layer.
+        unregistered: how the model keeps it, if it is no submodule.
+    """
 
     name: str
     module: nn.Module
+    unregistered: UnregisteredLayer | None = None
 
 
 def _names(layers: list[MixingLayer]) -> list[str]:
@@ -61,6 +74,17 @@ def _explain_no_stored_statistics(layers: list[MixingLayer]) -> tuple[str, str]:
         f"{listed} {has} no running statistics, so {it} normalised with batch statistics in eval, "
         "too",
         f"build {listed} with track_running_stats=True, and train or load statistics",
+    )
+
+
+def _explain_unregistered(layers: list[MixingLayer]) -> tuple[str, str]:
+    names, kept = _names(layers), [each.unregistered for each in layers if each.unregistered]
+    listed, was = name_list(names), one_or_many(names, "was", "were")
+    ways = clauses(list(dict.fromkeys(each.why for each in kept)))
+    return (
+        f"{listed} {was} in training mode: the model's eval() did not reach what is no submodule, "
+        f"since {ways}",
+        clauses(list(dict.fromkeys(each.fix for each in kept))),
     )
 
 
@@ -87,6 +111,11 @@ RULES: tuple[Rule[MixingLayer], ...] = (
         cause="no-stored-statistics",
         applies=lambda layer: not has_stored_statistics(layer.module),
         explain=_explain_no_stored_statistics,
+    ),
+    Rule(
+        cause="training-mode",
+        applies=lambda layer: layer.module.training and layer.unregistered is not None,
+        explain=_explain_unregistered,
     ),
     Rule(
         cause="training-mode",

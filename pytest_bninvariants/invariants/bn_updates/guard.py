@@ -75,6 +75,7 @@ class UpdatesGuard(Guard):
             self._log.stop()
 
     def _judge(self) -> Verdict:
+        assert self._log is not None
         with undisturbed():
             found = [*self._results()]
             results = [each for each in found if self._scope.modules or each.is_to_update]
@@ -93,7 +94,7 @@ class UpdatesGuard(Guard):
             tensors=None,
             changes=tuple(change for each in results for change in each.changes()),
             causes=diagnose([each for each in results if not each.holds]),
-            hazards=tuple(hazards_of(results, found)),
+            hazards=(*hazards_of(results, found), *self._log.unregistered.hazards()),
             notes=tuple(notes_about(results)),
         )
 

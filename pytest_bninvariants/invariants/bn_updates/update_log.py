@@ -15,6 +15,7 @@ from pytest_bninvariants.instrumentation.installation import Watcher
 from pytest_bninvariants.instrumentation.norm_calls import OutermostCall, norm_hooks
 from pytest_bninvariants.instrumentation.observer_api import AfterCall, AfterForward, ForwardKind
 from pytest_bninvariants.instrumentation.optimizers import held_by
+from pytest_bninvariants.instrumentation.unregistered_layers import UnregisteredLayers
 from pytest_bninvariants.invariants.bn_updates.layer_forward import LayerForward
 from pytest_bninvariants.invariants.bn_updates.layer_record import LayerRecord
 from pytest_bninvariants.invariants.bn_updates.state_history import statistics_of
@@ -45,6 +46,7 @@ class UpdateLog(Watcher):
                 for layer in layers
             }
         self._model = model
+        self.unregistered = UnregisteredLayers(model)
         self._running: dict[int, LayerForward] = {}
         self._stepping: set[FrameType] = set()
         self._parts = {id(part) for _, part in named_modules(model)}
@@ -106,6 +108,7 @@ class UpdateLog(Watcher):
         self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
     ) -> None:
         """Note that a layer's forward normalises with batch statistics."""
+        self.unregistered.saw_batch_statistics(layer)
         forward = self._running.get(id(layer))
         if forward is not None:
             with undisturbed():

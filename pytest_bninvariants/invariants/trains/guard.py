@@ -91,6 +91,7 @@ class TrainsGuard(Guard):
             self._update_log.stop()
 
     def _judge(self) -> Verdict:
+        assert self._update_log is not None
         with undisturbed():
             still, negligible = _untrained([*self._parameter_results()])
             layers = [*self._layer_results()]
@@ -108,7 +109,10 @@ class TrainsGuard(Guard):
             tensors=None,
             changes=tuple(changes),
             causes=(*diagnose(still), *diagnose_updates(stuck)),
-            hazards=tuple(Hazard(name=each.name, text=each.hazard) for each in negligible),
+            hazards=(
+                *(Hazard(name=each.name, text=each.hazard) for each in negligible),
+                *self._update_log.unregistered.hazards(),
+            ),
         )
 
     def _parameter_results(self) -> Iterator[ParameterResult]:
