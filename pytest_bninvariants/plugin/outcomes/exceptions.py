@@ -68,13 +68,19 @@ def drop_notes_about_us(error: BaseException) -> None:
     The explanation ends the notes: a title, a sentence, files with lines, and how many are left
     out.
     """
-    notes = "\n".join(getattr(error, "__notes__", ())).split("\n")
+    notes = "\n".join(_notes_of(error)).split("\n")
     if not any(PACKAGE in line for line in notes) or _EXPLANATION not in notes:
         return
     start = notes.index(_EXPLANATION)
     kept = [line for line in notes[start:] if PACKAGE not in line]
     names_lines = any(".py:" in line for line in kept)
     error.__notes__ = notes[:start] + (kept if names_lines else [])
+
+
+def _notes_of(error: BaseException) -> list[str]:
+    """Return an exception's notes; a user's code may have put anything in their place."""
+    notes = getattr(error, "__notes__", None)
+    return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
 
 
 def gate_error_in(error: BaseException | None) -> GateError | None:
@@ -86,7 +92,7 @@ def gate_error_in(error: BaseException | None) -> GateError | None:
 def verdicts_in(error: BaseException | None) -> tuple[Verdict, ...]:
     """Return the verdicts in an exception and in its notes."""
     parts = () if error is None else _and_its_parts(error)
-    sources = (each for part in parts for each in (part, *getattr(part, "__notes__", ())))
+    sources = (each for part in parts for each in (part, *_notes_of(part)))
     return tuple(
         verdict
         for each in sources

@@ -9,6 +9,7 @@ import pytest
 
 from pytest_bninvariants import frames
 from pytest_bninvariants.plugin.outcomes.exceptions import drop_notes_about_us, make_presentable
+from tests.plugin.sessions import Sessions
 
 OURS = f"        {frames.PACKAGE}plugin/guarded_call.py:164"
 TITLE = ["Explanation:", "    These lines were always and only run by failing test cases:"]
@@ -44,3 +45,17 @@ def test_an_exception_whose_traceback_was_cleared_is_left_alone() -> None:
     call: Any = SimpleNamespace(excinfo=None)
     make_presentable(item, call, verbose=False)
     assert item._excinfo == [excinfo]
+
+
+@pytest.mark.parametrize("notes", ["None", "3", "[1, 'mine']", "('mine',)"])
+def test_notes_that_are_no_list_of_texts_are_left_to_pytest(sessions: Sessions, notes: str) -> None:
+    session = sessions.run(f"""
+        def test_fails():
+            error = ValueError("own")
+            error.__notes__ = {notes}
+            raise error
+
+        def test_passes():
+            pass
+    """)
+    assert session.outcomes == {"test_fails": "failed", "test_passes": "passed"}
