@@ -33,6 +33,7 @@ from pytest_bninvariants.audit.frozen_period import (
 )
 from pytest_bninvariants.audit.judging import leak_of, stuck_layer
 from pytest_bninvariants.instrumentation import installation, observer_api
+from pytest_bninvariants.instrumentation.module_map import ModuleMap
 from pytest_bninvariants.instrumentation.observer_api import AfterCall, ForwardKind, Observer
 from pytest_bninvariants.instrumentation.optimizers import held_by
 from pytest_bninvariants.selection.bn_layers import (
@@ -42,7 +43,6 @@ from pytest_bninvariants.selection.bn_layers import (
     uses_batch_statistics,
 )
 from pytest_bninvariants.selection.walk import all_parameters, named_modules
-from pytest_bninvariants.state_change.module_map import ModuleMap
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 from pytest_bninvariants.torch_internals.private_api import (
     DisableTorchFunction,
