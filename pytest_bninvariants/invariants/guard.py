@@ -59,6 +59,7 @@ class Guard:
         sources: where the pytest layer found each of its models, e.g. `fixture 'model'`; empty if
             the user passed the models.
         verdict: what the guard found; None until it has ended.
+        is_at_once: whether its step is empty: it judges the models as they are.
 
     Example:
         >>> import torch
@@ -78,6 +79,7 @@ class Guard:
         self.spelling = spelling
         self.sources: tuple[str, ...] = ()
         self.verdict: Verdict | None = None
+        self.is_at_once = False
         self.companion: Guard | None = None
         self._used = self._started = self._is_companion = False
         self._number = next(_numbers)
@@ -225,6 +227,7 @@ def at_once(guard: Guard) -> Verdict:
         GateError: if the guard could not judge.
     """
     __tracebackhide__ = True
+    guard.is_at_once = True
     with guard:
         pass
     assert guard.verdict is not None

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
 from torch import Tensor, nn
 
 from pytest_bninvariants.errors import Refusal
+from pytest_bninvariants.invariants.in_sync.average_evidence import gather_wrong_averages
 from pytest_bninvariants.invariants.in_sync.average_tensor import AverageTensor
 from pytest_bninvariants.invariants.in_sync.average_text import change_of
-from pytest_bninvariants.invariants.in_sync.pair import Tensors
-from pytest_bninvariants.invariants.in_sync.pair_guard import PairGuard
+from pytest_bninvariants.invariants.in_sync.pair import Tensors, shared_keys
+from pytest_bninvariants.invariants.in_sync.pair_guard import (
+    PairGuard,
+    change_to_shared,
+    insist_on_copies,
+)
 from pytest_bninvariants.invariants.in_sync.rules import causes_of_wrong_average
+from pytest_bninvariants.invariants.in_sync.step_log import StepLog
 from pytest_bninvariants.selection.scope import Scope
-from pytest_bninvariants.snapshot.addresses import share_memory
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
-from pytest_bninvariants.verdict import Cause, Verdict
+from pytest_bninvariants.verdict import Cause, Change, Verdict
 
 Buffers = Literal["copied", "averaged"]
 
@@ -47,10 +52,14 @@ class AverageGuard(PairGuard):
         super().__init__(model, average, scope, spelling)
         self._decay, self._buffers = decay, buffers
         self._kept: Mapping[str, KeptTensor] = {}
+        self._model_kept: Mapping[str, KeptTensor] = {}
         self._is_first_update = False
 
     def _begin(self) -> None:
-        first, second = self._tensors()
+        tensors = first, second = self._tensors()
+        insist_on_copies(
+            [], all_shared=len(shared_keys(tensors)) == len(first.keys() & second.keys())
+        )
         unmatched = sorted(first.keys() ^ second.keys())
         if unmatched:
             raise Refusal(
@@ -59,22 +68,24 @@ class AverageGuard(PairGuard):
             )
         with undisturbed():
             self._kept = take_snapshot(second, ignore_budget=True)
+            self._model_kept = take_snapshot(first, ignore_budget=True)
         count = getattr(self._other, "n_averaged", None)
         if isinstance(count, Tensor) and count.numel() == 1:
             self._is_first_update = not count.item()
+        self._watch(tensors, StepLog(first, second, self._kept))
 
     def _judge(self) -> Verdict:
-        first, second = self._tensors()
+        tensors = first, second = self._tensors()
         gone = sorted(self._kept.keys() - (first.keys() & second.keys()))
         if gone:
             raise Refusal(f"{gone[0]!r} is gone from one of the models")
         with undisturbed():
-            averages = self._averages(first, second)
-            self._insist_on_copies(_moved_and_shared(averages, first, second))
-            changes = tuple(change_of(each) for each in averages.values() if not each.holds)
+            averages = self._averages(tensors)
+            shared = self._shared_by_step(tensors, _moved(averages))
+            changes = tuple(self._changes(averages, shared))
             if not changes:
                 self._insist_on_movement(averages, first)
-            causes = self._causes(averages) if changes else ()
+            causes = self._causes(averages, tensors, shared) if changes else ()
         first_update = "the first update of an AveragedModel copies the model"
         return Verdict(
             guard=self.spelling,
@@ -89,14 +100,45 @@ class AverageGuard(PairGuard):
             notes=(first_update,) if self._is_first_update and changes else (),
         )
 
-    def _causes(self, averages: dict[str, AverageTensor]) -> tuple[Cause, ...]:
-        return causes_of_wrong_average(list(averages.values()), self._pair, self._decay)
+    def _changes(
+        self, averages: dict[str, AverageTensor], shared: Collection[str]
+    ) -> Iterator[Change]:
+        """Yield the change of each tensor that is wrong, or that both models hold by the step."""
+        for key, average in averages.items():
+            if key in shared:
+                yield change_to_shared(average.watched, self._pair.names[0])
+            elif not average.holds:
+                yield change_of(average)
 
-    def _averages(self, first: Tensors, second: Tensors) -> dict[str, AverageTensor]:
+    def _causes(
+        self,
+        averages: dict[str, AverageTensor],
+        tensors: tuple[Tensors, Tensors],
+        shared: Collection[str],
+    ) -> tuple[Cause, ...]:
+        assert self._log is not None
+        reverse = self._reverse(tensors)
+        wrong = gather_wrong_averages(
+            averages, reverse, self._pair, tensors, shared, self._decay, self._log
+        )
+        return causes_of_wrong_average(wrong)
+
+    def _averages(self, tensors: tuple[Tensors, Tensors]) -> dict[str, AverageTensor]:
+        first, second = tensors
         return {
-            key: AverageTensor.after_step(kept, second[key], first[key], self._decay_of(kept))
+            key: AverageTensor.after_step(
+                kept, second[key], self._model_kept[key], first[key], self._decay_of(kept)
+            )
             for key, kept in self._kept.items()
         }
+
+    def _reverse(self, tensors: tuple[Tensors, Tensors]) -> Iterator[AverageTensor]:
+        """Yield the model's tensors as if the model were the average."""
+        first, second = tensors
+        for key, kept in self._model_kept.items():
+            yield AverageTensor.after_step(
+                kept, first[key], self._kept[key], second[key], self._decay_of(kept)
+            )
 
     def _decay_of(self, kept: KeptTensor) -> float | None:
         """Return the weight of a tensor's old value; None if the tensor must be copied."""
@@ -117,15 +159,9 @@ class AverageGuard(PairGuard):
             )
 
 
-def _moved_and_shared(
-    averages: dict[str, AverageTensor], first: Tensors, second: Tensors
-) -> list[str]:
-    """Return the tensors that the step changed, and that both models share."""
-    return [
-        key
-        for key, average in averages.items()
-        if average.has_moved and share_memory(first[key].tensor, second[key].tensor)
-    ]
+def _moved(averages: dict[str, AverageTensor]) -> list[str]:
+    """Return the keys of the tensors that the step changed."""
+    return [key for key, average in averages.items() if average.has_moved]
 
 
 def _precision_advice(averages: list[AverageTensor]) -> str:

@@ -22,6 +22,7 @@ class AverageTensor:
         dtype: its dtype before the step.
         was: its values before the step.
         now: its values after the step.
+        before: the model's values before the step.
         model: the model's values after the step.
         copied: the model's values, rounded to the tensor's dtype.
         decay: the weight of the old value; None if the tensor must be a copy.
@@ -33,6 +34,7 @@ class AverageTensor:
     dtype: torch.dtype
     was: Tensor
     now: Tensor
+    before: Tensor
     model: Tensor
     copied: Tensor
     decay: float | None
@@ -41,22 +43,29 @@ class AverageTensor:
 
     @classmethod
     def after_step(
-        cls, kept: KeptTensor, now: WatchedTensor, model: WatchedTensor, decay: float | None
+        cls,
+        kept: KeptTensor,
+        now: WatchedTensor,
+        model_before: KeptTensor,
+        model: WatchedTensor,
+        decay: float | None,
     ) -> AverageTensor:
         """Return a tensor after a step, with what it must be.
 
         Args:
             kept: the tensor before the step.
             now: the tensor after the step.
-            model: the model's tensor.
+            model_before: the model's tensor before the step.
+            model: the model's tensor after the step.
             decay: the weight of the old value; None if the tensor must be a copy.
         """
         copied = _wide(model.tensor.detach().to(kept.dtype))
         copy = cls(
             watched=now,
             dtype=kept.dtype,
-            was=_wide(kept.content[0].view(kept.dtype).view(kept.shape or ())),
+            was=_kept_values(kept),
             now=_wide(now.tensor),
+            before=_kept_values(model_before),
             model=_wide(model.tensor),
             copied=copied,
             decay=None,
@@ -123,6 +132,43 @@ class AverageTensor:
         return bool((distances(self.now, self.was) > 0).any())
 
     @property
+    def model_moved(self) -> bool:
+        """Tell whether the step changed the model's values."""
+        return bool((distances(self.before, self.model) > 0).any())
+
+    @property
+    def was_copy(self) -> bool:
+        """Tell whether it equalled the model's tensor before the step."""
+        return bool((distances(self.was, self._rounded(self.before)) == 0).all())
+
+    @property
+    def is_early_copy(self) -> bool:
+        """Tell whether it equals what the model's tensor was before the step, but is no more."""
+        is_copy = bool((distances(self.now, self._rounded(self.before)) == 0).all())
+        return is_copy and not self.is_copy
+
+    def is_mixture(self, old: float, early: float, updates: int) -> bool:
+        """Tell whether it is a mixture of its old values and the model's two, within rounding.
+
+        Args:
+            old: the weight of its old values.
+            early: the weight of the model's values from before the step; the rest is the weight of
+                those from after it.
+            updates: the number of updates that made it, each of which rounds.
+        """
+        unit = UNIT.get(self.dtype)
+        if unit is None:
+            return False
+        parts = old * self.was, early * self.before, (1 - old - early) * self.model
+        moves = (self.before - self.was).abs() + (self.model - self.was).abs()
+        size = sum((part.abs() for part in parts), moves)
+        bound = gamma(4 * updates, unit) * size + 2 * updates * TINY[self.dtype]
+        return bool((distances(self.now, sum(parts, torch.zeros_like(self.now))) <= bound).all())
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        return _wide(values.to(self.dtype))
+
+    @property
     def is_swapped(self) -> bool:
         """Tell whether it is what it would be if decay were the weight of the new value."""
         swapped = self.was + self.model - self.expected
@@ -134,6 +180,10 @@ class AverageTensor:
         if self.may_be_copied:
             errors = torch.where(values == self.copied, 0.0, errors)
         return torch.where(errors > 0, errors / self.bound, 0.0)
+
+
+def _kept_values(kept: KeptTensor) -> Tensor:
+    return _wide(kept.content[0].view(kept.dtype).view(kept.shape or ()))
 
 
 def _wide(tensor: Tensor) -> Tensor:

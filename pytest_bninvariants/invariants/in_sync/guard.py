@@ -9,22 +9,25 @@ from typing import overload
 from torch import Tensor, nn
 
 from pytest_bninvariants.checks import is_number
-from pytest_bninvariants.errors import GateError, describe
+from pytest_bninvariants.errors import GateError, Refusal, describe
 from pytest_bninvariants.invariants.guard import Guard, at_once
 from pytest_bninvariants.invariants.in_sync.average_guard import AverageGuard, Buffers
+from pytest_bninvariants.invariants.in_sync.difference_rules import (
+    TensorDifference,
+    causes_of_difference,
+)
 from pytest_bninvariants.invariants.in_sync.pair import Tensors
-from pytest_bninvariants.invariants.in_sync.pair_guard import PairGuard
+from pytest_bninvariants.invariants.in_sync.pair_guard import PairGuard, change_to_shared
 from pytest_bninvariants.invariants.in_sync.ranks import RanksGuard
-from pytest_bninvariants.invariants.in_sync.rules import InitialStatistics, causes_of_difference
+from pytest_bninvariants.invariants.in_sync.step_log import StepLog
 from pytest_bninvariants.invariants.signature import (
     module_names,
     option_names,
     refuse_wrong_calls,
     spell,
 )
-from pytest_bninvariants.selection.bn_layers import BN_STATE
+from pytest_bninvariants.selection.bn_layers import BN_STATE, STATISTICS
 from pytest_bninvariants.selection.scope import Scope
-from pytest_bninvariants.snapshot.addresses import share_memory
 from pytest_bninvariants.snapshot.changes import changes_since
 from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.torch_internals.isolation import undisturbed
@@ -35,40 +38,85 @@ class SyncGuard(PairGuard):
     """Check, when a step ends, that tensors of one name have the same bytes in two models."""
 
     def _begin(self) -> None:
-        """Do nothing: the guard judges the models as the step leaves them."""
+        if self.is_at_once:
+            return
+        try:
+            first, second = self._tensors()
+        except Refusal:  # the step may yet make what is compared
+            first, second = {}, {}
+        self._watch((first, second), StepLog(first, second))
 
     def _judge(self) -> Verdict:
-        first, second = self._tensors()
-        self._insist_on_copies([*_moving_together(first, second)])
+        tensors = first, second = self._tensors()
+        shared = self._shared_by_step(tensors, _moved_by_training(first))
         one, other = self._pair.names
         with undisturbed():
             new = [key for key in second if key not in first]
-            differences = changes_since(take_snapshot(first), second, new)
-            initial = [*_initial_statistics(differences, first, second, (one, other))]
-        changes = tuple(_with_names(change, one, other) for change in differences)
+            changes = [
+                *(
+                    _with_names(c, one, other)
+                    for c in changes_since(take_snapshot(first), second, new)
+                ),
+                *(change_to_shared(first[key], other) for key in shared),
+            ]
+            differences = [*self._differences(changes, tensors, shared)]
         legend = f"each row shows the value in {one}, then the value in {other}"
         layers = {key.rpartition(".")[0] for key in (*first, *second)}
         return Verdict(
             guard=self.spelling,
             noun="layer",
-            broke="differ" if len({change.layer for change in changes}) > 1 else "differs",
+            broke=_broke(changes, only_shared=len(changes) == len(shared)),
             model=self._pair.types,
             source=self.source,
             layers=len(layers),
             tensors=None,
-            changes=changes,
-            causes=causes_of_difference(initial),
-            notes=(legend,) if changes else (),
+            changes=tuple(changes),
+            causes=causes_of_difference(differences),
+            notes=(legend,) if len(changes) > len(shared) else (),
         )
 
+    def _differences(
+        self, changes: list[Change], tensors: tuple[Tensors, Tensors], shared: list[str]
+    ) -> Iterator[TensorDifference]:
+        """Yield what is known of each tensor that differs, or that both models hold."""
+        one, other = self._pair.names
+        keys = {watched.name: key for key, watched in tensors[0].items()}
+        for change in changes:
+            key = keys.get(change.name)
+            if key is None or key not in tensors[1]:
+                continue
+            for behind, ahead, tensor in (
+                (other, one, tensors[1][key]),
+                (one, other, tensors[0][key]),
+            ):
+                yield TensorDifference(
+                    name=change.name,
+                    layer=change.layer,
+                    behind=behind,
+                    ahead=ahead,
+                    is_initial=change.kind == "values" and _is_initial(tensor.tensor, key),
+                    is_shared=key in shared and behind == other,
+                    loaded_itself_at=None
+                    if self._log is None
+                    else self._log.loaded_itself_at(tensor.tensor),
+                )
 
-def _moving_together(first: Tensors, second: Tensors) -> Iterator[str]:
-    """Yield the names of shared tensors that training moves; other ones may be constants."""
-    for key in sorted(first.keys() & second.keys()):
-        tensor, other = first[key].tensor, second[key].tensor
-        moves = tensor.requires_grad or key.rpartition(".")[2] in BN_STATE
-        if moves and share_memory(tensor, other):
-            yield key
+
+def _moved_by_training(tensors: Tensors) -> list[str]:
+    """Return the keys of the tensors that training moves; other ones may be constants."""
+    return [
+        key
+        for key, watched in sorted(tensors.items())
+        if watched.tensor.requires_grad or key.rpartition(".")[2] in BN_STATE
+    ]
+
+
+def _broke(changes: list[Change], *, only_shared: bool) -> str:
+    """Return the verb for layers that are not in sync."""
+    several = len({change.layer for change in changes}) > 1
+    if changes and only_shared:
+        return "are no copies" if several else "is no copy"
+    return "differ" if several else "differs"
 
 
 def _with_names(change: Change, one: str, other: str) -> Change:
@@ -80,24 +128,10 @@ def _with_names(change: Change, one: str, other: str) -> Change:
     return change
 
 
-def _initial_statistics(
-    differences: list[Change], first: Tensors, second: Tensors, names: tuple[str, str]
-) -> Iterator[InitialStatistics]:
-    """Yield the differing statistics that still have their initial values in one of the models."""
-    one, other = names
-    keys = {watched.name: key for key, watched in first.items()}
-    for change in differences:
-        is_statistics = change.name.endswith(("running_mean", "running_var"))
-        if not is_statistics or change.kind != "values" or change.name not in keys:
-            continue
-        key = keys[change.name]
-        if _is_initial(first[key].tensor, key):
-            yield InitialStatistics(change.layer, behind=one, ahead=other)
-        if _is_initial(second[key].tensor, key):
-            yield InitialStatistics(change.layer, behind=other, ahead=one)
-
-
 def _is_initial(tensor: Tensor, key: str) -> bool:
+    """Tell whether a tensor is a running statistic of a new layer."""
+    if not key.endswith(STATISTICS):
+        return False
     return bool((tensor == (1.0 if key.endswith("running_var") else 0.0)).all())
 
 

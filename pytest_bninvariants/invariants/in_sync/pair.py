@@ -51,7 +51,7 @@ class ModelPair:
         """Return the tensors in a scope, of each model.
 
         Raises:
-            Refusal: if there is nothing to compare, or both models hold the very same tensors.
+            Refusal: if there is nothing to compare.
         """
         try:
             first = select_tensors(self.one, scope, complain=True)
@@ -65,12 +65,14 @@ class ModelPair:
                 f"no name is in both models: one has {_first_names(first)}, the other "
                 f"{_first_names(second)}"
             )
-        if all(share_memory(first[key].tensor, second[key].tensor) for key in shared):
-            raise Refusal(
-                "both models hold the very same tensors, so there is nothing to compare: copy the "
-                "model with copy.deepcopy"
-            )
         return first, second
+
+
+def shared_keys(tensors: tuple[Tensors, Tensors]) -> set[str]:
+    """Return the keys of the tensors that both of two models hold."""
+    first, second = tensors
+    common = first.keys() & second.keys()
+    return {key for key in common if share_memory(first[key].tensor, second[key].tensor)}
 
 
 def select_tensors(model: nn.Module, scope: Scope, *, complain: bool) -> Tensors:

@@ -1,115 +1,49 @@
-"""Why two models differ, or why one is not the average that its decay says."""
+"""Why an average is not what its decay says."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from pytest_bninvariants.diagnosis.rule import Rule, explain
 from pytest_bninvariants.diagnosis.wording import name_list, one_or_many
-from pytest_bninvariants.invariants.in_sync.average_tensor import AverageTensor
-from pytest_bninvariants.invariants.in_sync.decay_estimate import estimate_decay
-from pytest_bninvariants.invariants.in_sync.pair import ModelPair
+from pytest_bninvariants.invariants.in_sync.average_evidence import WrongAverage
+from pytest_bninvariants.invariants.in_sync.difference_rules import (
+    SYNC_RULES,
+    explain_own_load,
+    explain_shared,
+    explain_statistics,
+    expression,
+)
 from pytest_bninvariants.selection.bn_layers import BN_STATE, STATISTICS
-from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.verdict import Cause
 
-_UPDATES = range(2, 11)
-"""The numbers of updates in one step that a decay is compared with."""
 
-
-@dataclass(frozen=True, slots=True)
-class InitialStatistics:
-    """A BN layer whose running statistics are the initial ones in only one of two models.
-
-    Args:
-        layer: its name.
-        behind: the model with the initial ones.
-        ahead: the other model.
-    """
-
-    layer: str
-    behind: str
-    ahead: str
-
-
-def causes_of_difference(initial: Iterable[InitialStatistics]) -> tuple[Cause, ...]:
-    """Return why running statistics differ between two models."""
-    return explain(
-        SYNC_RULES,
-        initial,
-        layers=lambda group: dict.fromkeys(each.layer for each in group),
-        event=lambda each: each.behind,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WrongAverage:
-    """A tensor that is not what the decay says, and how the average was updated.
-
-    Args:
-        tensor: the tensor.
-        model: the name of the model.
-        average: the name of the average.
-        decay: the decay that the user expects.
-        used: the decay that the update used, if known; else the expected one.
-        nothing_updated: whether nothing in the average was updated.
-        in_training: whether its layer in the average is in training mode.
-    """
-
-    tensor: AverageTensor
-    model: str
-    average: str
-    decay: float
-    used: float
-    nothing_updated: bool
-    in_training: bool
-
-    @property
-    def fits_decay_used(self) -> bool:
-        """Tell whether it was averaged with the decay that was used."""
-        return self.tensor.with_decay(self.used).holds
-
-
-def causes_of_wrong_average(
-    averages: list[AverageTensor], pair: ModelPair, decay: float
-) -> tuple[Cause, ...]:
-    """Return why an average is not what its decay says, as far as the step shows it.
-
-    Args:
-        averages: all its tensors, at least one of which does not hold.
-        pair: the model and its average.
-        decay: the weight of the old value.
-    """
-    behind = [each for each in averages if each.is_left_behind]
-    nothing_updated = len(behind) == sum(each.shows_update for each in averages) > 0
-    wrong = behind if nothing_updated else [each for each in averages if not each.holds]
-    used = None if nothing_updated else estimate_decay(averages)
-    modules = ModelNames.from_model(pair.other).modules
-    model, average = pair.names
-    tensors = (
-        WrongAverage(
-            tensor=each,
-            model=model,
-            average=average,
-            decay=decay,
-            used=decay if used is None else used,
-            nothing_updated=nothing_updated,
-            in_training=modules[each.watched.layer].training,
-        )
-        for each in wrong
-    )
-    return explain(AVERAGE_RULES, tensors, layers=_layers)
+def causes_of_wrong_average(tensors: Iterable[WrongAverage]) -> tuple[Cause, ...]:
+    """Return why an average is not what its decay says, as far as the step shows it."""
+    return explain(AVERAGE_RULES, tensors, layers=_layers, tensors=_names)
 
 
 def _layers(group: list[WrongAverage]) -> list[str]:
     return list(dict.fromkeys(each.tensor.watched.layer for each in group))
 
 
+def _names(group: list[WrongAverage]) -> list[str]:
+    return [each.tensor.watched.name for each in group]
+
+
+def _is_loaded_from_itself(each: WrongAverage) -> bool:
+    return each.tensor.is_left_behind and each.loaded_itself_at is not None
+
+
 def _is_statistics_left_behind(each: WrongAverage) -> bool:
-    return each.tensor.is_left_behind and each.tensor.watched.name.endswith(STATISTICS)
+    is_statistics = each.tensor.watched.name.endswith(STATISTICS)
+    return each.tensor.is_left_behind and is_statistics and not each.layer_is_behind
+
+
+def _is_part_left_behind(each: WrongAverage) -> bool:
+    is_bn_state = each.tensor.watched.name.rpartition(".")[2] in BN_STATE
+    return each.tensor.is_left_behind and (each.layer_is_behind or not is_bn_state)
 
 
 def _has_other_decay(each: WrongAverage) -> bool:
@@ -137,36 +71,118 @@ def _is_updated_buffer(each: WrongAverage) -> bool:
     return each.tensor.is_buffer and _is_updated(each)
 
 
+def _explain_swapped(group: list[WrongAverage]) -> tuple[str, str]:
+    one, other = group[0].whole.model, group[0].whole.average
+    model, average = expression(other, "model"), expression(one, "average")
+    return (
+        f"{one} is the average of {other}, and not the other way round",
+        f"pass the model first, and then its average: in_sync({model}, {average}, "
+        f"decay={group[0].whole.decay:g})",
+    )
+
+
+def _explain_shared(group: list[WrongAverage]) -> tuple[str, str]:
+    return explain_shared(_names(group), group[0].whole.average, group[0].whole.model)
+
+
+def _explain_own_load(group: list[WrongAverage]) -> tuple[str, str]:
+    return explain_own_load(_names(group), group[0].whole.average, group[0].whole.model)
+
+
+def _explain_early(group: list[WrongAverage]) -> tuple[str, str]:
+    whole = group[0].whole
+    model, average, early = whole.model, whole.average, whole.early
+    took = f"{average} took the values that {model} had before the optimizer's step"
+    if whole.ran_first is False:
+        return (
+            f"{took}, though its update ran after that: the update reads a copy of {model}",
+            f"update {average} from {model} itself, not from an earlier deepcopy or state_dict",
+        )
+    if early is not None and early.after:
+        return (
+            f"{average} was updated {early.before + early.after} times: {early.before} before the "
+            f"optimizer's step, with the values that {model} had then, and {early.after} after it",
+            f"update {average} once for each step of the optimizer, after it, and not after each "
+            "backward()",
+        )
+    return took, f"update {average} after the optimizer's step, not before it"
+
+
 def _explain_nothing_updated(group: list[WrongAverage]) -> tuple[str, str]:
-    average = group[0].average
+    whole, wrapper = group[0].whole, _wrapper(group)
+    nothing = f"nothing in {whole.average} was updated"
+    if wrapper:
+        return (
+            f"{nothing}: no update ran, or it looked for names and found none, since "
+            f"{_differing_names(group)}",
+            _match_names(group),
+        )
+    if whole.written:
+        return (
+            f"{nothing}: it was written to, but kept its values, as by an update that reads "
+            f"{whole.average} itself, or {whole.model} before the optimizer's step",
+            f"update {whole.average} from {whole.model}, after each step of the optimizer",
+        )
     return (
-        f"nothing in {average} was updated: no update of it ran in the step",
-        f"update {average} after each step of the optimizer",
+        f"{nothing}: no update of it ran in the step",
+        f"update {whole.average} after each step of the optimizer",
     )
 
 
-def _explain_initial(group: list[InitialStatistics]) -> tuple[str, str]:
-    layers = list(dict.fromkeys(each.layer for each in group))
-    return _explain_left_behind(layers, group[0].behind, group[0].ahead, "are the initial ones")
+def _explain_statistics(group: list[WrongAverage]) -> tuple[str, str]:
+    whole = group[0].whole
+    return explain_statistics(_layers(group), whole.average, whole.model, "did not move")
 
 
-def _explain_unmoved(group: list[WrongAverage]) -> tuple[str, str]:
-    return _explain_left_behind(_layers(group), group[0].average, group[0].model, "did not move")
+def _explain_part(group: list[WrongAverage]) -> tuple[str, str]:
+    """Explain a part of an average that did not move, unlike the rest."""
+    whole, wrapper = group[0].whole, _wrapper(group)
+    are_whole_layers = all(each.layer_is_behind for each in group)
+    names = _layers(group) if are_whole_layers else _names(group)
+    why = f"{name_list(names)} in {whole.average} did not move, unlike the rest: "
+    if wrapper:
+        return (
+            f"{why}the update does not reach {_them(names)}, as where it looks for names: "
+            f"{_differing_names(group)}",
+            _match_names(group),
+        )
+    why += f"the update does not reach {_them(names)}"
+    if not whole.written and all(each.tensor.was_copy for each in group):
+        why += ", or it ran before the optimizer's step, when both models were equal"
+    mine, theirs = expression(whole.average, "average"), expression(whole.model, "model")
+    kinds = dict.fromkeys("buffers" if each.tensor.is_buffer else "parameters" for each in group)
+    pairs = " and ".join(f"zip({mine}.{kind}(), {theirs}.{kind}())" for kind in kinds)
+    return why, f"have the update go over the whole model: {pairs}"
 
 
-def _explain_left_behind(layers: list[str], behind: str, ahead: str, state: str) -> tuple[str, str]:
-    """Explain running statistics in a model behind that did not follow those of a model ahead."""
+def _wrapper(group: list[WrongAverage]) -> str:
+    """Return the part that a wrapper puts into the names of all these tensors in one model."""
+    return group[0].wrapper if all(each.wrapper for each in group) else ""
+
+
+def _differing_names(group: list[WrongAverage]) -> str:
+    whole = group[0].whole
     return (
-        f"the running statistics of {name_list(layers)} in {behind} {state}, unlike those in "
-        f"{ahead}: they are buffers, which a loop over parameters() leaves behind",
-        f"copy the buffers, too: for mine, theirs in zip({_expression(behind, 'copy')}"
-        f".buffers(), {_expression(ahead, 'model')}.buffers()): mine.copy_(theirs)",
+        f"the names of {whole.model} and {whole.average} differ by the wrapper's "
+        f"'{_wrapper(group)}.'"
     )
+
+
+def _match_names(group: list[WrongAverage]) -> str:
+    wrapper = _wrapper(group)
+    return (
+        f"give the update the module inside the wrapper, its .{wrapper}, or have it leave out "
+        f"'{wrapper}.' in names"
+    )
+
+
+def _them(names: list[str]) -> str:
+    return one_or_many(names, "it", "them")
 
 
 def _explain_other_decay(group: list[WrongAverage]) -> tuple[str, str]:
-    average, decay, used = group[0].average, group[0].decay, group[0].used
-    updates = next((n for n in _UPDATES if math.isclose(used, decay**n, rel_tol=1e-6)), None)
+    whole = group[0].whole
+    average, decay, used, updates = whole.average, whole.decay, whole.used, whole.updates
     why = f"{average} was averaged with decay {used:g}"
     fix = f"keep {decay:g} of the old value: mine.lerp_(theirs, 1 - {decay:g})"
     if updates is not None:
@@ -174,7 +190,7 @@ def _explain_other_decay(group: list[WrongAverage]) -> tuple[str, str]:
             f"{why}, as by {updates} updates in one step",
             f"update {average} once per step, or put a guard around each update",
         )
-    if math.isclose(used, 1 - decay, rel_tol=1e-6):
+    if whole.is_reversed:
         return f"{why}: the weights are the wrong way round", fix
     if used == 0:
         return f"{why}: it is a copy of the model", fix
@@ -192,7 +208,7 @@ def _explain_copied_buffers(group: list[WrongAverage]) -> tuple[str, str]:
 def _explain_other_buffers(
     group: list[WrongAverage], actual: str, expected: str
 ) -> tuple[str, str]:
-    average = group[0].average
+    average = group[0].whole.average
     return (
         f"the buffers of {name_list(_layers(group))} in {average} are {actual}, not {expected}",
         f'pass buffers="{actual}" if that is meant, or change the update of {average} so that they '
@@ -201,29 +217,36 @@ def _explain_other_buffers(
 
 
 def _explain_training_mode(group: list[WrongAverage]) -> tuple[str, str]:
-    average, layers = group[0].average, _layers(group)
+    average, layers = group[0].whole.average, _layers(group)
     return (
         f"{name_list(layers)} in {average} {one_or_many(layers, 'is', 'are')} in training mode, "
         "so each forward of it moves running statistics, in addition to the update",
-        f"put the average in eval: {_expression(average, 'average')}.eval()",
+        f"put the average in eval: {expression(average, 'average')}.eval()",
     )
 
 
-def _expression(name: str, default: str) -> str:
-    """Return the name of a fixture as code, or a default if it is not the name of a fixture."""
-    return name.strip("'") if name.startswith("'") else default
-
-
-SYNC_RULES: tuple[Rule[InitialStatistics], ...] = (
-    Rule(cause="left-behind", applies=lambda _: True, explain=_explain_initial),
-)
 AVERAGE_RULES: tuple[Rule[WrongAverage], ...] = (
+    Rule(cause="swapped", applies=lambda each: each.whole.swapped, explain=_explain_swapped),
+    Rule(cause="shared-memory", applies=lambda each: each.is_shared, explain=_explain_shared),
     Rule(
         cause="left-behind",
-        applies=lambda each: each.nothing_updated,
+        applies=_is_loaded_from_itself,
+        explain=_explain_own_load,
+        place=lambda each: each.loaded_itself_at,
+        did="loaded by",
+    ),
+    Rule(cause="updated-early", applies=lambda each: each.is_early, explain=_explain_early),
+    Rule(
+        cause="left-behind",
+        applies=lambda each: each.whole.nothing_updated and each.tensor.is_left_behind,
         explain=_explain_nothing_updated,
     ),
-    Rule(cause="left-behind", applies=_is_statistics_left_behind, explain=_explain_unmoved),
+    Rule(cause="left-behind", applies=_is_statistics_left_behind, explain=_explain_statistics),
+    Rule(
+        cause="left-behind",
+        applies=_is_part_left_behind,
+        explain=_explain_part,
+    ),
     Rule(cause="other-decay", applies=_has_other_decay, explain=_explain_other_decay),
     Rule(cause="other-buffers", applies=_is_averaged_buffer, explain=_explain_averaged_buffers),
     Rule(cause="other-buffers", applies=_is_copied_buffer, explain=_explain_copied_buffers),

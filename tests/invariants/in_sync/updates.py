@@ -36,6 +36,10 @@ def hard_update(target: nn.Module, source: nn.Module, *, buffers: bool) -> None:
 
 def ema_step(average: nn.Module, model: nn.Module, decay: float, *, buffers: bool = True) -> None:
     train(model)
+    ema_update(average, model, decay, buffers=buffers)
+
+
+def ema_update(average: nn.Module, model: nn.Module, decay: float, *, buffers: bool = True) -> None:
     with torch.no_grad():
         for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
             mine.mul_(decay).add_(theirs, alpha=1 - decay)
