@@ -51,12 +51,12 @@ def observing_call(original: _Function, switch: Switch) -> _Function:
             return original(self, *args, **kwargs)
         if not _before_call(self, args, kwargs):
             return original(self, *args, **kwargs)
-        failed = True
+        failed, result = True, None
         try:
             result = original(self, *args, **kwargs)
             failed = False
         finally:
-            _after_call(failed=failed)
+            _after_call(result, failed=failed)
         return result
 
     return _call_impl
@@ -87,8 +87,8 @@ def _before_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 @hidden_from_dynamo
-def _after_call(*, failed: bool) -> None:
-    norm_hooks.leave(failed=failed)
+def _after_call(result: object, *, failed: bool) -> None:
+    norm_hooks.leave(result, failed=failed)
 
 
 def _is_real(tensors: list[Tensor]) -> bool:

@@ -116,8 +116,8 @@ class NormCallHooks:
             self._change_listening_calls(1)
         return True
 
-    def leave(self, *, failed: bool) -> None:
-        """Note that the innermost call that `enter` noted has ended."""
+    def leave(self, result: object, *, failed: bool) -> None:
+        """Note that the innermost call that `enter` noted has ended, and what it returned."""
         call = self._stack().pop()
         if call.listens:
             self._change_listening_calls(-1)
@@ -125,6 +125,8 @@ class NormCallHooks:
             failed_early = failed and (call.listens or isinstance(sys.exc_info()[1], ValueError))
             wrote = call.listens and _marks(call.module) != call.marks
             _tell_by_mode(call.module, call.x, failed=failed_early, wrote=wrote)
+            if not (failed or wrote or has_known_forward(call.module)):
+                _tell_own_forward(call.module, call.x, result)
         for after in call.after:
             after(failed)
 
@@ -272,6 +274,11 @@ def _tell_by_mode(layer: nn.Module, x: Tensor | None, *, failed: bool, wrote: bo
             _tell_batch_statistics(layer, "failed" if failed else "batches", x)
     elif layer.training or wrote:
         _tell_batch_statistics(layer, "own_forwards")
+
+
+def _tell_own_forward(layer: nn.Module, x: Tensor | None, output: object) -> None:
+    for observer in observer_api.observers_here():
+        observer.saw_own_forward(layer, x, output)
 
 
 def _tell_batch_statistics(

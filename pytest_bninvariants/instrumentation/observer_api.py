@@ -69,6 +69,15 @@ class Observer:
             values: what it normalises, if it called one of torch's functions for that.
         """
 
+    def saw_own_forward(self, layer: nn.Module, x: Tensor | None, output: object) -> None:
+        """Observe a BN layer that ran, with none of torch's functions and no write that was seen.
+
+        Args:
+            layer: the layer, whose forward is not torch's own.
+            x: the first tensor that it was called with.
+            output: what it returned.
+        """
+
     def saw_call(
         self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
     ) -> AfterCall | None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from pytest_bninvariants.selection import bn_layer_types
 from pytest_bninvariants.torch_internals.private_api import InstanceNorm, NormBase
+from pytest_bninvariants.torch_internals.scripted import is_scripted_norm
 
 STATISTICS = ("running_mean", "running_var")
 BN_STATE = (*STATISTICS, "num_batches_tracked")
@@ -56,7 +57,7 @@ def is_bn_layer(module: nn.Module) -> bool:
             return has_stored_statistics(module)
         if isinstance(module, NormBase) or ("running_mean" in buffers and "running_var" in buffers):
             return True
-    return bn_layer_types.includes(type(module))
+    return bn_layer_types.includes(type(module)) or is_scripted_norm(module)
 
 
 def has_stored_statistics(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from itertools import compress
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants.selection.bn_layers import BN_STATE, STATISTICS
+from pytest_bninvariants.selection.bn_layers import BN_STATE, STATISTICS, holds_weight_as_buffer
 from pytest_bninvariants.selection.walk import all_tensors
 from pytest_bninvariants.snapshot.addresses import address
 from pytest_bninvariants.snapshot.tensor_bytes import join_key, join_values
@@ -34,6 +34,8 @@ def find_hazards(observation: Observation) -> Iterator[Hazard]:
     yield from _statistics_hazards(observation)
     yield from _optimizer_hazards(observation)
     yield from observation.witness.unregistered.hazards()
+    if observation.scope.judges_normalisation:
+        yield from _own_forward_hazards(observation)
     if observation.scope.bn_only and observation.scope.judges_normalisation:
         yield from _idle_layer_hazards(observation)
 
@@ -215,6 +217,18 @@ def _optimizer_hazards(observation: Observation) -> Iterator[Hazard]:
         if parameter.requires_grad and id(parameter) not in held:
             text = "in no optimizer that stepped, although requires_grad is True: "
             yield Hazard(name=name, text=text + "add to an optimizer, or freeze")
+
+
+def _own_forward_hazards(observation: Observation) -> Iterator[Hazard]:
+    """Yield the layers in training mode whose own forward may have used batch statistics."""
+    violated = {change.layer for change in observation.changes}
+    for key, layer in observation.before.selection.bn_layers.items():
+        name = observation.before.selection.bn_names[key]
+        output = observation.witness.layers.activity_of(layer).outputs.get(True)
+        if output == "unknown" and name not in violated and not holds_weight_as_buffer(layer):
+            text = "ran in training mode with its own forward, and its output does not tell "
+            text += "whether it used batch statistics: call .eval() on it, to be sure"
+            yield Hazard(name=name, text=text)
 
 
 def _idle_layer_hazards(observation: Observation) -> Iterator[Hazard]:

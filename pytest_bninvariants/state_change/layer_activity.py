@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import FrameType
 
@@ -13,9 +13,11 @@ from pytest_bninvariants.frames import place_of
 from pytest_bninvariants.instrumentation.call_sites import ModeHistory, place_of_outermost_call
 from pytest_bninvariants.instrumentation.module_map import ModuleMap
 from pytest_bninvariants.instrumentation.observer_api import ForwardKind
+from pytest_bninvariants.instrumentation.own_forward import StatisticsUsed, statistics_used
 from pytest_bninvariants.selection.bn_layers import (
     BN_STATE,
     has_known_forward,
+    has_stored_statistics,
     is_bn_layer,
     uses_batch_statistics,
 )
@@ -23,7 +25,13 @@ from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.selection.walk import join, named_modules
 from pytest_bninvariants.snapshot.addresses import address, group_by_address
 from pytest_bninvariants.torch_internals.private_api import NormBase, current_graph_task_id
+from pytest_bninvariants.torch_internals.scripted import BakedIn, baked_in
 from pytest_bninvariants.verdict import Place
+
+
+def _flags_say_batch(layer: nn.Module) -> bool:
+    """Tell whether a layer's flags say that it uses batch statistics, if its forward obeys them."""
+    return isinstance(layer, NormBase) and uses_batch_statistics(layer)
 
 
 @dataclass(slots=True)
@@ -46,6 +54,7 @@ class LayerActivity(ModeHistory):
         shared: the names of the statistics that share it.
         recomputed: how many of `batches` it normalised inside a backward.
         ran_at: the line of the outermost call that led to its first such forward.
+        outputs: by mode, what the first output of its own forward tells that it normalised with.
     """
 
     batches: int = 0
@@ -61,6 +70,7 @@ class LayerActivity(ModeHistory):
     shared: tuple[str, ...] = ()
     recomputed: int = 0
     ran_at: Place | None = None
+    outputs: dict[bool, StatisticsUsed] = field(default_factory=dict)
 
     def count(self, kind: ForwardKind, *, in_eval: bool) -> None:
         """Count a forward, or a call of a function that stands in for one."""
@@ -100,7 +110,9 @@ class ActivityRecorder:
         self._selection = selection
         self._watched = {id(module) for module in selection.modules.values()}
         self._began_in_training = {id(m) for m in selection.modules.values() if m.training}
-        self._scripted = [m for m in self._bn_layers if id(m) in scripted] if scripted else []
+        self._scripted = {id(m) for m in self._bn_layers if id(m) in scripted} if scripted else {}
+        self._baked_in: dict[int, BakedIn | None] = {}
+        """By id of a scripted layer: what its code always normalises with."""
         self._activities: ModuleMap[LayerActivity] = ModuleMap()
 
     @cached_property
@@ -133,18 +145,26 @@ class ActivityRecorder:
     def saw_compiled_module(self, module: nn.Module) -> None:
         """Note which layers may run unseen inside a compiled module that is about to run."""
         for _, layer in named_modules(module):
-            if id(layer) in self._watched and has_known_forward(layer):
-                self._entry(layer).in_compiled_code |= uses_batch_statistics(layer)
+            if id(layer) in self._watched and _flags_say_batch(layer):
+                self._entry(layer).in_compiled_code = True
 
-    def saw_scripted_code(self) -> None:
-        """Note which layers may run unseen inside scripted modules."""
-        for layer in self._scripted:
-            self._entry(layer).in_compiled_code |= layer.training
+    def saw_scripted_module(self, module: nn.Module) -> None:
+        """Note which layers run unseen inside a scripted module that is about to run."""
+        for _, layer in named_modules(module):
+            if id(layer) in self._scripted:
+                self._entry(layer).in_compiled_code |= self._script_uses_batch(layer)
+
+    def _script_uses_batch(self, layer: nn.Module) -> bool:
+        known = self._baked_in.get(id(layer), "")
+        if known == "":
+            known = self._baked_in[id(layer)] = baked_in(layer)
+        by_flags = layer.training or not has_stored_statistics(layer)
+        return by_flags if known is None else known == "batch"
 
     def saw_compiled_code(self) -> None:
         """Note which layers may run in compiled code."""
         for layer in self._bn_layers:
-            if isinstance(layer, NormBase) and uses_batch_statistics(layer):
+            if _flags_say_batch(layer):
                 self._entry(layer).beside_compiled_code = True
 
     def saw_batch_statistics(self, layer: nn.Module, kind: ForwardKind) -> None:
@@ -157,6 +177,16 @@ class ActivityRecorder:
         if kind == "batches" and not layer.training and has_known_forward(layer):
             activity.without_statistics += 1
         activity.count(kind, in_eval=not layer.training)
+
+    def saw_own_forward(self, layer: nn.Module, x: Tensor | None, output: object) -> None:
+        """Find out what a layer's own forward used, once in each mode: it takes some operators."""
+        if id(layer) not in self._watched:
+            return
+        outputs, training = self._entry(layer).outputs, layer.training
+        if training not in outputs:
+            outputs[training] = statistics_used(layer, x, output)
+        if outputs[training] == "batch" and not training:
+            self.saw_batch_statistics(layer, "batches")
 
     def saw_call(self, layer: nn.Module, function: str, frame: FrameType) -> None:
         """Note that other code normalised a batch with a layer's tensors.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from torch import nn
+
 from pytest_bninvariants.diagnosis.wording import span
 from pytest_bninvariants.selection.bn_layers import counts_batches
 from pytest_bninvariants.selection.scope import Scope
@@ -14,6 +16,7 @@ from pytest_bninvariants.state_change.before_after import (
     StateBefore,
     read_state_after,
 )
+from pytest_bninvariants.state_change.layer_activity import LayerActivity
 from pytest_bninvariants.state_change.witness import Witness
 from pytest_bninvariants.verdict import Change
 
@@ -94,14 +97,23 @@ def _normalisation_changes(
     for key, layer in before.selection.bn_layers.items():
         name = before.selection.bn_names[key]
         activity = witness.layers.activity_under_name(layer, after.bn_layers[key])
-        if name in moved or not witness.used_batch_statistics(activity):
+        if name in moved or not (
+            witness.used_batch_statistics(activity)
+            or witness.may_have_used_batch_statistics_unseen(layer, activity)
+        ):
             continue
         batches = activity.batches
-        if batches == 0 and counts_batches(layer):
-            continue  # a forward would have moved its counter
+        if _would_have_counted(layer, activity) and not witness.counted_a_batch(key):
+            continue
         counted = f" {span([batches], 'batch', 'batches')}" if batches else ""
         text = f"normalised{counted} with batch statistics"
         yield Change(name=name, layer=name, kind="batch-statistics", text=text)
+
+
+def _would_have_counted(layer: nn.Module, activity: LayerActivity) -> bool:
+    """Tell whether a forward that was not seen would have moved a layer's counter."""
+    seen = activity.batches > 0 or "batch" in activity.outputs.values()
+    return not seen and counts_batches(layer)
 
 
 def _in_model_order(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 
 from torch import nn
 
@@ -80,6 +81,17 @@ class RunDetector:
             or not ModelTree(self._model).matches(self._selection.tree)
             or _versions(self._selection.names) != self._versions
         )
+
+    def was_written(self, key: str) -> bool:
+        """Tell whether a tensor of the model is known to have been written, even with its value."""
+        return key in self._written
+
+    @cached_property
+    def _written(self) -> set[str]:
+        """Return the keys of tensors whose versions moved; only read this after the step."""
+        names = self._selection.names
+        pairs = zip(names.tensors, self._versions, _versions(names), strict=True)
+        return {key for key, before, now in pairs if before != now}
 
 
 def _versions(names: ModelNames) -> list[int | None]:

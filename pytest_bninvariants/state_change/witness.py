@@ -18,6 +18,7 @@ from pytest_bninvariants.instrumentation.unregistered_layers import Unregistered
 from pytest_bninvariants.selection.bn_layers import is_compiled
 from pytest_bninvariants.selection.own_forward import OwnForward, own_forward_of
 from pytest_bninvariants.selection.selection_plan import Selection
+from pytest_bninvariants.selection.walk import join
 from pytest_bninvariants.state_change.layer_activity import ActivityRecorder, LayerActivity
 from pytest_bninvariants.state_change.outside_modules import OutsideModules
 from pytest_bninvariants.state_change.run_detector import RunDetector
@@ -65,8 +66,8 @@ class Witness(Watcher):
             self.runs.saw_forward(module)
         if is_compiled(module):
             self.layers.saw_compiled_module(module)
-        if self._scripted:
-            self.layers.saw_scripted_code()
+        if id(module) in self._scripted:
+            self.layers.saw_scripted_module(module)
 
     def saw_batch_statistics(
         self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
@@ -74,6 +75,10 @@ class Witness(Watcher):
         """Note that a BN layer normalises a batch with batch statistics."""
         self.layers.saw_batch_statistics(layer, kind)
         self.unregistered.saw_batch_statistics(layer)
+
+    def saw_own_forward(self, layer: nn.Module, x: Tensor | None, output: object) -> None:
+        """Note that a BN layer ran, which told nothing but its output."""
+        self.layers.saw_own_forward(layer, x, output)
 
     def saw_call(
         self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
@@ -133,5 +138,18 @@ class Witness(Watcher):
 
     def used_batch_statistics(self, activity: LayerActivity) -> bool:
         """Tell whether a layer used batch statistics; in compiled code, its mode decides."""
-        all_compiled = activity.beside_compiled_code and not self.runs.forward_ran
-        return activity.batches > 0 or activity.in_compiled_code or all_compiled
+        seen = activity.batches > 0 or "batch" in activity.outputs.values()
+        return seen or activity.in_compiled_code
+
+    def may_have_used_batch_statistics_unseen(
+        self, layer: nn.Module, activity: LayerActivity
+    ) -> bool:
+        """Tell whether a layer, as its mode says, used batch statistics if it ran unseen.
+
+        If it was called in eager code, it was seen, whatever compiled code ran beside it.
+        """
+        return activity.beside_compiled_code and not self.was_called(layer)
+
+    def counted_a_batch(self, key: str) -> bool:
+        """Tell whether a layer's counter is known to have been written, even if it was put back."""
+        return self.runs.was_written(join(key, "num_batches_tracked"))
