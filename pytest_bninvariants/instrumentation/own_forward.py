@@ -36,17 +36,19 @@ def statistics_used(layer: nn.Module, x: Tensor | None, output: object) -> Stati
         return "unknown"
     with undisturbed():
         try:
-            return _compare(layer, x.detach(), output.detach(), _Statistics(mean, var))
+            return _compare(layer, x.detach(), output.detach(), _MeanAndVariance(mean, var))
         except READ_ERRORS:  # types and shapes that no BatchNorm takes
             return "unknown"
 
 
-class _Statistics(NamedTuple):
+class _MeanAndVariance(NamedTuple):
     mean: Tensor
     var: Tensor
 
 
-def _compare(layer: nn.Module, x: Tensor, output: Tensor, stored: _Statistics) -> StatisticsUsed:
+def _compare(
+    layer: nn.Module, x: Tensor, output: Tensor, stored: _MeanAndVariance
+) -> StatisticsUsed:
     channels = stored.mean.numel()
     dims = [dim for dim in {1, x.dim() - 1} if x.dim() > 1 and x.shape[dim] == channels]
     if any(_is_normalised(layer, x, output, stored, dim) for dim in dims):
@@ -58,17 +60,17 @@ def _compare(layer: nn.Module, x: Tensor, output: Tensor, stored: _Statistics) -
     return "unknown"
 
 
-def _batch_statistics(x: Tensor, dim: int) -> Iterator[_Statistics]:
+def _batch_statistics(x: Tensor, dim: int) -> Iterator[_MeanAndVariance]:
     """Yield a batch's statistics, with its biased and with its unbiased variance."""
     others = [each for each in range(x.dim()) if each != dim]
     if x.numel() > x.shape[dim]:
         for correction in (0, 1):
             var, mean = torch.var_mean(x.float(), others, correction=correction)
-            yield _Statistics(mean, var)
+            yield _MeanAndVariance(mean, var)
 
 
 def _is_normalised(
-    layer: nn.Module, x: Tensor, output: Tensor, statistics: _Statistics, dim: int
+    layer: nn.Module, x: Tensor, output: Tensor, statistics: _MeanAndVariance, dim: int
 ) -> bool:
     """Tell whether an output is an input, normalised with some statistics and a layer's weights."""
     shape = [-1 if each == dim else 1 for each in range(x.dim())]
