@@ -9,11 +9,11 @@ from types import FrameType
 
 from torch import Tensor, nn
 
+from pytest_bninvariants.batchnorm.statistics_used import StatisticsUsed, statistics_used
 from pytest_bninvariants.frames import place_of
 from pytest_bninvariants.instrumentation.call_sites import ModeHistory, place_of_outermost_call
 from pytest_bninvariants.instrumentation.module_map import ModuleMap
 from pytest_bninvariants.instrumentation.observer_api import ForwardKind
-from pytest_bninvariants.instrumentation.own_forward import StatisticsUsed, statistics_used
 from pytest_bninvariants.selection.bn_layers import (
     BN_STATE,
     has_known_forward,
