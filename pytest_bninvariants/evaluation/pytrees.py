@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from pytest_bninvariants.attributes import attributes_of, has_attributes
 
 Parts = list[tuple[str, Any]]
 """The parts of a value, each with the end of its path, such as `[0]` or `.logits`."""
@@ -33,9 +35,19 @@ def parts_of_any(value: object) -> Parts | None:
         return parts
     if dataclasses.is_dataclass(value):
         return [(f".{field.name}", getattr(value, field.name)) for field in _fields(value)]
-    if type(value).__eq__ is object.__eq__ and hasattr(value, "__dict__"):
-        return [(f".{name}", part) for name, part in vars(value).items()]
+    if type(value).__eq__ is object.__eq__ and has_attributes(value):
+        return [(f".{name}", part) for name, part in attributes_of(value).items()]
     return None
+
+
+class PartOfItself(NamedTuple):
+    """A leaf in the place of a value that is one of its own parts.
+
+    Args:
+        path: the path of the value.
+    """
+
+    path: str
 
 
 def leaves(
@@ -51,23 +63,26 @@ def leaves(
     Yields:
         Paths such as `output['logits'][0]` and leaves; for an empty collection, its type.
     """
-    yield from _leaves(value, path, parts_of, ())
+    yield from _leaves(value, path, parts_of, {})
 
 
 def _leaves(
     value: object,
     path: str,
     parts_of: Callable[[object], Parts | None],
-    parents: tuple[int, ...],
+    parents: dict[int, str],
 ) -> Iterator[tuple[str, object]]:
+    if id(value) in parents:
+        yield path, PartOfItself(parents[id(value)])
+        return
     parts = parts_of(value)
-    if parts is None or id(value) in parents:
+    if parts is None:
         yield path, value
     elif not parts:
         yield path, type(value)
     else:
         for suffix, part in parts:
-            yield from _leaves(part, path + suffix, parts_of, (*parents, id(value)))
+            yield from _leaves(part, path + suffix, parts_of, {**parents, id(value): path})
 
 
 def _fields(value: Any) -> tuple[dataclasses.Field[Any], ...]:

@@ -2,48 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.selection.walk import all_tensors, named_modules
-from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised
+from pytest_bninvariants.snapshot.plain_state import PlainState
+from pytest_bninvariants.snapshot.tensor_bytes import is_plain, is_uninitialised
 
 
 class ModelState:
-    """Keep a model's modules, parameters, buffers and modes as they are now.
+    """Keep a model's modules, parameters, buffers, attributes and modes as they are now.
 
     Args:
         model: the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = [
-            (module, module.training, [(r, dict(r)) for r in _registries(module)])
-            for _, module in named_modules(model)
-        ]
-        tensors = {id(t): t for t in all_tensors(model) if not is_uninitialised(t)}
+        self._plain = PlainState(model)
+        modules = {id(m): m for m in (*(m for _, m in named_modules(model)), *self._plain.modules)}
+        self._modes = [(module, module.training) for module in modules.values()]
+        registered = {id(t): t for module in modules.values() for t in all_tensors(module)}
+        others = {id(t): t for t in self._plain.tensors if is_plain(t)}
+        tensors = [t for t in (others | registered).values() if not is_uninitialised(t)]
         with torch.no_grad():
-            self._tensors = [(t, t.detach().clone()) for t in tensors.values()]
+            self._tensors = [(t, t.detach().clone()) for t in tensors]
 
     def restore(self) -> None:
         """Put the state back, into the tensors that the model held."""
-        for module, training, registries in self._modules:
+        for module, training in self._modes:
             module.training = training
-            for registry, content in registries:
-                registry.clear()
-                registry.update(content)
+        self._plain.restore()
         for tensor, kept in self._tensors:
             with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                 _fill(tensor, kept)
-
-
-def _registries(module: nn.Module) -> list[dict[str, Any]]:
-    """Return the dicts of parameters, buffers and children; a scripted module has fixed ones."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return []
-    return [module._parameters, module._buffers, module._modules]
 
 
 def _fill(tensor: Tensor, kept: Tensor) -> None:

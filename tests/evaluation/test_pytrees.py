@@ -48,6 +48,42 @@ def test_each_part_has_the_path_by_which_one_gets_at_it(value: object, paths: li
     assert [path for path, _ in leaves(value, "out")] == paths
 
 
+class Boxes:
+    """An object with slots alone, as detectors return."""
+
+    __slots__ = ("__own", "corners", "unset")
+
+    def __init__(self, corners: Any, own: Any = None) -> None:
+        self.corners, self.__own = corners, own
+
+
+class Labelled(Boxes):
+    """An object with slots, and a dict as well."""
+
+    def __init__(self, corners: Any, label: str) -> None:
+        super().__init__(corners)
+        self.label = label
+
+
+def test_slots_are_parts_and_a_slot_without_a_value_is_none() -> None:
+    assert dict(leaves(Boxes(ONE, [TWO]), "out")).keys() == {"out._Boxes__own[0]", "out.corners"}
+    labelled = dict(leaves(Labelled(ONE, "cat"), "out"))
+    assert labelled["out.corners"] is ONE
+    assert labelled["out.label"] == "cat"
+
+
+def test_two_values_that_contain_themselves_alike_have_equal_leaves() -> None:
+    def ring(tensor: Tensor) -> dict[str, Any]:
+        made: dict[str, Any] = {"tensor": tensor, "list": []}
+        made["list"].append(made)
+        made["list"].append(made["list"])
+        return made
+
+    first, second = (dict(leaves(ring(ONE), "out")) for _ in range(2))
+    assert first == second
+    assert first["out['list'][0]"] != first["out['list'][1]"]
+
+
 def test_what_contains_itself_ends() -> None:
     ring = Cache(None)
     ring.keys = [ring, ONE]

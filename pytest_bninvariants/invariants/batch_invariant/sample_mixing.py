@@ -13,9 +13,6 @@ from pytest_bninvariants.evaluation.rounding import distances
 from pytest_bninvariants.invariants.batch_invariant.sample_batch import Order
 from pytest_bninvariants.selection.walk import named_modules
 
-_ROUNDING = 2.0**-30
-"""Far above rounding in float64, and far below the effect of batch mates."""
-
 Recording = dict[tuple[str, int], Tensor]
 """The first tensor in each output of a module's parts, by name and number of the call."""
 
@@ -46,13 +43,16 @@ def _recorder(name: str, recording: Recording) -> Callable[..., None]:
     return record
 
 
-def first_mixing_part(whole: Recording, part: Recording, order: Order) -> str | None:
+def first_mixing_part(
+    whole: Recording, part: Recording, order: Order, rounding: float
+) -> str | None:
     """Return the name of the first part of a module whose outputs for some samples differ.
 
     Args:
-        whole: the recording for the whole batch, in float64.
+        whole: the recording for the whole batch.
         part: the recording for a batch of some of its samples.
         order: these samples.
+        rounding: how far outputs may be apart, relative to the largest.
     """
     for (name, number), output in whole.items():
         other = part.get((name, number))
@@ -61,6 +61,6 @@ def first_mixing_part(whole: Recording, part: Recording, order: Order) -> str | 
         if len(output) <= max(order) or output[list(order)].shape != other.shape:
             continue
         errors = distances(output[list(order)], other)
-        if errors.numel() and float(errors.max()) > _ROUNDING * float(output.abs().max()):
+        if errors.numel() and float(errors.max()) > rounding * float(output.abs().max()):
             return name
     return None

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+import torch
+from torch import nn
+
+from pytest_bninvariants.batchnorm.arithmetic import UNIT
 from pytest_bninvariants.evaluation.precision import CastModule
+from pytest_bninvariants.evaluation.rounding import MARGIN, unit_of
 from pytest_bninvariants.invariants.batch_invariant.precision_levels import PrecisionLevel
 from pytest_bninvariants.invariants.batch_invariant.sample_batch import (
     Order,
@@ -15,7 +22,11 @@ from pytest_bninvariants.invariants.batch_invariant.sample_mixing import (
 )
 from pytest_bninvariants.invariants.batch_invariant.shrinking import smallest_differing_batch
 from pytest_bninvariants.invariants.batch_invariant.whole_output import run_module
+from pytest_bninvariants.selection.walk import all_tensors
 from pytest_bninvariants.verdict import Change
+
+_FAR_ABOVE_ROUNDING = 2.0**-30
+"""Far above rounding in float64, and far below the effect of batch mates."""
 
 
 class BatchTrial:
@@ -90,15 +101,30 @@ class BatchTrial:
         return (), []
 
     def first_mixing_part(self, order: Order) -> str | None:
-        """Return the first part of the module whose samples depend on each other, if known."""
-        copy = self._levels[0].module
-        if not isinstance(copy, CastModule):
-            return None
-        with recorded_outputs(copy.twin) as whole:
-            run_module(copy, self._batch.arguments, self._name)
-        with recorded_outputs(copy.twin) as part:
-            run_module(copy, self._batch.part(order), self._name)
-        return first_mixing_part(whole, part, order)
+        """Return the first part of the module whose samples depend on each other, if known.
+
+        In float64 rounding hides nothing; a module that cannot run there is run in its own dtype.
+        """
+        module, unit = self._levels[0].module, UNIT[torch.float64]
+        if isinstance(module, CastModule):
+            return self._first_mixing_part(module, module.twin, order, _FAR_ABOVE_ROUNDING)
+        own_unit = unit_of([*all_tensors(module), *self._levels[0].whole.values()])
+        if own_unit > unit:
+            with suppress(Exception):  # a module may raise anything in another dtype
+                copy = CastModule(module, torch.float64)
+                return self._first_mixing_part(copy, copy.twin, order, _FAR_ABOVE_ROUNDING)
+        eager = getattr(module, "_orig_mod", module)
+        rounding = max(MARGIN * own_unit, _FAR_ABOVE_ROUNDING)
+        return self._first_mixing_part(eager, eager, order, rounding)
+
+    def _first_mixing_part(
+        self, module: nn.Module, recorded: nn.Module, order: Order, rounding: float
+    ) -> str | None:
+        with recorded_outputs(recorded) as whole:
+            run_module(module, self._batch.arguments, self._name)
+        with recorded_outputs(recorded) as part:
+            run_module(module, self._batch.part(order), self._name)
+        return first_mixing_part(whole, part, order, rounding)
 
 
 def _change(path: str, text: str) -> Change:

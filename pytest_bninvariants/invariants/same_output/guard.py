@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from pytest_bninvariants.diagnosis.wording import clauses, counted
+from pytest_bninvariants.diagnosis.wording import clauses, counted, name_list
 from pytest_bninvariants.errors import GateError, Refusal
 from pytest_bninvariants.evaluation.call_arguments import CallArguments
 from pytest_bninvariants.evaluation.rounding import Tolerance
 from pytest_bninvariants.invariants.guard import Guard, at_once
 from pytest_bninvariants.invariants.same_output.eval_guard import EvalGuard
 from pytest_bninvariants.invariants.same_output.outputs import OutputSnapshot
+from pytest_bninvariants.invariants.same_output.surroundings import Surroundings
 from pytest_bninvariants.invariants.same_output.twin_guard import TwinGuard
 from pytest_bninvariants.invariants.signature import option_names, refuse_wrong_calls, spell
 from pytest_bninvariants.selection.scope import Scope
@@ -50,6 +51,7 @@ class OutputGuard(EvalGuard):
         self._before: dict[str, OutputSnapshot] = {}
         self._state: StateBefore | None = None
         self._witness: Witness | None = None
+        self._surroundings: Surroundings | None = None
 
     def _begin(self) -> None:
         modules = self._called_modules()
@@ -58,6 +60,7 @@ class OutputGuard(EvalGuard):
             self._state = read_state_before(self.model, self._scope())
             self._witness = Witness(self.model, self._state.selection)
             self._witness.start()
+            self._surroundings = Surroundings(self.model)
 
     def _end(self) -> None:
         if self._witness is not None:
@@ -77,7 +80,7 @@ class OutputGuard(EvalGuard):
             changes=tuple(changes),
             causes=findings.causes if changes else (),
             hazards=findings.hazards if changes else (),
-            notes=(_state_note(findings),) if changes else (),
+            notes=(self._state_note(findings),) if changes else (),
         )
 
     def _called_modules(self) -> dict[str, nn.Module]:
@@ -105,23 +108,30 @@ class OutputGuard(EvalGuard):
         if self._state is None or self._witness is None:
             return _NO_DIFFERENCE
         findings = compare(self._state, self._witness, self._scope())
-        if not (has_changes or findings.touched or self._witness.runs.saw_anything()):
+        ran = findings.touched or self._witness.runs.saw_anything()
+        if not (has_changes or ran or self._other_changes()):
             raise GateError(
                 f"nothing ran inside {self.spelling}: it saw no forward of the module, no step "
-                "of an optimizer that holds its parameters and no change of its state"
+                "of an optimizer that holds its parameters and no change of its state; if the step "
+                "makes another module, compare the two: assert_same_output(one, other, *inputs)"
             )
         return findings
 
+    def _other_changes(self) -> list[str]:
+        """Return the names of what changed besides parameters and buffers."""
+        return [] if self._surroundings is None else self._surroundings.changes()
 
-def _state_note(findings: StateDifference) -> str:
-    if not findings.changes:
-        return (
-            "none of its parameters, buffers and eps values changed: its forward reads something "
-            "else that did, such as an attribute or a setting of torch, or its layers were replaced"
-        )
-    changes = [change for change in findings.changes if change.of_tensor] or findings.changes
-    listed = clauses([f"{change.name} {change.text}" for change in changes])
-    return f"its state differs in {counted(len(changes), 'place')}: {listed}"
+    def _state_note(self, findings: StateDifference) -> str:
+        if findings.changes:
+            changes = [change for change in findings.changes if change.of_tensor]
+            changes = changes or [*findings.changes]
+            listed = clauses([f"{change.name} {change.text}" for change in changes])
+            return f"its state differs in {counted(len(changes), 'place')}: {listed}"
+        none = "none of its parameters, buffers and eps values changed"
+        others = self._other_changes()
+        if others:
+            return f"{none}, but {name_list(others)} did"
+        return f"{none}: its forward reads something else that did, such as a global variable"
 
 
 @refuse_wrong_calls()

@@ -104,6 +104,30 @@ def test_what_else_mixes_samples_is_found_even_below_the_rounding_of_its_dtype()
     assert "apart in float64" in told
 
 
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [(torch.float64, {}), (torch.float64, {"atol": 1e-6}), (torch.float32, {"rtol": 1e-3})],
+)
+def test_the_place_where_samples_mix_is_named_with_every_tolerance(
+    dtype: torch.dtype, options: dict[str, float]
+) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Softmax(dim=0), nn.Linear(4, 2)).to(dtype)
+    told = failure_text(net, torch.randn(8, 4).to(dtype), **options)
+    assert "samples are first mixed in 1 (Softmax)" in told
+
+
+class OnlyFloat32(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dtype == torch.float32
+        return super().forward(x)
+
+
+def test_a_module_that_cannot_run_in_float64_names_the_place_in_its_own_dtype() -> None:
+    net = nn.Sequential(OnlyFloat32(4, 4), nn.Softmax(dim=0))
+    told = failure_text(net, torch.randn(8, 4), rtol=1e-3)
+    assert "samples are first mixed in 1 (Softmax)" in told
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_dependence_is_found_in_every_dtype(dtype: torch.dtype) -> None:
     net = nn.Sequential(nn.Linear(4, 4), Mixing(1e-3)).to(dtype)
