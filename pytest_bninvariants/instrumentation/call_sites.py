@@ -102,6 +102,20 @@ def running_modules(frame: FrameType | None) -> Iterator[nn.Module]:
                 yield module
 
 
+def runs_in_checkpoint_without_gradients(frame: FrameType | None) -> bool:
+    """Tell whether a frame runs in a reentrant checkpoint that none of its inputs gives gradients.
+
+    Such a checkpoint runs its forward under no_grad(), and is in the graph by its inputs alone.
+    """
+    for each in callers(frame):
+        module = str(each.f_globals.get("__name__"))
+        if each.f_code.co_name == "forward" and module.endswith(("checkpoint", "checkpointing")):
+            context = each.f_locals.get("ctx")
+            if context is not None and "run_function" in each.f_locals:
+                return not any(getattr(context, "needs_input_grad", (True,)))
+    return False
+
+
 @dataclass(slots=True)
 class ModeHistory:
     """What was seen of a layer's modes.

@@ -15,7 +15,12 @@ from typing import Any
 
 from torch import nn
 
-from pytest_bninvariants.instrumentation import grad_switches, observer_api, write_hooks
+from pytest_bninvariants.instrumentation import (
+    backward_passes,
+    grad_switches,
+    observer_api,
+    write_hooks,
+)
 from pytest_bninvariants.instrumentation.compiled_code import (
     observing_eval_frame,
     tell_compiled_code,
@@ -45,6 +50,7 @@ class _Installation:
             Patch(nn.Module, "_call_impl", observing_call),
             Patch(nn.Module, "compile", _suspending),
             *write_hooks.patches(),
+            *backward_passes.patches(),
             *dynamo.patches(observing_eval_frame, _suspending),
         )
 

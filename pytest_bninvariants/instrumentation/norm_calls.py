@@ -59,10 +59,10 @@ class OutermostCall:
     """A call of a module that no other module makes, told from others by its identity.
 
     Args:
-        module: the module.
+        module: the id of the module, which this does not keep alive.
     """
 
-    module: nn.Module
+    module: int
 
 
 class NormCallHooks:
@@ -110,7 +110,7 @@ class NormCallHooks:
         listens = not (is_layer and _mode_decides(module))
         marks = _marks(module) if is_layer and listens else None
         if not stack:
-            self._calls.outermost = OutermostCall(module)
+            self._calls.outermost = OutermostCall(id(module))
         stack.append(_ModuleCall(module, is_layer, x, after, listens, marks))
         if listens:
             self._change_listening_calls(1)

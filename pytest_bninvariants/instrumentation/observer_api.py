@@ -126,6 +126,14 @@ class Observer:
         """
         return None
 
+    def saw_backward(self, returned: Mapping[int, Tensor]) -> None:
+        """Observe a backward pass that has ended.
+
+        Args:
+            returned: the gradients that it returned instead of accumulating them, by the id of the
+                tensor that each is for.
+        """
+
     def before_load(
         self, module: nn.Module, state: Mapping[str, Any], frame: FrameType | None
     ) -> AfterCall | None:

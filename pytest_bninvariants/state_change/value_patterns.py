@@ -13,6 +13,7 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
     dense_values,
     parts,
     same_bytes,
+    values_of,
 )
 
 
@@ -52,6 +53,21 @@ def uniform_factor(kept: KeptTensor, tensor: Tensor) -> float | None:
         return None
     factor, spread = float(factors.mean()), float(factors.max() - factors.min())
     return factor if 0 < factor < 1 and spread <= (1 - factor) / 4 else None
+
+
+def count_no_longer_finite(kept: KeptTensor, tensor: Tensor) -> int:
+    """Return how many more values of a tensor are NaN or infinite than when it was kept."""
+    try:
+        values = [
+            each for each in values_of(tensor) if each.is_floating_point() or each.is_complex()
+        ]
+        count = sum(int((~each.isfinite()).sum()) for each in values)
+    except READ_ERRORS:
+        return 0
+    if not count:
+        return 0
+    old = kept.value_bytes
+    return count - (0 if old is None else int((~old.view(kept.dtype).isfinite()).sum()))
 
 
 _TYPES = [(name, getattr(torch, name)) for name in ("float32", "bfloat16", "float16")]

@@ -145,6 +145,16 @@ current_graph_task_id: Callable[[], int] = find(
     without="it counts like any other forward",
     default=lambda: -1,
 )
+ENGINE = "_engine_run_backward"
+has_engine: bool = (
+    find(
+        f"torch.autograd:{ENGINE}",
+        used_for="recognising steps that a user's own code takes along gradients",
+        without="only the gradients that are there when an optimizer steps are seen",
+        default=None,
+    )
+    is not None
+)
 peek_interpreter_stack: Callable[[], object] = find(
     "torch._C._functorch:peek_interpreter_stack",
     used_for="telling whether a function transform such as vmap runs",

@@ -85,7 +85,7 @@ class UpdateLog(Watcher):
         uses them.
         """
         call = norm_hooks.outermost_call()
-        ours = call is not None and (call is self._model_runs_in or id(call.module) in self._parts)
+        ours = call is not None and (call is self._model_runs_in or call.module in self._parts)
         return (self._model_forwards, call) if ours else object()
 
     def before_layer(self, layer: nn.Module, x: Tensor | None) -> AfterForward | None:

@@ -28,12 +28,20 @@ from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.selection.submodules import modules_by_name
+from pytest_bninvariants.selection.tensor_table import WatchedTensor
 from pytest_bninvariants.snapshot.changes import is_unchanged
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.state_change import value_patterns
+from pytest_bninvariants.state_change.value_patterns import count_no_longer_finite
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Change, Hazard, Verdict
+
+_STALE = (
+    "stale-weights: steps moved it inside one autocast context, which goes on with the first casts "
+    "of the weights, so that forwards after a step there used its old values; leave the context "
+    "before optimizer.step(), or call torch.clear_autocast_cache() after it"
+)
 
 
 class TrainsGuard(Guard):
@@ -76,7 +84,9 @@ class TrainsGuard(Guard):
             and has_stored_statistics(layer)
             and not holds_weight_as_buffer(layer)
         }
-        self._parameter_log = ParameterLog(each.tensor for each in parameters.values())
+        self._parameter_log = ParameterLog(
+            (each.tensor for each in parameters.values()), self.model
+        )
         self._update_log = UpdateLog((layer for _, layer in self._layers.values()), self.model)
         self._parameter_log.start()
         self._update_log.start()
@@ -93,7 +103,8 @@ class TrainsGuard(Guard):
     def _judge(self) -> Verdict:
         assert self._update_log is not None
         with undisturbed():
-            still, negligible = _untrained([*self._parameter_results()])
+            parameters = [*self._parameter_results()]
+            still, negligible = _untrained(parameters)
             layers = [*self._layer_results()]
             stuck = [each for each in layers if not each.updates or each.undone or each.unusable]
         changes = [Change(name=p.name, layer=p.name, kind="still", text=p.text) for p in still]
@@ -112,29 +123,45 @@ class TrainsGuard(Guard):
             hazards=(
                 *(Hazard(name=each.name, text=each.hazard) for each in negligible),
                 *self._update_log.unregistered.hazards(),
+                *(Hazard(name=p.name, text=_STALE) for p in parameters if p.record.stale),
             ),
         )
 
     def _parameter_results(self) -> Iterator[ParameterResult]:
         """Yield what became of each parameter."""
-        assert self._parameter_log is not None
         now = ModelNames.from_model(self.model).tensors
         for key, kept in self._kept.items():
-            tensor = now[key].tensor if key in now else kept.watched.tensor
-            record = self._parameter_log.record_of(kept.watched.tensor)
-            stepped_bare = record.moved and record.gradient == "none"
-            yield ParameterResult(
-                name=kept.watched.name,
-                record=record,
-                moved=not is_unchanged(kept, tensor),
-                requires_grad=tensor.requires_grad,
-                twins=[
-                    w.name for k, w in now.items() if w.tensor is tensor and k not in self._kept
-                ],
-                shrank=stepped_bare and value_patterns.uniform_factor(kept, tensor) is not None,
-                dtype=tensor.dtype,
-                stepped=self._parameter_log.stepped,
-            )
+            yield self._parameter_result(key, kept, now)
+
+    def _parameter_result(
+        self, key: str, kept: KeptTensor, now: Mapping[str, WatchedTensor]
+    ) -> ParameterResult:
+        assert self._parameter_log is not None
+        log, old = self._parameter_log, kept.watched.tensor
+        tensor = now[key].tensor if key in now else old
+        record = log.record_of(old)
+        record.note_state(old)
+        record.by_hand.note(tensor, None)
+        replaced = tensor is not old and not (record.by_hand.trained or record.knows_state(tensor))
+        moved = not is_unchanged(kept, tensor)
+        if replaced:
+            record = log.record_of(tensor)
+            moved = record.moved
+        return ParameterResult(
+            name=kept.watched.name,
+            record=record,
+            moved=moved,
+            replaced=replaced,
+            not_finite=count_no_longer_finite(kept, tensor),
+            may_have_missed=log.may_have_missed,
+            requires_grad=tensor.requires_grad,
+            twins=[w.name for k, w in now.items() if w.tensor is tensor and k not in self._kept],
+            shrank=record.moved
+            and record.gradient == "none"
+            and value_patterns.uniform_factor(kept, tensor) is not None,
+            dtype=tensor.dtype,
+            stepped=log.stepped,
+        )
 
     def _layer_results(self) -> Iterator[LayerResult]:
         """Yield what became of each layer that is to train."""

@@ -2,59 +2,113 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pytest_bninvariants.frames import place_of
+from pytest_bninvariants.instrumentation.call_sites import runs_in_checkpoint_without_gradients
 from pytest_bninvariants.instrumentation.installation import Watcher
 from pytest_bninvariants.instrumentation.observer_api import AfterCall
 from pytest_bninvariants.instrumentation.optimizers import Gradient, gradient_of
+from pytest_bninvariants.invariants.trains.autocast_cache import AutocastCache
+from pytest_bninvariants.invariants.trains.parameter_record import ParameterRecord
+from pytest_bninvariants.selection.walk import all_tensors, named_modules, own_tensors
 from pytest_bninvariants.snapshot.tensor_bytes import content_of, same_content, values_of
-from pytest_bninvariants.torch_internals.isolation import undisturbed
+from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
+from pytest_bninvariants.torch_internals.isolation import in_transform, undisturbed
 
 _RANK: dict[Gradient, int] = {"none": 0, "zero": 1, "nonzero": 2}
 
 
-@dataclass(slots=True)
-class ParameterRecord:
-    """What optimizers did with one parameter.
-
-    Args:
-        optimizer: class name of an optimizer that holds it and stepped; empty if there is none.
-        group: the number of the parameter group that holds it.
-        rate: the largest learning rate that it stepped with.
-        gradient: its gradient at a step, of several steps the most that there was.
-        size: the largest magnitude in its gradients.
-        moved: whether a step moved it.
-    """
-
-    optimizer: str = ""
-    group: int = 0
-    rate: float = 0.0
-    gradient: Gradient = "none"
-    size: float = 0.0
-    moved: bool = False
-
-
 class ParameterLog(Watcher):
-    """Follow some parameters during one step.
+    """Follow some parameters during one step, and those that take their names.
 
     Args:
         parameters: the parameters.
+        model: the model that holds them.
     """
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
+    def __init__(self, parameters: Iterable[Tensor], model: nn.Module) -> None:
+        self._model = model
         self._records = {id(parameter): (parameter, ParameterRecord()) for parameter in parameters}
+        self._others = {id(each) for each in all_tensors(model)} - self._records.keys()
+        self._owners = {
+            id(module): [self._records[key][1] for key in keys]
+            for _, module in named_modules(model)
+            if (keys := [id(t) for _, _, t in own_tensors(module) if id(t) in self._records])
+        }
+        self._autocast_cache = AutocastCache()
+        self._moved_in_autocast: set[int] = set()
         self.stepped: list[str] = []
         """Class names of the optimizers that stepped, whatever they hold."""
+        self.may_have_missed = False
+        """Whether steps or gradients may have been missed: in compiled code, in a function
+        transform, or by an optimizer of copies, whose values are copied into the model."""
+
+    def start(self) -> None:
+        """Begin to observe; gradients that are there already count."""
+        with undisturbed():
+            for parameter, record in self._records.values():
+                if parameter.grad is not None:
+                    record.by_hand.note(parameter, parameter.grad)
+        super().start()
 
     def record_of(self, parameter: Tensor) -> ParameterRecord:
-        """Return the record of a parameter."""
-        return self._records[id(parameter)][1]
+        """Return the record of a parameter; that of one which no optimizer has is empty."""
+        return self._records.get(id(parameter), (parameter, ParameterRecord()))[1]
+
+    @skipped_by_dynamo
+    def ignores(self, module: nn.Module) -> bool:
+        """Ignore modules without such parameters."""
+        return id(module) not in self._owners
+
+    def saw_forward(self, module: nn.Module) -> None:
+        """Note a module that runs in a reentrant checkpoint which cannot give it gradients."""
+        if torch.is_grad_enabled() or id(module) not in self._owners:
+            return
+        if runs_in_checkpoint_without_gradients(sys._getframe(1)):
+            for record in self._owners[id(module)]:
+                record.checkpointed = True
+
+    def saw_compiled_code(self) -> None:
+        """Note that an optimizer's step may be compiled, and unseen."""
+        self.may_have_missed = True
+
+    def saw_backward(self, returned: Mapping[int, Tensor]) -> None:
+        """Note the gradients of parameters that no optimizer has stepped, to know steps by hand."""
+        if in_transform():
+            self.may_have_missed = True
+            return
+        with undisturbed():
+            for parameter, record in self._records.values():
+                if not record.optimizer:
+                    gradient = returned.get(id(parameter), parameter.grad)
+                    record.by_hand.note(parameter, gradient)
+
+    def before_load(
+        self, module: nn.Module, state: Mapping[str, Any], frame: FrameType | None
+    ) -> AfterCall | None:
+        """Return a function that notes after a load which parameters it set."""
+        place = place_of(frame, f"{type(module).__name__}.load_state_dict()")
+        with undisturbed():
+            below = {id(tensor) for tensor in all_tensors(module)} & self._records.keys()
+            before = [(*self._records[key], content_of(self._records[key][0])) for key in below]
+            for parameter, record, _ in before:
+                record.note_state(parameter)
+
+        def finish() -> None:
+            with undisturbed():
+                for parameter, record, content in before:
+                    if not same_content(content, parameter):
+                        record.note_load(parameter, place)
+
+        return finish if before else None
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
@@ -65,6 +119,8 @@ class ParameterLog(Watcher):
             self.stepped.append(name)
         before = []
         with undisturbed():
+            self._follow_new_ones(optimizer)
+            self._note_autocast(optimizer)
             for number, group in enumerate(optimizer.param_groups):
                 for parameter in group["params"]:
                     if id(parameter) in self._records:
@@ -77,14 +133,41 @@ class ParameterLog(Watcher):
             with undisturbed():
                 for parameter, content in before:
                     if not same_content(content, parameter):
-                        self.record_of(parameter).moved = True
+                        self.record_of(parameter).note_move()
                     if closure:
                         self._note_gradient(parameter)
 
         return finish
 
+    def _follow_new_ones(self, optimizer: Optimizer) -> None:
+        """Follow parameters of an optimizer that came into the model since the start."""
+        held = [each for group in optimizer.param_groups for each in group["params"]]
+        unknown = [each for each in held if id(each) not in self._records]
+        new = [each for each in unknown if id(each) not in self._others]
+        if new:
+            now = {id(tensor) for tensor in all_tensors(self._model)}
+            ours = {id(each): (each, ParameterRecord()) for each in new if id(each) in now}
+            self._records |= ours
+            self.may_have_missed |= not ours and len(new) == len(held)
+
+    def _note_autocast(self, optimizer: Optimizer) -> None:
+        """Note parameters that step again while autocast still has their casts from before."""
+        held = [each for group in optimizer.param_groups for each in group["params"]]
+        device = held[0].device.type if held else "cpu"
+        if self._autocast_cache.outlived_last_step(device):
+            for parameter in held:
+                if id(parameter) in self._moved_in_autocast and parameter.grad is not None:
+                    self.record_of(parameter).stale = True
+        else:
+            self._moved_in_autocast.clear()
+        self._autocast_cache.note_step(device)
+        if self._autocast_cache.is_noted:
+            casts = (p for p in held if p.dtype == torch.float32 and p.dim() > 1 and p.is_leaf)
+            self._moved_in_autocast |= {id(p) for p in casts if p.grad is not None}
+
     def _note_holder(self, parameter: Tensor, optimizer: str, group: int, rate: float) -> None:
         record = self.record_of(parameter)
+        record.note_state(parameter)
         record.optimizer, record.group = optimizer, group
         record.rate = max(record.rate, rate)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pytest_bninvariants.instrumentation.optimizers import Gradient
-from pytest_bninvariants.invariants.trains.parameter_log import ParameterRecord
+from pytest_bninvariants.invariants.trains.parameter_record import ParameterRecord
 
 _GRADIENTS: dict[Gradient, str] = {
     "none": "no gradient",
@@ -22,8 +22,11 @@ class ParameterResult:
 
     Args:
         name: its qualified name.
-        record: what optimizers did with it.
+        record: what optimizers and loads did with it.
         moved: whether its bytes changed.
+        replaced: whether another tensor has its name now, with values that no step led to.
+        not_finite: how many of its values became NaN or infinite.
+        may_have_missed: whether steps of optimizers may have been missed.
         requires_grad: whether it requires a gradient.
         twins: its other names in the model, as far as they need not train.
         shrank: whether a step without a gradient scaled it by one factor, as weight decay does.
@@ -34,6 +37,9 @@ class ParameterResult:
     name: str
     record: ParameterRecord
     moved: bool
+    replaced: bool
+    not_finite: int
+    may_have_missed: bool
     requires_grad: bool
     twins: list[str]
     shrank: bool
@@ -42,9 +48,22 @@ class ParameterResult:
 
     @property
     def trained(self) -> bool:
-        """Tell whether it moved by more than what an optimizer does without a gradient."""
-        decayed = self.shrank or (self.record.optimizer and self.record.gradient == "zero")
-        return self.moved and not decayed
+        """Tell whether steps moved it, by more than what an optimizer does without a gradient."""
+        record = self.record
+        decayed = self.shrank or (record.optimizer and record.gradient == "zero")
+        return self.moved and not (
+            decayed or self.not_finite or record.loaded or self.is_unexplained
+        )
+
+    @property
+    def is_unexplained(self) -> bool:
+        """Tell whether it moved, and not as steps of optimizers or of the user's own code move it.
+
+        Of a parameter that needs no gradient, such as that of a moving average, any move will do.
+        """
+        if not self.moved or self.record.moved or self.record.by_hand.trained:
+            return False
+        return self.replaced or (self.requires_grad and not self.may_have_missed)
 
     @property
     def group(self) -> tuple[str, int]:
@@ -66,13 +85,24 @@ class ParameterResult:
     def text(self) -> str:
         """Return how it failed to train."""
         record = self.record
+        if self.not_finite:
+            return f"{self.not_finite} of its values became NaN or infinite"
+        if record.loaded and self.moved:
+            return "got its values from a state_dict"
         if not self.requires_grad:
             return "did not move; requires_grad is False"
         if not record.optimizer:
-            return "did not move; no optimizer that holds it stepped"
-        did = "moved by decay or moments alone" if self.moved else "did not move"
+            return f"{self._move}; no optimizer that holds it stepped"
         stepped = f"{record.optimizer} (group {record.group}) stepped with lr {record.rate:g}"
-        return f"{did}; {stepped} and {_GRADIENTS[record.gradient].format(size=record.size)}"
+        return f"{self._move}; {stepped} and {_GRADIENTS[record.gradient].format(size=record.size)}"
+
+    @property
+    def _move(self) -> str:
+        if self.replaced:
+            return "is another tensor now"
+        if self.is_unexplained:
+            return "moved outside of any step"
+        return "moved by decay or moments alone" if self.moved else "did not move"
 
     @property
     def hazard(self) -> str:

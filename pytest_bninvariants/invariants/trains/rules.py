@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from pytest_bninvariants.diagnosis.rule import Rule, explain
 from pytest_bninvariants.diagnosis.wording import name_list, one_or_many
@@ -24,6 +25,7 @@ def _rule(
     applies: Callable[[ParameterResult], bool],
     why: Callable[[list[ParameterResult]], str],
     fix: str,
+    **place: Any,
 ) -> Rule[ParameterResult]:
     """Return a rule whose explanation begins with the names, and whose fix contains them."""
 
@@ -31,7 +33,7 @@ def _rule(
         names = name_list(_names(results))
         return f"{names} {why(results)}", fix.format(names=names)
 
-    return Rule(cause=cause, applies=applies, explain=explain_with_names)
+    return Rule(cause=cause, applies=applies, explain=explain_with_names, **place)
 
 
 def _agree(results: list[ParameterResult], one: str, many: str) -> str:
@@ -50,11 +52,27 @@ def _why_tied(results: list[ParameterResult]) -> str:
     )
 
 
+def _why_loaded(results: list[ParameterResult]) -> str:
+    return f"got {_agree(results, 'its', 'their')} values from a state_dict, and no step followed"
+
+
 def _why_unheld(results: list[ParameterResult]) -> str:
-    stepped = results[0].stepped
-    if not stepped:
-        return "got no step: no optimizer stepped inside the guard"
-    return f"{_agree(results, 'is', 'are')} in no optimizer that stepped ({', '.join(stepped)} did)"
+    return (
+        f"{_agree(results, 'is', 'are')} in no optimizer that stepped "
+        f"({', '.join(results[0].stepped)} did)"
+    )
+
+
+def _why_replaced(results: list[ParameterResult]) -> str:
+    others = _agree(results, "is another tensor", "are other tensors")
+    return f"{others} than at the start of the block, and {_why_unheld(results)}"
+
+
+def _why_in_place(results: list[ParameterResult]) -> str:
+    return (
+        "moved outside of any optimizer's step, and not along a gradient: an initialisation, noise "
+        f"or a copy of other values wrote to {_agree(results, 'it', 'them')}"
+    )
 
 
 def _why_no_gradient(results: list[ParameterResult]) -> str:
@@ -73,7 +91,28 @@ def _why_rounded_away(results: list[ParameterResult]) -> str:
     )
 
 
+def _is_unheld(result: ParameterResult) -> bool:
+    return not result.record.optimizer and not (result.replaced and result.record.moved)
+
+
 RULES: tuple[Rule[ParameterResult], ...] = (
+    _rule(
+        "not-finite",
+        lambda each: each.not_finite > 0,
+        lambda results: f"became NaN or infinite, and {_agree(results, 'stays', 'stay')} so",
+        "look for the first loss or gradient that is not finite "
+        "(torch.autograd.set_detect_anomaly(True) names its operation), and for a learning rate "
+        "that is too high",
+    ),
+    _rule(
+        "loaded",
+        lambda each: each.record.loaded and each.moved,
+        _why_loaded,
+        "load checkpoints before the guarded step; a load after the optimizer's steps throws away "
+        "what {names} learned",
+        place=lambda each: each.record.loaded_at,
+        did="loaded by",
+    ),
     _rule(
         "tied",
         lambda each: not each.requires_grad and bool(each.twins),
@@ -87,11 +126,35 @@ RULES: tuple[Rule[ParameterResult], ...] = (
         "call requires_grad_(True) on {names}, or exclude what is meant to be frozen",
     ),
     _rule(
+        "in-place",
+        lambda each: each.is_unexplained,
+        _why_in_place,
+        "let an optimizer step with {names}: call optimizer.step() after backward(), and "
+        "initialise before the guarded step; if this is a step of your own, leave .grad as it is "
+        "until the step is taken",
+    ),
+    _rule(
+        "not-in-optimizer",
+        lambda each: _is_unheld(each) and not each.stepped,
+        lambda _: "got no step: no optimizer stepped inside the guard",
+        "call optimizer.step() after backward(), inside the guard, with {names} among the "
+        "optimizer's parameters; under GradScaler check whether the step was skipped",
+    ),
+    _rule(
+        "not-in-optimizer",
+        lambda each: _is_unheld(each) and each.replaced,
+        _why_replaced,
+        "create the optimizer after {names} got their place in the model, or give it the new ones "
+        "with add_param_group()",
+    ),
+    _rule(
         "not-in-optimizer",
         lambda each: not each.record.optimizer,
         _why_unheld,
-        "create the optimizer after the last conversion or copy of the model, with {names} among "
-        "its parameters; under GradScaler check whether the step was skipped",
+        "give {names} to the optimizer, and create it after the last conversion or copy of the "
+        "model; if they are not meant to train, call requires_grad_(False) on them, name only what "
+        "is to train, or leave them out with exclude=; under GradScaler check whether a step was "
+        "skipped",
     ),
     _rule(
         "undone",
@@ -101,6 +164,17 @@ RULES: tuple[Rule[ParameterResult], ...] = (
             f"{_agree(results, 'has its', 'have their')} old values again"
         ),
         "look for what copies or loads the old values back after the step",
+    ),
+    _rule(
+        "no-gradient",
+        lambda each: each.record.gradient == "none" and each.record.checkpointed,
+        lambda results: (
+            f"had no gradient when {_optimizer(results)} stepped: "
+            f"{_agree(results, 'its', 'their')} forward ran in a reentrant checkpoint, none of "
+            "whose inputs requires a gradient, so autograd recorded nothing there"
+        ),
+        "pass use_reentrant=False to the checkpoint around {names}, or have its input require a "
+        "gradient, as model.enable_input_require_grads() of transformers does",
     ),
     _rule(
         "no-gradient",

@@ -1,0 +1,70 @@
+"""What happened to one parameter during a step."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from pytest_bninvariants.instrumentation.optimizers import Gradient
+from pytest_bninvariants.invariants.trains.value_sample import HandStep, sample_of
+from pytest_bninvariants.verdict import Place
+
+_MOST_STATES = 256
+
+
+@dataclass(slots=True)
+class ParameterRecord:
+    """What optimizers and loads did with one parameter.
+
+    Args:
+        optimizer: class name of an optimizer that holds it and stepped; empty if there is none.
+        group: the number of the parameter group that holds it.
+        rate: the largest learning rate that it stepped with.
+        gradient: its gradient at a step, of several steps the most that there was.
+        size: the largest magnitude in its gradients.
+        moved: whether a step moved it.
+        by_hand: whether it moved along its gradient outside of any optimizer's step.
+        loaded: whether its values came from a load, and no step has moved it since.
+        loaded_at: where that load was, if it was seen.
+        checkpointed: whether its module ran in a reentrant checkpoint that keeps no graph.
+        stale: whether it moved while autocast kept a cast of its old values, and was used again.
+        states: a hash of some of its values, for the latest states that steps led to.
+    """
+
+    optimizer: str = ""
+    group: int = 0
+    rate: float = 0.0
+    gradient: Gradient = "none"
+    size: float = 0.0
+    moved: bool = False
+    by_hand: HandStep = field(default_factory=HandStep)
+    loaded: bool = False
+    loaded_at: Place | None = None
+    checkpointed: bool = False
+    stale: bool = False
+    states: deque[int] = field(default_factory=lambda: deque(maxlen=_MOST_STATES))
+
+    def note_state(self, parameter: Tensor) -> None:
+        """Note a state that steps led to, if any has moved the parameter."""
+        if self.moved and not self.loaded:
+            self.states.append(_hash(parameter))
+
+    def knows_state(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor has values to which steps have led."""
+        return _hash(tensor) in self.states
+
+    def note_move(self) -> None:
+        """Note that a step has moved it."""
+        self.moved, self.loaded, self.loaded_at = True, False, None
+
+    def note_load(self, parameter: Tensor, place: Place | None) -> None:
+        """Note that a load has set other values; those that training led to earlier are no news."""
+        self.loaded = not self.knows_state(parameter)
+        self.loaded_at = place if self.loaded else None
+
+
+def _hash(tensor: Tensor) -> int:
+    sample = sample_of(tensor)
+    return hash(None if sample is None else tuple(sample.tolist()))
