@@ -16,7 +16,6 @@ from typing import Any
 from torch import nn
 
 from pytest_bninvariants.instrumentation import (
-    backward_passes,
     grad_switches,
     observer_api,
     write_hooks,
@@ -50,7 +49,6 @@ class _Installation:
             Patch(nn.Module, "_call_impl", observing_call),
             Patch(nn.Module, "compile", _suspending),
             *write_hooks.patches(),
-            *backward_passes.patches(),
             *dynamo.patches(observing_eval_frame, _suspending),
         )
 

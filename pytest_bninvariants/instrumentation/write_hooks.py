@@ -1,4 +1,4 @@
-"""Tell observers of the operations that write state: optimizer steps, loads, collectives."""
+"""Tell observers of the operations that write state: backward passes, steps, loads, collectives."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from pytest_bninvariants.instrumentation import observer_api
 from pytest_bninvariants.instrumentation.observer_api import AfterCall
 from pytest_bninvariants.torch_internals.dynamo import hidden_from_dynamo, skipped_by_dynamo
 from pytest_bninvariants.torch_internals.patches import CodeSwap, Patch, Switch, caller, wrap_method
+from pytest_bninvariants.torch_internals.private_api import ENGINE, has_engine
 
 _Function = Callable[..., Any]
 _COLLECTIVES = (
@@ -28,6 +29,7 @@ _COLLECTIVES = (
     *("broadcast", "all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter_tensor"),
     *("all_gather", "all_gather_into_tensor", "scatter", "recv"),
 )
+_BACKWARD_INPUTS = 3  # their position among the engine's arguments after the outputs
 _running_steps: dict[FrameType, list[AfterCall]] = {}
 """Functions to call after each running step, by the frame in which torch calls its hooks."""
 
@@ -76,13 +78,39 @@ def _tell_after_step(frame: FrameType) -> None:
 
 
 def patches() -> list[Patch | CodeSwap]:
-    """Return the wrappers around loads and collectives."""
+    """Return the wrappers around backward passes, loads and collectives."""
     available = torch.distributed.is_available()
     names = [name for name in _COLLECTIVES if available and hasattr(torch.distributed, name)]
+    engines = [Patch(torch.autograd, ENGINE, _observing_backward)] if has_engine else []
     return [
+        *engines,
         wrap_method(nn.Module, "load_state_dict", _observing_load),
         *(Patch(torch.distributed, name, _observing_collective(name)) for name in names),
     ]
+
+
+def _observing_backward(original: _Function, switch: Switch) -> _Function:
+    """Wrap the function with which `backward` and `torch.autograd.grad` run the engine."""
+
+    @skipped_by_dynamo
+    def _engine_run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        result = original(outputs, *args, **kwargs)
+        if switch.on and not is_dynamo_compiling():
+            _tell_backward(args, kwargs, result)
+        return result
+
+    return _engine_run_backward
+
+
+@hidden_from_dynamo
+def _tell_backward(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    returned: dict[int, Tensor] = {}
+    if not kwargs.get("accumulate_grad") and len(args) > _BACKWARD_INPUTS:
+        pairs = zip(args[_BACKWARD_INPUTS], result, strict=False)
+        returned = {id(x): grad for x, grad in pairs if isinstance(grad, Tensor)}
+    for observer in observer_api.observers_here():
+        observer.saw_backward(returned)
 
 
 def _observing_load(original: _Function, switch: Switch) -> _Function:
