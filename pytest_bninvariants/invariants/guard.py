@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import ClassVar
 
@@ -15,7 +17,9 @@ from pytest_bninvariants.frames import relative_path, user_line
 from pytest_bninvariants.guard_registry import add_raised, complaints, open_guards
 from pytest_bninvariants.invariants.conclude import conclude
 from pytest_bninvariants.reporting.verdict_text import hazards_in_a_line
-from pytest_bninvariants.verdict import Verdict
+from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
+from pytest_bninvariants.trace.tracer import Tracer, start_tracing
+from pytest_bninvariants.verdict import Change, Verdict
 
 _NEVER_ENTERED = "was never entered, so it watched nothing: use `with`"
 _NEVER_LEFT = "was entered and never left, so it compared nothing: use `with`"
@@ -53,6 +57,8 @@ class Guard:
 
     Attributes:
         failure: the exception that it raises if the invariant is broken.
+        broken_by_writes: whether writes to tensors can break the invariant, so that `--bn-trace`
+            looks for who wrote.
         judges_halfway: whether its verdict means anything after a step that raised.
         companion: another guard around the same step, which starts and ends with this one.
         made_at: file and line that its warnings point at.
@@ -73,6 +79,7 @@ class Guard:
 
     failure: ClassVar[type[InvariantBroken]] = InvariantBroken
     judges_halfway: ClassVar[bool] = False
+    broken_by_writes: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, spelling: str) -> None:
         self.model = model
@@ -82,6 +89,7 @@ class Guard:
         self.is_at_once = False
         self.companion: Guard | None = None
         self._used = self._started = self._is_companion = False
+        self._tracer: Tracer | None = None
         self._number = next(_numbers)
         self.made_at = user_line()
         file, line = self.made_at
@@ -155,6 +163,14 @@ class Guard:
         """
         raise NotImplementedError
 
+    def _traced(self) -> Mapping[str, KeptTensor]:
+        """Return what `_begin` kept of the tensors whose writers matter."""
+        return {}
+
+    def _written(self, verdict: Verdict) -> Iterable[Change]:
+        """Return the changes of such tensors that broke the invariant."""
+        return verdict.changes
+
     def attach(self, companion: Guard) -> Guard:
         """Make another guard start and end with this one; each gives its own verdict."""
         complaints.pop(companion._number, None)
@@ -173,6 +189,7 @@ class Guard:
         self._use()
         try:
             self._begin()
+            self._tracer = start_tracing(self._traced()) if self.broken_by_writes else None
             self._started = True
             if self.companion is not None:
                 self.companion.start()
@@ -190,6 +207,8 @@ class Guard:
         open_guards.pop(self._number, None)
         if self.companion is not None:
             self.companion.stop()
+        if self._tracer is not None:
+            self._tracer.stop()
         self._end()
 
     def finish(self) -> Verdict:
@@ -203,10 +222,17 @@ class Guard:
             raise GateError(f"{self.spelling} was never started")
         self._started = False
         try:
-            self.verdict = self._judge()
+            self.verdict = self._with_writes(self._judge())
         except Refusal as refusal:
             raise refusal.as_gate_error(self.spelling) from refusal.__cause__
         return self.verdict
+
+    def _with_writes(self, verdict: Verdict) -> Verdict:
+        """Return a verdict with what the trace found, if a write can break the invariant."""
+        if not self.broken_by_writes:
+            return verdict
+        tracer, self._tracer = self._tracer, None
+        return replace(verdict, writes=tracer.writes(self._written(verdict)) if tracer else ())
 
     def warn(self) -> None:
         """Warn of what may go wrong later, once for each place and text."""

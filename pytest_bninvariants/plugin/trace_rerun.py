@@ -77,8 +77,8 @@ class TraceRerunner:
         if first.has_subtests:
             text = f"a test with subtests is not run again; {_INSTEAD}"
         else:
-            names = frozenset(n for verdict in first.verdicts for n in verdict.changed_tensors)
-            with override(trace=Trace(names=names)), earlier_runs.remembering(None):
+            trace = Trace(names=_sought_names(first.verdicts))
+            with override(trace=trace), earlier_runs.remembering(None):
                 reports, second = self._run_once(item, nextitem)
             ended = next((report for report in reports if not report.passed), None)
             text = "" if second.broken else _end_of_unbroken_run(ended)
@@ -106,6 +106,13 @@ class TraceRerunner:
 def _traceable_verdicts(error: BaseException | None) -> tuple[Verdict, ...]:
     """Return the verdicts in an exception whose guards a write can break."""
     return tuple(verdict for verdict in verdicts_in(error) if verdict.writes is not None)
+
+
+def _sought_names(verdicts: list[Verdict]) -> frozenset[str] | None:
+    """Return the tensors whose writers are sought; None for all, if a verdict is on outputs."""
+    if any(verdict.column != "tensor" for verdict in verdicts):
+        return None
+    return frozenset(name for verdict in verdicts for name in verdict.changed_tensors)
 
 
 def _another_plugin_reruns(item: pytest.Item) -> bool:

@@ -85,6 +85,9 @@ def compare_runs(
 def _compare_verdict(first: Verdict, second: Verdict | None, *, verbose: bool) -> list[str]:
     """Return lines about who wrote in the second run what a guard found changed in the first."""
     writes = {} if second is None else {write.name: write for write in second.writes or ()}
+    if first.column != "tensor":
+        nobody = labelled("who", "nobody: no write was seen that changed its state")
+        return write_lines(writes.values(), verbose=verbose) or nobody
     kept = {change.name for change in first.changes if change.kind not in ("gone", "new")}
     changed = [name for name in first.changed_tensors if name in kept]
     lines = write_lines([writes[name] for name in changed if name in writes], verbose=verbose)

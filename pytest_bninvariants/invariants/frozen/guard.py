@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -19,11 +19,10 @@ from pytest_bninvariants.invariants.signature import (
 )
 from pytest_bninvariants.invariants.trains.guard import TrainsGuard
 from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 from pytest_bninvariants.state_change.before_after import StateBefore, read_state_before
 from pytest_bninvariants.state_change.compare import StateDifference, compare
 from pytest_bninvariants.state_change.witness import Witness
-from pytest_bninvariants.trace import tracer
-from pytest_bninvariants.trace.tracer import Tracer
 from pytest_bninvariants.verdict import Change, Verdict
 
 
@@ -39,16 +38,17 @@ class FrozenGuard(Guard):
 
     failure = FrozenStateChanged
     judges_halfway = True
+    broken_by_writes = True
 
     def __init__(self, spelling: str, noun: str, model: nn.Module, scope: Scope) -> None:
         super().__init__(model, spelling)
         self._before: StateBefore | None = None
         self._slot: GuardSlot | None = None
         self._earlier: BrokenGuard | None = None
+        self._kept: Mapping[str, KeptTensor] = {}
         self._noun = noun
         self._scope = scope
         self._witness: Witness | None = None
-        self._tracer: Tracer | None = None
 
     def _begin(self) -> None:
         now = read_state_before(
@@ -60,11 +60,12 @@ class FrozenGuard(Guard):
         self._before = now if self._earlier is None else self._earlier.before
         self._witness = Witness(self.model, now.selection)
         self._witness.start()
-        self._tracer = tracer.start_tracing(now.kept)
+        self._kept = now.kept
+
+    def _traced(self) -> Mapping[str, KeptTensor]:
+        return self._kept
 
     def _end(self) -> None:
-        if self._tracer is not None:
-            self._tracer.stop()
         if self._witness is not None:
             self._witness.stop()
 
@@ -87,7 +88,8 @@ class FrozenGuard(Guard):
             )
         verdict = self._verdict(difference, known.intersection(difference.changes))
         # a guard that its user keeps must not keep the snapshot alive
-        self._before = self._witness = self._tracer = self._earlier = self._slot = None
+        self._before = self._witness = self._earlier = self._slot = None
+        self._kept = {}
         return verdict
 
     def _remember(self, difference: StateDifference) -> None:
@@ -125,7 +127,6 @@ class FrozenGuard(Guard):
             changes=difference.changes,
             causes=difference.causes + (self._earlier.causes_of(old) if self._earlier else ()),
             hazards=difference.hazards,
-            writes=self._tracer.writes(difference.changes) if self._tracer else (),
             notes=(earlier_runs.NOTE,) if old else (),
         )
 

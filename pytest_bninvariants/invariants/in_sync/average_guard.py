@@ -40,6 +40,8 @@ class AverageGuard(PairGuard):
         spelling: the guard as its user wrote it.
     """
 
+    broken_by_writes = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -73,6 +75,9 @@ class AverageGuard(PairGuard):
         if isinstance(count, Tensor) and count.numel() == 1:
             self._is_first_update = not count.item()
         self._watch(tensors, StepLog(first, second, self._kept))
+
+    def _traced(self) -> Mapping[str, KeptTensor]:
+        return self._kept
 
     def _judge(self) -> Verdict:
         tensors = first, second = self._tensors()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,7 @@ from pytest_bninvariants.invariants.signature import option_names, refuse_wrong_
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.submodules import submodules
 from pytest_bninvariants.selection.walk import all_tensors
+from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 from pytest_bninvariants.state_change.before_after import StateBefore, read_state_before
 from pytest_bninvariants.state_change.compare import StateDifference, compare
 from pytest_bninvariants.state_change.witness import Witness
@@ -38,6 +39,8 @@ class OutputGuard(EvalGuard):
         tolerance: how far apart values may be.
     """
 
+    broken_by_writes = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -52,6 +55,7 @@ class OutputGuard(EvalGuard):
         self._state: StateBefore | None = None
         self._witness: Witness | None = None
         self._surroundings: Surroundings | None = None
+        self._state_changes: tuple[Change, ...] = ()
 
     def _begin(self) -> None:
         modules = self._called_modules()
@@ -66,9 +70,17 @@ class OutputGuard(EvalGuard):
         if self._witness is not None:
             self._witness.stop()
 
+    def _traced(self) -> Mapping[str, KeptTensor]:
+        return {} if self._state is None else self._state.kept
+
+    def _written(self, verdict: Verdict) -> Iterable[Change]:
+        """Return how the state changed: outputs are no tensors that anything writes to."""
+        return self._state_changes if verdict.changes else ()
+
     def _judge(self) -> Verdict:
         changes = self._changes()
         findings = self._findings(has_changes=bool(changes))
+        self._state_changes = findings.changes
         return Verdict(
             guard=self.spelling,
             noun="output",

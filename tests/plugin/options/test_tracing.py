@@ -243,20 +243,12 @@ def test_a_tensor_that_was_replaced_is_said_to_be(sessions: Sessions) -> None:
 def test_what_is_broken_by_no_write_is_not_run_again(sessions: Sessions) -> None:
     session = sessions.run(
         """
-        import copy
-
         runs = []
 
-        @pytest.mark.in_sync("model", "average", decay=0.99)
-        def test_it(model, average):
+        @pytest.mark.trains
+        def test_it(model):
             runs.append(1)
-            with torch.no_grad():
-                for mine, other in zip(average.parameters(), model.parameters()):
-                    mine.lerp_(other + 1, 0.5)
-
-        @pytest.fixture
-        def average(model):
-            return copy.deepcopy(model)
+            hold(model)
 
         def test_runs():
             assert runs == [1]
@@ -265,6 +257,47 @@ def test_what_is_broken_by_no_write_is_not_run_again(sessions: Sessions) -> None
     )
     assert session.outcomes == {"test_it": "failed", "test_runs": "passed"}
     assert TITLE not in session.texts["test_it"]
+
+
+def test_who_wrote_an_average_is_told(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        import copy
+
+        @pytest.mark.in_sync("model", "average", decay=0.99)
+        def test_it(model, average):
+            with torch.no_grad():
+                for mine, other in zip(average.parameters(), model.parameters()):
+                    mine.lerp_(other + 1, 0.5)
+
+        @pytest.fixture
+        def average(model):
+            return copy.deepcopy(model)
+    """,
+        "--bn-trace",
+    )
+    assert "who aten.lerp_.Scalar wrote " in said(session).partition(TITLE)[2]
+    assert "run this test with --bn-trace" not in said(session)
+
+
+@pytest.mark.parametrize("option", ["--bn-trace", "--bn-trace=same-run"])
+def test_who_changed_the_state_behind_an_output_is_told(sessions: Sessions, option: str) -> None:
+    session = sessions.run(
+        """
+        @pytest.mark.same_output(inputs="x")
+        def test_it(model, x):
+            hold(model)
+            with torch.no_grad():
+                model.fc.weight.add_(1)
+
+        @pytest.fixture
+        def x():
+            return batch()
+    """,
+        option,
+    )
+    assert "who aten.add_.Tensor wrote fc.weight at test_it.py:" in said(session)
+    assert "run this test with --bn-trace" not in said(session)
 
 
 def test_an_unseen_write_is_put_between_lines(sessions: Sessions) -> None:
