@@ -18,6 +18,7 @@ ChangeKind = Literal[
     "update",
     "gradient",
     "still",
+    "extra",
 ]
 AUDIT = "--bn-audit"
 """The `guard` of an audit's verdicts."""
@@ -70,7 +71,7 @@ class Change:
     @property
     def of_tensor(self) -> bool:
         """Tell whether a tensor changed, rather than how a layer is set or normalises."""
-        return self.kind not in ("eps", "batch-statistics", "update", "still")
+        return self.kind not in ("eps", "batch-statistics", "update", "still", "extra")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

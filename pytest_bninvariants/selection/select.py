@@ -21,6 +21,9 @@ from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.selection.tensor_table import TensorTable, WatchedTensor
 from pytest_bninvariants.selection.walk import named_modules
 
+EXTRA_STATE = "_extra_state"
+"""The name in a state_dict of what `get_extra_state()` returns."""
+
 
 def select(model: nn.Module, scope: Scope, *, complain: bool = True) -> Selection:
     """Find what a scope covers in a model.
@@ -107,7 +110,8 @@ class _Candidates:
         """Return what is covered and not excluded."""
         for pattern in exclude:
             tensors, modules = self._matches(pattern)
-            if complain and not (tensors & covered.tensors or modules & covered.modules):
+            found = tensors & covered.tensors or modules & covered.modules
+            if complain and not (found or pattern.endswith(EXTRA_STATE)):
                 raise GateError(_nothing_to_exclude(pattern, self, covered.tensors))
             covered = _Coverage(covered.tensors - tensors, covered.modules - modules)
         if complain and not self._watches(covered):

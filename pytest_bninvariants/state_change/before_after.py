@@ -15,6 +15,7 @@ from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.selection.tensor_table import TensorTable
 from pytest_bninvariants.snapshot.changes import changes_since
+from pytest_bninvariants.snapshot.extra_state import ExtraValue, read_extra_state
 from pytest_bninvariants.snapshot.snapshot import Snapshot, take_snapshot
 from pytest_bninvariants.state_change.layer_settings import read_settings
 from pytest_bninvariants.torch_internals.isolation import undisturbed
@@ -29,11 +30,13 @@ class StateBefore:
         selection: what is watched.
         kept: the watched tensors' bytes.
         settings: `eps`, `momentum` and `track_running_stats` of each watched BN layer.
+        extra: what the model keeps beside its parameters and buffers.
     """
 
     selection: Selection
     kept: Snapshot
     settings: dict[str, dict[str, object]]
+    extra: dict[str, ExtraValue]
 
     @property
     def names(self) -> ModelNames:
@@ -72,6 +75,7 @@ def read_state_before(
             selection=selection,
             kept=take_snapshot(selection.tensors, prefer_exact=prefer_exact),
             settings={key: read_settings(layer) for key, layer in selection.bn_layers.items()},
+            extra=read_extra_state(selection, scope),
         )
 
 

@@ -11,6 +11,7 @@ from pytest_bninvariants.diagnosis.wording import span
 from pytest_bninvariants.selection.bn_layers import counts_batches
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.snapshot.changes import changes_since, compare_buckets
+from pytest_bninvariants.snapshot.extra_state import extra_changes, read_extra_state
 from pytest_bninvariants.state_change.before_after import (
     StateAfter,
     StateBefore,
@@ -57,6 +58,8 @@ def observe(before: StateBefore, witness: Witness, scope: Scope) -> Observation:
     changes = changes_since(before.kept, after.tensors, after.new_keys, buckets.unchanged)
     moved = {change.layer for change in changes if change.of_statistics}
     changes += _eps_changes(before, after)
+    if before.extra:
+        changes += extra_changes(before.extra, read_extra_state(after.selection, scope))
     if scope.judges_normalisation:
         changes += _normalisation_changes(before, after, witness, moved)
     return Observation(

@@ -37,7 +37,7 @@ class RunDetector:
         self._outside = outside
         modules = {id(module): module for module in selection.names.modules.values()}
         self._watched = {id(module) for module in selection.modules.values()}
-        self._users = self._watched | _parents_of_plain(modules.values(), selection)
+        self._users = self._watched | _users_of_plain(modules.values(), selection)
         self._irrelevant = modules.keys() - self._users - scripted
         self._versions = _versions(selection.names)
         self.forward_ran = False
@@ -104,17 +104,25 @@ def _versions(names: ModelNames) -> list[int | None]:
             return list(map(version, tensors))
 
 
-def _parents_of_plain(modules: Iterable[nn.Module], selection: Selection) -> set[int]:
-    """Return the parents of watched modules that are not BN layers.
+def _users_of_plain(modules: Iterable[nn.Module], selection: Selection) -> set[int]:
+    """Return the modules that may use tensors of watched modules without calling these.
 
-    They may use a child's tensors without calling it, as `MultiheadAttention` does with `out_proj`.
+    They are the parents of modules that are no BN layers, as `MultiheadAttention` uses its
+    `out_proj`, and the layers of a Transformer: in eval their fast path uses all that is in them.
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.TransformerEncoderLayer.html
     """
     bn = set(map(id, selection.bn_layers.values()))
     plain = {id(m) for m in selection.modules.values() if id(m) not in bn and not is_bn_layer(m)}
     if not plain:
         return set()
     return {
-        id(parent)
-        for parent in modules
-        if parent._modules and not plain.isdisjoint(map(id, parent._modules.values()))
+        id(user)
+        for user in modules
+        if user._modules and not plain.isdisjoint(map(id, _used_by(user)))
     }
+
+
+def _used_by(user: nn.Module) -> Iterable[nn.Module | None]:
+    if isinstance(user, nn.TransformerEncoderLayer):
+        return user.modules()
+    return user._modules.values()

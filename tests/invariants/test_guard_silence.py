@@ -92,6 +92,19 @@ def test_a_forward_of_a_layer_without_bn_does_not_count_for_frozen_bn(
         net.backbone.conv(batch)
 
 
+@pytest.mark.parametrize("fast_path", [True, False])
+@pytest.mark.parametrize("part", ["self_attn", "self_attn.out_proj", "linear1", "norm2"])
+def test_the_fast_path_of_a_transformer_counts_for_all_that_is_in_its_layers(
+    part: str, fast_path: bool
+) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).eval()
+    with frozen(model, f"layers.1.{part}"), torch.set_grad_enabled(not fast_path):
+        model(torch.randn(2, 3, 8))
+    with pytest.raises(GateError, match="nothing ran"), frozen(model, f"layers.1.{part}"):
+        model.layers[0](torch.randn(2, 3, 8))
+
+
 def test_an_excluded_layers_forward_does_not_count(net: Any, batch: Tensor) -> None:
     with pytest.raises(GateError, match="nothing ran"), frozen_bn(net, exclude="neck"):
         net.neck(torch.ones(2, 3, 1))

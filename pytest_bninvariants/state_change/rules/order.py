@@ -30,6 +30,7 @@ _MOVED: tuple[Rule[ChangeEvidence], ...] = (
     forward.UPDATE_IN_GRAPH,
     forward.UPDATE_OF_ALIAS,
     own_code.WRITTEN_BY_FORWARD,
+    write.EXTRA_STATE_SET,
     write.IN_PLACE,
 )
 """What moved a tensor, most specific first: the first rule that applies explains a change."""

@@ -224,6 +224,14 @@ def _explain_eps(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     )
 
 
+def _explain_extra(evidence: list[ChangeEvidence]) -> tuple[str, str]:
+    kept = "which the model keeps beside its parameters and buffers"
+    return (
+        f"{_tensors(evidence)}, {kept}, {_was(evidence)} set during the step",
+        f"set {_it(evidence)} before the guarded step: when building the model, or loading it",
+    )
+
+
 def _it(evidence: list[ChangeEvidence]) -> str:
     return one_or_many([each.change.name for each in evidence], "it", "them")
 
@@ -310,6 +318,11 @@ STALE_MOMENTUM: Rule[ChangeEvidence] = Rule(
     explain=_explain_stale,
     place=_place_of_step,
     did="stepped by",
+)
+EXTRA_STATE_SET: Rule[ChangeEvidence] = Rule(
+    cause="in-place",
+    applies=lambda evidence: evidence.change.kind == "extra",
+    explain=_explain_extra,
 )
 IN_PLACE: Rule[ChangeEvidence] = Rule(
     cause="in-place",
