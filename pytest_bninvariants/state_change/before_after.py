@@ -15,7 +15,8 @@ from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.selection.tensor_table import TensorTable
 from pytest_bninvariants.snapshot.changes import changes_since
-from pytest_bninvariants.snapshot.extra_state import ExtraValue, read_extra_state
+from pytest_bninvariants.snapshot.extra_state.compare import ExtraValue
+from pytest_bninvariants.snapshot.extra_state.read import read_extra_state
 from pytest_bninvariants.snapshot.snapshot import Snapshot, take_snapshot
 from pytest_bninvariants.state_change.layer_settings import read_settings
 from pytest_bninvariants.torch_internals.isolation import undisturbed

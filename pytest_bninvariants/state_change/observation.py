@@ -11,7 +11,8 @@ from pytest_bninvariants.diagnosis.wording import span
 from pytest_bninvariants.selection.bn_layers import counts_batches
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.snapshot.changes import changes_since, compare_buckets
-from pytest_bninvariants.snapshot.extra_state import extra_changes, read_extra_state
+from pytest_bninvariants.snapshot.extra_state.compare import extra_changes
+from pytest_bninvariants.snapshot.extra_state.read import read_extra_state
 from pytest_bninvariants.state_change.before_after import (
     StateAfter,
     StateBefore,

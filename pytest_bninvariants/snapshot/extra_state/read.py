@@ -1,4 +1,4 @@
-"""Keep what a model holds beside its parameters and buffers, and compare it.
+"""Read what a model holds beside its parameters and buffers.
 
 That is what `get_extra_state()` returns, and what a library's subclass of Parameter carries, such
 as the scales of a quantised weight.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from io import BytesIO
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -18,27 +17,14 @@ from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import EXTRA_STATE
 from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.selection.walk import join
+from pytest_bninvariants.snapshot.extra_state.compare import ExtraValue
 from pytest_bninvariants.snapshot.kept_tensor import TensorCopy
-from pytest_bninvariants.snapshot.tensor_bytes import READ_ERRORS, same_bytes
-from pytest_bninvariants.snapshot.value_difference import describe_difference
+from pytest_bninvariants.snapshot.tensor_bytes import READ_ERRORS
 from pytest_bninvariants.torch_internals.private_api import is_traceable_wrapper_subclass
-from pytest_bninvariants.verdict import Change
 
 _NUMBERS = (int, float, complex)
 _CONSTANTS = (*_NUMBERS, bool, str, bytes, type(None))
 _MOST_DEEP = 6  # levels of nested values
-
-
-class ExtraValue(NamedTuple):
-    """One value beside a model's parameters and buffers.
-
-    Args:
-        layer: qualified name of the module that holds it.
-        value: its text, or a copy of a tensor.
-    """
-
-    layer: str
-    value: str | TensorCopy
 
 
 def read_extra_state(selection: Selection, scope: Scope) -> dict[str, ExtraValue]:
@@ -128,37 +114,3 @@ def _parts(value: object) -> Iterator[tuple[object, object]]:
         yield from enumerate(value)
     elif not callable(value):
         yield from getattr(value, "__dict__", {}).items()
-
-
-def extra_changes(
-    before: Mapping[str, ExtraValue], now: Mapping[str, ExtraValue]
-) -> Iterator[Change]:
-    """Yield a change for each value that differs.
-
-    One that is gone is none: libraries move scales from a weight to its module at first use.
-    """
-    for name, old in before.items():
-        if name in now and not _is_equal(old.value, now[name].value):
-            text = _describe(old.value, now[name].value)
-            yield Change(name=name, layer=old.layer, kind="extra", text=text)
-
-
-def _is_equal(old: str | TensorCopy, new: str | TensorCopy) -> bool:
-    if isinstance(old, str) or isinstance(new, str):
-        return old == new
-    return (
-        old.spec[:3] == new.spec[:3]
-        and old.shapes == new.shapes
-        and len(old.content) == len(new.content)
-        and all(map(same_bytes, old.content, (part.to(old.spec.device) for part in new.content)))
-    )
-
-
-def _describe(old: str | TensorCopy, new: str | TensorCopy) -> str:
-    if isinstance(old, TensorCopy) and isinstance(new, TensorCopy):
-        if old.spec[:2] == new.spec[:2] and len(old.content) == len(new.content) == 1:
-            moved = new.content[0].to(old.spec.device)
-            return describe_difference(old.content[0], moved, old.spec.dtype, old.shapes[0])
-        return f"{old.spec} -> {new.spec}" if old.spec != new.spec else "content differs"
-    texts = [each if isinstance(each, str) else str(each.spec) for each in (old, new)]
-    return " -> ".join(text if len(text) <= 40 else f"{text[:37]}..." for text in texts)
