@@ -50,6 +50,11 @@ class Invariant:
     fixture: str
     marker: Marker | None = None
 
+    @property
+    def usage(self) -> str:
+        """Return how a test uses it without its marker: the code in the fixture's docstring."""
+        return self.fixture.split("`")[1]
+
 
 _FREEZING_SIGNATURE = (
     "(*modules, parameters=True, buffers=True, allow_batch_stats=False, exclude=(), trains=None, "

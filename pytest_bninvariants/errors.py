@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import TYPE_CHECKING, Any
+
+from pytest_bninvariants.reporting.lines import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,22 +149,20 @@ class GateError(Exception):
         pytest_bninvariants.errors.GateError: nothing ran inside frozen_bn(): ...
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
 
 class Refusal(GateError):
     """Raised inside a guard that cannot judge; the guard turns it into a GateError with its name.
 
     Args:
-        reason: why the guard cannot judge.
-        verb: words between the guard's name and the reason, e.g. ` cannot judge`.
+        message: why the guard cannot judge.
     """
-
-    def __init__(self, reason: str, *, verb: str = "") -> None:
-        super().__init__(reason)
-        self.verb = verb
 
     def as_gate_error(self, spelling: str) -> GateError:
         """Return the error that users see, which begins with the guard as its user wrote it."""
-        return GateError(f"{spelling}{self.verb}: {self}")
+        return GateError(f"{spelling}: {self}")
 
 
 class InvariantHazard(UserWarning):
@@ -180,7 +181,38 @@ class InvariantHazard(UserWarning):
     """
 
 
+class _OneLine(reprlib.Repr):
+    """Show no tensor and no module whole, wherever a value contains one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for limit in ("maxdict", "maxlist", "maxtuple", "maxset", "maxfrozenset", "maxdeque"):
+            setattr(self, limit, 100)
+        self.maxstring = self.maxlong = self.maxother = 1000
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        return _summary(x) or super().repr_instance(x, level)
+
+
+def _summary(value: Any) -> str | None:
+    """Return what stands for a tensor or a module; None for other values."""
+    kind = type(value).__name__
+    if isinstance(value, type):
+        return None
+    if hasattr(value, "named_modules"):
+        return f"<{kind}>"
+    try:
+        return f"<{kind} of shape {(*value.shape,)}>" if value.shape and value.dtype else None
+    except (AttributeError, RuntimeError, TypeError):  # a lazy tensor has no shape yet
+        return None
+
+
+def shorten(value: object) -> str:
+    """Return a value's repr on one line, cut to 60 characters, without a tensor's values."""
+    text = " ".join(_OneLine().repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def describe(value: object) -> str:
-    """Return a value's repr, cut to 60 characters, and its type, for an error message."""
-    text = " ".join(repr(value).split())
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    """Return a value as `shorten` does, with its type, for an error message."""
+    return _summary(value) or f"{shorten(value)} ({type(value).__name__})"

@@ -119,6 +119,7 @@ def output_of(folder: Path, *arguments: str) -> str:
     """Return what pytest prints, without what depends on its version."""
     lines = run_pytest(folder, *arguments).stdout.splitlines()
     printed = [re.sub(r" +\[ *\d+%\]$", "", line).rstrip() for line in lines]
+    printed = [line.replace("broadcast_buffers=", "forward_sync_buffers=") for line in printed]
     return "\n".join(line for line in printed if set(line.strip()) != {"^"})
 
 

@@ -8,12 +8,29 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 _SHOWN = 3
+_FOR_MODULES = re.compile(r"(sub)?modules?|layers?|names?|patterns?")
 
 
 def did_you_mean_option(option: str, accepted: Iterable[str]) -> str:
     """Return the end of a sentence that suggests another option; nothing if none is near."""
     near = get_close_matches(option, list(accepted), n=1)
     return f"; did you mean {near[0]}=?" if near else ""
+
+
+def by_position(option: str, value: object, call: str, accepted: Iterable[str]) -> str:
+    """Return the end of a sentence for an option that was to name modules; empty for others.
+
+    Args:
+        option: the option, which is not accepted.
+        value: its value.
+        call: how the call is written up to the names.
+        accepted: the options that are.
+    """
+    if option in accepted or not _FOR_MODULES.fullmatch(option):
+        return ""
+    given = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    names = [repr(name) for name in given if isinstance(name, str)] or ["'backbone'"]
+    return f"; give modules by position: {call}{', '.join(names)})"
 
 
 def did_you_mean_name(pattern: str, modules: Iterable[str], tensors: Iterable[str] = ()) -> str:

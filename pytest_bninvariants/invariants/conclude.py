@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from pytest_bninvariants.invariants.guard import Guard
 
 
-def conclude(guards: Sequence[Guard], error: BaseException | None, *, every: bool = False) -> None:
+def conclude(
+    guards: Sequence[Guard],
+    error: BaseException | None,
+    *,
+    every: bool = False,
+    unjudged: Sequence[str] = (),
+) -> None:
     """End a step: stop its guards, let them judge, and raise for those that are broken.
 
     Args:
@@ -24,6 +30,7 @@ def conclude(guards: Sequence[Guard], error: BaseException | None, *, every: boo
             says what had changed.
         every: if the step raised, let also those guards judge whose verdict means little then, in
             case the test catches the exception outside of them.
+        unjudged: why something else could not be judged, if the step did not raise.
 
     Raises:
         InvariantBroken: if an invariant is broken; the first broken guard says which subclass.
@@ -34,7 +41,7 @@ def conclude(guards: Sequence[Guard], error: BaseException | None, *, every: boo
     for part in reversed(parts):
         part.stop()
     if error is None:
-        _raise_what_is_broken(parts)
+        _raise_what_is_broken(parts, unjudged)
     elif _is_cancellation(error):
         _report_later(parts, error)
     else:
@@ -43,7 +50,7 @@ def conclude(guards: Sequence[Guard], error: BaseException | None, *, every: boo
             _add_notes(parts, error, every=every and isinstance(error, Exception))
 
 
-def _raise_what_is_broken(guards: Sequence[Guard]) -> None:
+def _raise_what_is_broken(guards: Sequence[Guard], also: Sequence[str]) -> None:
     __tracebackhide__ = True
     broken: list[InvariantBroken] = []
     unjudged: list[str] = []
@@ -55,7 +62,7 @@ def _raise_what_is_broken(guards: Sequence[Guard]) -> None:
             unjudged.append(str(failure))
         else:
             guard.warn()
-    joined = join_failures(broken, unjudged)
+    joined = join_failures(broken, [*unjudged, *also])
     if joined is not None:
         raise joined
 

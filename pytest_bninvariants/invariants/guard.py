@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from torch import nn
 
@@ -117,6 +117,22 @@ class Guard:
         except (GateError, InvariantBroken) as failure:
             add_raised(failure)
             raise
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        """Refuse to be a decorator.
+
+        Raises:
+            GateError: always.
+        """
+        __tracebackhide__ = True
+        self._use()
+        name = self.spelling.partition("(")[0]
+        error = GateError(
+            f"{self.spelling} is a context manager, and no decorator: write `with {name}(...):` "
+            f"around the step, or mark a test with @pytest.mark.{name}"
+        )
+        add_raised(error)
+        raise error
 
     def __del__(self) -> None:
         if not (getattr(self, "_used", True) or self._is_companion):

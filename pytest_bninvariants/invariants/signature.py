@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
+from dataclasses import fields
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast
 
 from torch import nn
 
-from pytest_bninvariants.diagnosis.did_you_mean import did_you_mean_option
+from pytest_bninvariants.diagnosis.did_you_mean import by_position, did_you_mean_option
 from pytest_bninvariants.errors import GateError, InvariantBroken, describe
 from pytest_bninvariants.guard_registry import add_raised
+from pytest_bninvariants.verdict import Verdict
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -36,7 +38,7 @@ def refuse_wrong_calls(*, models: int = 1) -> Callable[[Callable[_P, _R]], Calla
                 if len(first) < models or not all(isinstance(model, nn.Module) for model in first):
                     _check_call(invariant, models, args, kwargs)
                 try:
-                    return invariant(*args, **kwargs)
+                    return _not_for_with(invariant(*args, **kwargs))
                 except TypeError:  # raised by this call, or by something that it runs
                     _check_call(invariant, models, args, kwargs)
                     raise
@@ -47,6 +49,36 @@ def refuse_wrong_calls(*, models: int = 1) -> Callable[[Callable[_P, _R]], Calla
         return call
 
     return decorate
+
+
+class ImmediateVerdict(Verdict):
+    """The verdict of an invariant that has judged already, where a `with` has nothing to guard."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> NoReturn:
+        """Refuse to be a context manager.
+
+        Raises:
+            GateError: always.
+        """
+        __tracebackhide__ = True
+        error = GateError(
+            f"{self.guard} judges at once: call it after the step, and without `with`"
+        )
+        add_raised(error)
+        raise error
+
+    def __exit__(self, *_: object) -> None:
+        raise AssertionError("it is never entered")
+
+
+def _not_for_with(result: _R) -> _R:
+    """Return a result; a verdict as one that says so where it is used in a `with`."""
+    if not isinstance(result, Verdict):
+        return result
+    values = {each.name: getattr(result, each.name) for each in fields(result)}
+    return cast(_R, ImmediateVerdict(**values))
 
 
 def _check_call(
@@ -61,7 +93,7 @@ def _check_call(
     try:
         arguments = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
-        hint = _hint(signature, kwargs)
+        hint = _hint(invariant.__name__, signature, kwargs)
         raise GateError(f"{invariant.__name__}(): {error}{hint}") from None
     for name in list(signature.parameters)[:models]:
         value = arguments.get(name)
@@ -70,20 +102,28 @@ def _check_call(
             raise GateError(_not_a_model(invariant.__name__, signature, name, value))
 
 
-def _hint(signature: inspect.Signature, keywords: Collection[str]) -> str:
+def _hint(invariant: str, signature: inspect.Signature, keywords: dict[str, Any]) -> str:
     """Return the end of a message about wrong arguments: similar names, and all names."""
     names = list(signature.parameters)
-    unknown = [name for name in keywords if name not in names]
-    similar = "".join(did_you_mean_option(name, names) for name in unknown)
-    return f"{similar} (it takes {', '.join(names)})"
+    accepted = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_POSITIONAL]
+    first = ", ".join(p.name for p in signature.parameters.values() if p.kind in _POSITIONAL)
+    hints = [
+        by_position(name, value, f"{invariant}({first}, ", accepted)
+        or did_you_mean_option(name, names)
+        for name, value in keywords.items()
+        if name not in accepted
+    ]
+    return f"{''.join(hints)} (it takes {', '.join(names)})"
 
 
 def _not_a_model(invariant: str, signature: inspect.Signature, name: str, value: object) -> str:
     is_first = name == next(iter(signature.parameters))
     which, place = ("the", "first") if is_first else ("another", "second")
+    is_function = inspect.isfunction(value)
+    meant = f"; on a test write @pytest.mark.{invariant}" if is_function else ""
     return (
         f"{invariant}({_required(signature)}) takes {which} model, a torch.nn.Module, {place}; "
-        f"got {describe(value)}"
+        f"got {describe(value)}{meant}"
     )
 
 

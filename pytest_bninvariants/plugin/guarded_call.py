@@ -17,7 +17,7 @@ from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.plugin.marker_guards import MarkerRequest, make_guard
 from pytest_bninvariants.plugin.markers import as_written
-from pytest_bninvariants.plugin.model_lookup import collect_values
+from pytest_bninvariants.plugin.model_lookup import FoundModel, collect_values
 from pytest_bninvariants.plugin.outcomes.raise_at_test import line_of, raise_at
 from pytest_bninvariants.snapshot.restore import ModelState
 
@@ -48,6 +48,7 @@ class GuardedStep:
         self._arguments = arguments or {}
         self._put_back = put_back
         self._guards: list[Guard] = []
+        self._found: list[tuple[pytest.Mark, FoundModel]] = []
         self._states: list[ModelState] = []
 
     def __enter__(self) -> None:
@@ -69,7 +70,7 @@ class GuardedStep:
     ) -> None:
         __tracebackhide__ = True
         try:
-            conclude(self._guards, error)
+            conclude(self._guards, error, unjudged=() if error else self._exchanged_models())
         except (GateError, InvariantBroken) as failure:
             self._restore()
             self._fail(failure)
@@ -81,16 +82,23 @@ class GuardedStep:
         for mark in self._marks:
             with _naming(mark):
                 request = MarkerRequest.from_mark(mark)
-                guard = make_guard(request, values)
+                guard, models = make_guard(request, values)
+            self._found += [(mark, model) for model in models]
             for part in guard.parts:
                 part.made_at = line_of(self._function)
             self._guards.append(guard)
         if self._put_back:
-            models = {id(model): model for guard in self._guards for model in guard.models}
-            self._states = [ModelState(model) for model in models.values()]
+            all_models = {id(model): model for guard in self._guards for model in guard.models}
+            self._states = [ModelState(model) for model in all_models.values()]
         for mark, guard in zip(self._marks, self._guards, strict=True):
             with _naming(mark):
                 guard.start()
+
+    def _exchanged_models(self) -> list[str]:
+        """Return what is wrong where a model's path leads to another model than at the start."""
+        values = collect_values(self._item, self._arguments)
+        told = [(mark, model.led_elsewhere(values)) for mark, model in self._found]
+        return [_named(text, mark) for mark, text in told if text]
 
     def _restore(self) -> None:
         for state in self._states:
@@ -110,7 +118,11 @@ def _naming(mark: pytest.Mark) -> Generator[None]:
     try:
         yield
     except GateError as error:
-        raise GateError(f"{error} (asked for by {as_written(mark)})") from None
+        raise GateError(_named(error, mark)) from None
+
+
+def _named(problem: object, mark: pytest.Mark) -> str:
+    return f"{problem} (asked for by {as_written(mark)})"
 
 
 def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, Any, Any]:

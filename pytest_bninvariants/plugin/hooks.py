@@ -19,8 +19,9 @@ __all__: tuple[str, ...] = ()
 _OPEN = pytest.StashKey[set[int]]()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    add_options(parser)
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    config = pluginmanager.get_plugin("pytestconfig")
+    add_options(parser, config.invocation_params.args if config else ())
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,6 +33,10 @@ def pytest_configure(config: pytest.Config) -> None:
     until_unconfigured.enter_context(run_config.activate(settings.run))
     until_unconfigured.enter_context(guard_registry.collect_findings())
     config.add_cleanup(until_unconfigured.close)
+    if config.getoption("tbstyle") == "line":
+        from pytest_bninvariants.plugin.outcomes.reports import OneLinePerFailure
+
+        config.pluginmanager.register(OneLinePerFailure(), "bninvariants-one-line-per-failure")
     if settings.bn_trace == "rerun":
         from pytest_bninvariants.plugin.trace_rerun import TraceRerunner
 
@@ -94,13 +99,14 @@ def pytest_runtest_setup() -> None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     __tracebackhide__ = True
     from pytest_bninvariants.invariants.frozen import earlier_runs
-    from pytest_bninvariants.plugin.outcomes import lost_findings, reports, unjudged_guards
+    from pytest_bninvariants.plugin.outcomes import reports, unjudged_guards
 
     item.stash[_OPEN] = set(guard_registry.open_guards)
     if earlier_runs.active is not None:
         earlier_runs.active.begin_run()
     if hasattr(item, "addExpectedFailure"):
         reports.never_expect_gate_errors(item)
+    unjudged_guards.refuse_wrong_marks(item)
     marks = markers.guard_marks(item)
     try:
         if marks:
@@ -110,8 +116,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         else:
             result = yield
     except BaseException as error:
-        guard_registry.complaints.clear()  # the test's own failure wins
-        lost_findings.add_lost_to(item, error)
+        unjudged_guards.let_own_failure_win(item, error)
         raise
     unjudged_guards.fail_unless_judged(item, marks)
     return result
@@ -125,7 +130,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
     try:
         result = yield
     except BaseException as error:
-        lost_findings.add_lost_to(item, error)
+        unjudged_guards.let_own_failure_win(item, error)
         raise
     if _OPEN in item.stash:
         unjudged_guards.fail_if_left_open(item, item.stash[_OPEN])
@@ -139,7 +144,9 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     from pytest_bninvariants.plugin.outcomes import exceptions, lost_findings, reports
+    from pytest_bninvariants.plugin.outcomes.health_checks import explain_health_check
 
+    explain_health_check(item, call)
     lost_findings.drop_reported(item, call.excinfo.value if call.excinfo else None)
     exceptions.make_presentable(item, call, verbose=item.config.get_verbosity() > 0)
     report = yield

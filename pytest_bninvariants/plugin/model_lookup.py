@@ -28,14 +28,51 @@ class TestValue:
     requested: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A model, and the way to it.
+
+    Args:
+        model: the model.
+        source: where it was found, e.g. `fixture 'model'`.
+        path: the path that leads to it.
+        option: the option with the path, for an error; empty for a positional argument.
+    """
+
+    model: nn.Module
+    source: str
+    path: str
+    option: str
+
+    def led_elsewhere(self, values: Mapping[str, TestValue]) -> str:
+        """Return what is wrong if the path leads to another model now; empty if it does not.
+
+        A wrapper around the model, or a part of it, is not another one.
+        """
+        try:
+            now = follow_path(values, self.path, self.option).value
+        except GateError:
+            return ""
+        if not isinstance(now, nn.Module) or _contains(now, self.model):
+            return ""
+        if _contains(self.model, now):
+            return ""
+        return (
+            f"{self.option}{self.path!r} led to one {type(self.model).__name__} when the test "
+            f"began, and leads to another {type(now).__name__} now, which nobody watched: let the "
+            "test keep its model, or put a `with` around the step that runs the new one"
+        )
+
+
 def find_model(
-    values: Mapping[str, TestValue], path: str | None, option: str = "model="
-) -> tuple[nn.Module, str]:
-    """Return the model and where it was found.
+    values: Mapping[str, TestValue], path: str | None, usage: str, option: str = "model="
+) -> FoundModel:
+    """Return the model and the way to it.
 
     Args:
         values: the test's values by name; a path begins with such a name.
         path: a name, or a dotted path from one; None for the only model of the test.
+        usage: how a test that has no model calls the invariant itself, for an error.
         option: the option with the path, for an error; empty for a positional argument.
 
     Raises:
@@ -43,27 +80,37 @@ def find_model(
     """
     if path is not None:
         return _follow(values, path, option)
+    modules = {name: v for name, v in values.items() if isinstance(v.value, nn.Module)}
+    with_tensors = {name: v for name, v in modules.items() if _has_tensors(v.value)}
     candidates = _outermost(
-        {
-            name: v
-            for name, v in values.items()
-            if isinstance(v.value, nn.Module) and _has_state(v.value)
-        }
+        with_tensors or {name: v for name, v in modules.items() if _has_state(v.value)}
     )
     if len(candidates) == 1:
-        ((_, only),) = candidates.items()
-        return only.value, only.source
+        ((name, only),) = candidates.items()
+        return FoundModel(only.value, only.source, name, option)
     if candidates:
         listed = ", ".join(f"{n!r} ({type(v.value).__name__})" for n, v in candidates.items())
         first = next(iter(candidates))
         raise GateError(
             f"the test has {len(candidates)} models: {listed}; say which one with model={first!r}"
         )
-    raise GateError(_none_found(values))
+    raise GateError(_none_found(values, usage))
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    return any(True for _ in all_tensors(module))
 
 
 def _has_state(module: nn.Module) -> bool:
-    return any(True for _ in all_tensors(module))
+    """Tell whether a module has any state; a quantised one keeps it in packed parameters."""
+    try:
+        return _has_tensors(module) or bool(module.state_dict())
+    except Exception:  # a state_dict of the user's own, which may do anything
+        return False
+
+
+def _contains(module: nn.Module, part: nn.Module) -> bool:
+    return any(each is part for _, each in named_modules(module))
 
 
 def _outermost(candidates: Mapping[str, TestValue]) -> dict[str, TestValue]:
@@ -76,7 +123,7 @@ def _outermost(candidates: Mapping[str, TestValue]) -> dict[str, TestValue]:
     return dict(outermost.values())
 
 
-def _follow(values: Mapping[str, TestValue], path: str, option: str) -> tuple[nn.Module, str]:
+def _follow(values: Mapping[str, TestValue], path: str, option: str) -> FoundModel:
     target = follow_path(values, path, option)
     if not isinstance(target.value, nn.Module):
         first = path if path in values else path.split(".")[0]
@@ -84,7 +131,7 @@ def _follow(values: Mapping[str, TestValue], path: str, option: str) -> tuple[nn
         raise GateError(
             f"{option}{path!r} is not a torch.nn.Module but {describe(target.value)}{hint}"
         )
-    return target.value, target.source
+    return FoundModel(target.value, target.source, path, option)
 
 
 def follow_path(values: Mapping[str, TestValue], path: str, option: str) -> TestValue:
@@ -129,7 +176,7 @@ def _step(value: Any, part: str) -> Any:
     return getattr(value, part)
 
 
-def _none_found(values: Mapping[str, TestValue]) -> str:
+def _none_found(values: Mapping[str, TestValue], usage: str) -> str:
     hint = _hint(values, "model=")
     if hint:
         return f"no fixture of the test is a model{hint}"
@@ -138,8 +185,8 @@ def _none_found(values: Mapping[str, TestValue]) -> str:
     )
     fixtures = f"its fixtures are {listed}" if listed else "it takes no fixtures"
     return (
-        f"the test has no model fixture ({fixtures}); add one, or use the fixture `frozen_bn` or "
-        "`frozen` around the train step: with frozen_bn(model): ..."
+        f"the test has no model fixture ({fixtures}); add one, or use the fixture of the marker's "
+        f"name in the test: {usage}"
     )
 
 

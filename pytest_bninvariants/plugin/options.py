@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,10 +106,14 @@ def _read_layer_types(names: list[str]) -> tuple[str, ...]:
 
 
 def _read_audit(given: str | None, by_ini: str) -> str | None:
-    value = given or by_ini
-    if not value or value in _AUDITS:
-        return value or None
-    raise pytest.UsageError(f"bn_audit={value}: expected {' or '.join(_AUDITS)}")
+    option, value = ("bn_audit", by_ini or None) if given is None else ("--bn-audit", given)
+    return _one_of(_AUDITS, option, value)
+
+
+def _one_of(words: Sequence[str], option: str, given: str | None) -> str | None:
+    if given in (None, *words):
+        return given
+    raise pytest.UsageError(f"{option}={given}: expected {' or '.join(words)}")
 
 
 def _split_names(option: str, given: list[str] | None) -> tuple[str, ...]:
@@ -159,7 +164,7 @@ def _read_bytes(key: str, given: str) -> int | None:
 
 
 def _read_trace(config: pytest.Config) -> str | None:
-    given: str | None = config.getoption("bn_trace")
+    given = _one_of(TRACES, "--bn-trace", config.getoption("bn_trace"))
     debugging = config.getoption("usepdb", False) or config.getoption("trace", False)
     return "same-run" if given and debugging else given  # one stop at a failure is enough
 
@@ -196,11 +201,26 @@ class _WordAction(argparse.Action):
     """
 
     def __call__(self, parser: object, namespace: object, values: object, option: Any = "") -> None:
-        setattr(namespace, self.dest, str(option).partition("=")[2] or self.const)
+        _, equals, word = str(option).partition("=")
+        setattr(namespace, self.dest, word if equals else self.const)
 
 
-def add_options(parser: pytest.Parser) -> None:
-    """Declare the options; their defaults are None, so that the ini file can set them."""
+def _spellings(option: str, words: Iterable[str], arguments: Iterable[str]) -> list[str]:
+    """Return the option strings of an option with its words, and with wrong ones that are given.
+
+    argparse would say of a wrong word that it ignores it, and not what it could be.
+    """
+    given = [each for each in arguments if each.startswith(f"{option}=")]
+    return list(dict.fromkeys([option, *(f"{option}={word}" for word in words), *given]))
+
+
+def add_options(parser: pytest.Parser, arguments: Iterable[str]) -> None:
+    """Declare the options; their defaults are None, so that the ini file can set them.
+
+    Args:
+        parser: pytest's parser.
+        arguments: the command line.
+    """
     group = parser.getgroup("bninvariants", "frozen BatchNorm and other training invariants")
     group.addoption(
         "--bn-device",
@@ -212,8 +232,7 @@ def add_options(parser: pytest.Parser) -> None:
         "(the best there is) or all (each kind there is); repeatable",
     )
     group.addoption(
-        "--bn-trace",
-        *(f"--bn-trace={word}" for word in TRACES),
+        *_spellings("--bn-trace", TRACES, arguments),
         action=_WordAction,
         nargs=0,
         const=TRACES[0],
@@ -223,8 +242,7 @@ def add_options(parser: pytest.Parser) -> None:
         "again under tracing (`rerun`, the default), or trace every run (`same-run`)",
     )
     group.addoption(
-        "--bn-audit",
-        *(f"--bn-audit={word}" for word in _AUDITS),
+        *_spellings("--bn-audit", _AUDITS, arguments),
         action=_WordAction,
         nargs=0,
         const=_AUDITS[0],

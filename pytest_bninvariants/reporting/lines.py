@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 
 from pytest_bninvariants.frames import relative_path
 from pytest_bninvariants.verdict import Place
 
 WIDTH = 76  # pytest puts "E   " before each line
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _INDENT = " " * 5  # as wide as a label, such as "why  "
 
 
@@ -27,6 +29,11 @@ def wrap(text: str, *, first: str, rest: str) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters escaped, since a name may contain any."""
+    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def labelled(label: str, text: str) -> list[str]:

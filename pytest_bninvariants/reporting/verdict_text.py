@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pytest_bninvariants.diagnosis.wording import counted, first_few
-from pytest_bninvariants.reporting.lines import describe_place, labelled, wrap
+from pytest_bninvariants.reporting.lines import describe_place, labelled, printable, wrap
 from pytest_bninvariants.reporting.trace_text import write_lines
 from pytest_bninvariants.verdict import Cause, Change, Hazard, Verdict
 
 _TRACED = "traced in this run, in which code compiled by torch.compile ran eagerly"
 _UNFOLDED_ROWS = 30
+_FOLDED_ROWS = 20
 _NAMED_LAYERS = 2
 _COLUMN = 36
 
@@ -48,12 +49,13 @@ def render(verdicts: Sequence[Verdict], *, verbose: bool = False) -> str:
     sections = [first_line(verdicts), _body(verdicts[0], verbose=verbose)]
     for verdict in verdicts[1:]:
         sections += [f"and {_named_headline(verdict)}", _body(verdict, verbose=verbose)]
-    return "\n\n".join(sections)
+    return printable("\n\n".join(sections))
 
 
 def first_line(verdicts: Sequence[Verdict]) -> str:
     """Return the first line of broken verdicts' text."""
-    return headline(verdicts[0]) if len(verdicts) == 1 else _named_headline(verdicts[0])
+    verdict = verdicts[0]
+    return printable(headline(verdict) if len(verdicts) == 1 else _named_headline(verdict))
 
 
 def _named_headline(verdict: Verdict) -> str:
@@ -94,7 +96,7 @@ def _table(verdict: Verdict, *, verbose: bool) -> list[str]:
     rows = [(change.name or "the model", change.text) for change in changes]
     if not verbose and len(rows) > _UNFOLDED_ROWS:
         foldings = (_fold(changes, depth) for depth in (2, 1, 0))
-        rows = next((fold for fold in foldings if len(fold) <= _UNFOLDED_ROWS), _fold(changes, 0))
+        rows = next((fold for fold in foldings if len(fold) <= _FOLDED_ROWS), _fold(changes, 0))
     column = min(max(len(name) for name, _ in [(verdict.column, ""), *rows]), _COLUMN)
     lines = [f"  {verdict.column:{column}}  change"]
     for name, text in rows:
@@ -130,7 +132,7 @@ def cause_lines(cause: Cause) -> list[str]:
 
 def hazards_in_a_line(hazards: Iterable[Hazard]) -> str:
     """Return hazards as the end of a sentence."""
-    return "; ".join(_hazard_texts(hazards))
+    return printable("; ".join(_hazard_texts(hazards)))
 
 
 def _hazard_texts(hazards: Iterable[Hazard]) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import (
@@ -111,12 +112,11 @@ def test_a_gate_error_pickles(net: Any) -> None:
     [
         (1, "1 (int)"),
         ("a", "'a' (str)"),
-        (nn.Linear(1, 1), "Linear(in_features=1, out_features=1, bias=True) (Linear)"),
+        (nn.Linear(1, 1), "<Linear>"),
+        (torch.ones(3, 4), "<Tensor of shape (3, 4)>"),
+        ([torch.ones(3), nn.Linear(1, 1)], "[<Tensor of shape (3,)>, <Linear>] (list)"),
+        (nn.LazyLinear(1).weight, "<UninitializedParameter> (UninitializedParameter)"),
         ("x" * 99, "'" + "x" * 56 + "... (str)"),
-        (
-            nn.Sequential(nn.Linear(1, 1)),
-            "Sequential( (0): Linear(in_features=1, out_features=1, bi... (Sequential)",
-        ),
     ],
 )
 def test_a_value_is_shown_on_one_short_line(value: object, text: str) -> None:

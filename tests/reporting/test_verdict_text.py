@@ -327,3 +327,19 @@ def test_the_text_has_no_colour_and_is_ascii() -> None:
     text = render([drifted(*resnet(), causes=(TRAINING,))])
     assert text.isascii()
     assert "\x1b" not in text
+
+
+def test_the_blocks_of_a_small_resnet_fold_like_those_of_a_big_one() -> None:
+    def rows(blocks: list[int], norms: int) -> list[str]:
+        layers = [
+            f"layer{stage}.{block}.bn{norm}"
+            for stage, count in enumerate(blocks, 1)
+            for block in range(count)
+            for norm in range(1, norms + 1)
+        ]
+        text = render([drifted("bn1", *layers)])
+        return [line.split()[0] for line in text.splitlines() if line[:2] == "  " and "|d|" in line]
+
+    small, big = rows([2, 2, 2, 2], 2), rows([3, 4, 6, 3], 3)
+    assert small == big
+    assert len(small) < 15

@@ -61,9 +61,7 @@ def compare_gradients(
         again = gradient_pass.run([batch], torch.float64)
     bounds = _bounds(whole, rough, parts)
     if any(whole.distance(again, name) > bound for name, bound in bounds.items()):
-        raise GateError(
-            "accumulates cannot judge: two passes over the same batch have different gradients"
-        )
+        raise GateError("accumulates: two passes over the same batch have different gradients")
     return GradientComparison(whole=whole, parts=parts, bounds=bounds)
 
 
@@ -75,7 +73,7 @@ def _random_draw_text(model: nn.Module) -> str:
     ]
     where = f"; in training mode: {', '.join(random[:3])}" if random else ""
     return (
-        "accumulates cannot judge a pass that draws random numbers, because each micro-batch would "
+        "accumulates takes no pass that draws random numbers, because each micro-batch would "
         f"draw other ones: put random modules in eval{where}"
     )
 

@@ -171,9 +171,7 @@ def _errors_explained(doing: str) -> Iterator[None]:
     except GateError:
         raise
     except Exception as error:
-        raise GateError(
-            f"accumulates cannot judge: {doing} raised {type(error).__name__}: {error}"
-        ) from error
+        raise GateError(f"accumulates: {doing} raised {type(error).__name__}: {error}") from error
 
 
 def _describe_loss(number: int, batch: Any, batches: list[Any], dtype: torch.dtype) -> str:
@@ -202,7 +200,7 @@ def _gradients(trainable: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     gradients = {n: p.grad.to_dense() for n, p in trainable.items() if p.grad is not None}
     if not gradients:
         raise GateError(
-            "accumulates cannot judge: loss(model, batch) reaches no trainable parameter "
+            "accumulates: loss(model, batch) reaches no trainable parameter "
             "of the model that it is given, which is a copy"
         )
     return gradients
@@ -215,9 +213,7 @@ def _zeros(parameter: Tensor) -> Tensor:
 
 def _check_sums(sums: dict[str, Tensor], dtype: torch.dtype) -> None:
     if not any(bool(value.any()) for value in sums.values()):
-        raise GateError(f"accumulates cannot judge: in {dtype} all gradients are 0")
+        raise GateError(f"accumulates: in {dtype} all gradients are 0")
     for name, value in sums.items():
         if not bool(value.isfinite().all()):
-            raise GateError(
-                f"accumulates cannot judge: in {dtype} the gradient of {name} is not finite"
-            )
+            raise GateError(f"accumulates: in {dtype} the gradient of {name} is not finite")

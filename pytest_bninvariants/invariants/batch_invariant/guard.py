@@ -92,7 +92,6 @@ class BatchGuard(Guard):
             raise Refusal(
                 f"the output is the same for all {self._batch.size} samples, as with a last layer "
                 "whose weights are still zero",
-                verb=" cannot judge",
             )
         return whole
 
@@ -112,7 +111,6 @@ class BatchGuard(Guard):
                 f"two runs in eval in a row, on the same batch, differ in {path}: the forward "
                 "draws random numbers in eval, as F.dropout does unless it is passed "
                 "training=self.training, or keeps a state",
-                verb=" cannot judge",
             )
         return trial
 

@@ -43,7 +43,7 @@ class EvalGuard(Guard):
         except Exception as error:  # whatever it raises, there is no output to judge
             raise Refusal(
                 f"{type(module).__name__} in eval raised on these inputs: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{self._meant_modules()}"
             ) from error
         changes = first.changes_to(second, self._tolerance)
         if changes:
@@ -53,6 +53,14 @@ class EvalGuard(Guard):
                 "draws random numbers in eval, as F.dropout does unless it is passed "
                 "training=self.training, or keeps a state, or its kernels are not deterministic "
                 "(then give rtol= or atol=)",
-                verb=" cannot judge",
             )
         return first
+
+    def _meant_modules(self) -> str:
+        """Return the end of a message, if an input may have been meant as a module's name."""
+        known = {name for name, _ in self.model.named_modules()}
+        names = [each for each in self._arguments.args if isinstance(each, str) and each in known]
+        if not names:
+            return ""
+        given = names[0] if len(names) == 1 else names
+        return f"; to compare the outputs of a part of the model, write modules={given!r}"

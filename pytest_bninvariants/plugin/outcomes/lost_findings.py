@@ -71,6 +71,14 @@ def add_lost_to(item: pytest.Item, error: BaseException) -> None:
             error.add_note(DriftNote(text, failure.verdicts))
 
 
+def own_failure(item: pytest.Item) -> BaseException | None:
+    """Return what a TestCase's method raised, which unittest has caught already."""
+    for error in _unittests_own(item):
+        if not (isinstance(error, pytest.fail.Exception) and "Unexpected success" in str(error)):
+            return error
+    return None
+
+
 def _unittests_own(item: pytest.Item) -> list[BaseException]:
     """Return the exceptions that pytest reports for a TestCase's method."""
     return [excinfo.value for excinfo in getattr(item, "_excinfo", None) or ()]

@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
-from pytest_bninvariants.errors import FrozenStateChanged, GateError
-from pytest_bninvariants.plugin.outcomes.exceptions import OUR_ERRORS, gate_error_in
+from pytest_bninvariants.errors import FrozenStateChanged, GateError, InvariantBroken, LawBroken
+from pytest_bninvariants.plugin.outcomes.exceptions import gate_error_in
+
+_STARTS = {FrozenStateChanged: "", InvariantBroken: "", LawBroken: "", GateError: "cannot judge: "}
+_IS_OURS = "bninvariants_failed"
+"""The attribute of a report whose failure is a guard's; it crosses processes with the report."""
 
 
 def never_expect_gate_errors(item: Any) -> None:
@@ -39,19 +43,35 @@ def report_as_failed(item: pytest.Item, report: pytest.TestReport, error: GateEr
 def strip_prefix(report: pytest.TestReport) -> None:
     """Begin a failure's text with the headline, without the exception's name before it.
 
-    The summary gets only the headline: on CI pytest prints the whole message there, which would
-    show the verdict a second time.
+    A gate error says first that it is one, since its name is gone. The summary gets only the
+    headline: on CI pytest prints the whole message there, which would show the verdict twice.
     """
     longrepr: Any = report.longrepr
     crash = getattr(longrepr, "reprcrash", None)
-    for kind in (FrozenStateChanged, *OUR_ERRORS):
+    for kind, start in _STARTS.items():
         prefix = f"{kind.__module__}.{kind.__qualname__}: "
         if crash is not None and crash.message.startswith(prefix):
-            crash.message = crash.message.removeprefix(prefix).partition("\n")[0]
+            setattr(report, _IS_OURS, True)
+            crash.message = start + crash.message.removeprefix(prefix).partition("\n")[0]
             for entry in longrepr.reprtraceback.reprentries:
-                entry.lines = [_without(line, prefix) for line in entry.lines]
+                entry.lines = [_with_start(line, prefix, start) for line in entry.lines]
 
 
-def _without(line: str, prefix: str) -> str:
+def _with_start(line: str, prefix: str, start: str) -> str:
     mark, _, rest = line.partition(prefix)
-    return f"{mark}{rest}" if rest and mark.strip() == "E" else line
+    return f"{mark}{start}{rest}" if rest and mark.strip() == "E" else line
+
+
+class OneLinePerFailure:
+    """The hook for `--tb=line`, under which the terminal shows a failure's location and headline.
+
+    pytest would print the exception's text above that line.
+    """
+
+    @pytest.hookimpl(trylast=True)  # once the text is in junit's report and the like
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Leave only the location and the headline of a guard's failure."""
+        if report.when == "call" and report.failed and hasattr(report, _IS_OURS):
+            longrepr: Any = report.longrepr
+            for entry in longrepr.reprtraceback.reprentries:
+                entry.lines = []

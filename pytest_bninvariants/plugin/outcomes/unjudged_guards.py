@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pytest_bninvariants import guard_registry
-from pytest_bninvariants.plugin.markers import as_written, guard_marks
+from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.plugin.markers import as_written, guard_marks, marker_key, wrong_marks
 from pytest_bninvariants.plugin.outcomes import lost_findings
 from pytest_bninvariants.plugin.outcomes.raise_at_test import raise_at
 
@@ -22,13 +23,25 @@ def fail_unless_judged(item: pytest.Item, marks: list[pytest.Mark]) -> None:
         InvariantBroken: if there are such guards that are broken.
     """
     __tracebackhide__ = True
-    in_time = {as_written(mark) for mark in marks}
+    in_time = {marker_key(mark) for mark in marks}
     late = [
         f"{as_written(mark)} was added while the test ran, too late to guard it"
         for mark in guard_marks(item)
-        if as_written(mark) not in in_time
+        if marker_key(mark) not in in_time
     ]
     _fail_for(item, late)
+
+
+def refuse_wrong_marks(item: pytest.Item) -> None:
+    """Fail a test that has a marker which looks like one of ours, and guards nothing.
+
+    Raises:
+        GateError: if there is such a marker.
+    """
+    __tracebackhide__ = True
+    wrong = "; ".join(wrong_marks(item))
+    if wrong:
+        raise_at(getattr(item, "obj", None) or item.runtest, GateError(wrong), {})
 
 
 def fail_if_left_open(item: pytest.Item, before: set[int]) -> None:
@@ -52,9 +65,19 @@ def fail_if_left_open(item: pytest.Item, before: set[int]) -> None:
     _fail_for(item, [guard.left_open for guard in left_open])
 
 
+def let_own_failure_win(item: pytest.Item, error: BaseException) -> None:
+    """Forget complaints about a test that fails or skips by itself, and note what got lost."""
+    guard_registry.complaints.clear()
+    lost_findings.add_lost_to(item, error)
+
+
 def _fail_for(item: pytest.Item, complaints: list[str]) -> None:
     """Fail a test for complaints, for guards that were not entered, and for lost findings."""
     __tracebackhide__ = True
+    own = lost_findings.own_failure(item)
+    if own is not None:
+        let_own_failure_win(item, own)
+        return
     texts = [*guard_registry.complaints.values(), *complaints]
     guard_registry.complaints.clear()
     lost = lost_findings.take_lost(item)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+
+from torch.nn.parallel import DistributedDataParallel
+
 from pytest_bninvariants.diagnosis.rule import Rule
 from pytest_bninvariants.diagnosis.wording import (
     clauses,
@@ -49,8 +53,15 @@ def _explain_broadcast(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     return (
         f"{_tensors(evidence)} got other values from a collective",
         "have every rank start from the same state (load the checkpoint on all of them before "
-        "wrapping the model), or wrap it with broadcast_buffers=False",
+        f"wrapping the model), or wrap it with {_no_exchange_in_forward()}=False",
     )
+
+
+def _no_exchange_in_forward() -> str:
+    """Return the option of DistributedDataParallel, which torch 2.13 has renamed."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    new = "forward_sync_buffers"
+    return new if new in known else "broadcast_buffers"
 
 
 def _is_cast(evidence: ChangeEvidence) -> bool:

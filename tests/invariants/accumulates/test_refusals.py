@@ -135,7 +135,7 @@ def test_a_batch_counts_a_number_of_any_sort(net: Net, seven: Tensor, of: Any) -
 
 
 def test_a_weight_that_raises_is_told(net: Net, seven: Tensor) -> None:
-    with pytest.raises(GateError, match=r"cannot judge: weight\(batch\) raised IndexError"):
+    with pytest.raises(GateError, match=r"accumulates: weight\(batch\) raised IndexError"):
         accumulates(net, seven, 2, loss=squares, weight=lambda batch: batch[99])
 
 

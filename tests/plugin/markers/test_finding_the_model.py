@@ -260,3 +260,118 @@ def test_a_part_of_another_model_is_no_second_candidate(sessions: Sessions) -> N
     assert "on Sequential (fixture 'network')" in session.texts["test_drifts"]
     assert "0.bn1.running_mean" in session.texts["test_drifts"]
     assert "on Net (fixture 'backbone')" in session.texts["test_drifts_by_name"]
+
+
+TRAINER = """
+import copy
+import unittest
+
+class Trainer:
+    def __init__(self):
+        self.model = Net()
+
+@pytest.fixture
+def trainer():
+    return Trainer()
+"""
+
+
+def test_a_model_that_was_exchanged_is_a_gate_error(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.mark.xfail
+        @pytest.mark.frozen_bn(model="trainer.model")
+        def test_a_copy(trainer):
+            hold(trainer.model)
+            trainer.model = copy.deepcopy(trainer.model)
+            drift(trainer.model)
+
+        @pytest.mark.frozen(model="setup.model")
+        def test_in_a_mapping(setup):
+            hold(setup["model"])
+            setup["model"] = Net()
+
+        @pytest.fixture
+        def setup():
+            return {"model": Net()}
+
+        class TestOfUnittest(unittest.TestCase):
+            def setUp(self):
+                self.net = Net()
+
+            @pytest.mark.frozen_bn
+            def test_an_attribute(self):
+                hold(self.net)
+                self.net = Net()
+
+        @pytest.mark.in_sync("trainer.model", "other")
+        def test_one_of_two(trainer, other):
+            trainer.model = copy.deepcopy(other)
+
+        @pytest.fixture
+        def other():
+            return Net()
+    """,
+        before=TRAINER,
+    )
+    assert set(session.outcomes.values()) == {"failed"}
+    assert len(session.outcomes) == 4
+    for name in session.outcomes:
+        assert session.first_line(name).startswith("cannot judge: ")
+    said = session.says("test_a_copy")
+    assert "model='trainer.model' led to one Net when the test began, and leads to another" in said
+    assert "(asked for by @pytest.mark.frozen_bn(model='trainer.model'))" in said
+
+
+def test_a_violation_beside_it_is_told_too(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.mark.frozen_bn(model="trainer.model")
+        def test_it(trainer):
+            drift(trainer.model)
+            trainer.model = Net()
+    """,
+        before=TRAINER,
+    )
+    assert session.outcomes == {"test_it": "failed"}
+    assert session.first_line("test_it").startswith("cannot judge: model='trainer.model' led")
+    assert "2 of 2 frozen BN layers changed" in session.texts["test_it"]
+
+
+def test_a_wrapper_a_part_or_nothing_at_the_end_is_no_other_model(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        def wrapped(model):
+            return nn.Sequential(model)
+
+        def dropped(model):
+            return None
+
+        def same(model):
+            return model.train().eval()
+
+        def part(model):
+            return model.bn1
+
+        @pytest.mark.frozen_bn(model="trainer.model")
+        @pytest.mark.parametrize("end", [wrapped, dropped, same, part])
+        def test_holds(trainer, end):
+            hold(trainer.model)
+            trainer.model = end(trainer.model)
+
+        @pytest.mark.frozen_bn(model="trainer.model")
+        def test_drifts(trainer):
+            trainer.model = wrapped(trainer.model)
+            drift(trainer.model)
+
+        @pytest.mark.frozen_bn(model="trainer.model")
+        def test_own(trainer):
+            trainer.model = Net()
+            raise ValueError("own")
+    """,
+        before=TRAINER,
+    )
+    own = session.outcomes.pop("test_own")
+    session.texts.pop("test_own")
+    assert own == "failed"
+    session.tells_apart()

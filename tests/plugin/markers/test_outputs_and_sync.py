@@ -176,7 +176,9 @@ def test_in_sync_does_not_speak_of_an_option_that_it_has_not(sessions: Sessions)
             hold(model)
         """,
     )
-    assert first.startswith("'ema': the test has no fixture 'ema'; its fixtures are 'model'")
+    assert first.startswith(
+        "cannot judge: 'ema': the test has no fixture 'ema'; its fixtures are 'model'"
+    )
 
 
 def test_a_test_that_fails_itself_wins(sessions: Sessions) -> None:

@@ -100,7 +100,7 @@ GATES = {
         "model",
         "hold(model)",
         "@pytest.mark.frozen_bn(model=...) takes the name of a fixture or a dotted path "
-        "such as 'trainer.model'; got Net(",
+        "such as 'trainer.model'; got <Net>",
     ),
     "a model that is not there": (
         "@pytest.mark.frozen_bn(model='teacher')",
@@ -175,8 +175,8 @@ EXPECTATIONS = {
 
 
 def assert_says(session: Session, name: str, message: str) -> None:
-    """Check that a failure begins with a message, in which ` ... ` stands for anything."""
-    pattern = ".*".join(re.escape(part) for part in message.split(" ... "))
+    """Check that a gate error says a message first, in which ` ... ` stands for anything."""
+    pattern = ".*".join(re.escape(part) for part in f"cannot judge: {message}".split(" ... "))
     assert re.match(pattern, session.says(name)), session.says(name)
 
 

@@ -333,3 +333,27 @@ def test_every_marker_of_a_test_is_told_of(sessions: Sessions) -> None:
     told = said(session).partition(TITLE)[2]
     assert "frozen_bn('bn1'): who aten.native_batch_norm.default wrote bn1.running_mean" in told
     assert "frozen('fc'): who aten.add_.Tensor wrote fc.weight at nets.py:" in told
+
+
+@pytest.mark.parametrize("option", ["--bn-trace", "--bn-trace=same-run"])
+def test_what_was_traced_is_not_advised_to_be_traced(sessions: Sessions, option: str) -> None:
+    source = """
+        @pytest.mark.frozen("fc")
+        def test_it(model):
+            nudge(model)
+    """
+    advice = "run this test with --bn-trace"
+    assert advice in sessions.run(source).says("test_it")
+    session = sessions.again(option)
+    assert advice not in session.output
+    assert "aten.add_" in said(session)
+
+
+@pytest.mark.parametrize("word", ["foo", "", "rerun,same-run"])
+def test_a_wrong_way_to_trace_is_a_usage_error_that_lists_the_ways(
+    sessions: Sessions, word: str
+) -> None:
+    sessions.pytester.makepyfile(test_it="def test_it(): pass")
+    result = sessions.bare(f"--bn-trace={word}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*--bn-trace={word}: expected rerun or same-run"])

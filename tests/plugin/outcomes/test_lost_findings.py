@@ -159,15 +159,25 @@ def test_a_lost_verdict_is_noted_on_the_tests_own_failure(sessions: Sessions) ->
                 raise ValueError("stop early")
             raise RuntimeError("own")
 
+        class TestOfUnittest(unittest.TestCase):
+            def test_own(self):
+                model = Net()
+                with self.assertRaises(ValueError), guard(model):
+                    drift(model)
+                    raise ValueError("stop early")
+                raise RuntimeError("own")
+
         def test_after(model):
             hold(model)
     """,
         before=IMPORTS,
     )
-    assert session.outcomes == {"test_own": "failed", "test_after": "passed"}
-    assert session.first_line("test_own") == "RuntimeError: own"
+    own = ("test_own", "TestOfUnittest::test_own")
+    assert session.outcomes == {**dict.fromkeys(own, "failed"), "test_after": "passed"}
     told = "before this was raised, a guard had found: 2 of 2 frozen BN layers changed"
-    assert told in session.says("test_own")
+    for name in own:
+        assert session.first_line(name) == "RuntimeError: own"
+        assert told in session.says(name)
 
 
 def test_a_verdict_in_a_thread_is_not_lost(sessions: Sessions) -> None:

@@ -31,8 +31,10 @@ def test_the_message_of_a_gate_comes_first_and_without_the_exceptions_name(
         "TestOfUnittest::test_gate": "'bn9' matches nothing",
     }
     for name, start in starts.items():
-        assert session.first_line(name).startswith(start)
-        assert session.summaries[name].startswith(start[:20])
+        assert session.first_line(name).startswith(f"cannot judge: {start}")
+        shown = session.summaries[name].removesuffix("...")
+        assert shown.startswith("cannot judge: ")
+        assert session.first_line(name).startswith(shown)
 
 
 @pytest.mark.parametrize("ci", [False, True], ids=["at home", "on CI"])
@@ -67,7 +69,9 @@ def test_the_short_summary_has_the_headline_alone(
     assert session.summaries["test_drifts_in_a_block"] == block
     twice = "frozen_bn('bn1'): 1 of 1 frozen BN layer changed: bn1 (mode-flip)"
     assert session.summaries["test_drifts_twice"] == twice
-    assert session.summaries["test_never_runs"].startswith("nothing ran inside frozen_bn('bn")
+    assert session.summaries["test_never_runs"].startswith(
+        "cannot judge: nothing ran inside frozen_bn('bn"
+    )
     summary = session.lines[session.lines.index(_rule("short test summary info", 300)) + 1 :]
     assert len(summary) == len(session.outcomes) + 1, summary
 
@@ -180,3 +184,71 @@ def test_the_text_fits_80_columns_and_needs_no_colour(sessions: Sessions) -> Non
     plain = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
     for line in session.texts["test_it"].splitlines():
         assert line.strip() in plain
+
+
+@pytest.mark.parametrize("workers", [[], ["-n1"]], ids=["alone", "under xdist"])
+def test_each_failure_is_one_line_with_tb_line(sessions: Sessions, workers: list[str]) -> None:
+    session = sessions.run(
+        """
+        @pytest.mark.frozen_bn
+        def test_violation(model):
+            drift(model)
+
+        @pytest.mark.frozen_bn("bn9")
+        def test_gate(model):
+            drift(model)
+    """,
+        "--tb=line",
+        *workers,
+    )
+    assert set(session.outcomes.values()) == {"failed"}
+    assert "bn1.running_mean" in session.texts["test_violation"]
+    failures = session.output.partition("= FAILURES =")[2].partition("\n")[2]
+    lines = failures.partition("\n- generated")[0].splitlines()
+    shown = [line for line in lines if line.strip() and not line.startswith("[gw0]")]
+    assert [line.partition(": ")[2][:24] for line in shown] == [
+        "2 of 2 frozen BN layers ",
+        "cannot judge: 'bn9' matc",
+    ], session.output
+
+
+def test_control_characters_in_a_name_are_shown_escaped(sessions: Sessions) -> None:
+    session = sessions.run(
+        r"""
+        class Odd(nn.Module):
+            def __init__(self, name):
+                super().__init__()
+                self._modules[name] = nn.BatchNorm1d(4)
+
+            def forward(self, x):
+                (layer,) = self.children()
+                return layer(x)
+
+        @pytest.fixture
+        def odd():
+            return Odd("\x1b[31mred\r")
+
+        @pytest.mark.frozen_bn
+        def test_violation(odd):
+            odd.train()(batch())
+
+        @pytest.mark.frozen_bn
+        def test_hazard(odd):
+            odd.eval()(batch())
+            odd._modules["\x1b[31mred\r"].momentum = 0.5
+
+        @pytest.mark.frozen_bn("typo")
+        def test_gate(odd):
+            pass
+    """,
+        "--color=no",
+    )
+    assert session.outcomes == {
+        "test_violation": "failed",
+        "test_hazard": "passed",
+        "test_gate": "failed",
+    }
+    assert "\x1b" not in session.output
+    assert r"\x1b[31mred\r.running_mean" in session.texts["test_violation"]
+    assert session.first_line("test_violation").endswith(r"\x1b[31mred\r (training-mode)")
+    assert r"frozen_bn() holds, but \x1b[31mred\r: " in session.output
