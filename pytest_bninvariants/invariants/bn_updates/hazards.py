@@ -32,6 +32,16 @@ def _hazard_texts(result: LayerResult) -> Iterator[str]:
     provenance = result.provenance
     if result.undone:
         yield "its running statistics were put back: the step leaves no update in them"
+    if provenance.constant:
+        yield (
+            f"in {provenance.constant} of {provenance.updates} updates each channel of its batch "
+            "had one value, as in a dummy forward: run such a forward in eval"
+        )
+    if result.record.in_dummy_steps:
+        yield (
+            "it was updated in a step whose gradients are all zero, as by a dummy forward: nothing "
+            "trained, and its statistics took the batch in; run such a forward in eval"
+        )
     if provenance.rounded_away:
         yield (
             f"in {provenance.rounded_away} of {provenance.updates} updates a narrow dtype rounded "

@@ -41,6 +41,7 @@ class LayerRecord:
         in_eval: how many forwards ran in eval.
         by_forward: its updates in each forward of the model.
         by_step: its updates between two steps of an optimizer.
+        in_dummy_steps: how many updates it made in steps in which all gradients were zero.
         unreadable: whether its statistics could not be read at some forward.
         put_in_eval: where it was last put in eval.
     """
@@ -58,6 +59,7 @@ class LayerRecord:
     in_eval: int = 0
     by_forward: UpdateGroups = field(default_factory=UpdateGroups)
     by_step: UpdateGroups = field(default_factory=UpdateGroups)
+    in_dummy_steps: int = 0
     unreadable: bool = False
     put_in_eval: Place | None = None
 
@@ -85,6 +87,11 @@ class LayerRecord:
         if state.is_new:
             return Provenance(written="reset")
         return replace(provenance, written="in-place")
+
+    def note_dummy_step(self, step: int) -> None:
+        """Note that all gradients of a step, counted from 0, were zero."""
+        if self.by_step.group == step:
+            self.in_dummy_steps += self.by_step.latest
 
     def note_load(self, place: Place | None) -> None:
         """Note that a load at this place has set the statistics."""
@@ -191,6 +198,7 @@ def _advance(
         uncounted=old.uncounted + (counted == 0),
         miscounted=old.miscounted + (counted not in right_counts),
         rounded_away=old.rounded_away + check.rounded_away,
+        constant=old.constant + check.is_constant,
         unjudged=old.unjudged + (check.batch is None),
         by_custom_forward=old.by_custom_forward + (check.batch is None and check.is_guess),
         places=(*old.places, place) if old.wants_place else old.places,

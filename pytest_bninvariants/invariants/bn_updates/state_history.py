@@ -70,6 +70,7 @@ class Provenance:
         miscounted: how many it counted as more or less than one, or did not count although the
             average needs the count.
         rounded_away: how many a dtype that is too narrow has rounded away.
+        constant: how many had a batch in which each channel has one value.
         unjudged: how many were not checked against the reference.
         by_custom_forward: how many of the unjudged ones a custom forward made.
         wrong: the first statistics that were not what the reference says.
@@ -88,6 +89,7 @@ class Provenance:
     uncounted: int = 0
     miscounted: int = 0
     rounded_away: int = 0
+    constant: int = 0
     unjudged: int = 0
     by_custom_forward: int = 0
     wrong: tuple[WrongStatistic, ...] = ()

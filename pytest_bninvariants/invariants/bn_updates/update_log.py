@@ -14,7 +14,7 @@ from pytest_bninvariants.instrumentation.call_sites import place_of_mode_call
 from pytest_bninvariants.instrumentation.installation import Watcher
 from pytest_bninvariants.instrumentation.norm_calls import OutermostCall, norm_hooks
 from pytest_bninvariants.instrumentation.observer_api import AfterCall, AfterForward, ForwardKind
-from pytest_bninvariants.instrumentation.optimizers import held_by
+from pytest_bninvariants.instrumentation.optimizers import gradient_of, held_by
 from pytest_bninvariants.instrumentation.unregistered_layers import UnregisteredLayers
 from pytest_bninvariants.invariants.bn_updates.layer_forward import LayerForward
 from pytest_bninvariants.invariants.bn_updates.layer_record import LayerRecord
@@ -52,6 +52,7 @@ class UpdateLog(Watcher):
         self._parts = {id(part) for _, part in named_modules(model)}
         self._model_forwards = 0
         self._model_runs_in: OutermostCall | None = None
+        self._last_backward_was_dummy = False
         self.steps = 0
         """How many steps of optimizers that hold parameters of the model have ended."""
         self.compiled = False
@@ -63,6 +64,26 @@ class UpdateLog(Watcher):
         to_train = layers_to_train(self._model)
         for key, record in self._records.items():
             record.is_to_train |= key in to_train
+        if self._last_backward_was_dummy:
+            self._note_dummy_step()
+
+    def saw_backward(self, returned: Mapping[int, Tensor]) -> None:
+        """Note what the gradients are, in a step that may end without one of an optimizer."""
+        self._last_backward_was_dummy = not self.steps and self._all_gradients_are_zero()
+
+    def _all_gradients_are_zero(self) -> bool:
+        """Tell whether there are gradients, and all are zero; as a rule, the first settles it."""
+        known = set()
+        with undisturbed():
+            for parameter in self._model.parameters():
+                known.add(gradient_of(parameter))
+                if "nonzero" in known:
+                    return False
+        return "zero" in known
+
+    def _note_dummy_step(self) -> None:
+        for record in self._records.values():
+            record.note_dummy_step(self.steps)
 
     def expects_updates(self, layer: nn.Module) -> bool:
         """Tell whether the user wants this layer updated."""
@@ -154,9 +175,13 @@ class UpdateLog(Watcher):
         if frame is None or any(caller in self._stepping for caller in callers(frame)):
             return None
         self._stepping.add(frame)
+        is_dummy = not closure and self._all_gradients_are_zero()
 
         def finish() -> None:
             self._stepping.discard(frame)
+            if is_dummy or (closure and self._all_gradients_are_zero()):
+                self._note_dummy_step()
+            self._last_backward_was_dummy = False
             self.steps += 1
 
         return finish

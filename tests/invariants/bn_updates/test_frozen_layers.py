@@ -46,6 +46,7 @@ def train_head(model: nn.Module, *, mode: bool = True) -> None:
     optimizer.step()
 
 
+@pytest.mark.filterwarnings("error::pytest_bninvariants.InvariantHazard")
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize(("guard", "layers"), [(bn_updates, 1), (trains, 5)])
 def test_a_frozen_layer_of_a_fresh_model_is_left_alone(

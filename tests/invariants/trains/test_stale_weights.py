@@ -39,6 +39,7 @@ def test_weights_that_step_twice_in_one_autocast_context_are_told(net: Net) -> N
     assert "torch.clear_autocast_cache()" in str(warning.message)
 
 
+@pytest.mark.filterwarnings("error::pytest_bninvariants.InvariantHazard")
 @pytest.mark.parametrize("way", ["a context each", "cleared", "no cache", "once", "bfloat16"])
 def test_steps_whose_casts_are_fresh_hold_without_a_warning(net: Net, way: str) -> None:
     if way == "bfloat16":
@@ -58,6 +59,7 @@ def test_steps_whose_casts_are_fresh_hold_without_a_warning(net: Net, way: str) 
                 step(net, optimizer) if way == "a context each" else many()
 
 
+@pytest.mark.filterwarnings("error::pytest_bninvariants.InvariantHazard")
 def test_two_optimizers_that_step_once_in_a_context_hold_without_a_warning(net: Net) -> None:
     optimizers = [SGD(part.parameters(), lr=0.1) for part in (net.body, net.head)]
     with watching(trains(net), layers=4), torch.autocast("cpu", torch.bfloat16):
