@@ -144,6 +144,31 @@ def _complaint(module: Any) -> str:
     return f"{module.__name__}.is_available() is False"
 
 
+def wait_for(devices: Iterable[Any]) -> None:
+    """Wait until devices have done what they were told, on each of their streams.
+
+    While a CUDA graph is captured nothing runs, and a wait would end the capture.
+
+    Args:
+        devices: `torch.device`s; those of the CPU have nothing to wait for.
+    """
+    for device in devices:
+        if device.type == "cpu" or is_capturing(device):
+            continue
+        synchronize = getattr(device_module(device.type), "synchronize", None)
+        if synchronize is not None:
+            synchronize() if device.type == "mps" else synchronize(device)
+
+
+def is_capturing(device: Any) -> bool:
+    """Tell whether the current stream of a device captures a CUDA graph."""
+    if device.type != "cuda":
+        return False
+    import torch
+
+    return torch.cuda.is_current_stream_capturing()
+
+
 def has_float64(device: object) -> bool:
     """Tell whether a device computes in float64, as MPS and some GPUs of Intel do not.
 

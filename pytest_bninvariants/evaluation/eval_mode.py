@@ -13,7 +13,7 @@ from pytest_bninvariants.evaluation.rng_state import preserved_rng
 from pytest_bninvariants.instrumentation import installation
 from pytest_bninvariants.instrumentation.observer_api import Observer
 from pytest_bninvariants.selection.walk import all_tensors
-from pytest_bninvariants.snapshot.restore import ModelState
+from pytest_bninvariants.snapshot.model_state.restore import ModelState
 from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised
 from pytest_bninvariants.torch_internals.private_api import disable_current_modes
 

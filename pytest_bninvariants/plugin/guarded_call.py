@@ -19,7 +19,7 @@ from pytest_bninvariants.plugin.marker_guards import MarkerRequest, make_guard
 from pytest_bninvariants.plugin.markers import as_written
 from pytest_bninvariants.plugin.model_lookup import FoundModel, collect_values
 from pytest_bninvariants.plugin.outcomes.raise_at_test import line_of, raise_at
-from pytest_bninvariants.snapshot.restore import ModelState
+from pytest_bninvariants.snapshot.model_state.restore import ModelState
 
 
 class GuardedStep:

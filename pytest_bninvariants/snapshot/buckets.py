@@ -12,16 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pytest_bninvariants.devices import wait_for
 from pytest_bninvariants.snapshot import budget
 from pytest_bninvariants.snapshot.arena import Region, aligned_size, arena
 from pytest_bninvariants.snapshot.fingerprints import CHUNK, Method, fingerprints, method_on
+from pytest_bninvariants.snapshot.host_copies import keep_on_host, move_to_host
 from pytest_bninvariants.snapshot.tensor_bytes import (
+    OUT_OF_MEMORY,
     READ_ERRORS,
     Content,
     are_backed,
     are_plain,
     as_bytes,
     as_integers,
+    differ,
     join_key,
     join_values,
     same_bytes,
@@ -106,6 +110,11 @@ class Bucket:
         return len(self.keys) == 1 and self.total > _SMALL
 
     @property
+    def is_small(self) -> bool:
+        """Tell whether it holds the bytes of small tensors."""
+        return self.method is None and not self.is_large
+
+    @property
     def shapes(self) -> list[torch.Size]:
         """Return the tensors' shapes."""
         return [] if self.placement is None else self.placement.shapes
@@ -163,6 +172,10 @@ class Bucket:
     def _sizes(self) -> list[int]:
         return [shape.numel() * self.dtype.itemsize for shape in self.shapes]
 
+    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """Return the bytes of each tensor in bytes as `flat` has them."""
+        return torch.split_with_sizes(flat, self._sizes())
+
     def describe_difference(self, content: Content, width: int) -> str | None:
         """Say where the fingerprints of a tensor's content differ now; None if they do not.
 
@@ -185,28 +198,57 @@ class Bucket:
         """Return the keys of tensors whose kept bytes differ from those that `read` returned."""
         if len(self.keys) == 1:
             return self.keys
-        sizes = self._sizes()
-        kept, now = torch.split_with_sizes(self.flat, sizes), torch.split_with_sizes(flat, sizes)
-        tensors = zip(self.keys, kept, now, strict=True)
+        tensors = zip(self.keys, self.split(self.flat), self.split(flat), strict=True)
         return [key for key, old, new in tensors if not same_bytes(old, new)]
 
 
-def compare_pairs(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[bool]:
-    """Tell of each pair of flat uint8 tensors whether it is equal; synchronise each device once."""
-    pairs = list(pairs)
-    are_equal = [False] * len(pairs)
-    flags_on: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
-    for number, pair in enumerate(pairs):
-        kept, now = as_integers(*pair)
-        if kept.device.type == "cpu":
-            are_equal[number] = torch.equal(kept, now)
-        else:
-            flags_on[kept.device].append((number, (kept != now).any()))
-    for flags in flags_on.values():
-        differ = torch.stack([flag for _, flag in flags]).tolist()
-        for (number, _), differs in zip(flags, differ, strict=True):
-            are_equal[number] = not differs
-    return are_equal
+@dataclass(slots=True, eq=False)
+class BucketReading:
+    """What a bucket's tensors hold now, beside what the bucket kept.
+
+    Args:
+        bucket: the bucket.
+        tensors: its tensors, now.
+        flat: their bytes or fingerprints, as `Bucket.read` returns them.
+        answer: whether they differ, once a device was asked.
+    """
+
+    bucket: Bucket
+    tensors: list[Tensor]
+    flat: Tensor
+    answer: Tensor | None = None
+
+    @property
+    def is_equal(self) -> bool:
+        """Tell whether the tensors hold what was kept."""
+        if self.answer is None:
+            return same_bytes(self.bucket.flat, self.flat)
+        return not self.answer
+
+    def move_to_host(self, kept: Tensor, now: Tensor) -> None:
+        """Take copies on the host in place of what is on the device, for all who read later."""
+        self.bucket.flat, self.flat = kept, now
+        for tensor, flat in zip(self.tensors, self.bucket.split(now), strict=True):
+            keep_on_host(tensor, flat.view(tensor.dtype).view(tensor.shape))
+
+
+def ask_devices(readings: Iterable[BucketReading]) -> None:
+    """Move to the host what is small, and whether the rest differs: one wait for each device."""
+    readings_on: dict[torch.device, list[BucketReading]] = defaultdict(list)
+    for reading in readings:
+        if reading.flat.device.type != "cpu":
+            readings_on[reading.flat.device].append(reading)
+    for some in readings_on.values():
+        some.sort(key=lambda reading: -reading.bucket.dtype.itemsize)
+        small = [reading for reading in some if reading.bucket.is_small]
+        large = [reading for reading in some if not reading.bucket.is_small]
+        pairs = [flat for each in small for flat in (each.bucket.flat, each.flat)]
+        flags = [differ(each.bucket.flat, each.flat).view(1) for each in large]
+        on_host = iter(move_to_host([*pairs, *(flag.view(torch.uint8) for flag in flags)]))
+        for each in small:
+            each.move_to_host(next(on_host), next(on_host))
+        for each in large:
+            each.answer = next(on_host)
 
 
 def fill_buckets(
@@ -235,13 +277,26 @@ def fill_buckets(
         large = [bucket for bucket in buckets if bucket.is_large and bucket.device == device]
         _choose_storage(device, large, ignore_budget=ignore_budget, prefer_exact=prefer_exact)
     filled = []
+    wait_for({bucket.device for bucket in buckets})
     for bucket in buckets:
         with suppress(*READ_ERRORS):
-            bucket.fill([tensors[key] for key in bucket.keys])
+            _fill(bucket, [tensors[key] for key in bucket.keys])
             filled.append(bucket)
+    wait_for({bucket.device for bucket in buckets})
     if plan is None:
         _latest = _BucketPlan.from_buckets(tensors, filled) if len(filled) == len(buckets) else None
     return filled
+
+
+def _fill(bucket: Bucket, tensors: list[Tensor]) -> None:
+    """Copy the tensors, or make their fingerprints if the device has no memory for a copy."""
+    try:
+        bucket.fill(tensors)
+    except OUT_OF_MEMORY:
+        if not bucket.is_large or bucket.method is not None:
+            raise
+        bucket.method, bucket.region = method_on(bucket.device), None
+        bucket.fill(tensors)
 
 
 class _BucketPlan(NamedTuple):
@@ -316,9 +371,10 @@ def _choose_storage(
             else:
                 bucket.method = method_on(device)
     if exact:
-        region = arena.reserve(_size_in_arena(exact), device)
-        for bucket in exact:
-            bucket.region = region
+        with suppress(OUT_OF_MEMORY):  # then each bucket asks for its own
+            region = arena.reserve(_size_in_arena(exact), device)
+            for bucket in exact:
+                bucket.region = region
 
 
 def _size_in_arena(buckets: Iterable[Bucket]) -> int:

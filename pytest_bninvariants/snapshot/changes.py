@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pytest_bninvariants.devices import wait_for
 from pytest_bninvariants.selection.tensor_table import TensorTable, WatchedTensor
 from pytest_bninvariants.selection.walk import Kind
-from pytest_bninvariants.snapshot.buckets import Bucket, compare_pairs
+from pytest_bninvariants.snapshot.buckets import Bucket, BucketReading, ask_devices
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor, TensorSpec, shapes_of, short_name
 from pytest_bninvariants.snapshot.snapshot import Snapshot
 from pytest_bninvariants.snapshot.tensor_bytes import (
@@ -87,20 +88,21 @@ def changes_since(
 def compare_buckets(kept: Snapshot, now: Mapping[str, WatchedTensor]) -> BucketComparison:
     """Compare all tensors in buckets at once; the caller must hold `undisturbed()`."""
     live = TensorTable.from_mapping(now).by_key
-    read: dict[Bucket, Tensor] = {}
+    readings: list[BucketReading] = []
     untouched = True
+    wait_for({bucket.device for bucket in kept.buckets})
     for bucket in kept.buckets:
         tensors = [live[key] for key in bucket.keys if key in live]
         stayed = bucket.has_placement_of(tensors)
         if stayed or bucket.fits(tensors):
-            read[bucket] = bucket.read(tensors)
+            readings.append(BucketReading(bucket, tensors, bucket.read(tensors)))
         untouched = untouched and stayed
     unchanged: set[str] = set()
-    are_equal = compare_pairs((bucket.flat, flat) for bucket, flat in read.items())
-    for (bucket, flat), is_equal in zip(read.items(), are_equal, strict=True):
-        unchanged.update(bucket.keys)
-        if not is_equal:
-            unchanged.difference_update(bucket.differing(flat))
+    ask_devices(readings)
+    for reading in readings:
+        unchanged.update(reading.bucket.keys)
+        if not reading.is_equal:
+            unchanged.difference_update(reading.bucket.differing(reading.flat))
             untouched = False
     return BucketComparison(unchanged, untouched)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pytest_bninvariants.snapshot.host_copies import on_host
 from pytest_bninvariants.torch_internals.private_api import (
     flatten_dense_tensors,
     is_traceable_wrapper_subclass,
@@ -25,6 +26,9 @@ from pytest_bninvariants.torch_internals.private_api import (
 _PLAIN_TYPES = frozenset({Tensor, nn.Parameter})
 _TRACER_TYPES = frozenset({"FakeTensor", "FunctionalTensor"})
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+_PIECE = 2**16
+OUT_OF_MEMORY: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+"""What torch raises if a device has no memory left; torch 2.4 has it in `torch.cuda` alone."""
 Content = tuple[Tensor, ...]
 """Copies of the bytes of a tensor's parts."""
 
@@ -161,6 +165,7 @@ def parts(tensor: Tensor) -> tuple[Tensor, ...]:
     Raises:
         UnreadableTensor: if the tensor has no values, as on the meta device.
     """
+    tensor = on_host(tensor)
     return _kind_of(tensor).parts(tensor)
 
 
@@ -170,6 +175,7 @@ def values_of(tensor: Tensor) -> tuple[Tensor, ...]:
     Raises:
         UnreadableTensor: if the tensor has no values, as on the meta device.
     """
+    tensor = on_host(tensor)
     if is_plain(tensor):
         return (tensor,)
     kind = _kind_of(tensor)
@@ -178,6 +184,7 @@ def values_of(tensor: Tensor) -> tuple[Tensor, ...]:
 
 def dense_values(tensor: Tensor) -> Tensor | None:
     """Return a tensor's values as one plain dense tensor of its dtype, if it stores them so."""
+    tensor = on_host(tensor)
     kind = _DENSE if is_plain(tensor) and not tensor.is_quantized else _kind_of(tensor)
     if kind is _WRAPPER:
         pieces = parts(tensor)
@@ -258,7 +265,25 @@ def join_values(tensors: list[Tensor]) -> Tensor:
 
 def same_bytes(kept: Tensor, now: Tensor) -> bool:
     """Compare two flat uint8 tensors."""
-    return kept.numel() == now.numel() and torch.equal(*as_integers(kept, now))
+    if kept.numel() != now.numel():
+        return False
+    if kept.device.type == "cpu":
+        return torch.equal(*as_integers(kept, now))
+    return not bool(differ(kept, now))
+
+
+def differ(kept: Tensor, now: Tensor) -> Tensor:
+    """Compare two flat uint8 tensors of one length on one device, and do not wait for the answer.
+
+    Returns:
+        Whether they differ, a bool without dimensions on that device.
+    """
+    kept, now = as_integers(kept, now)
+    try:
+        return (kept != now).any()
+    except OUT_OF_MEMORY:  # the answers for each value take an eighth of the tensor's memory
+        pieces = zip(torch.split(kept, _PIECE), torch.split(now, _PIECE), strict=True)
+        return torch.stack([(old != new).any() for old, new in pieces]).any()
 
 
 def version(tensor: Tensor) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from pytest_bninvariants.selection.scope import Scope
+from pytest_bninvariants.snapshot.host_copies import reading_once
 from pytest_bninvariants.state_change.before_after import StateBefore
 from pytest_bninvariants.state_change.evidence import gather_evidence
 from pytest_bninvariants.state_change.hazards import find_hazards
@@ -44,7 +45,7 @@ def compare(
         scope: what is watched.
         known: changes that need no cause, because they happened before the witness started.
     """
-    with undisturbed():
+    with undisturbed(), reading_once():
         observation = observe(before, witness, scope)
         changes = [change for change in observation.changes if change not in known]
         return StateDifference(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pytest_bninvariants.snapshot.plain_state import PlainState
+from pytest_bninvariants.snapshot.model_state.plain_state import PlainState
 
 
 class Surroundings:

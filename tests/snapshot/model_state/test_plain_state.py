@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants.snapshot.plain_state import PlainState
-from pytest_bninvariants.snapshot.restore import ModelState
+from pytest_bninvariants.snapshot.model_state.plain_state import PlainState
+from pytest_bninvariants.snapshot.model_state.restore import ModelState
 
 
 class Notes:

@@ -14,7 +14,7 @@ from torch.jit import ScriptModule
 from pytest_bninvariants.attributes import has_attributes
 from pytest_bninvariants.frames import is_user_file
 from pytest_bninvariants.selection.walk import join
-from pytest_bninvariants.snapshot.kept_value import KeptValue
+from pytest_bninvariants.snapshot.model_state.kept_value import KeptValue
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _MOST_PARTS = 10_000

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import frozen
-from pytest_bninvariants.snapshot.restore import ModelState
+from pytest_bninvariants.snapshot.model_state.restore import ModelState
 from tests.watching import watched
 
 

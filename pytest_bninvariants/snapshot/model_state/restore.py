@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.selection.walk import all_tensors, named_modules
-from pytest_bninvariants.snapshot.plain_state import PlainState
+from pytest_bninvariants.snapshot.model_state.plain_state import PlainState
 from pytest_bninvariants.snapshot.tensor_bytes import is_plain, is_uninitialised
 
 

@@ -1,0 +1,50 @@
+"""Read the small tensors of a device on the host, once and together.
+
+Each answer that the host wants from a device is a wait for all that the device still has to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+_copies: ContextVar[dict[int, Tensor] | None] = ContextVar("host copies", default=None)
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Let `on_host` find, until the block ends, what `keep_on_host` was given in it."""
+    token = _copies.set({})
+    try:
+        yield
+    finally:
+        _copies.reset(token)
+
+
+def keep_on_host(tensor: Tensor, copy: Tensor) -> None:
+    """Keep a tensor's copy on the host for those who read the tensor in this `reading_once`."""
+    copies = _copies.get()
+    if copies is not None:
+        copies[id(tensor)] = copy
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """Return the host's copy of a tensor, if one was kept, or else the tensor."""
+    copies = _copies.get()
+    return copies.get(id(tensor), tensor) if copies else tensor
+
+
+def move_to_host(pieces: list[Tensor]) -> list[Tensor]:
+    """Return copies on the host of flat uint8 tensors of one device, by a single copy.
+
+    Args:
+        pieces: the tensors; those that are to be viewed as wider values come before narrower ones.
+    """
+    if not pieces:
+        return []
+    joined = torch.cat(pieces).cpu()
+    return list(torch.split_with_sizes(joined, [piece.numel() for piece in pieces]))
