@@ -17,7 +17,7 @@ from pytest_bninvariants.invariants.bn_updates.state_history import (
     StatisticsSnapshot,
 )
 from pytest_bninvariants.invariants.bn_updates.update_groups import UpdateGroups
-from pytest_bninvariants.selection.bn_layers import has_known_forward
+from pytest_bninvariants.selection.bn_layers import has_known_forward, holds_weight_as_buffer
 from pytest_bninvariants.torch_internals.isolation import in_transform
 from pytest_bninvariants.torch_internals.private_api import current_graph_task_id
 from pytest_bninvariants.verdict import Place
@@ -31,7 +31,7 @@ class LayerRecord:
         layer: the layer.
         history: the states of its statistics, and what led to each.
         is_to_train: whether one of its parameters requires a gradient at the start or the end.
-        began_in_training: whether it was in training mode when the step began.
+        began_in_training: whether it was in training mode when the step began, if it can train.
         updates: how many updates it made, including those that were undone.
         forwards: how many forwards it ran.
         idle: how many of its forwards normalised with batch statistics and updated nothing.
@@ -67,7 +67,8 @@ class LayerRecord:
     def begin(cls, layer: nn.Module, *, is_to_train: bool) -> LayerRecord:
         """Return the record of a layer when the step begins."""
         start = StatisticsSnapshot.from_layer(layer)
-        return cls(layer, StatisticsHistory.begin(start), is_to_train, layer.training)
+        in_training = layer.training and not holds_weight_as_buffer(layer)
+        return cls(layer, StatisticsHistory.begin(start), is_to_train, in_training)
 
     def provenance_of(self, state: StatisticsSnapshot, *, by_call: bool = False) -> Provenance:
         """Return what led to a state of the statistics.

@@ -17,7 +17,11 @@ from pytest_bninvariants.invariants.bn_updates.state_history import (
     statistics_of,
 )
 from pytest_bninvariants.invariants.bn_updates.update_log import UpdateLog
-from pytest_bninvariants.selection.bn_layers import STATISTICS, counts_batches
+from pytest_bninvariants.selection.bn_layers import (
+    STATISTICS,
+    counts_batches,
+    holds_weight_as_buffer,
+)
 from pytest_bninvariants.snapshot.tensor_bytes import is_readable
 from pytest_bninvariants.verdict import Change
 
@@ -165,7 +169,8 @@ class LayerResult:
         What is frozen by requires_grad=False and ran in eval only is nobody's to update.
         """
         record = self.record
-        ran_in_training = record.forwards > record.in_eval
+        can_train = not holds_weight_as_buffer(record.layer)
+        ran_in_training = can_train and record.forwards > record.in_eval
         return bool(record.is_to_train or record.updates or self.updates or ran_in_training)
 
     @property

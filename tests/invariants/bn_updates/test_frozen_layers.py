@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from pytest_bninvariants import (
     GateError,
@@ -124,3 +125,12 @@ def test_the_call_that_put_a_part_in_eval_is_named_as_it_was_made() -> None:
     assert cause.place is not None
     assert cause.place.call == "Finetuned.train(True)"
     assert "have train() leave backbone.1 in training mode" in cause.fix
+
+
+def test_a_layer_that_holds_its_weight_as_a_buffer_is_left_alone_in_any_mode() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), FrozenBatchNorm2d(3), nn.BatchNorm2d(3)).train()
+    with watching(bn_updates(model), layers=1):
+        train(model, values(shape=(2, 3, 4, 4)))
+    alone = nn.Sequential(FrozenBatchNorm2d(3)).train()
+    with pytest.raises(GateError, match="no BN layer is in training"), bn_updates(alone):
+        alone(values(shape=(2, 3, 4, 4)))
