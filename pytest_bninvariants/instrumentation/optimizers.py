@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from types import FrameType
 from typing import Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pytest_bninvariants.frames import place_of
+from pytest_bninvariants.snapshot.host_copies import read_flags
 from pytest_bninvariants.snapshot.tensor_bytes import values_of
 from pytest_bninvariants.verdict import Place
 
@@ -23,19 +25,47 @@ def held_by(optimizer: Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
+def gradients_of(tensors: Sequence[Tensor]) -> list[Gradient]:
+    """Tell whether tensors have a gradient, and whether that is all zeros."""
+    gradients: list[Gradient] = ["none" if tensor.grad is None else "zero" for tensor in tensors]
+    numbered = [
+        (number, values.any())
+        for number, tensor in enumerate(tensors)
+        if tensor.grad is not None
+        for values in values_of(tensor.grad)
+    ]
+    answers = read_flags([flag for _, flag in numbered])
+    for (number, _), is_nonzero in zip(numbered, answers, strict=True):
+        if is_nonzero:
+            gradients[number] = "nonzero"
+    return gradients
+
+
 def gradient_of(tensor: Tensor) -> Gradient:
     """Tell whether a tensor has a gradient, and whether that is all zeros."""
-    grad = tensor.grad
-    if grad is None:
-        return "none"
-    return "nonzero" if any(bool(values.any()) for values in values_of(grad)) else "zero"
+    return gradients_of([tensor])[0]
 
 
-def has_moments(optimizer: Optimizer, tensor: Tensor) -> bool:
-    """Tell whether an optimizer, or one that it wraps, has state that may move a tensor.
+def have_moments(optimizer: Optimizer, tensors: Sequence[Tensor]) -> list[bool]:
+    """Tell of tensors whether an optimizer, or one that it wraps, has state that may move them.
 
     Momentum is such state: it moves a tensor whose gradient is zero.
     """
+    numbered = [
+        (number, value)
+        for number, tensor in enumerate(tensors)
+        for value in _moments_of(optimizer, tensor)
+    ]
+    on_device = [(number, value) for number, value in numbered if isinstance(value, Tensor)]
+    answers = read_flags([value.any() for _, value in on_device])
+    having = {number for (number, _), answer in zip(on_device, answers, strict=True) if answer}
+    having |= {number for number, value in numbered if isinstance(value, list) and value}
+    return [number in having for number in range(len(tensors))]
+
+
+def _moments_of(optimizer: Optimizer, tensor: Tensor) -> list[Tensor | list[object]]:
+    """Return the state that may move a tensor; LBFGS keeps lists."""
+    found: list[Tensor | list[object]] = []
     # SAM and Lookahead keep the optimizer that they wrap as an attribute.
     wrapped = [inner for inner in vars(optimizer).values() if isinstance(inner, Optimizer)]
     for each in (optimizer, *wrapped):
@@ -43,16 +73,8 @@ def has_moments(optimizer: Optimizer, tensor: Tensor) -> bool:
         if isinstance(each, torch.optim.LBFGS):  # it keeps one state for all parameters
             states = list(each.state.values())
         values = [v for state in states for name, v in state.items() if name != "step"]
-        if any(_is_moment(value) for value in values):
-            return True
-    return False
-
-
-def _is_moment(value: object) -> bool:
-    """Tell whether a value of an optimizer's state may move a tensor; LBFGS keeps lists of them."""
-    return (
-        bool(value.any()) if isinstance(value, Tensor) else isinstance(value, list) and bool(value)
-    )
+        found += [value for value in values if isinstance(value, Tensor | list)]
+    return found
 
 
 def skips_parameters_without_gradient(optimizer: Optimizer) -> bool:

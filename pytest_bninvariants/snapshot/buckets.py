@@ -256,6 +256,7 @@ def fill_buckets(
     *,
     ignore_budget: bool = False,
     prefer_exact: Collection[str] = (),
+    within_step: bool = False,
 ) -> list[Bucket]:
     """Copy plain tensors into buckets: small ones together, a large one by itself.
 
@@ -263,12 +264,14 @@ def fill_buckets(
         tensors: tensors by key.
         ignore_budget: keep bytes, however much memory they take.
         prefer_exact: keys to keep exactly, not as fingerprints, as far as the budget allows.
+        within_step: whether the user's step runs: then what it does on the current stream is in
+            order, so there is no wait for devices, and no plan to keep for the next guard.
 
     Returns:
         The buckets. Tensors that are not plain, or cannot be read, are in none of them.
     """
     global _latest
-    latest = _latest  # another thread may replace it
+    latest = None if within_step else _latest  # another thread may replace it
     plan = latest if latest is not None and latest.fits(tensors) else None
     if plan is None and not fit_in_buckets(list(tensors.values())):
         tensors = {key: tensor for key, tensor in tensors.items() if fit_in_buckets([tensor])}
@@ -277,13 +280,14 @@ def fill_buckets(
         large = [bucket for bucket in buckets if bucket.is_large and bucket.device == device]
         _choose_storage(device, large, ignore_budget=ignore_budget, prefer_exact=prefer_exact)
     filled = []
-    wait_for({bucket.device for bucket in buckets})
+    devices = () if within_step else {bucket.device for bucket in buckets}
+    wait_for(devices)
     for bucket in buckets:
         with suppress(*READ_ERRORS):
             _fill(bucket, [tensors[key] for key in bucket.keys])
             filled.append(bucket)
-    wait_for({bucket.device for bucket in buckets})
-    if plan is None:
+    wait_for(devices)
+    if plan is None and not within_step:
         _latest = _BucketPlan.from_buckets(tensors, filled) if len(filled) == len(buckets) else None
     return filled
 

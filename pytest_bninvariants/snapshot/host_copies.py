@@ -5,7 +5,8 @@ Each answer that the host wants from a device is a wait for all that the device 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -36,6 +37,19 @@ def on_host(tensor: Tensor) -> Tensor:
     """Return the host's copy of a tensor, if one was kept, or else the tensor."""
     copies = _copies.get()
     return copies.get(id(tensor), tensor) if copies else tensor
+
+
+def read_flags(flags: Sequence[Tensor]) -> list[bool]:
+    """Return tensors without dimensions as bools; the host waits once for each device."""
+    numbers_on: dict[torch.device, list[int]] = defaultdict(list)
+    for number, flag in enumerate(flags):
+        numbers_on[flag.device].append(number)
+    answers = [False] * len(flags)
+    for numbers in numbers_on.values():
+        told = torch.stack([flags[number] for number in numbers]).tolist()
+        for number, answer in zip(numbers, told, strict=True):
+            answers[number] = bool(answer)
+    return answers
 
 
 def move_to_host(pieces: list[Tensor]) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -17,15 +18,16 @@ from pytest_bninvariants.instrumentation.call_sites import place_of_grad_call
 from pytest_bninvariants.instrumentation.observer_api import AfterCall
 from pytest_bninvariants.instrumentation.optimizers import (
     Gradient,
-    gradient_of,
-    has_moments,
+    gradients_of,
+    have_moments,
     place_of_step,
     skips_parameters_without_gradient,
 )
 from pytest_bninvariants.selection.walk import named_modules
 from pytest_bninvariants.snapshot.addresses import address, addresses, group_by_address
+from pytest_bninvariants.snapshot.host_copies import read_flags
+from pytest_bninvariants.snapshot.operation_snapshot import OperationSnapshot
 from pytest_bninvariants.snapshot.tensor_bytes import (
-    Content,
     content_of,
     extent,
     is_plain,
@@ -128,11 +130,11 @@ class OperationLog:
         if not entries:
             return None
         with undisturbed():
-            steps = [_PendingStep.begin(optimizer, entry, closure=closure) for entry in entries]
+            pending = _PendingStep(optimizer, entries, closure=closure)
 
         def finish() -> None:
             with undisturbed():
-                moved = [(step.tensor, step.finish(optimizer)) for step in steps if step.moved()]
+                moved = pending.finish()
             place = place_of_step(frame, optimizer) if moved else None
             for tensor, step in moved:
                 self._record_step(tensor, replace(step, place=place))
@@ -227,56 +229,77 @@ class _OptimizerEntry(NamedTuple):
     group: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PendingStep:
-    """One tensor before an optimizer's step.
+class _FirstValues:
+    """The first values of tensors that should not move.
 
-    Without a gradient it should not move, so only its first values are compared: watching
-    tensors that are frozen correctly must cost next to nothing.
+    Watching tensors that are frozen correctly must cost next to nothing.
+
+    Args:
+        tensors: the tensors.
     """
 
-    entry: _OptimizerEntry
-    gradient: Gradient | None
-    has_moments: bool
-    content: Content | None
-    first_bytes: Tensor | None
-    version: int | None
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._kept = [(tensor, version(tensor), _first_bytes(tensor)) for tensor in tensors]
 
-    @property
-    def tensor(self) -> Tensor:
-        return self.entry.tensor
+    def moved(self) -> list[bool]:
+        """Tell of each tensor whether it was written to, or its first values differ now."""
+        pairs = [(before, _first_bytes(tensor)) for tensor, _, before in self._kept]
+        flags = {
+            number: (before != now).any()
+            for number, (before, now) in enumerate(pairs)
+            if before is not None and now is not None
+        }
+        differ = dict(zip(flags, read_flags(list(flags.values())), strict=True))
+        return [
+            differ.get(number, False) or (before is not None and before != version(tensor))
+            for number, (tensor, before, _) in enumerate(self._kept)
+        ]
 
-    @classmethod
-    def begin(cls, optimizer: Optimizer, entry: _OptimizerEntry, *, closure: bool) -> _PendingStep:
-        tensor = entry.tensor
-        gradient = None if closure else gradient_of(entry.parameter)
-        return cls(
-            entry=entry,
-            gradient=gradient,
-            has_moments=gradient != "nonzero" and has_moments(optimizer, entry.parameter),
-            content=None if gradient == "none" else content_of(tensor),
-            first_bytes=_first_bytes(tensor) if gradient == "none" else None,
-            version=version(tensor),
-        )
 
-    def moved(self) -> bool:
-        tensor = self.tensor
-        if self.gradient != "none":
-            return not same_content(self.content, tensor)
-        if self.version is not None and self.version != version(tensor):
-            return True
-        before, now = self.first_bytes, _first_bytes(tensor)
-        return before is not None and now is not None and not torch.equal(before, now)
+class _PendingStep:
+    """What an optimizer may move, before its step.
 
-    def finish(self, optimizer: Optimizer) -> OptimizerStep:
-        """Return the step, once it is taken; a closure has computed the gradient by then."""
-        entry, gradient = self.entry, self.gradient
-        group = optimizer.param_groups[entry.group]
+    Args:
+        optimizer: the optimizer.
+        entries: the followed tensors that it may move.
+        closure: whether a closure computes the gradients during the step.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, entries: list[_OptimizerEntry], *, closure: bool
+    ) -> None:
+        parameters = [entry.parameter for entry in entries]
+        gradients = [None] * len(entries) if closure else gradients_of(parameters)
+        doubtful = [number for number, each in enumerate(gradients) if each != "nonzero"]
+        moments = have_moments(optimizer, [parameters[number] for number in doubtful])
+        idle = [number for number, each in enumerate(gradients) if each == "none"]
+        active = [number for number, each in enumerate(gradients) if each != "none"]
+        self._optimizer, self._entries, self._gradients = optimizer, entries, gradients
+        self._with_moments = set(compress(doubtful, moments))
+        self._kept: list[tuple[list[int], _FirstValues | OperationSnapshot]] = [
+            (idle, _FirstValues([entries[number].tensor for number in idle])),
+            (active, OperationSnapshot([entries[number].tensor for number in active])),
+        ]
+
+    def finish(self) -> list[tuple[Tensor, OptimizerStep]]:
+        """Return what the step moved; a closure has computed the gradients by then."""
+        moved = [n for numbers, kept in self._kept for n in compress(numbers, kept.moved())]
+        unknown = [number for number in moved if self._gradients[number] is None]
+        computed = gradients_of([self._entries[number].parameter for number in unknown])
+        gradients = dict(enumerate(self._gradients)) | dict(zip(unknown, computed, strict=True))
+        return [
+            (self._entries[number].tensor, self._describe(number, gradients[number] or "none"))
+            for number in sorted(moved)
+        ]
+
+    def _describe(self, number: int, gradient: Gradient) -> OptimizerStep:
+        entry = self._entries[number]
+        group = self._optimizer.param_groups[entry.group]
         return OptimizerStep(
-            optimizer=type(optimizer).__name__,
+            optimizer=type(self._optimizer).__name__,
             group=entry.group,
-            gradient=gradient_of(entry.parameter) if gradient is None else gradient,
-            has_moments=self.has_moments,
+            gradient=gradient,
+            has_moments=number in self._with_moments,
             weight_decay=float(group.get("weight_decay", 0.0) or 0.0),
             shares_memory=entry.tensor is not entry.parameter,
         )
