@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,17 +29,24 @@ class Finding:
     """What a guard found, until a test's report tells it.
 
     Args:
-        failure: the guard's failure.
-        carrier: the exception that carries it: the failure itself, or the exception that ended the
-            guarded block and has a note; None if it was raised nowhere.
+        failure: the guard's failure, without a traceback.
+        find_carrier: returns the exception that carries it, the guard's own or the one that ended
+            the guarded block and has a note; None if it was raised nowhere, or is gone.
         way: how it got lost, in words, should no report tell it.
         task: the asyncio task in which the carrier was raised, if any.
+        is_gone_received: whether the test has received a carrier that is gone.
     """
 
     failure: InvariantBroken | GateError
-    carrier: BaseException | None
+    find_carrier: Callable[[], BaseException | None]
     way: str
     task: asyncio.Task[Any] | None = None
+    is_gone_received: bool = False
+
+    @property
+    def carrier(self) -> BaseException | None:
+        """Return the exception that carries it, if that still exists."""
+        return self.find_carrier()
 
 
 findings: list[Finding] | None = None
@@ -59,29 +67,39 @@ def collect_findings() -> Iterator[None]:
 
 def add_raised(failure: InvariantBroken | GateError) -> None:
     """Add a failure that is about to be raised in the user's code."""
-    if findings is None or any(finding.failure is failure for finding in findings):
+    if findings is None or any(finding.carrier is failure for finding in findings):
         return
-    task = _current_task()
-    thread = threading.current_thread().name
+    task, thread = _current_task(), threading.current_thread()
     way = (
-        f"it was raised in thread {thread!r}, from which it did not reach the test"
+        f"it was raised in thread {thread.name!r}, from which it did not reach the test"
         if task is None
         else "it was raised in a task that nobody awaited"
     )
-    findings.append(Finding(failure=failure, carrier=failure, way=way, task=task))
+    # A test that catches it and goes on should not keep the model in its traceback. Elsewhere,
+    # the traceback tells whether anybody received it.
+    is_tests_own = task is None and thread is threading.main_thread()
+    findings.append(
+        Finding(
+            failure=type(failure)(*failure.args),
+            find_carrier=ref(failure) if is_tests_own else lambda: failure,
+            way=way,
+            task=task,
+            is_gone_received=is_tests_own,
+        )
+    )
 
 
 def add_noted(failure: InvariantBroken, error: BaseException) -> None:
     """Add a failure that is not raised, since another exception ended the guarded block."""
     if findings is not None:
         way = f"{type(error).__name__} ended its block, and was caught outside of the guard"
-        findings.append(Finding(failure=failure, carrier=error, way=way))
+        findings.append(Finding(failure=failure, find_carrier=lambda: error, way=way))
 
 
 def add_unraised(failure: InvariantBroken | GateError, way: str) -> None:
     """Add a failure that cannot be raised, since nobody would receive it."""
     if findings is not None:
-        findings.append(Finding(failure=failure, carrier=None, way=way))
+        findings.append(Finding(failure=failure, find_carrier=lambda: None, way=way))
 
 
 def _current_task() -> asyncio.Task[Any] | None:

@@ -14,7 +14,7 @@ from pytest_bninvariants.audit.finding import AuditFinding
 from pytest_bninvariants.audit.frozen_period import FrozenPeriod
 from pytest_bninvariants.instrumentation.call_sites import ModeHistory
 from pytest_bninvariants.selection.bn_layers import has_stored_statistics
-from pytest_bninvariants.selection.walk import all_parameters
+from pytest_bninvariants.selection.walk import all_parameters, registered
 
 
 @dataclass(slots=True, kw_only=True)
@@ -132,7 +132,7 @@ def layers_in(
 
 
 def _size(layer: nn.Module) -> object:
-    mean = layer._buffers.get("running_mean")
+    mean = registered(layer._buffers, "running_mean")
     return None if mean is None else mean.shape
 
 

@@ -42,7 +42,7 @@ from pytest_bninvariants.selection.bn_layers import (
     is_compiled,
     uses_batch_statistics,
 )
-from pytest_bninvariants.selection.walk import all_parameters, named_modules
+from pytest_bninvariants.selection.walk import all_parameters, named_modules, registered
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 from pytest_bninvariants.torch_internals.private_api import (
     DisableTorchFunction,
@@ -101,7 +101,7 @@ class Auditor(Observer):
         known = record.ran_in_training and record.trains if module.training else record.ran_in
         if not known:
             return super().ignores(module)
-        weight = module._parameters.get("weight")
+        weight = registered(module._parameters, "weight")
         return type(weight) is nn.Parameter and not count_function_modes() and weight.requires_grad
 
     def saw_forward(self, module: nn.Module) -> None:

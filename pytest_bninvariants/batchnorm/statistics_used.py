@@ -23,7 +23,7 @@ def statistics_used(layer: nn.Module, x: Tensor | None, output: object) -> Stati
         x: what it was called with.
         output: what it returned.
     """
-    mean, var = (layer._buffers.get(name) for name in ("running_mean", "running_var"))
+    mean, var = (getattr(layer, name, None) for name in ("running_mean", "running_var"))
     if x is None or mean is None or var is None or not isinstance(output, Tensor):
         return "unknown"
     if in_transform() or not all(map(_is_plain, (x, output, mean, var))):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 Kind = Literal["parameter", "buffer", "output"]
+
+
+def registered(registry: Mapping[str, Any], name: str) -> Any:
+    """Return what a module has under a name; None if nothing. A scripted module's has no get()."""
+    if name in registry:
+        return registry[name]
+    return None
 
 
 def named_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:

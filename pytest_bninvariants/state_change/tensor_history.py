@@ -23,7 +23,7 @@ from pytest_bninvariants.instrumentation.optimizers import (
     place_of_step,
     skips_parameters_without_gradient,
 )
-from pytest_bninvariants.selection.walk import named_modules
+from pytest_bninvariants.selection.walk import named_modules, registered
 from pytest_bninvariants.snapshot.addresses import address, addresses, group_by_address
 from pytest_bninvariants.snapshot.host_copies import read_flags
 from pytest_bninvariants.snapshot.operation_snapshot import OperationSnapshot
@@ -175,7 +175,7 @@ class OperationLog:
             place = place_of(frame, f"{type(module).__name__}.load_state_dict()")
             with undisturbed():
                 for (registry, name, tensor), content in zip(slots, before, strict=True):
-                    now = registry.get(name)
+                    now = registered(registry, name)
                     history = self._entry(tensor)
                     if now is None or history.loaded_at is not None:
                         continue

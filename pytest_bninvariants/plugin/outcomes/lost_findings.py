@@ -114,7 +114,7 @@ def _is_received(finding: Finding, test: CodeType | None) -> bool:
     """
     error = finding.carrier
     if error is None:
-        return False
+        return finding.is_gone_received
     frames = _frames_of(error)
     if test in [frame.f_code for frame in frames[1:]]:
         return True

@@ -160,6 +160,18 @@ def test_a_scripted_layer_in_training_mode_is_judged_by_its_mode() -> None:
     assert the_cause(model, lambda: model(batch())).name == "training-mode"
 
 
+def test_a_load_into_a_scripted_model_is_told() -> None:
+    scripted = torch.jit.script(Small().eval())
+    other = Small()
+    other.bn.running_mean += 1
+
+    def step() -> None:
+        scripted(batch())
+        scripted.load_state_dict(other.state_dict())
+
+    assert the_cause(scripted, step).name == "loaded"
+
+
 def test_what_another_rank_overwrites_is_a_broadcast(ranks: Callable[..., list[Any]]) -> None:
     first, second = ranks("broadcasting_rank.py")
     reduced = ["broadcast", ["bn.running_mean"], "torch.distributed.all_reduce()"]
