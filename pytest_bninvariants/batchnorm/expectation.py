@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pytest_bninvariants.batchnorm.arithmetic import Arithmetic, sum_depth
+from pytest_bninvariants.batchnorm.arithmetic import Arithmetic
+from pytest_bninvariants.batchnorm.batch_summary import BatchSummary, depth_of
 from pytest_bninvariants.batchnorm.reference import (
     ReferenceBatchNorm,
     Statistics,
-    batch_statistics,
     gradients_of,
     rows,
     unrows,
@@ -21,6 +20,7 @@ from pytest_bninvariants.batchnorm.reference import (
 from pytest_bninvariants.batchnorm.tolerance import (
     Normalisation,
     NormalisationBounds,
+    bounds_by_magnitude,
     gradient_bounds,
     output_bound,
     running_bound,
@@ -81,7 +81,7 @@ class ReferenceTwin:
 
     def _normalisation(self, x: Tensor) -> Normalisation:
         """Return how the layer normalises a batch in its present mode and state."""
-        bn, values, depth = self.reference, rows(x), _depth(x)
+        bn, values, depth = self.reference, rows(x), depth_of(x)
         from_batch = bn.uses_batch_statistics
         statistics = Statistics(*(each.clone() for each in bn.statistics(values)))
         errors = self._state_errors
@@ -164,20 +164,18 @@ class BatchExpectation:
 
 @torch.no_grad()
 def expected_statistics(
-    old: Statistics, x: Tensor, momentum: float, arithmetic: Arithmetic
+    old: Statistics, summary: BatchSummary, momentum: float, arithmetic: Arithmetic
 ) -> tuple[BoundedValue, BoundedValue]:
     """Return what running_mean and running_var must be after a batch.
 
     Args:
         old: what they were, float64 on the CPU.
-        x: the batch, shape (N, C, *).
+        summary: what the batch comes to, on the CPU.
         momentum: the batch's weight.
         arithmetic: what the layer may compute with.
     """
-    values = rows(x)
-    n = values.shape[1]
-    batch = batch_statistics(values)
-    errors = statistics_bounds(values, batch, _depth(x), arithmetic)
+    batch, n = summary.statistics, summary.values
+    errors = bounds_by_magnitude(summary.magnitude, n, batch, summary.depth, arithmetic)
     exact = Statistics(torch.zeros_like(batch.mean), torch.zeros_like(batch.var))
     new = Statistics(
         (1 - momentum) * old.mean + momentum * batch.mean,
@@ -214,17 +212,4 @@ def _running_bounds(
     return Statistics(
         running_bound(old.mean, old_bounds.mean, new.mean, batch.mean, errors.mean, m, a),
         running_bound(old.var, old_bounds.var, new.var, var, var_bound, m, a),
-    )
-
-
-def _depth(x: Tensor) -> int:
-    """Return the depth of a channel's sums over a batch in its layout in memory."""
-    positions = math.prod(x.shape[2:])
-    return sum_depth(
-        x.shape[0],
-        positions,
-        x.dtype,
-        x.device.type,
-        rowwise=positions > 1 and x.is_contiguous(),
-        threads=torch.get_num_threads(),
     )

@@ -90,16 +90,30 @@ def statistics_bounds(values: Tensor, true: Statistics, depth: int, a: Arithmeti
         depth: of their sums, see `sum_depth`.
         a: the layer's arithmetic.
     """
+    return bounds_by_magnitude(values.abs().mean(1), values.shape[1], true, depth, a)
+
+
+def bounds_by_magnitude(
+    magnitude: Tensor, count: int, true: Statistics, depth: int, a: Arithmetic
+) -> Statistics:
+    """Return bounds of a batch's mean and biased variance.
+
+    Args:
+        magnitude: the mean of the absolute values of each channel, shape (C,).
+        count: how many values each channel has.
+        true: their statistics.
+        depth: of their sums, see `sum_depth`.
+        a: the layer's arithmetic.
+    """
     g = gamma(depth, a.sum_unit)
     if math.isinf(g):
         return Statistics(_unbounded(true.mean), _unbounded(true.var))
-    magnitude = values.abs().mean(1)
     mean = g * magnitude + a.gamma(2) * true.mean.abs()
     var = (g + a.gamma(4)) * (true.var + mean.square()) + mean.square()
     # Welford's update is off by gamma(h) kappa var, kappa^2 = 1 + mean^2 / var
     var = var + g * (true.var * (true.var + true.mean.square())).sqrt()
     if a.operations is torch.float16:  # torch 2.4 keeps the sum of squares in it: it may overflow
-        squares = values.shape[1] * true.var
+        squares = count * true.var
         var = torch.where(2 * squares > torch.finfo(torch.float16).max, _unbounded(var), var)
     return Statistics(mean, var)
 

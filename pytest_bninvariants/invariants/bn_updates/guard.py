@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
@@ -11,7 +11,7 @@ from torch import nn
 from pytest_bninvariants.checks import is_int
 from pytest_bninvariants.errors import GateError, Refusal, describe
 from pytest_bninvariants.invariants.bn_updates.hazards import hazards_of, notes_about
-from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult
+from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult, results_from_log
 from pytest_bninvariants.invariants.bn_updates.rule_order import diagnose
 from pytest_bninvariants.invariants.bn_updates.update_log import UpdateLog
 from pytest_bninvariants.invariants.guard import Guard
@@ -24,7 +24,6 @@ from pytest_bninvariants.invariants.signature import (
 from pytest_bninvariants.selection.bn_layers import has_stored_statistics
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
-from pytest_bninvariants.selection.submodules import modules_by_name
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Verdict
 
@@ -77,7 +76,7 @@ class UpdatesGuard(Guard):
     def _judge(self) -> Verdict:
         assert self._log is not None
         with undisturbed():
-            found = [*self._results()]
+            found = self._results()
             results = [each for each in found if self._scope.modules or each.is_to_update]
             self._insist_on_updates_to_judge(results, found)
             counts = {each.updates for each in results if not each.shared_by}
@@ -98,12 +97,10 @@ class UpdatesGuard(Guard):
             notes=tuple(notes_about(results)),
         )
 
-    def _results(self) -> Iterator[LayerResult]:
+    def _results(self) -> list[LayerResult]:
         assert self._log is not None
-        now = modules_by_name(self.model)
         steps = 1 if self._per == "step" else self._log.steps
-        for key, (name, layer) in self._layers.items():
-            yield LayerResult.from_log(name, layer, now.get(key), self._log, self._times, steps)
+        return results_from_log(self._layers, self.model, self._log, self._times, steps)
 
     def _insist_on_updates_to_judge(
         self, results: list[LayerResult], found: list[LayerResult]

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
+from pytest_bninvariants.batchnorm.arithmetic import UNIT
+from pytest_bninvariants.batchnorm.batch_summary import BatchSummary, depth_of, summarise
+from pytest_bninvariants.devices import has_float64, is_capturing
 from pytest_bninvariants.invariants.bn_updates.state_history import StatisticsSnapshot
-from pytest_bninvariants.snapshot.tensor_bytes import are_backed, version
+from pytest_bninvariants.selection.bn_layers import counts_batches, has_known_forward
+from pytest_bninvariants.snapshot.tensor_bytes import (
+    OUT_OF_MEMORY,
+    are_backed,
+    is_plain,
+    is_uninitialised,
+    version,
+)
+from pytest_bninvariants.torch_internals.isolation import in_transform
+from pytest_bninvariants.torch_internals.private_api import (
+    InstanceNorm,
+    NormBase,
+    current_graph_task_id,
+)
+from pytest_bninvariants.verdict import Place
 
-_UNKNOWN = object()
-"""The momentum of a layer that has no such attribute; None is that of a cumulative average."""
+_UNKNOWN = math.nan
+"""The momentum of a layer that has none, or one that is no number; None: a cumulative average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +67,7 @@ class LayerForward:
         before: its statistics before the forward.
         x: the first tensor that the layer was called with.
         training: the layer's mode.
-        momentum: the layer's momentum; `_UNKNOWN` if it has none.
+        momentum: the layer's momentum.
         values: the values that it normalised with batch statistics, if it called torch's function
             for that.
         parts: how many times it normalised with batch statistics, each time a part of its batch.
@@ -57,7 +78,7 @@ class LayerForward:
     before: StatisticsSnapshot
     x: VersionedTensor | None
     training: bool
-    momentum: object
+    momentum: float | None
     values: VersionedTensor | None = None
     parts: int = 0
     by_call: bool = False
@@ -70,7 +91,7 @@ class LayerForward:
             before=StatisticsSnapshot.from_layer(layer),
             x=VersionedTensor.from_tensor(x),
             training=layer.training,
-            momentum=getattr(layer, "momentum", _UNKNOWN),
+            momentum=_momentum_of(layer),
         )
 
     @classmethod
@@ -87,7 +108,7 @@ class LayerForward:
             before=StatisticsSnapshot.from_layer(layer),
             x=None,
             training=batch and layer.training,
-            momentum=getattr(layer, "momentum", _UNKNOWN),
+            momentum=_momentum_of(layer),
             values=VersionedTensor.from_tensor(values),
             parts=int(batch),
             by_call=True,
@@ -100,3 +121,135 @@ class LayerForward:
             self.values = VersionedTensor.from_tensor(values)
         else:
             self.x = self.values = None
+
+    def end(self, place: Place | None, *, failed: bool) -> EndedForward:
+        """Return what remains of it when it has ended; the host waits for no device.
+
+        Args:
+            place: where the outermost forward that it is part of was called.
+            failed: whether it raised.
+        """
+        layer, after = self.layer, StatisticsSnapshot.from_layer(self.layer)
+        known = has_known_forward(layer)
+        unread = in_transform() or any(is_capturing(each.device) for each in after.pieces)
+        may_update = bool(self.parts or self.training or not known)
+        return EndedForward(
+            before=self.before.unread if unread else self.before,
+            after=after.unread if unread else after,
+            batch=self._summary() if may_update and not unread else None,
+            is_guess=not (isinstance(layer, NormBase) or self.by_call or self.values),
+            training=self.training,
+            momentum=self.momentum,
+            parts=self.parts,
+            by_call=self.by_call,
+            has_known_forward=known,
+            tracks=bool(getattr(layer, "track_running_stats", True)),
+            counts=counts_batches(layer),
+            in_backward=current_graph_task_id() != -1,
+            failed=failed,
+            place=place,
+        )
+
+    def _summary(self) -> BatchSummary | None:
+        """Sum up what the layer normalised, if it is known and usable."""
+        x = self._normalised()
+        if x is None:
+            return None
+        depth = depth_of(x)
+        if has_float64(x.device):
+            with suppress(OUT_OF_MEMORY):
+                return summarise(x, depth)
+        return summarise(x.cpu(), depth)
+
+    def _normalised(self) -> Tensor | None:
+        """Return the values that a layer normalised, as (N, C, *), if they are known and usable."""
+        values = self.values or self.x
+        channels = self.before.tensors.get("running_mean")
+        other = isinstance(self.layer, InstanceNorm) or _is_synchronised(self.layer)
+        if values is None or channels is None or other:
+            return None
+        x = values.tensor
+        if not is_plain(x) or x.dtype not in UNIT or not 2 <= x.dim() <= 5:
+            return None
+        fits = is_uninitialised(channels) or x.shape[1] == channels.numel()
+        return x.detach() if x.numel() > x.shape[1] and fits and values.has_same_values else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedForward:
+    """A forward that has ended, without its batch, so that many can be kept.
+
+    Args:
+        before: the layer's statistics before it.
+        after: those after it.
+        batch: what the batch comes to; None if that is unknown, or no update could have used it.
+        is_guess: whether the batch is a guess: the layer has a custom forward that called no torch
+            function to normalise, so its input is taken for what it normalised.
+        training: the layer's mode.
+        momentum: the layer's momentum.
+        parts: how many times it normalised with batch statistics, each time a part of its batch.
+        by_call: whether it is a call of torch's function, and not a forward of the layer.
+        has_known_forward: whether the layer's forward is torch's own.
+        tracks: whether the layer tracks running statistics.
+        counts: whether the layer counts its batches.
+        in_backward: whether it ran in a backward pass.
+        failed: whether it raised.
+        place: where the outermost forward that it is part of was called.
+    """
+
+    before: StatisticsSnapshot
+    after: StatisticsSnapshot
+    batch: BatchSummary | None
+    is_guess: bool
+    training: bool
+    momentum: float | None
+    parts: int
+    by_call: bool
+    has_known_forward: bool
+    tracks: bool
+    counts: bool
+    in_backward: bool
+    failed: bool
+    place: Place | None
+
+    @property
+    def pieces(self) -> list[Tensor]:
+        """Return what is to be read on the host."""
+        batch = [] if self.batch is None else [self.batch.vectors]
+        return [*self.before.pieces, *self.after.pieces, *batch]
+
+    def with_pieces(self, pieces: Iterable[Tensor]) -> EndedForward:
+        """Return this forward with other tensors in place of `pieces`: those on the host."""
+        rest = iter(pieces)
+        return replace(
+            self,
+            before=self.before.with_pieces(rest),
+            after=self.after.with_pieces(rest),
+            batch=None if self.batch is None else self.batch._replace(vectors=next(rest)),
+        )
+
+    @property
+    def counter_change(self) -> int | None:
+        """Return by how much the counter moved; None if no counter counts."""
+        if not self.counts or self.after.counter is None:
+            return None
+        return self.after.counter - (self.before.counter or 0)
+
+
+def _momentum_of(layer: nn.Module) -> float | None:
+    momentum = getattr(layer, "momentum", _UNKNOWN)
+    if momentum is None:
+        return None
+    is_number = isinstance(momentum, int | float)
+    is_number |= isinstance(momentum, Tensor) and momentum.numel() == 1
+    return float(momentum) if is_number else _UNKNOWN
+
+
+def _is_synchronised(layer: nn.Module) -> bool:
+    """Tell whether a layer's statistics are those of all processes' batches together."""
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return (
+        isinstance(layer, nn.SyncBatchNorm)
+        and is_distributed
+        and torch.distributed.get_world_size(layer.process_group) > 1
+    )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from pytest_bninvariants.instrumentation.call_sites import place_of_outermost_call
-from pytest_bninvariants.invariants.bn_updates.layer_forward import LayerForward
+from pytest_bninvariants.invariants.bn_updates.layer_forward import EndedForward
 from pytest_bninvariants.invariants.bn_updates.reference_check import check_update
 from pytest_bninvariants.invariants.bn_updates.state_history import (
     BatchKey,
@@ -17,9 +15,7 @@ from pytest_bninvariants.invariants.bn_updates.state_history import (
     StatisticsSnapshot,
 )
 from pytest_bninvariants.invariants.bn_updates.update_groups import UpdateGroups
-from pytest_bninvariants.selection.bn_layers import has_known_forward, holds_weight_as_buffer
-from pytest_bninvariants.torch_internals.isolation import in_transform
-from pytest_bninvariants.torch_internals.private_api import current_graph_task_id
+from pytest_bninvariants.selection.bn_layers import holds_weight_as_buffer
 from pytest_bninvariants.verdict import Place
 
 
@@ -64,9 +60,10 @@ class LayerRecord:
     put_in_eval: Place | None = None
 
     @classmethod
-    def begin(cls, layer: nn.Module, *, is_to_train: bool) -> LayerRecord:
-        """Return the record of a layer when the step begins."""
-        start = StatisticsSnapshot.from_layer(layer)
+    def begin(
+        cls, layer: nn.Module, start: StatisticsSnapshot, *, is_to_train: bool
+    ) -> LayerRecord:
+        """Return the record of a layer when the step begins, with its statistics on the host."""
         in_training = layer.training and not holds_weight_as_buffer(layer)
         return cls(layer, StatisticsHistory.begin(start), is_to_train, in_training)
 
@@ -94,76 +91,69 @@ class LayerRecord:
         if self.by_step.group == step:
             self.in_dummy_steps += self.by_step.latest
 
-    def note_load(self, place: Place | None) -> None:
-        """Note that a load at this place has set the statistics."""
-        now = StatisticsSnapshot.from_layer(self.layer)
+    def note_load(self, now: StatisticsSnapshot, place: Place | None) -> None:
+        """Note that a load at this place has set the statistics to these."""
         provenance = self.history.find(now)
         if provenance is None:
             before = Provenance() if now.is_new else self.history.latest[1]
             provenance = replace(before, written="loaded", written_at=place)
         self.history.add(now, provenance)
 
-    def note_collective(self) -> None:
-        """Note that a collective has set the statistics, which breaks nothing."""
-        now = StatisticsSnapshot.from_layer(self.layer)
+    def note_collective(self, now: StatisticsSnapshot) -> None:
+        """Note that a collective has set the statistics to these, which breaks nothing."""
         self.history.add(now, self.history.find(now) or self.history.latest[1])
 
-    def note_forward(
-        self, forward: LayerForward, steps: int, outer: object, *, failed: bool
-    ) -> None:
-        """Note a forward that has ended.
+    def note_forward(self, forward: EndedForward, steps: int, outer: object) -> None:
+        """Note a forward that has ended, and was read on the host.
 
         Args:
             forward: the forward.
             steps: how many steps of an optimizer came before it.
             outer: what identifies the forward of the model that it is part of.
-            failed: whether it raised.
         """
-        after = StatisticsSnapshot.from_layer(self.layer)
         self.forwards += 1
         if not forward.training:
             self.in_eval += 1
-        if not (forward.before.readable and after.readable) or in_transform():
+        if not (forward.before.readable and forward.after.readable):
             self.unreadable = True
             return
-        moved = after.differs_from(forward.before)
-        if failed and not moved:
+        moved = forward.after.differs_from(forward.before)
+        if forward.failed and not moved:
             return
         if self._is_update(forward, moved):
-            self._note_update(forward, after, steps)
+            self._note_update(forward, steps)
             self.by_step.add(steps)
-            if current_graph_task_id() == -1:
+            if not forward.in_backward:
                 self.by_forward.add(outer)
         else:
-            self._note_idle(forward, after)
+            self._note_idle(forward)
 
-    def _is_update(self, forward: LayerForward, moved: set[str]) -> bool:
+    def _is_update(self, forward: EndedForward, moved: set[str]) -> bool:
         """Tell whether a forward was an update of the statistics."""
         if forward.momentum == 0 and not moved - {"num_batches_tracked"}:
             return False
-        meant = forward.parts > 0 and getattr(self.layer, "track_running_stats", True)
-        return bool(moved) or (meant and has_known_forward(self.layer) and not forward.by_call)
+        meant = forward.parts > 0 and forward.tracks
+        return bool(moved) or (meant and forward.has_known_forward and not forward.by_call)
 
-    def _note_idle(self, forward: LayerForward, after: StatisticsSnapshot) -> None:
+    def _note_idle(self, forward: EndedForward) -> None:
         """Note a forward that updated nothing."""
         if forward.parts or forward.training:
             self.idle += 1
-            if not getattr(self.layer, "track_running_stats", True):
+            if not forward.tracks:
                 self.without_tracking += 1
             elif forward.momentum == 0:
                 self.by_momentum_zero += 1
-        if after.differs_from(self.history.latest[0]):
-            self.history.add(after, self._provenance_before(forward))
+        if forward.after.differs_from(self.history.latest[0]):
+            self.history.add(forward.after, self._provenance_before(forward))
 
-    def _note_update(self, forward: LayerForward, after: StatisticsSnapshot, steps: int) -> None:
+    def _note_update(self, forward: EndedForward, steps: int) -> None:
         self.updates += 1
         if not self.history.origin.has_tensors(forward.before.tensors):
             self.updates_elsewhere += 1
         old = self._provenance_before(forward)
-        place = place_of_outermost_call(sys._getframe()) if old.wants_place else None
-        self.history.add(after, _advance(old, forward, after, place, steps))
+        self.history.add(forward.after, _advance(old, forward, steps))
 
-    def _provenance_before(self, forward: LayerForward) -> Provenance:
+    def _provenance_before(self, forward: EndedForward) -> Provenance:
         """Return what led to the statistics before a forward.
 
         If the forward starts a new average, no earlier update or write matters.
@@ -174,16 +164,10 @@ class LayerRecord:
         return self.provenance_of(state, by_call=forward.by_call)
 
 
-def _advance(
-    old: Provenance,
-    forward: LayerForward,
-    after: StatisticsSnapshot,
-    place: Place | None,
-    steps: int,
-) -> Provenance:
+def _advance(old: Provenance, forward: EndedForward, steps: int) -> Provenance:
     """Return what led to the statistics after an update."""
     number = old.updates + 1
-    check = check_update(forward, after, number)
+    check = check_update(forward, number)
     batch = None
     if check.batch is not None:
         batch = BatchKey.from_statistics(steps, check.batch, check.count)
@@ -192,7 +176,7 @@ def _advance(
     return replace(
         old.with_wrong(check.wrong, is_guess=check.is_guess),
         updates=number,
-        recomputed=old.recomputed + (current_graph_task_id() != -1),
+        recomputed=old.recomputed + forward.in_backward,
         repeated=old.repeated + (batch in old.batches),
         in_eval=old.in_eval + (not forward.training),
         by_calls=old.by_calls + forward.by_call,
@@ -202,6 +186,6 @@ def _advance(
         constant=old.constant + check.is_constant,
         unjudged=old.unjudged + (check.batch is None),
         by_custom_forward=old.by_custom_forward + (check.batch is None and check.is_guess),
-        places=(*old.places, place) if old.wants_place else old.places,
+        places=(*old.places, forward.place) if old.wants_place else old.places,
         batches=old.with_batch(batch),
     )

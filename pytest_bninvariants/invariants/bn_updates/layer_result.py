@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,9 @@ from pytest_bninvariants.selection.bn_layers import (
     counts_batches,
     holds_weight_as_buffer,
 )
+from pytest_bninvariants.selection.submodules import modules_by_name
+from pytest_bninvariants.snapshot.host_copies import on_host, reading_once
+from pytest_bninvariants.snapshot.pending_reads import keep_together
 from pytest_bninvariants.snapshot.tensor_bytes import is_readable
 from pytest_bninvariants.verdict import Change
 
@@ -91,7 +94,7 @@ class LayerResult:
             optimizer_steps=log.steps,
             updates_elsewhere=_updates_elsewhere(record, now),
             replaced=now is not layer,
-            counter_change=_counter_change(record, now),
+            counter_change=_counter_change(record, now, statistics),
             unusable=[] if now is None else list(_unusable(now)),
         )
 
@@ -234,6 +237,35 @@ class LayerResult:
         return Change(name=name, layer=self.name, kind="update", text=text)
 
 
+def results_from_log(
+    layers: Mapping[str, tuple[str, nn.Module]],
+    model: nn.Module,
+    log: UpdateLog,
+    times: int | Literal["forwards"],
+    steps: int = 1,
+) -> list[LayerResult]:
+    """Return the results for layers, from the log of the step; the host waits for all together.
+
+    The caller must hold `undisturbed()`.
+
+    Args:
+        layers: the layers with their names, by key.
+        model: the model that they are in.
+        log: the log of the step.
+        times: how many updates each of the steps should have made.
+        steps: how many such steps there were.
+    """
+    log.settle()
+    now = modules_by_name(model)
+    present = [now.get(key, layer) for key, (_, layer) in layers.items()]
+    with reading_once():
+        keep_together(each for layer in present for each in statistics_of(layer).values())
+        return [
+            LayerResult.from_log(name, layer, now.get(key), log, times, steps)
+            for key, (name, layer) in layers.items()
+        ]
+
+
 def names_of(results: list[LayerResult]) -> str:
     """Return the layers' names as a sentence has them."""
     return name_list([each.name for each in results])
@@ -250,10 +282,12 @@ def _updates_elsewhere(record: LayerRecord, now: nn.Module | None) -> int:
     return record.updates_elsewhere if has_its_own_again else 0
 
 
-def _counter_change(record: LayerRecord, now: nn.Module | None) -> int | None:
+def _counter_change(
+    record: LayerRecord, now: nn.Module | None, statistics: StatisticsSnapshot
+) -> int | None:
     if now is None or not counts_batches(now):
         return None
-    old, new = record.history.origin.counter, StatisticsSnapshot.from_layer(now).counter
+    old, new = record.history.origin.counter, statistics.counter
     return None if old is None or new is None else new - old
 
 
@@ -261,7 +295,7 @@ def _unusable(layer: nn.Module) -> Iterator[tuple[str, str]]:
     for name, value in statistics_of(layer).items():
         if name not in STATISTICS or not is_readable(value):
             continue
-        values = value.detach().flatten().double()
+        values = on_host(value).detach().cpu().flatten().double()
         bad, negative = ~values.isfinite(), values < 0
         if bool(bad.any()):
             yield name, f"{int(bad.sum())} of {len(bad)} values are not finite"

@@ -6,19 +6,17 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pytest_bninvariants.batchnorm.arithmetic import UNIT, Arithmetic
 from pytest_bninvariants.batchnorm.expectation import BoundedValue, expected_statistics
-from pytest_bninvariants.batchnorm.reference import Statistics, batch_statistics, rows
-from pytest_bninvariants.invariants.bn_updates.layer_forward import LayerForward
+from pytest_bninvariants.batchnorm.reference import Statistics
+from pytest_bninvariants.invariants.bn_updates.layer_forward import EndedForward
 from pytest_bninvariants.invariants.bn_updates.state_history import (
     StatisticsSnapshot,
     WrongStatistic,
 )
-from pytest_bninvariants.selection.bn_layers import STATISTICS, counts_batches
-from pytest_bninvariants.snapshot.tensor_bytes import is_plain, is_uninitialised
-from pytest_bninvariants.torch_internals.private_api import InstanceNorm, NormBase
+from pytest_bninvariants.selection.bn_layers import STATISTICS
 
 
 @dataclass(slots=True)
@@ -45,27 +43,25 @@ class UpdateCheck:
     is_guess: bool = False
 
 
-def check_update(forward: LayerForward, after: StatisticsSnapshot, number: int) -> UpdateCheck:
+def check_update(forward: EndedForward, number: int) -> UpdateCheck:
     """Check an update against the reference, if possible.
 
     Args:
-        forward: the forward that made it.
-        after: the statistics after it.
+        forward: the forward that made it, read on the host.
         number: which update it is, from 1.
     """
-    check = UpdateCheck(counter_change=_counter_change(forward, after), is_guess=_is_guess(forward))
-    x = _normalised(forward)
-    momentum = _weight(forward)
-    if x is None or momentum is None:
+    check = UpdateCheck(counter_change=forward.counter_change, is_guess=forward.is_guess)
+    batch, momentum = forward.batch, _weight(forward)
+    if batch is None or momentum is None:
         return check
-    old, new = _statistics(forward.before, x), _statistics(after, x)
+    channels = batch.vectors.shape[1]
+    old, new = (_statistics(each, channels) for each in (forward.before, forward.after))
     if old is None or new is None:
         return check
-    values = rows(x)
-    check.batch, check.count = batch_statistics(values), values.shape[1]
-    check.is_constant = bool((values == values[:, :1]).all())
-    state = after.tensors["running_mean"].dtype
-    expected = expected_statistics(old, x, momentum, Arithmetic.for_dtypes(x.dtype, state))
+    check.batch, check.count = batch.statistics, batch.values
+    check.is_constant = batch.is_constant
+    state = forward.after.tensors["running_mean"].dtype
+    expected = expected_statistics(old, batch, momentum, Arithmetic.for_dtypes(batch.dtype, state))
     check.rounded_away = all(map(torch.equal, old, new)) and any(
         bool(((each.value - was).abs() > UNIT[torch.float32] * was.abs()).any())
         for each, was in zip(expected, old, strict=True)
@@ -78,51 +74,15 @@ def check_update(forward: LayerForward, after: StatisticsSnapshot, number: int) 
     return check
 
 
-def _is_guess(forward: LayerForward) -> bool:
-    return not (isinstance(forward.layer, NormBase) or forward.by_call or forward.values)
-
-
-def _counter_change(forward: LayerForward, after: StatisticsSnapshot) -> int | None:
-    if not counts_batches(forward.layer) or after.counter is None:
-        return None
-    return after.counter - (forward.before.counter or 0)
-
-
-def _normalised(forward: LayerForward) -> Tensor | None:
-    """Return the values that a layer normalised, as (N, C, *), if they are known and usable."""
-    values = forward.values or forward.x
-    channels = forward.before.tensors.get("running_mean")
-    other = isinstance(forward.layer, InstanceNorm) or _is_synchronised(forward.layer)
-    if values is None or channels is None or other:
-        return None
-    x = values.tensor
-    if not is_plain(x) or x.dtype not in UNIT or not 2 <= x.dim() <= 5:
-        return None
-    fits = is_uninitialised(channels) or x.shape[1] == channels.numel()
-    return x.detach() if x.numel() > x.shape[1] and fits and values.has_same_values else None
-
-
-def _is_synchronised(layer: nn.Module) -> bool:
-    """Tell whether a layer's statistics are those of all processes' batches together."""
-    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return (
-        isinstance(layer, nn.SyncBatchNorm)
-        and is_distributed
-        and torch.distributed.get_world_size(layer.process_group) > 1
-    )
-
-
-def _weight(forward: LayerForward) -> float | None:
+def _weight(forward: EndedForward) -> float | None:
     """Return the weight that the batch has in the running statistics; None if it is unknown."""
     momentum = forward.momentum
     if momentum is None:
         return None if forward.by_call else 1.0 / ((forward.before.counter or 0) + 1)
-    if isinstance(momentum, Tensor) and momentum.numel() == 1:
-        return float(momentum)
-    return float(momentum) if isinstance(momentum, int | float) else None
+    return None if math.isnan(momentum) else momentum
 
 
-def _statistics(state: StatisticsSnapshot, x: Tensor) -> Statistics | None:
+def _statistics(state: StatisticsSnapshot, channels: int) -> Statistics | None:
     """Return running statistics in float64; those of a lazy layer are not created yet."""
     statistics = []
     for name, initial in zip(STATISTICS, (0.0, 1.0), strict=True):
@@ -130,9 +90,9 @@ def _statistics(state: StatisticsSnapshot, x: Tensor) -> Statistics | None:
         if tensor is None or content is None or tensor.dtype not in UNIT:
             return None
         if not content:
-            statistics.append(torch.full((x.shape[1],), initial, dtype=torch.float64))
+            statistics.append(torch.full((channels,), initial, dtype=torch.float64, device="cpu"))
         else:
-            statistics.append(content[0].view(tensor.dtype).to("cpu", torch.float64).flatten())
+            statistics.append(content[0].view(tensor.dtype).to(torch.float64))
     return Statistics(*statistics)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from ctypes import c_char
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.batchnorm.reference import Statistics
 from pytest_bninvariants.selection.bn_layers import BN_STATE
-from pytest_bninvariants.snapshot.tensor_bytes import Content, as_bytes, content_of
+from pytest_bninvariants.snapshot.buckets import fit_in_buckets
+from pytest_bninvariants.snapshot.host_copies import on_host
+from pytest_bninvariants.snapshot.tensor_bytes import READ_ERRORS, Content, as_bytes, content_of
 from pytest_bninvariants.verdict import Place
 
 # how many of each are kept, so that memory does not grow with the length of a step
@@ -126,9 +129,18 @@ def statistics_of(layer: nn.Module) -> dict[str, Tensor]:
     return {name: each for name, each in buffers if name in BN_STATE and each is not None}
 
 
+def _contents(tensors: list[Tensor]) -> list[Content | None]:
+    """Copy the bytes of tensors; most are plain memory, which is copied faster."""
+    tensors = list(map(on_host, tensors))
+    with suppress(*READ_ERRORS):
+        if fit_in_buckets(tensors):
+            return [(as_bytes(tensor.detach().resolve_neg()).clone(),) for tensor in tensors]
+    return list(map(content_of, tensors))
+
+
 @dataclass(frozen=True, slots=True)
 class StatisticsSnapshot:
-    """A layer's statistics at a moment.
+    """A layer's statistics at a moment; what they are is told once the copies are on the host.
 
     Args:
         tensors: the tensors themselves, by name.
@@ -140,9 +152,28 @@ class StatisticsSnapshot:
 
     @classmethod
     def from_layer(cls, layer: nn.Module) -> StatisticsSnapshot:
-        """Copy a layer's statistics."""
+        """Copy a layer's statistics, on their own device."""
         tensors = statistics_of(layer)
-        return cls(tensors, {name: content_of(tensor) for name, tensor in tensors.items()})
+        return cls(tensors, dict(zip(tensors, _contents(list(tensors.values())), strict=True)))
+
+    @property
+    def pieces(self) -> list[Tensor]:
+        """Return the copies, which may be on a device."""
+        return [piece for content in self.contents.values() for piece in content or ()]
+
+    def with_pieces(self, pieces: Iterable[Tensor]) -> StatisticsSnapshot:
+        """Return this snapshot with other copies in place of `pieces`: those on the host."""
+        rest = iter(pieces)
+        contents = {
+            name: content and tuple(next(rest) for _ in content)
+            for name, content in self.contents.items()
+        }
+        return StatisticsSnapshot(self.tensors, contents)
+
+    @property
+    def unread(self) -> StatisticsSnapshot:
+        """Return a snapshot of the same tensors that could not be read."""
+        return StatisticsSnapshot(self.tensors, dict.fromkeys(self.contents))
 
     @property
     def counter(self) -> int | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import islice
 from types import FrameType
 from typing import Any
 
@@ -10,7 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pytest_bninvariants.frames import callers, place_of
-from pytest_bninvariants.instrumentation.call_sites import place_of_mode_call
+from pytest_bninvariants.instrumentation.call_sites import (
+    place_of_mode_call,
+    place_of_outermost_call,
+)
 from pytest_bninvariants.instrumentation.installation import Watcher
 from pytest_bninvariants.instrumentation.norm_calls import OutermostCall, norm_hooks
 from pytest_bninvariants.instrumentation.observer_api import AfterCall, AfterForward, ForwardKind
@@ -18,10 +24,14 @@ from pytest_bninvariants.instrumentation.optimizers import gradient_of, held_by
 from pytest_bninvariants.instrumentation.unregistered_layers import UnregisteredLayers
 from pytest_bninvariants.invariants.bn_updates.layer_forward import LayerForward
 from pytest_bninvariants.invariants.bn_updates.layer_record import LayerRecord
-from pytest_bninvariants.invariants.bn_updates.state_history import statistics_of
+from pytest_bninvariants.invariants.bn_updates.state_history import (
+    StatisticsSnapshot,
+    statistics_of,
+)
 from pytest_bninvariants.selection.layers_to_train import layers_to_train
 from pytest_bninvariants.selection.walk import all_tensors, named_modules
 from pytest_bninvariants.snapshot.addresses import address
+from pytest_bninvariants.snapshot.pending_reads import PendingReads, read_together
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 
@@ -40,10 +50,11 @@ class UpdateLog(Watcher):
     ) -> None:
         self._on_purpose = on_purpose
         to_train = layers_to_train(model)
+        self._pending = PendingReads()
         with undisturbed():
             self._records = {
-                id(layer): LayerRecord.begin(layer, is_to_train=id(layer) in to_train)
-                for layer in layers
+                id(layer): LayerRecord.begin(layer, start, is_to_train=id(layer) in to_train)
+                for layer, start in _statistics_on_host(layers)
             }
         self._model = model
         self.unregistered = UnregisteredLayers(model)
@@ -67,6 +78,10 @@ class UpdateLog(Watcher):
         if self._last_backward_was_dummy:
             self._note_dummy_step()
 
+    def settle(self) -> None:
+        """Read what devices hold of what was seen; the caller must hold `undisturbed()`."""
+        self._pending.settle()
+
     def saw_backward(self, returned: Mapping[int, Tensor]) -> None:
         """Note what the gradients are, in a step that may end without one of an optimizer."""
         self._last_backward_was_dummy = not self.steps and self._all_gradients_are_zero()
@@ -82,8 +97,14 @@ class UpdateLog(Watcher):
         return "zero" in known
 
     def _note_dummy_step(self) -> None:
-        for record in self._records.values():
-            record.note_dummy_step(self.steps)
+        step = self.steps
+
+        def note(_: list[Tensor]) -> None:
+            for record in self._records.values():
+                record.note_dummy_step(step)
+
+        with undisturbed():
+            self._pending.add([], note)
 
     def expects_updates(self, layer: nn.Module) -> bool:
         """Tell whether the user wants this layer updated."""
@@ -121,9 +142,19 @@ class UpdateLog(Watcher):
         def end(failed: bool) -> None:
             del self._running[id(layer)]
             with undisturbed():
-                record.note_forward(forward, self.steps, self._outer(), failed=failed)
+                self._note_forward(record, forward, failed=failed)
 
         return end
+
+    def _note_forward(self, record: LayerRecord, forward: LayerForward, *, failed: bool) -> None:
+        """Note a forward that has ended, once it is read on the host."""
+        wants_place = record.history.latest[1].wants_place
+        place = place_of_outermost_call(sys._getframe(2)) if wants_place else None
+        ended, steps, outer = forward.end(place, failed=failed), self.steps, self._outer()
+        self._pending.add(
+            ended.pieces,
+            lambda pieces: record.note_forward(ended.with_pieces(pieces), steps, outer),
+        )
 
     def saw_batch_statistics(
         self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
@@ -156,7 +187,7 @@ class UpdateLog(Watcher):
         def finish() -> None:
             with undisturbed():
                 for record, forward in forwards:
-                    record.note_forward(forward, self.steps, self._outer(), failed=False)
+                    self._note_forward(record, forward, failed=False)
 
         return finish if forwards else None
 
@@ -199,7 +230,7 @@ class UpdateLog(Watcher):
         def finish() -> None:
             with undisturbed():
                 for record in records:
-                    record.note_load(place)
+                    self._note_state(record, partial(record.note_load, place=place))
 
         return finish
 
@@ -217,13 +248,28 @@ class UpdateLog(Watcher):
         def finish() -> None:
             with undisturbed():
                 for record in records:
-                    record.note_collective()
+                    self._note_state(record, record.note_collective)
 
         return finish if records else None
+
+    def _note_state(self, record: LayerRecord, note: Callable[[StatisticsSnapshot], None]) -> None:
+        """Note the statistics that a layer has now, once they are read on the host."""
+        now = StatisticsSnapshot.from_layer(record.layer)
+        self._pending.add(now.pieces, lambda pieces: note(now.with_pieces(pieces)))
 
     def saw_compiled_code(self) -> None:
         """Note that forwards may be unseen."""
         self.compiled = True
+
+
+def _statistics_on_host(
+    layers: Iterable[nn.Module],
+) -> Iterator[tuple[nn.Module, StatisticsSnapshot]]:
+    """Yield layers with their statistics; the host waits once for each device."""
+    on_devices = [(layer, StatisticsSnapshot.from_layer(layer)) for layer in layers]
+    pieces = iter(read_together([piece for _, each in on_devices for piece in each.pieces]))
+    for layer, each in on_devices:
+        yield layer, each.with_pieces(islice(pieces, len(each.pieces)))
 
 
 def _address_of_mean(layer: nn.Module) -> int | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import Tensor, nn
 
 from pytest_bninvariants.errors import Refusal
-from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult
+from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult, results_from_log
 from pytest_bninvariants.invariants.bn_updates.rule_order import diagnose as diagnose_updates
 from pytest_bninvariants.invariants.bn_updates.update_log import UpdateLog
 from pytest_bninvariants.invariants.guard import Guard
@@ -27,7 +27,6 @@ from pytest_bninvariants.selection.bn_layers import (
 from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
-from pytest_bninvariants.selection.submodules import modules_by_name
 from pytest_bninvariants.selection.tensor_table import WatchedTensor
 from pytest_bninvariants.snapshot.changes import is_unchanged
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
@@ -105,7 +104,7 @@ class TrainsGuard(Guard):
         with undisturbed():
             parameters = [*self._parameter_results()]
             still, negligible = _untrained(parameters)
-            layers = [*self._layer_results()]
+            layers = self._layer_results()
             stuck = [each for each in layers if not each.updates or each.undone or each.unusable]
         changes = [Change(name=p.name, layer=p.name, kind="still", text=p.text) for p in still]
         changes += [_change_of_layer(each) for each in stuck]
@@ -163,14 +162,11 @@ class TrainsGuard(Guard):
             stepped=log.stepped,
         )
 
-    def _layer_results(self) -> Iterator[LayerResult]:
-        """Yield what became of each layer that is to train."""
+    def _layer_results(self) -> list[LayerResult]:
+        """Return what became of each layer that is to train."""
         assert self._update_log is not None
-        now = modules_by_name(self.model)
-        for key, (name, layer) in self._layers.items():
-            result = LayerResult.from_log(name, layer, now.get(key), self._update_log, times=1)
-            if self._scope.modules or result.is_to_update:
-                yield result
+        results = results_from_log(self._layers, self.model, self._update_log, times=1)
+        return [each for each in results if self._scope.modules or each.is_to_update]
 
 
 def _untrained(
