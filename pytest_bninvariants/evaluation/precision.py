@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pytest_bninvariants.devices import has_float64
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.evaluation.pytrees import map_tensors
 
@@ -43,6 +44,25 @@ class _SingleDtypeMode(TorchFunctionMode):
     def _replaced(self, value: Any) -> Any:
         is_float = isinstance(value, torch.dtype) and value.is_floating_point
         return self._dtype if is_float else value
+
+
+def require_float64(tensors: Iterable[Tensor], purpose: str, instead: str = "") -> None:
+    """Refuse to run a model in float64 on a device that lacks it, such as MPS.
+
+    Args:
+        tensors: the model's tensors.
+        purpose: what float64 is needed for.
+        instead: what the user can do besides moving the model.
+
+    Raises:
+        GateError: if a tensor is on such a device.
+    """
+    for device in sorted({str(tensor.device) for tensor in tensors}):
+        if not has_float64(device):
+            raise GateError(
+                f"{device} has no float64, which is needed to {purpose}: move the model and its "
+                f"inputs to the CPU{instead}"
+            )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor
 from pytest_bninvariants.batchnorm.arithmetic import UNIT
 from pytest_bninvariants.checks import is_number
 from pytest_bninvariants.errors import GateError, describe
+from pytest_bninvariants.snapshot.host_copies import widen
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 
 _TERMS = 2**18
@@ -68,8 +69,7 @@ def unit_of(tensors: list[Tensor]) -> float:
 
 def distances(one: Tensor, other: Tensor) -> Tensor:
     """Return how far apart values are, in float64; between equal infinities or two NaN it is 0."""
-    wide = torch.complex128 if one.is_complex() or other.is_complex() else torch.float64
-    one, other = one.to("cpu", wide), other.to("cpu", wide)
+    one, other = widen(one), widen(other)
     equal = (one == other) | (one.isnan() & other.isnan())
     return torch.where(equal, 0.0, (one - other).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
 
@@ -110,7 +110,6 @@ class Tolerance:
     def excess(self, kept: KeptTensor, tensor: Tensor) -> int:
         """Return how many values of a tensor are too far from the kept ones."""
         old = kept.content[0].view(kept.dtype).view(tensor.shape)
-        wide = torch.complex128 if old.is_complex() else torch.float64
-        old, new = old.to(wide), tensor.detach().to(old.device, wide)
+        old, new = widen(old), widen(tensor)
         near = (new - old).abs() <= self.atol + self.rtol * old.abs()
         return int((~(near | (new == old) | (new.isnan() & old.isnan()))).sum())

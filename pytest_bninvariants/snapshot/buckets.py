@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from pytest_bninvariants.devices import wait_for
 from pytest_bninvariants.snapshot import budget
 from pytest_bninvariants.snapshot.arena import Region, aligned_size, arena
 from pytest_bninvariants.snapshot.fingerprints import CHUNK, Method, fingerprints, method_on
-from pytest_bninvariants.snapshot.host_copies import keep_on_host, move_to_host
 from pytest_bninvariants.snapshot.tensor_bytes import (
     OUT_OF_MEMORY,
     READ_ERRORS,
@@ -25,7 +23,6 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
     are_plain,
     as_bytes,
     as_integers,
-    differ,
     join_key,
     join_values,
     same_bytes,
@@ -194,61 +191,16 @@ class Bucket:
         at = f"[{chunks[0] * size}:{min((chunks[0] + 1) * size, self.total // width)}]"
         return f"{len(chunks)} of {len(now)} fingerprints by {self.method}, first in flatten(){at}"
 
+    def move_to_host(self, copy: Tensor) -> None:
+        """Take a copy on the host in place of what is on the device, for all who read later."""
+        self.flat = copy
+
     def differing(self, flat: Tensor) -> list[str]:
         """Return the keys of tensors whose kept bytes differ from those that `read` returned."""
         if len(self.keys) == 1:
             return self.keys
         tensors = zip(self.keys, self.split(self.flat), self.split(flat), strict=True)
         return [key for key, old, new in tensors if not same_bytes(old, new)]
-
-
-@dataclass(slots=True, eq=False)
-class BucketReading:
-    """What a bucket's tensors hold now, beside what the bucket kept.
-
-    Args:
-        bucket: the bucket.
-        tensors: its tensors, now.
-        flat: their bytes or fingerprints, as `Bucket.read` returns them.
-        answer: whether they differ, once a device was asked.
-    """
-
-    bucket: Bucket
-    tensors: list[Tensor]
-    flat: Tensor
-    answer: Tensor | None = None
-
-    @property
-    def is_equal(self) -> bool:
-        """Tell whether the tensors hold what was kept."""
-        if self.answer is None:
-            return same_bytes(self.bucket.flat, self.flat)
-        return not self.answer
-
-    def move_to_host(self, kept: Tensor, now: Tensor) -> None:
-        """Take copies on the host in place of what is on the device, for all who read later."""
-        self.bucket.flat, self.flat = kept, now
-        for tensor, flat in zip(self.tensors, self.bucket.split(now), strict=True):
-            keep_on_host(tensor, flat.view(tensor.dtype).view(tensor.shape))
-
-
-def ask_devices(readings: Iterable[BucketReading]) -> None:
-    """Move to the host what is small, and whether the rest differs: one wait for each device."""
-    readings_on: dict[torch.device, list[BucketReading]] = defaultdict(list)
-    for reading in readings:
-        if reading.flat.device.type != "cpu":
-            readings_on[reading.flat.device].append(reading)
-    for some in readings_on.values():
-        some.sort(key=lambda reading: -reading.bucket.dtype.itemsize)
-        small = [reading for reading in some if reading.bucket.is_small]
-        large = [reading for reading in some if not reading.bucket.is_small]
-        pairs = [flat for each in small for flat in (each.bucket.flat, each.flat)]
-        flags = [differ(each.bucket.flat, each.flat).view(1) for each in large]
-        on_host = iter(move_to_host([*pairs, *(flag.view(torch.uint8) for flag in flags)]))
-        for each in small:
-            each.move_to_host(next(on_host), next(on_host))
-        for each in large:
-            each.answer = next(on_host)
 
 
 def fill_buckets(

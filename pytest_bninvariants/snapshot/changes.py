@@ -12,7 +12,8 @@ from torch import Tensor
 from pytest_bninvariants.devices import wait_for
 from pytest_bninvariants.selection.tensor_table import TensorTable, WatchedTensor
 from pytest_bninvariants.selection.walk import Kind
-from pytest_bninvariants.snapshot.buckets import Bucket, BucketReading, ask_devices
+from pytest_bninvariants.snapshot.bucket_readings import BucketReading, ask_devices
+from pytest_bninvariants.snapshot.buckets import Bucket
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor, TensorSpec, shapes_of, short_name
 from pytest_bninvariants.snapshot.snapshot import Snapshot
 from pytest_bninvariants.snapshot.tensor_bytes import (

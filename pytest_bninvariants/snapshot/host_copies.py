@@ -39,6 +39,11 @@ def on_host(tensor: Tensor) -> Tensor:
     return copies.get(id(tensor), tensor) if copies else tensor
 
 
+def widen(tensor: Tensor) -> Tensor:
+    """Return a tensor's values on the host in float64 or complex128, which a device may lack."""
+    return tensor.detach().cpu().to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
 def read_flags(flags: Sequence[Tensor]) -> list[bool]:
     """Return tensors without dimensions as bools; the host waits once for each device."""
     numbers_on: dict[torch.device, list[int]] = defaultdict(list)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pytest_bninvariants.snapshot.buckets import BucketReading, ask_devices, fill_buckets
+from pytest_bninvariants.snapshot.bucket_readings import BucketReading, ask_devices
+from pytest_bninvariants.snapshot.buckets import fill_buckets
 from pytest_bninvariants.snapshot.tensor_bytes import content_of, same_content
 
 

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from pytest_bninvariants.checks import is_int
 from pytest_bninvariants.errors import GateError, InvariantBroken, describe
 from pytest_bninvariants.evaluation.batches import samples_in
+from pytest_bninvariants.evaluation.precision import require_float64
 from pytest_bninvariants.invariants.accumulates.gradient_comparison import (
     GradientComparison,
     compare_gradients,
 )
 from pytest_bninvariants.invariants.accumulates.rules import causes_of
 from pytest_bninvariants.invariants.signature import refuse_wrong_calls
+from pytest_bninvariants.selection.walk import all_tensors
 from pytest_bninvariants.verdict import Change, Verdict
 
 
@@ -70,6 +72,7 @@ def accumulates(
     """
     __tracebackhide__ = True
     _check_arguments(batch, k, loss=loss, weight=weight)
+    require_float64(all_tensors(model), "tell rounding from what does not add up")
     comparison = compare_gradients(model, batch, k, loss, weight)
     verdict = _judge(model, k, samples_in(batch), comparison)
     if not verdict.holds:

@@ -12,7 +12,7 @@ from pytest_bninvariants.batchnorm.arithmetic import UNIT
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.evaluation.call_arguments import CallArguments
 from pytest_bninvariants.evaluation.eval_mode import in_eval
-from pytest_bninvariants.evaluation.precision import CastModule
+from pytest_bninvariants.evaluation.precision import CastModule, require_float64
 from pytest_bninvariants.evaluation.rounding import Rounding, Tolerance, distances, unit_of
 from pytest_bninvariants.invariants.batch_invariant.sample_batch import Order, in_words
 from pytest_bninvariants.invariants.batch_invariant.whole_output import Tensors, run_module
@@ -59,7 +59,7 @@ class PrecisionLevel:
         if not ratio.numel():
             return 0.0, ""
         worst = int(ratio.argmax())
-        at = [int(i) for i in torch.unravel_index(torch.tensor(worst), ratio.shape)]
+        at = [int(i) for i in torch.unravel_index(torch.tensor(worst, device="cpu"), ratio.shape)]
         in_whole, in_part, error, limit = (
             tensor.flatten()[worst].item() for tensor in (rows, part, errors, bound)
         )
@@ -95,7 +95,9 @@ def measured_levels(
     Raises:
         GateError: if a copy in another precision cannot be made or run.
     """
-    unit = unit_of([*all_tensors(module), *whole.values()])
+    tensors = [*all_tensors(module), *whole.values()]
+    require_float64(tensors, "measure rounding", ", or give rtol= or atol=")
+    unit = unit_of(tensors)
     in_float64 = unit == UNIT[torch.float64]
     copy = CastModule(module, torch.float32 if in_float64 else torch.float64)
     stack.enter_context(in_eval(copy))
@@ -124,7 +126,7 @@ def measured_levels(
 def _filled(tensor: Tensor, bound: float) -> Tensor:
     """Return the bound of each value; it is 0 for integers, which do not round."""
     rounds = tensor.is_floating_point() or tensor.is_complex()
-    return torch.full(tensor.shape, bound if rounds else 0.0, dtype=torch.float64)
+    return torch.full(tensor.shape, bound if rounds else 0.0, dtype=torch.float64, device="cpu")
 
 
 def _dtypes(tensors: Tensors) -> str:

@@ -52,7 +52,7 @@ class SampleBatch:
 
     def part(self, order: Order) -> CallArguments:
         """Return a module's arguments for a batch of these samples."""
-        index = torch.tensor(order)
+        index = torch.tensor(order, device="cpu")
         return self.arguments.map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from pytest_bninvariants.batchnorm.arithmetic import TINY, UNIT, gamma
 from pytest_bninvariants.evaluation.rounding import distances
 from pytest_bninvariants.selection.tensor_table import WatchedTensor
+from pytest_bninvariants.snapshot.host_copies import widen
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 
 
@@ -59,14 +60,14 @@ class AverageTensor:
             model: the model's tensor after the step.
             decay: the weight of the old value; None if the tensor must be a copy.
         """
-        copied = _wide(model.tensor.detach().to(kept.dtype))
+        copied = widen(model.tensor.detach().to(kept.dtype))
         copy = cls(
             watched=now,
             dtype=kept.dtype,
             was=_kept_values(kept),
-            now=_wide(now.tensor),
+            now=widen(now.tensor),
             before=_kept_values(model_before),
-            model=_wide(model.tensor),
+            model=widen(model.tensor),
             copied=copied,
             decay=None,
             expected=copied,
@@ -166,7 +167,7 @@ class AverageTensor:
         return bool((distances(self.now, sum(parts, torch.zeros_like(self.now))) <= bound).all())
 
     def _rounded(self, values: Tensor) -> Tensor:
-        return _wide(values.to(self.dtype))
+        return widen(values.to(self.dtype))
 
     @property
     def is_swapped(self) -> bool:
@@ -183,9 +184,4 @@ class AverageTensor:
 
 
 def _kept_values(kept: KeptTensor) -> Tensor:
-    return _wide(kept.content[0].view(kept.dtype).view(kept.shape or ()))
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    wide = torch.complex128 if tensor.is_complex() else torch.float64
-    return tensor.detach().to("cpu", wide)
+    return widen(kept.content[0].view(kept.dtype).view(kept.shape or ()))

@@ -13,7 +13,9 @@ def change_of(average: AverageTensor) -> Change:
     """Return the change of a tensor that is not what it must be."""
     excess = average.excess(average.now)
     worst = int(excess.flatten().argmax())
-    at = [int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape or (1,))]
+    at = [
+        int(i) for i in torch.unravel_index(torch.tensor(worst, device="cpu"), excess.shape or (1,))
+    ]
     got, expected, bound = (
         values.flatten()[worst].item() for values in (average.now, average.expected, average.bound)
     )

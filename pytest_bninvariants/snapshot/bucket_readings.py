@@ -1,0 +1,70 @@
+"""Compare what buckets kept with what their tensors hold now, with one wait for each device."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pytest_bninvariants.snapshot.buckets import Bucket
+from pytest_bninvariants.snapshot.host_copies import keep_on_host, move_to_host
+from pytest_bninvariants.snapshot.tensor_bytes import differ, same_bytes
+
+
+@dataclass(slots=True, eq=False)
+class BucketReading:
+    """What a bucket's tensors hold now, beside what the bucket kept.
+
+    Args:
+        bucket: the bucket.
+        tensors: its tensors, now.
+        flat: their bytes or fingerprints, as `Bucket.read` returns them.
+        answer: whether they differ, once a device was asked.
+    """
+
+    bucket: Bucket
+    tensors: list[Tensor]
+    flat: Tensor
+    answer: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the tensors' dtype."""
+        return self.bucket.dtype
+
+    @property
+    def is_equal(self) -> bool:
+        """Tell whether the tensors hold what was kept."""
+        if self.answer is None:
+            return same_bytes(self.bucket.flat, self.flat)
+        return not self.answer
+
+    def move_to_host(self, copy: Tensor) -> None:
+        """Take a copy on the host in place of what is on the device, for all who read later."""
+        self.flat = copy
+        for tensor, flat in zip(self.tensors, self.bucket.split(copy), strict=True):
+            keep_on_host(tensor, flat.view(tensor.dtype).view(tensor.shape))
+
+
+def ask_devices(readings: Iterable[BucketReading]) -> None:
+    """Move to the host what is small, and whether the rest differs: one wait for each device."""
+    readings_on: dict[torch.device, list[BucketReading]] = defaultdict(list)
+    for reading in readings:
+        if reading.flat.device.type != "cpu":
+            readings_on[reading.flat.device].append(reading)
+    for some in readings_on.values():
+        small = [reading for reading in some if reading.bucket.is_small]
+        large = [reading for reading in some if not reading.bucket.is_small]
+        kept = [each.bucket for each in small if each.bucket.flat.device.type != "cpu"]
+        movable: list[Bucket | BucketReading] = [*kept, *small]
+        movable.sort(key=lambda each: -each.dtype.itemsize)
+        flags = [differ(each.bucket.flat, each.flat).view(1) for each in large]
+        pieces = [*(each.flat for each in movable), *(flag.view(torch.uint8) for flag in flags)]
+        on_host = iter(move_to_host(pieces))
+        for each in movable:
+            each.move_to_host(next(on_host))
+        for reading in large:
+            reading.answer = next(on_host)
