@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants import InvariantBroken, bn_updates
+from pytest_bninvariants import FrozenStateChanged, InvariantBroken, bn_updates, frozen_bn
 from tests.simulated_device.device import Counted, counted
 from tests.simulated_device.models import DEVICE, batch, deep_model, sgd, train_step
 
@@ -68,3 +68,42 @@ def test_a_long_step_is_read_in_parts() -> None:
             model(x)
             x = x + 1
     assert 2 < happened.waits < 40
+
+
+def freeze_batch_norms(model: nn.Module) -> None:
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.eval().requires_grad_(False)
+
+
+def test_frozen_bn_that_holds_waits_for_its_snapshot_and_its_comparison() -> None:
+    model, step = trained_model()
+    freeze_batch_norms(model)
+    with counted() as happened, frozen_bn(model):
+        step()
+    assert happened.waits <= 4
+
+
+def test_a_step_that_is_frozen_correctly_is_not_waited_for() -> None:
+    model, step = trained_model()
+    freeze_batch_norms(model)
+    with frozen_bn(model), counted() as happened:
+        step()
+    assert happened.waits == 0
+
+
+def test_frozen_bn_that_is_broken_by_an_optimizer_waits_a_few_times_more() -> None:
+    model, step = trained_model()
+    model.eval()
+    with counted() as happened, pytest.raises(FrozenStateChanged) as broken, frozen_bn(model):
+        step()
+    assert "gradient-step" in str(broken.value)
+    assert happened.waits <= 12
+
+
+def test_frozen_bn_that_is_broken_by_a_forward_waits_a_few_times_more() -> None:
+    model, step = trained_model()
+    with counted() as happened, pytest.raises(FrozenStateChanged) as broken, frozen_bn(model):
+        step()
+    assert "training-mode" in str(broken.value)
+    assert happened.waits <= 12
