@@ -24,6 +24,7 @@ from pytest_bninvariants.selection.bn_layers import (
 from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.selection.walk import join, named_modules
 from pytest_bninvariants.snapshot.addresses import address, group_by_address
+from pytest_bninvariants.state_change.compiled_reach import CompiledReach
 from pytest_bninvariants.torch_internals.private_api import NormBase, current_graph_task_id
 from pytest_bninvariants.torch_internals.scripted import BakedIn, baked_in
 from pytest_bninvariants.verdict import Place
@@ -45,7 +46,7 @@ class LayerActivity(ModeHistory):
             training mode or with a write to the statistics.
         in_compiled_code: whether a compiled module that contains it ran, unseen inside, while its
             mode said to use batch statistics.
-        beside_compiled_code: whether any compiled code ran while its mode said so.
+        beside_compiled_code: whether compiled code that can reach it ran while its mode said so.
         in_eval: how many of `batches` and `own_forwards` happened while its mode was eval.
         by_others: how many of `batches` other code normalised, updating its statistics.
         function: the function of torch that this code called.
@@ -114,6 +115,7 @@ class ActivityRecorder:
         self._baked_in: dict[int, BakedIn | None] = {}
         """By id of a scripted layer: what its code always normalises with."""
         self._activities: ModuleMap[LayerActivity] = ModuleMap()
+        self._reach = CompiledReach()
 
     @cached_property
     def _bn_layers(self) -> list[nn.Module]:
@@ -161,10 +163,12 @@ class ActivityRecorder:
         by_flags = layer.training or not has_stored_statistics(layer)
         return by_flags if known is None else known == "batch"
 
-    def saw_compiled_code(self) -> None:
-        """Note which layers may run in compiled code."""
-        for layer in self._bn_layers:
-            if _flags_say_batch(layer):
+    def saw_compiled_code(self, frame: FrameType) -> None:
+        """Note which layers may run in compiled code that a frame is about to run."""
+        layers = [layer for layer in self._bn_layers if _flags_say_batch(layer)]
+        reached = self._reach.modules_from(frame) if layers else set()
+        for layer in layers:
+            if reached is None or id(layer) in reached:
                 self._entry(layer).beside_compiled_code = True
 
     def saw_batch_statistics(self, layer: nn.Module, kind: ForwardKind) -> None:

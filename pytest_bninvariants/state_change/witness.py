@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any
@@ -124,7 +125,7 @@ class Witness(Watcher):
     def saw_compiled_code(self) -> None:
         """Note that compiled code runs, whose forwards are not seen."""
         self.runs.compiled_code_ran = True
-        self.layers.saw_compiled_code()
+        self.layers.saw_compiled_code(sys._getframe(1))
 
     def was_called(self, module: nn.Module | None) -> bool:
         """Tell whether a module was called in eager code."""

@@ -6,7 +6,8 @@ guarded step, since hypothesis may be timing that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -130,6 +131,20 @@ def patches(around_switch: MakeWrapper, around_compile: MakeWrapper) -> list[Pat
         (_optimized_module, "_initialize", around_compile),
     )
     return [Patch(owner, name, make) for owner, name, make in wanted if hasattr(owner, name)]
+
+
+def compiled_calls(frame: FrameType | None) -> Iterator[tuple[object, tuple[object, ...]]]:
+    """Yield each call of a compiled function in a frame's stack: what it compiles, its arguments.
+
+    Args:
+        frame: the innermost frame to look at.
+    """
+    while frame is not None:
+        if frame.f_globals.get("__name__") == EVAL_FRAME:
+            names = frame.f_locals
+            if callable(names.get("callback")) and {"fn", "args", "kwargs"} <= names.keys():
+                yield names["fn"], (names["args"], names["kwargs"])
+        frame = frame.f_back
 
 
 def sees_compiled_code() -> bool:
