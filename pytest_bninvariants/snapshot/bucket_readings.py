@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pytest_bninvariants.snapshot.buckets import Bucket
-from pytest_bninvariants.snapshot.host_copies import keep_on_host, move_to_host
-from pytest_bninvariants.snapshot.tensor_bytes import differ, same_bytes
+from pytest_bninvariants.snapshot.host_copies import keep_on_host
+from pytest_bninvariants.snapshot.reads.pending_reads import move_to_host
+from pytest_bninvariants.snapshot.tensor_bytes import OUT_OF_MEMORY, differ, same_bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +30,15 @@ class BucketReading:
     tensors: list[Tensor]
     flat: Tensor
     answer: Tensor | None = None
+
+    @classmethod
+    def read(cls, bucket: Bucket, tensors: list[Tensor]) -> BucketReading:
+        """Read tensors where they are, or on the host if their device has no memory for that."""
+        try:
+            return cls(bucket, tensors, bucket.read(tensors))
+        except OUT_OF_MEMORY:
+            bucket.flat = bucket.flat.cpu()
+            return cls(bucket, tensors, bucket.read([each.detach().cpu() for each in tensors]))
 
     @property
     def dtype(self) -> torch.dtype:

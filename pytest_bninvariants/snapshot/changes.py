@@ -96,7 +96,7 @@ def compare_buckets(kept: Snapshot, now: Mapping[str, WatchedTensor]) -> BucketC
         tensors = [live[key] for key in bucket.keys if key in live]
         stayed = bucket.has_placement_of(tensors)
         if stayed or bucket.fits(tensors):
-            readings.append(BucketReading(bucket, tensors, bucket.read(tensors)))
+            readings.append(BucketReading.read(bucket, tensors))
         untouched = untouched and stayed
     unchanged: set[str] = set()
     ask_devices(readings)

@@ -55,15 +55,3 @@ def read_flags(flags: Sequence[Tensor]) -> list[bool]:
         for number, answer in zip(numbers, told, strict=True):
             answers[number] = bool(answer)
     return answers
-
-
-def move_to_host(pieces: list[Tensor]) -> list[Tensor]:
-    """Return copies on the host of flat uint8 tensors of one device, by a single copy.
-
-    Args:
-        pieces: the tensors; those that are to be viewed as wider values come before narrower ones.
-    """
-    if not pieces:
-        return []
-    joined = torch.cat(pieces).cpu()
-    return list(torch.split_with_sizes(joined, [piece.numel() for piece in pieces]))

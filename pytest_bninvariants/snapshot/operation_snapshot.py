@@ -36,7 +36,7 @@ class OperationSnapshot:
         for bucket in self._buckets:
             tensors = [self._tensors[key] for key in bucket.keys]
             if bucket.has_placement_of(tensors) or bucket.fits(tensors):
-                readings.append(BucketReading(bucket, tensors, bucket.read(tensors)))
+                readings.append(BucketReading.read(bucket, tensors))
             else:
                 moved.update(bucket.keys)
         ask_devices(readings)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.selection.bn_layers import STATISTICS
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor, TensorSpec
+from pytest_bninvariants.snapshot.reads.pending_reads import read_together
 from pytest_bninvariants.snapshot.tensor_bytes import (
     READ_ERRORS,
     as_bytes,
@@ -55,11 +59,32 @@ def uniform_factor(kept: KeptTensor, tensor: Tensor) -> float | None:
     return factor if 0 < factor < 1 and spread <= (1 - factor) / 4 else None
 
 
+def are_finite(tensors: Sequence[Tensor]) -> list[bool]:
+    """Tell of tensors whether all values are certainly finite; the host waits once for each device.
+
+    A sum that is finite has finite terms only.
+    """
+    sums = [(number, each) for number, tensor in enumerate(tensors) for each in _sums(tensor)]
+    answers = read_together([each for _, each in sums])
+    infinite = {n for (n, _), sum_ in zip(sums, answers, strict=True) if not sum_.isfinite()}
+    return [number not in infinite for number in range(len(tensors))]
+
+
+def _sums(tensor: Tensor) -> list[Tensor]:
+    """Return the sums of a tensor's parts, NaN for one that torch cannot add up."""
+    try:
+        return [values.sum() for values in values_of(tensor)]
+    except READ_ERRORS:
+        return [torch.tensor(math.nan)]
+
+
 def count_no_longer_finite(kept: KeptTensor, tensor: Tensor) -> int:
     """Return how many more values of a tensor are NaN or infinite than when it was kept."""
     try:
         values = [
-            each for each in values_of(tensor) if each.is_floating_point() or each.is_complex()
+            each.cpu()  # a device may lack memory
+            for each in values_of(tensor)
+            if each.is_floating_point() or each.is_complex()
         ]
         count = sum(int((~each.isfinite()).sum()) for each in values)
     except READ_ERRORS:
@@ -67,7 +92,7 @@ def count_no_longer_finite(kept: KeptTensor, tensor: Tensor) -> int:
     if not count:
         return 0
     old = kept.value_bytes
-    return count - (0 if old is None else int((~old.view(kept.dtype).isfinite()).sum()))
+    return count - (0 if old is None else int((~old.cpu().view(kept.dtype).isfinite()).sum()))
 
 
 _TYPES = [(name, getattr(torch, name)) for name in ("float32", "bfloat16", "float16")]

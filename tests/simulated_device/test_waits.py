@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants import FrozenStateChanged, InvariantBroken, bn_updates, frozen_bn
+from pytest_bninvariants import FrozenStateChanged, InvariantBroken, bn_updates, frozen_bn, trains
 from tests.simulated_device.device import Counted, counted
 from tests.simulated_device.models import DEVICE, batch, deep_model, sgd, train_step
 
@@ -107,3 +107,19 @@ def test_frozen_bn_that_is_broken_by_a_forward_waits_a_few_times_more() -> None:
         step()
     assert "training-mode" in str(broken.value)
     assert happened.waits <= 12
+
+
+def test_trains_waits_a_few_times_in_a_step() -> None:
+    model, step = trained_model()
+    with trains(model), counted() as inside:
+        step()
+    assert inside.waits <= 10
+    assert waits_of_holding(trains(model), step).waits <= LAYERS
+
+
+def test_trains_that_is_broken_waits_for_what_is_still_and_for_no_more() -> None:
+    model, step = trained_model()
+    model[-1].weight.requires_grad_(False)
+    with counted() as happened, pytest.raises(InvariantBroken), trains(model, "*"):
+        step()
+    assert happened.waits <= 30

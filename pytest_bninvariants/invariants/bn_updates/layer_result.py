@@ -24,7 +24,7 @@ from pytest_bninvariants.selection.bn_layers import (
 )
 from pytest_bninvariants.selection.submodules import modules_by_name
 from pytest_bninvariants.snapshot.host_copies import on_host, reading_once
-from pytest_bninvariants.snapshot.pending_reads import keep_together
+from pytest_bninvariants.snapshot.reads.pending_reads import keep_together
 from pytest_bninvariants.snapshot.tensor_bytes import is_readable
 from pytest_bninvariants.verdict import Change
 

@@ -31,7 +31,7 @@ from pytest_bninvariants.invariants.bn_updates.state_history import (
 from pytest_bninvariants.selection.layers_to_train import layers_to_train
 from pytest_bninvariants.selection.walk import all_tensors, named_modules
 from pytest_bninvariants.snapshot.addresses import address
-from pytest_bninvariants.snapshot.pending_reads import PendingReads, read_together
+from pytest_bninvariants.snapshot.reads.pending_reads import PendingReads, read_together
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 

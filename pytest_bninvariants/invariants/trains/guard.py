@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Container, Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from pytest_bninvariants.invariants.signature import (
 from pytest_bninvariants.invariants.trains.parameter_log import ParameterLog
 from pytest_bninvariants.invariants.trains.parameter_result import ParameterResult
 from pytest_bninvariants.invariants.trains.rules import diagnose
+from pytest_bninvariants.invariants.trains.value_sample import same_sample, samples_of
 from pytest_bninvariants.selection.bn_layers import (
     has_stored_statistics,
     holds_weight_as_buffer,
@@ -28,11 +30,11 @@ from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.selection.tensor_table import WatchedTensor
-from pytest_bninvariants.snapshot.changes import is_unchanged
+from pytest_bninvariants.snapshot.changes import compare_buckets, is_unchanged
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
-from pytest_bninvariants.snapshot.snapshot import take_snapshot
+from pytest_bninvariants.snapshot.snapshot import Snapshot, take_snapshot
 from pytest_bninvariants.state_change import value_patterns
-from pytest_bninvariants.state_change.value_patterns import count_no_longer_finite
+from pytest_bninvariants.state_change.value_patterns import are_finite, count_no_longer_finite
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.verdict import Change, Hazard, Verdict
 
@@ -55,7 +57,7 @@ class TrainsGuard(Guard):
     def __init__(self, model: nn.Module, scope: Scope, spelling: str) -> None:
         super().__init__(model, spelling)
         self._scope = scope
-        self._kept: Mapping[str, KeptTensor] = {}
+        self._kept: Snapshot
         self._layers: dict[str, tuple[str, nn.Module]] = {}
         self._parameter_log: ParameterLog | None = None
         self._update_log: UpdateLog | None = None
@@ -102,7 +104,7 @@ class TrainsGuard(Guard):
     def _judge(self) -> Verdict:
         assert self._update_log is not None
         with undisturbed():
-            parameters = [*self._parameter_results()]
+            parameters = self._parameter_results()
             still, negligible = _untrained(parameters)
             layers = self._layer_results()
             stuck = [each for each in layers if not each.updates or each.undone or each.unusable]
@@ -126,35 +128,70 @@ class TrainsGuard(Guard):
             ),
         )
 
-    def _parameter_results(self) -> Iterator[ParameterResult]:
-        """Yield what became of each parameter."""
-        now = ModelNames.from_model(self.model).tensors
-        for key, kept in self._kept.items():
-            yield self._parameter_result(key, kept, now)
+    def _parameter_results(self) -> list[ParameterResult]:
+        """Return what became of each parameter; the host waits for all of them together."""
+        assert self._parameter_log is not None
+        log, now = self._parameter_log, ModelNames.from_model(self.model).tensors
+        olds = {key: kept.watched.tensor for key, kept in self._kept.items()}
+        tensors = {key: now[key].tensor if key in now else old for key, old in olds.items()}
+        samples = samples_of([*olds.values(), *tensors.values()])
+        states = zip(olds, samples[: len(olds)], samples[len(olds) :], strict=True)
+        finite = dict(zip(tensors, are_finite([*tensors.values()]), strict=True))
+        moved = {}
+        replaced = {}
+        for key, old_values, values in states:
+            record = log.record_of(olds[key])
+            record.note_state(old_values)
+            record.by_hand.note(values, None)
+            moved[key] = not same_sample(record.start, values)
+            known = record.by_hand.trained or record.knows_state(values)
+            replaced[key] = tensors[key] is not olds[key] and not known
+        unmoved = self._unmoved([key for key in olds if not moved[key]], now)
+        names_of = _names_by_tensor(now, self._kept)
+        return [
+            self._parameter_result(
+                kept,
+                tensors[key],
+                moved=key not in unmoved,
+                replaced=replaced[key],
+                not_finite=0 if finite[key] else count_no_longer_finite(kept, tensors[key]),
+                twins=names_of[id(tensors[key])],
+            )
+            for key, kept in self._kept.items()
+        ]
+
+    def _unmoved(self, keys: list[str], now: Mapping[str, WatchedTensor]) -> set[str]:
+        """Return which of some parameters have all the bytes that were kept."""
+        if not keys:
+            return set()
+        unchanged = compare_buckets(self._kept, {**self._kept.tensors, **now}).unchanged
+        rest = [key for key in keys if key not in unchanged]
+        tensors = {key: now.get(key, self._kept[key].watched).tensor for key in rest}
+        equal = {key for key in rest if is_unchanged(self._kept[key], tensors[key])}
+        return equal | (unchanged & set(keys))
 
     def _parameter_result(
-        self, key: str, kept: KeptTensor, now: Mapping[str, WatchedTensor]
+        self,
+        kept: KeptTensor,
+        tensor: Tensor,
+        *,
+        moved: bool,
+        replaced: bool,
+        not_finite: int,
+        twins: list[str],
     ) -> ParameterResult:
         assert self._parameter_log is not None
-        log, old = self._parameter_log, kept.watched.tensor
-        tensor = now[key].tensor if key in now else old
-        record = log.record_of(old)
-        record.note_state(old)
-        record.by_hand.note(tensor, None)
-        replaced = tensor is not old and not (record.by_hand.trained or record.knows_state(tensor))
-        moved = not is_unchanged(kept, tensor)
-        if replaced:
-            record = log.record_of(tensor)
-            moved = record.moved
+        log = self._parameter_log
+        record = log.record_of(tensor if replaced else kept.watched.tensor)
         return ParameterResult(
             name=kept.watched.name,
             record=record,
-            moved=moved,
+            moved=record.moved if replaced else moved,
             replaced=replaced,
-            not_finite=count_no_longer_finite(kept, tensor),
+            not_finite=not_finite,
             may_have_missed=log.may_have_missed,
             requires_grad=tensor.requires_grad,
-            twins=[w.name for k, w in now.items() if w.tensor is tensor and k not in self._kept],
+            twins=twins,
             shrank=record.moved
             and record.gradient == "none"
             and value_patterns.uniform_factor(kept, tensor) is not None,
@@ -167,6 +204,17 @@ class TrainsGuard(Guard):
         assert self._update_log is not None
         results = results_from_log(self._layers, self.model, self._update_log, times=1)
         return [each for each in results if self._scope.modules or each.is_to_update]
+
+
+def _names_by_tensor(
+    now: Mapping[str, WatchedTensor], kept: Container[str]
+) -> dict[int, list[str]]:
+    """Return the names of each tensor under which it need not train, by its id."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for key, watched in now.items():
+        if key not in kept:
+            names[id(watched.tensor)].append(watched.name)
+    return names
 
 
 def _untrained(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -15,15 +15,14 @@ from pytest_bninvariants.frames import place_of
 from pytest_bninvariants.instrumentation.call_sites import runs_in_checkpoint_without_gradients
 from pytest_bninvariants.instrumentation.installation import Watcher
 from pytest_bninvariants.instrumentation.observer_api import AfterCall
-from pytest_bninvariants.instrumentation.optimizers import Gradient, gradient_of
 from pytest_bninvariants.invariants.trains.autocast_cache import AutocastCache
 from pytest_bninvariants.invariants.trains.parameter_record import ParameterRecord
+from pytest_bninvariants.invariants.trains.parameter_step import HeldParameter, ParameterStep
+from pytest_bninvariants.invariants.trains.value_sample import samples_of
 from pytest_bninvariants.selection.walk import all_tensors, named_modules, own_tensors
-from pytest_bninvariants.snapshot.tensor_bytes import content_of, same_content, values_of
+from pytest_bninvariants.snapshot.operation_snapshot import OperationSnapshot
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 from pytest_bninvariants.torch_internals.isolation import in_transform, undisturbed
-
-_RANK: dict[Gradient, int] = {"none": 0, "zero": 1, "nonzero": 2}
 
 
 class ParameterLog(Watcher):
@@ -54,9 +53,13 @@ class ParameterLog(Watcher):
     def start(self) -> None:
         """Begin to observe; gradients that are there already count."""
         with undisturbed():
-            for parameter, record in self._records.values():
-                if parameter.grad is not None:
-                    record.by_hand.note(parameter, parameter.grad)
+            parameters = [parameter for parameter, _ in self._records.values()]
+            for (_, record), values, gradient in self._sampled(
+                parameters, [parameter.grad for parameter in parameters]
+            ):
+                record.start = values
+                if gradient is not None:
+                    record.by_hand.note(values, gradient)
         super().start()
 
     def record_of(self, parameter: Tensor) -> ParameterRecord:
@@ -86,10 +89,21 @@ class ParameterLog(Watcher):
             self.may_have_missed = True
             return
         with undisturbed():
-            for parameter, record in self._records.values():
-                if not record.optimizer:
-                    gradient = returned.get(id(parameter), parameter.grad)
-                    record.by_hand.note(parameter, gradient)
+            unheld = [each for each, record in self._records.values() if not record.optimizer]
+            gradients = [returned.get(id(each), each.grad) for each in unheld]
+            for (_, record), values, gradient in self._sampled(unheld, gradients):
+                record.by_hand.note(values, gradient)
+
+    def _sampled(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]
+    ) -> Iterator[tuple[tuple[Tensor, ParameterRecord], Tensor | None, Tensor | None]]:
+        """Yield parameters with their records, and samples of their values and gradients."""
+        samples = samples_of([*parameters, *gradients])
+        count = len(parameters)
+        for parameter, values, gradient in zip(
+            parameters, samples[:count], samples[count:], strict=True
+        ):
+            yield (parameter, self.record_of(parameter)), values, gradient
 
     def before_load(
         self, module: nn.Module, state: Mapping[str, Any], frame: FrameType | None
@@ -98,17 +112,21 @@ class ParameterLog(Watcher):
         place = place_of(frame, f"{type(module).__name__}.load_state_dict()")
         with undisturbed():
             below = {id(tensor) for tensor in all_tensors(module)} & self._records.keys()
-            before = [(*self._records[key], content_of(self._records[key][0])) for key in below]
-            for parameter, record, _ in before:
-                record.note_state(parameter)
+            loaded = [self._records[key] for key in below]
+            tensors = [parameter for parameter, _ in loaded]
+            for (_, record), values in zip(loaded, samples_of(tensors), strict=True):
+                record.note_state(values)
+            snapshot = OperationSnapshot(tensors)
 
         def finish() -> None:
             with undisturbed():
-                for parameter, record, content in before:
-                    if not same_content(content, parameter):
-                        record.note_load(parameter, place)
+                for (_, record), values, moved in zip(
+                    loaded, samples_of(tensors), snapshot.moved(), strict=True
+                ):
+                    if moved:
+                        record.note_load(values, place)
 
-        return finish if before else None
+        return finish if loaded else None
 
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
@@ -117,25 +135,20 @@ class ParameterLog(Watcher):
         name = type(optimizer).__name__
         if name not in self.stepped:
             self.stepped.append(name)
-        before = []
         with undisturbed():
             self._follow_new_ones(optimizer)
             self._note_autocast(optimizer)
-            for number, group in enumerate(optimizer.param_groups):
-                for parameter in group["params"]:
-                    if id(parameter) in self._records:
-                        self._note_holder(parameter, name, number, _rate(group))
-                        before.append((parameter, content_of(parameter)))
-                        if not closure:
-                            self._note_gradient(parameter)
+            held = [
+                HeldParameter(parameter, self.record_of(parameter), name, number, _rate(group))
+                for number, group in enumerate(optimizer.param_groups)
+                for parameter in group["params"]
+                if id(parameter) in self._records
+            ]
+            step = ParameterStep(held, closure=closure)
 
         def finish() -> None:
             with undisturbed():
-                for parameter, content in before:
-                    if not same_content(content, parameter):
-                        self.record_of(parameter).note_move()
-                    if closure:
-                        self._note_gradient(parameter)
+                step.finish()
 
         return finish
 
@@ -164,20 +177,6 @@ class ParameterLog(Watcher):
         if self._autocast_cache.is_noted:
             casts = (p for p in held if p.dtype == torch.float32 and p.dim() > 1 and p.is_leaf)
             self._moved_in_autocast |= {id(p) for p in casts if p.grad is not None}
-
-    def _note_holder(self, parameter: Tensor, optimizer: str, group: int, rate: float) -> None:
-        record = self.record_of(parameter)
-        record.note_state(parameter)
-        record.optimizer, record.group = optimizer, group
-        record.rate = max(record.rate, rate)
-
-    def _note_gradient(self, parameter: Tensor) -> None:
-        record = self.record_of(parameter)
-        record.gradient = max(record.gradient, gradient_of(parameter), key=_RANK.__getitem__)
-        grad = parameter.grad
-        if grad is not None:
-            sizes = (float(each.abs().max()) for each in values_of(grad) if each.numel())
-            record.size = max(record.size, *sizes, 0.0)
 
 
 def _rate(group: Mapping[str, Any]) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pytest_bninvariants.instrumentation.optimizers import Gradient
-from pytest_bninvariants.invariants.trains.value_sample import HandStep, sample_of
+from pytest_bninvariants.invariants.trains.value_sample import HandStep
 from pytest_bninvariants.verdict import Place
 
 _MOST_STATES = 256
@@ -24,7 +24,9 @@ class ParameterRecord:
         rate: the largest learning rate that it stepped with.
         gradient: its gradient at a step, of several steps the most that there was.
         size: the largest magnitude in its gradients.
-        moved: whether a step moved it.
+        start: a sample of its values at the start.
+        moved: whether a step was seen to move it.
+        may_have_moved: whether a step with a gradient may have moved it by values outside a sample.
         by_hand: whether it moved along its gradient outside of any optimizer's step.
         loaded: whether its values came from a load, and no step has moved it since.
         loaded_at: where that load was, if it was seen.
@@ -38,7 +40,9 @@ class ParameterRecord:
     rate: float = 0.0
     gradient: Gradient = "none"
     size: float = 0.0
+    start: Tensor | None = None
     moved: bool = False
+    may_have_moved: bool = False
     by_hand: HandStep = field(default_factory=HandStep)
     loaded: bool = False
     loaded_at: Place | None = None
@@ -46,25 +50,24 @@ class ParameterRecord:
     stale: bool = False
     states: deque[int] = field(default_factory=lambda: deque(maxlen=_MOST_STATES))
 
-    def note_state(self, parameter: Tensor) -> None:
-        """Note a state that steps led to, if any has moved the parameter."""
+    def note_state(self, values: Tensor | None) -> None:
+        """Note a sample of a state that steps led to, if any has moved the parameter."""
         if self.moved and not self.loaded:
-            self.states.append(_hash(parameter))
+            self.states.append(_hash(values))
 
-    def knows_state(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor has values to which steps have led."""
-        return _hash(tensor) in self.states
+    def knows_state(self, values: Tensor | None) -> bool:
+        """Tell whether a sample is of values to which steps have led."""
+        return _hash(values) in self.states
 
     def note_move(self) -> None:
         """Note that a step has moved it."""
         self.moved, self.loaded, self.loaded_at = True, False, None
 
-    def note_load(self, parameter: Tensor, place: Place | None) -> None:
+    def note_load(self, values: Tensor | None, place: Place | None) -> None:
         """Note that a load has set other values; those that training led to earlier are no news."""
-        self.loaded = not self.knows_state(parameter)
+        self.loaded = not self.knows_state(values)
         self.loaded_at = place if self.loaded else None
 
 
-def _hash(tensor: Tensor) -> int:
-    sample = sample_of(tensor)
-    return hash(None if sample is None else tuple(sample.tolist()))
+def _hash(values: Tensor | None) -> int:
+    return hash(None if values is None else tuple(values.tolist()))

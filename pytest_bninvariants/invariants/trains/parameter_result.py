@@ -61,7 +61,8 @@ class ParameterResult:
 
         Of a parameter that needs no gradient, such as that of a moving average, any move will do.
         """
-        if not self.moved or self.record.moved or self.record.by_hand.trained:
+        record = self.record
+        if not self.moved or record.moved or record.may_have_moved or record.by_hand.trained:
             return False
         return self.replaced or (self.requires_grad and not self.may_have_missed)
 

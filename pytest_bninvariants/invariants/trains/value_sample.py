@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pytest_bninvariants.snapshot.tensor_bytes import READ_ERRORS, values_of
+from pytest_bninvariants.snapshot.reads.pending_reads import read_together
+from pytest_bninvariants.snapshot.tensor_bytes import OUT_OF_MEMORY, READ_ERRORS, values_of
 
 _MOST_VALUES = 256
+_JOINED_AS_THEY_ARE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MOSTLY = 0.9
 
 
-def sample_of(tensor: Tensor) -> Tensor | None:
-    """Return up to 256 values of a tensor, spread over it; None if they cannot be read."""
+def samples_of(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Return some values of each tensor, spread over it; the host waits once for each device.
+
+    Returns:
+        All values of a small tensor, some 256 of a large one, float64 on the CPU; None for one that
+        is not there or cannot be read.
+    """
+    groups: dict[tuple[torch.dtype, torch.device], list[tuple[int, Tensor]]] = defaultdict(list)
+    for number, tensor in enumerate(tensors):
+        piece = _spread(tensor)
+        if piece is not None:
+            groups[piece.dtype, piece.device].append((number, piece))
+    try:
+        joined = read_together([torch.cat([p for _, p in group]) for group in groups.values()])
+    except OUT_OF_MEMORY:  # of a device: what is copied whole to the host takes none there
+        return samples_of([None if each is None else each.detach().cpu() for each in tensors])
+    samples: list[Tensor | None] = [None] * len(tensors)
+    for group, values in zip(groups.values(), joined, strict=True):
+        sizes = [len(piece) for _, piece in group]
+        split = torch.split_with_sizes(values.to(torch.float64), sizes)
+        for (number, _), sample in zip(group, split, strict=True):
+            samples[number] = sample
+    return samples
+
+
+def _spread(tensor: Tensor | None) -> Tensor | None:
+    """Return some values of a tensor, where they are; None if they cannot be read."""
+    if tensor is None:
+        return None
     try:
         flat = [_as_real(each.detach()).reshape(-1) for each in values_of(tensor)]
     except READ_ERRORS:
         return None
-    steps = [max(1, each.numel() // _MOST_VALUES) for each in flat]
-    return torch.cat(
-        [each[::step].to("cpu", torch.float64) for each, step in zip(flat, steps, strict=True)]
-    )
+    some = [each[:: max(1, each.numel() // _MOST_VALUES)] for each in flat]
+    if len(some) == 1 and some[0].dtype in _JOINED_AS_THEY_ARE:
+        return some[0]
+    return torch.cat([each.cpu().to(torch.float64) for each in some]) if some else None
+
+
+def same_sample(one: Tensor | None, other: Tensor | None) -> bool:
+    """Tell whether two samples are bit for bit the same."""
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one.view(torch.int64), other.view(torch.int64))
 
 
 def _as_real(values: Tensor) -> Tensor:
@@ -59,11 +97,9 @@ class HandStep:
     gradient: Tensor | None = None
     trained: bool = False
 
-    def note(self, parameter: Tensor, gradient: Tensor | None) -> None:
-        """Note a parameter's values, and its gradient after a backward pass."""
-        values = sample_of(parameter)
+    def note(self, values: Tensor | None, gradient: Tensor | None) -> None:
+        """Note a sample of a parameter's values, and of its gradient after a backward pass."""
         old, along = self.values, self.gradient
         if old is not None and along is not None and values is not None:
             self.trained |= old.shape == values.shape and are_parallel(values - old, along)
-        self.values = values
-        self.gradient = None if gradient is None else sample_of(gradient)
+        self.values, self.gradient = values, gradient

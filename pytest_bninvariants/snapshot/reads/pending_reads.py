@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pytest_bninvariants.devices import wait_for
 from pytest_bninvariants.snapshot.buckets import fit_in_buckets
-from pytest_bninvariants.snapshot.host_copies import keep_on_host, move_to_host
+from pytest_bninvariants.snapshot.host_copies import keep_on_host
 from pytest_bninvariants.snapshot.tensor_bytes import OUT_OF_MEMORY, READ_ERRORS
 
 # how much may be pending, so that memory does not grow with the length of a step
@@ -71,13 +71,25 @@ def read_together(tensors: Sequence[Tensor]) -> list[Tensor]:
     wait_for(numbers_on)
     for numbers in numbers_on.values():
         flat = [tensors[number].reshape(-1).view(torch.uint8) for number in numbers]
-        try:
-            pieces = [piece.clone() for piece in move_to_host(flat)]  # each is aligned
-        except OUT_OF_MEMORY:  # of the device, to join them
-            pieces = [each.cpu() for each in flat]
+        pieces = [piece.clone() for piece in move_to_host(flat)]  # each is aligned
         for number, piece in zip(numbers, pieces, strict=True):
             copies[number] = piece.view(tensors[number].dtype).view(tensors[number].shape)
     return copies
+
+
+def move_to_host(pieces: list[Tensor]) -> list[Tensor]:
+    """Return copies on the host of flat uint8 tensors of one device, by a single copy.
+
+    Args:
+        pieces: the tensors; those that are to be viewed as wider values come before narrower ones.
+    """
+    if not pieces:
+        return []
+    try:
+        joined = torch.cat(pieces).cpu()
+    except OUT_OF_MEMORY:  # of the device, to join them
+        return [piece.cpu() for piece in pieces]
+    return list(torch.split_with_sizes(joined, [piece.numel() for piece in pieces]))
 
 
 def keep_together(tensors: Iterable[Tensor]) -> None:

@@ -1,0 +1,1 @@
+"""Read what devices hold, together."""
