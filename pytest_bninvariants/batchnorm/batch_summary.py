@@ -51,7 +51,7 @@ class BatchSummary(NamedTuple):
     @property
     def is_constant(self) -> bool:
         """Tell whether each channel has one value."""
-        return bool((self.vectors[3] == 0).all())
+        return not self.vectors[3].any()
 
 
 def summarise(x: Tensor, depth: int) -> BatchSummary:

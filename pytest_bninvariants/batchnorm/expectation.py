@@ -22,6 +22,7 @@ from pytest_bninvariants.batchnorm.tolerance import (
     NormalisationBounds,
     bounds_by_magnitude,
     gradient_bounds,
+    mixing_bound,
     output_bound,
     running_bound,
     statistics_bounds,
@@ -183,6 +184,29 @@ def expected_statistics(
     )
     bounds = _running_bounds(old, exact, new, batch, errors, n, momentum, arithmetic)
     return BoundedValue(new.mean, bounds.mean), BoundedValue(new.var, bounds.var)
+
+
+@torch.no_grad()
+def is_surely_right(
+    old: Statistics, new: Statistics, batch: BatchSummary, momentum: float, a: Arithmetic
+) -> bool:
+    """Tell whether statistics moved, and to what they must be but for the rounding of the update.
+
+    This is less than `expected_statistics` allows, and takes a tenth of its time.
+
+    Args:
+        old: what they were, float64 on the CPU.
+        new: what they are now.
+        batch: what the batch comes to, on the CPU.
+        momentum: the batch's weight.
+        a: what the layer may compute with.
+    """
+    before, now = torch.stack(old), torch.stack(new)
+    mean, var = batch.statistics
+    of_batch = torch.stack([mean, var * (batch.values / (batch.values - 1))])
+    kept, added = (1 - momentum) * before, momentum * of_batch
+    right = (now - kept - added).abs() <= mixing_bound(kept, added, a)
+    return bool(right.all()) and not torch.equal(before, now)
 
 
 def _running_bounds(

@@ -184,6 +184,17 @@ def running_bound(
     return a.with_reference_error(bound + a.storing_error(new, a.state))
 
 
+def mixing_bound(kept: Tensor, added: Tensor, a: Arithmetic) -> Tensor:
+    """Return the least of `running_bound`: what rounding does to a sum of exact terms.
+
+    Args:
+        kept: what the sum has of the old statistic.
+        added: what it has of the batch's.
+        a: the layer's arithmetic.
+    """
+    return gamma(5, max(a.unit, UNIT[a.state])) * (kept.abs() + added.abs())
+
+
 def gradient_bounds(
     batch: Normalisation, grad: Tensor, true: BatchNormGradients
 ) -> BatchNormGradients:

@@ -159,7 +159,7 @@ class LayerRecord:
         If the forward starts a new average, no earlier update or write matters.
         """
         momentum, state = forward.momentum, forward.before
-        if state.is_new and (momentum is None or momentum == 1):
+        if (momentum is None or momentum == 1) and state.is_new:
             return Provenance()
         return self.provenance_of(state, by_call=forward.by_call)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 import torch
@@ -296,6 +297,9 @@ def _unusable(layer: nn.Module) -> Iterator[tuple[str, str]]:
         if name not in STATISTICS or not is_readable(value):
             continue
         values = on_host(value).detach().cpu().flatten().double()
+        least, most = (float(each) for each in values.aminmax()) if len(values) else (0.0, 0.0)
+        if isfinite(least) and isfinite(most) and not (name == "running_var" and least < 0):
+            continue
         bad, negative = ~values.isfinite(), values < 0
         if bool(bad.any()):
             yield name, f"{int(bad.sum())} of {len(bad)} values are not finite"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from ctypes import c_char
+from ctypes import string_at
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
+import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.batchnorm.reference import Statistics
 from pytest_bninvariants.selection.bn_layers import BN_STATE
 from pytest_bninvariants.snapshot.buckets import fit_in_buckets
 from pytest_bninvariants.snapshot.host_copies import on_host
-from pytest_bninvariants.snapshot.tensor_bytes import READ_ERRORS, Content, as_bytes, content_of
+from pytest_bninvariants.snapshot.tensor_bytes import READ_ERRORS, Content, content_of
 from pytest_bninvariants.verdict import Place
 
 # how many of each are kept, so that memory does not grow with the length of a step
@@ -55,7 +56,7 @@ class BatchKey:
     @classmethod
     def from_statistics(cls, step: int, statistics: Statistics, count: int) -> BatchKey:
         """Return the key of a batch with these statistics, which are float64 and on the CPU."""
-        return cls(step=step, digest=_digest(map(as_bytes, statistics)), count=count)
+        return cls(step=step, digest=_digest(statistics), count=count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,13 +130,12 @@ def statistics_of(layer: nn.Module) -> dict[str, Tensor]:
     return {name: each for name, each in buffers if name in BN_STATE and each is not None}
 
 
-def _contents(tensors: list[Tensor]) -> list[Content | None]:
-    """Copy the bytes of tensors; most are plain memory, which is copied faster."""
-    tensors = list(map(on_host, tensors))
+def _join(tensors: list[Tensor]) -> Tensor | None:
+    """Copy the bytes of tensors into one; None if they are not plain memory on one device."""
     with suppress(*READ_ERRORS):
-        if fit_in_buckets(tensors):
-            return [(as_bytes(tensor.detach().resolve_neg()).clone(),) for tensor in tensors]
-    return list(map(content_of, tensors))
+        if tensors and fit_in_buckets(tensors):
+            return torch.cat([each.resolve_neg().reshape(-1).view(torch.uint8) for each in tensors])
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,25 +145,42 @@ class StatisticsSnapshot:
     Args:
         tensors: the tensors themselves, by name.
         contents: copies of their bytes; None for a tensor that cannot be read.
+        joined: the same copies as one tensor, those of the widest values first; None if they are
+            kept one by one.
     """
 
     tensors: dict[str, Tensor]
     contents: dict[str, Content | None]
+    joined: Tensor | None = None
 
     @classmethod
     def from_layer(cls, layer: nn.Module) -> StatisticsSnapshot:
         """Copy a layer's statistics, on their own device."""
         tensors = statistics_of(layer)
-        return cls(tensors, dict(zip(tensors, _contents(list(tensors.values())), strict=True)))
+        named = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
+        values = {name: on_host(tensor) for name, tensor in named}
+        joined = _join(list(values.values()))
+        if joined is None:
+            return cls(tensors, {name: content_of(each) for name, each in values.items()})
+        sizes = [each.nbytes for each in values.values()]
+        return cls(tensors, _split(joined, dict(zip(values, sizes, strict=True))), joined)
 
     @property
     def pieces(self) -> list[Tensor]:
         """Return the copies, which may be on a device."""
+        if self.joined is not None:
+            return [self.joined]
         return [piece for content in self.contents.values() for piece in content or ()]
 
     def with_pieces(self, pieces: Iterable[Tensor]) -> StatisticsSnapshot:
         """Return this snapshot with other copies in place of `pieces`: those on the host."""
         rest = iter(pieces)
+        if self.joined is not None:
+            joined = next(rest)
+            if joined is self.joined:
+                return self
+            sizes = {name: content[0].numel() for name, content in self.contents.items() if content}
+            return StatisticsSnapshot(self.tensors, _split(joined, sizes), joined)
         contents = {
             name: content and tuple(next(rest) for _ in content)
             for name, content in self.contents.items()
@@ -204,8 +221,17 @@ class StatisticsSnapshot:
 
     def differs_from(self, other: StatisticsSnapshot) -> set[str]:
         """Return the names of the tensors whose bytes differ."""
+        if self._has_all_of(other):
+            return set()
         names = self.contents.keys() | other.contents.keys()
         return {name for name in names if not self._has(name, other)}
+
+    def _has_all_of(self, other: StatisticsSnapshot) -> bool:
+        """Tell whether all bytes are the same, if both have them joined."""
+        mine, theirs = self.joined, other.joined
+        if mine is None or theirs is None or self.contents.keys() != other.contents.keys():
+            return False
+        return mine.device == theirs.device and torch.equal(mine, theirs)
 
     def _has(self, name: str, other: StatisticsSnapshot) -> bool:
         mine, theirs = self.contents.get(name), other.contents.get(name)
@@ -265,10 +291,15 @@ class StatisticsHistory:
         self.latest = state, provenance
 
 
+def _split(joined: Tensor, sizes: dict[str, int]) -> dict[str, Content | None]:
+    pieces = torch.split_with_sizes(joined, list(sizes.values()))
+    return {name: (piece,) for name, piece in zip(sizes, pieces, strict=True)}
+
+
 def _digest(parts: Iterable[Tensor]) -> bytes:
-    """Return a digest of the bytes of flat uint8 tensors."""
+    """Return a digest of the bytes of tensors."""
     digest = blake2b(digest_size=16)
     for part in parts:
         on_cpu = part.cpu().contiguous()
-        digest.update((c_char * on_cpu.numel()).from_address(on_cpu.data_ptr()))
+        digest.update(string_at(on_cpu.data_ptr(), on_cpu.nbytes))
     return digest.digest()

@@ -64,6 +64,7 @@ class UpdateLog(Watcher):
         self._model_forwards = 0
         self._model_runs_in: OutermostCall | None = None
         self._last_backward_was_dummy = False
+        self._has_stopped = False
         self.steps = 0
         """How many steps of optimizers that hold parameters of the model have ended."""
         self.compiled = False
@@ -72,6 +73,9 @@ class UpdateLog(Watcher):
     def stop(self) -> None:
         """Stop recording, and note which layers are to train by now."""
         super().stop()
+        if self._has_stopped:
+            return
+        self._has_stopped = True
         to_train = layers_to_train(self._model)
         for key, record in self._records.items():
             record.is_to_train |= key in to_train

@@ -134,15 +134,16 @@ class TrainsGuard(Guard):
         log, now = self._parameter_log, ModelNames.from_model(self.model).tensors
         olds = {key: kept.watched.tensor for key, kept in self._kept.items()}
         tensors = {key: now[key].tensor if key in now else old for key, old in olds.items()}
-        samples = samples_of([*olds.values(), *tensors.values()])
-        states = zip(olds, samples[: len(olds)], samples[len(olds) :], strict=True)
+        distinct = {id(each): each for each in (*olds.values(), *tensors.values())}
+        samples = dict(zip(distinct, samples_of([*distinct.values()]), strict=True))
         finite = dict(zip(tensors, are_finite([*tensors.values()]), strict=True))
         moved = {}
         replaced = {}
-        for key, old_values, values in states:
-            record = log.record_of(olds[key])
-            record.note_state(old_values)
-            record.by_hand.note(values, None)
+        for key, old in olds.items():
+            record, values = log.record_of(old), samples[id(tensors[key])]
+            record.note_state(samples[id(old)])
+            if not record.moved or tensors[key] is not olds[key]:
+                record.by_hand.note(values, None)
             moved[key] = not same_sample(record.start, values)
             known = record.by_hand.trained or record.knows_state(values)
             replaced[key] = tensors[key] is not olds[key] and not known

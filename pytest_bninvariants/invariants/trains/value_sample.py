@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 from pytest_bninvariants.snapshot.reads.pending_reads import read_together
-from pytest_bninvariants.snapshot.tensor_bytes import OUT_OF_MEMORY, READ_ERRORS, values_of
+from pytest_bninvariants.snapshot.tensor_bytes import (
+    OUT_OF_MEMORY,
+    READ_ERRORS,
+    are_backed,
+    is_plain,
+    values_of,
+)
 
 _MOST_VALUES = 256
-_JOINED_AS_THEY_ARE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_JOINED_AS_THEY_ARE = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 _MOSTLY = 0.9
 
 
@@ -46,14 +52,19 @@ def _spread(tensor: Tensor | None) -> Tensor | None:
     """Return some values of a tensor, where they are; None if they cannot be read."""
     if tensor is None:
         return None
+    if is_plain(tensor) and tensor.dtype in _JOINED_AS_THEY_ARE:
+        return _thinned(tensor.reshape(-1)) if are_backed([tensor]) else None
     try:
         flat = [_as_real(each.detach()).reshape(-1) for each in values_of(tensor)]
     except READ_ERRORS:
         return None
-    some = [each[:: max(1, each.numel() // _MOST_VALUES)] for each in flat]
-    if len(some) == 1 and some[0].dtype in _JOINED_AS_THEY_ARE:
-        return some[0]
-    return torch.cat([each.cpu().to(torch.float64) for each in some]) if some else None
+    some = [_thinned(each).cpu().to(torch.float64) for each in flat]
+    return torch.cat(some) if some else None
+
+
+def _thinned(flat: Tensor) -> Tensor:
+    step = flat.numel() // _MOST_VALUES
+    return flat[::step] if step > 1 else flat
 
 
 def same_sample(one: Tensor | None, other: Tensor | None) -> bool:
