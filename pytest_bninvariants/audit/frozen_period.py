@@ -51,11 +51,11 @@ class FrozenPeriod:
 
     def moved(self) -> list[Change]:
         """Return the changes of the layer's statistics, unless models were averaged meanwhile."""
-        watched = {
-            key: kept.watched._replace(tensor=self._now(key, kept.watched.tensor))
-            for key, kept in self.kept.items()
-        }
         with undisturbed():
+            watched = {
+                key: kept.watched._replace(tensor=self._now(key, kept.watched.tensor))
+                for key, kept in self.kept.items()
+            }
             changes = changes_since(self.kept, watched, ())
         moved = {change.name for change in changes if change.kind == "values"}
         return changes if moved & {*STATISTICS} and not self.parameters.averaged else []
@@ -70,8 +70,9 @@ class FrozenPeriod:
     @property
     def is_reset(self) -> bool:
         """Tell whether the statistics are those of a new layer."""
-        mean, variance = (self._now(name, self.kept[name].watched.tensor) for name in STATISTICS)
         with undisturbed():
+            kept = [self.kept[name].watched.tensor for name in STATISTICS]
+            mean, variance = map(self._now, STATISTICS, kept)
             return bool((mean == 0).all()) and bool((variance == 1).all())
 
     def keeps(self, tensor: Tensor) -> bool:

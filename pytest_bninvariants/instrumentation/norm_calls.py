@@ -43,6 +43,7 @@ class _ModuleCall:
         listens: whether it needs torch's functions wrapped.
         marks: the marks of its statistics before the call.
         normalised: whether it called one of torch's functions to normalise.
+        is_around_layer: whether it called another BN layer, which tells what it does by itself.
     """
 
     module: nn.Module
@@ -52,6 +53,7 @@ class _ModuleCall:
     listens: bool
     marks: object = None
     normalised: bool = False
+    is_around_layer: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -118,14 +120,18 @@ class NormCallHooks:
 
     def leave(self, result: object, *, failed: bool) -> None:
         """Note that the innermost call that `enter` noted has ended, and what it returned."""
-        call = self._stack().pop()
+        stack = self._stack()
+        call = stack.pop()
+        if stack and (call.is_layer or call.is_around_layer):
+            stack[-1].is_around_layer = True
         if call.listens:
             self._change_listening_calls(-1)
         if call.is_layer and not call.normalised:
             failed_early = failed and (call.listens or isinstance(sys.exc_info()[1], ValueError))
             wrote = call.listens and _marks(call.module) != call.marks
             _tell_by_mode(call.module, call.x, failed=failed_early, wrote=wrote)
-            if not (failed or wrote or has_known_forward(call.module)):
+            tells = failed or wrote or call.is_around_layer or has_known_forward(call.module)
+            if not tells:
                 _tell_own_forward(call.module, call.x, result)
         for after in call.after:
             after(failed)

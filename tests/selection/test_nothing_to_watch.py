@@ -124,7 +124,7 @@ def test_an_exclude_that_leaves_nothing_out_or_nothing_in_is_a_gate_error(exclud
     [
         ((3,), {}, "got 3 (int)"),
         ((None,), {}, "got None (NoneType)"),
-        ((nn.Linear(1, 1),), {}, "(Linear)"),
+        ((nn.Linear(1, 1),), {}, "got <Linear>"),
         ((["stem", "head"],), {}, "(list)"),
         ((b"stem",), {}, "(bytes)"),
         ((), {"exclude": 3}, "exclude= takes a name or several names; got 3 (int)"),

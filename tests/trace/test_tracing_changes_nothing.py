@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import resnet18
 
 from pytest_bninvariants import FrozenStateChanged, frozen
+from pytest_bninvariants.guard_registry import Finding
 from pytest_bninvariants.run_config import Trace, override
 from tests.trace.tracing import ALL, Small, Step, add, broken, copy, traced
 
@@ -114,7 +115,7 @@ def test_a_mode_that_is_left_after_the_guard_stays() -> None:
     assert guard.finish().holds
 
 
-def test_a_step_that_raises_leaves_no_mode_behind() -> None:
+def test_a_step_that_raises_leaves_no_mode_behind(findings: list[Finding]) -> None:
     def step(model: Any) -> None:
         with frozen(model):
             add(model)
@@ -123,6 +124,9 @@ def test_a_step_that_raises_leaves_no_mode_behind() -> None:
     with override(trace=ALL), pytest.raises(ValueError, match="own") as caught:
         step(Small())
     assert "who  aten.add_.Tensor wrote fc.weight" in caught.value.__notes__[0]
+    (lost,) = findings
+    assert lost.carrier is caught.value
+    findings.clear()
 
 
 def test_sparse_and_fake_tensors_beside_the_model_do_no_harm() -> None:

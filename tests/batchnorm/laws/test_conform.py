@@ -40,7 +40,7 @@ def test_a_class_that_makes_no_layer_is_no_broken_law() -> None:
         assert_bn_conforms(Wider2d)
     with pytest.raises(ValueError, match=r"^Wider2d\(3, group=1\) raised TypeError: .*'group'"):
         assert_bn_conforms(Wider2d, group=1)
-    with pytest.raises(TypeError, match=r"^BatchNorm2d\(3, .* is a layer itself: give its class"):
+    with pytest.raises(TypeError, match=r"^<BatchNorm2d> is a layer itself: give its class"):
         assert_bn_conforms(nn.BatchNorm2d(3))
     with pytest.raises(ValueError, match=r"^range\(3\) makes no torch\.nn\.Module, but range"):
         assert_bn_conforms(range)

@@ -67,7 +67,7 @@ WRONG = {  # option: what the message says besides
     "--bn-impl=mine:number": "3 is not a class",
     "--bn-impl=mine:layer": "is a layer itself: give its class, or a function that makes it",
     "--bn-impl=torch.nn:Linear": "Linear(3) raised TypeError",
-    "--bn-impl=torch:ones": "ones(3) makes no torch.nn.Module, but tensor([1., 1., 1.]) (Tensor)",
+    "--bn-impl=torch:ones": "ones(3) makes no torch.nn.Module, but <Tensor of shape (3,)>",
     "--bn-impl=torch.nn:Embedding(embedding_dim=2)": "takes no input of 2 to 5 dimensions",
     "--bn-impl=mine:Told2d": "Told2d(3) raised RuntimeError: I was told None",
     f"{NORM}(foo=1)@2d": "Norm(3, foo=1) raised TypeError: ",
