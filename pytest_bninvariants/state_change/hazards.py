@@ -221,6 +221,8 @@ def _optimizer_hazards(observation: Observation) -> Iterator[Hazard]:
 
 def _own_forward_hazards(observation: Observation) -> Iterator[Hazard]:
     """Yield the layers in training mode whose own forward may have used batch statistics."""
+    if not observation.witness.layers.saw_own_outputs:
+        return
     violated = {change.layer for change in observation.changes}
     for key, layer in observation.before.selection.bn_layers.items():
         name = observation.before.selection.bn_names[key]

@@ -116,6 +116,8 @@ class ActivityRecorder:
         """By id of a scripted layer: what its code always normalises with."""
         self._activities: ModuleMap[LayerActivity] = ModuleMap()
         self._reach = CompiledReach()
+        self.saw_own_outputs = False
+        """Whether the output of any layer's own forward was looked at."""
 
     @cached_property
     def _bn_layers(self) -> list[nn.Module]:
@@ -186,6 +188,7 @@ class ActivityRecorder:
         """Find out what a layer's own forward used, once in each mode: it takes some operators."""
         if id(layer) not in self._watched:
             return
+        self.saw_own_outputs = True
         outputs, training = self._entry(layer).outputs, layer.training
         if training not in outputs:
             outputs[training] = statistics_used(layer, x, output)
