@@ -177,5 +177,5 @@ def has_float64(device: object) -> bool:
     """
     import torch
 
-    name: Any = device
-    return _works(lambda: torch.zeros(1, dtype=torch.float64, device=name))
+    name: Any = torch.device(device)  # type: ignore[call-overload]
+    return name.type == "cpu" or _works(lambda: torch.zeros(1, dtype=torch.float64, device=name))

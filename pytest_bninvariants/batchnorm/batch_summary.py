@@ -1,10 +1,10 @@
 """Sum up a batch on its own device: a few numbers a channel stand for all values.
 
-The values are added up in float64, in pieces, so that no copy of the whole batch is made. The first
-value of each channel is subtracted from the others before (Chan, Golub and LeVeque, "Algorithms for
-computing the sample variance", 1983, section 3): no value is further than sqrt(n) standard
-deviations from the mean, so the variance loses at most a factor n to cancellation, and float64
-serves as the truth for float32. For float64 the mean itself is subtracted, in a second pass.
+The values are added up in float64, some channels at a time, so that the whole batch is not copied.
+The first value of each channel is subtracted from the others before (Chan, Golub and LeVeque,
+"Algorithms for computing the sample variance", 1983, section 3): no value is further than sqrt(n)
+standard deviations from the mean, so the variance loses at most a factor n to cancellation, and
+float64 serves as the truth for float32. For float64 the mean itself is subtracted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from pytest_bninvariants.batchnorm.arithmetic import FLOAT64, sum_depth
 from pytest_bninvariants.batchnorm.reference import Statistics
 
-_PIECE_ON_CPU = 2**17  # values whose float64 copies fit in a processor's cache
+_PIECE_ON_CPU = 2**16  # values whose float64 copies fit in a processor's cache
 _PIECE_ON_DEVICE = 2**22
 
 
@@ -62,33 +62,26 @@ def summarise(x: Tensor, depth: int) -> BatchSummary:
         depth: the depth of a channel's sums where a layer normalises the batch.
     """
     count = x.numel() // x.shape[1]
-    first = x[0]
-    while first.dim() > 1:
-        first = first[..., 0]
-    shift = first.to(FLOAT64)
-    if x.dtype is FLOAT64:
-        shift = shift + _sums(x, shift)[0] / count
-    total, squares, magnitudes = _sums(x, shift)
-    rest = total / count
-    var = squares / count - rest.square()
-    vectors = torch.stack([shift + rest, var, magnitudes / count, squares])
-    return BatchSummary(vectors, count, depth, x.dtype)
-
-
-def _sums(x: Tensor, shift: Tensor) -> Tensor:
-    """Return sums a channel: of x - shift, of its square, and of |x|, shape (3, C)."""
-    dims = [dim for dim in range(x.dim()) if dim != 1]
-    offset = shift.view(1, -1, *[1] * (x.dim() - 2))
     most = _PIECE_ON_CPU if x.device.type == "cpu" else _PIECE_ON_DEVICE
-    samples = max(1, most * len(x) // x.numel())
-    sums = []
-    for piece in torch.split(x, samples):
-        magnitude = piece.abs().sum(dims, dtype=FLOAT64)
-        # `to` returns float64 as it is, and must not be written to
-        deviation = piece - offset if x.dtype is FLOAT64 else piece.to(FLOAT64).sub_(offset)
-        total = deviation.sum(dims)
-        sums.append(torch.stack([total, deviation.square_().sum(dims), magnitude]))
-    return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+    parts = [_vectors(part) for part in torch.split(x, max(1, most // count), dim=1)]
+    return BatchSummary(parts[0] if len(parts) == 1 else torch.cat(parts, 1), count, depth, x.dtype)
+
+
+def _vectors(x: Tensor) -> Tensor:
+    """Return the vectors of some channels."""
+    rows = x.transpose(0, 1).flatten(1)
+    count, shift = rows.shape[1], rows[:, :1].to(FLOAT64)
+    if x.dtype is FLOAT64:
+        shift = shift + (rows - shift).mean(1, keepdim=True)
+        magnitude, deviation = rows.abs().sum(1), rows - shift
+    else:
+        deviation = rows.to(FLOAT64)
+        magnitude = deviation.abs().sum(1)
+        deviation.sub_(shift)
+    rest = deviation.sum(1) / count
+    squares = deviation.square_().sum(1)
+    mean, var = shift.squeeze(1) + rest, squares / count - rest.square()
+    return torch.stack([mean, var, magnitude / count, squares])
 
 
 def depth_of(x: Tensor) -> int:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from operator import is_
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 from pytest_bninvariants.batchnorm.arithmetic import UNIT
 from pytest_bninvariants.batchnorm.batch_summary import BatchSummary, depth_of, summarise
 from pytest_bninvariants.devices import has_float64, is_capturing
-from pytest_bninvariants.invariants.bn_updates.state_history import StatisticsSnapshot
+from pytest_bninvariants.invariants.bn_updates.state_history import (
+    StatisticsReader,
+    StatisticsSnapshot,
+)
 from pytest_bninvariants.selection.bn_layers import counts_batches, has_known_forward
 from pytest_bninvariants.snapshot.tensor_bytes import (
     OUT_OF_MEMORY,
@@ -63,7 +67,7 @@ class LayerForward:
     """One forward of a BN layer, or a call of torch's function with the layer's statistics.
 
     Args:
-        layer: the layer.
+        reader: copies the layer's statistics.
         before: its statistics before the forward.
         x: the first tensor that the layer was called with.
         training: the layer's mode.
@@ -74,7 +78,7 @@ class LayerForward:
         by_call: whether this is a call of torch's function, and not a forward of the layer.
     """
 
-    layer: nn.Module
+    reader: StatisticsReader
     before: StatisticsSnapshot
     x: VersionedTensor | None
     training: bool
@@ -84,31 +88,33 @@ class LayerForward:
     by_call: bool = False
 
     @classmethod
-    def begin(cls, layer: nn.Module, x: Tensor | None) -> LayerForward:
+    def begin(cls, reader: StatisticsReader, x: Tensor | None) -> LayerForward:
         """Return the record of a layer's forward that begins."""
         return cls(
-            layer=layer,
-            before=StatisticsSnapshot.from_layer(layer),
+            reader=reader,
+            before=reader.read(),
             x=VersionedTensor.from_tensor(x),
-            training=layer.training,
-            momentum=_momentum_of(layer),
+            training=reader.layer.training,
+            momentum=_momentum_of(reader.layer),
         )
 
     @classmethod
-    def begin_call(cls, layer: nn.Module, values: Tensor | None, *, batch: bool) -> LayerForward:
+    def begin_call(
+        cls, reader: StatisticsReader, values: Tensor | None, *, batch: bool
+    ) -> LayerForward:
         """Return the record of a call of torch's function with a layer's statistics.
 
         Args:
-            layer: the layer.
+            reader: copies the layer's statistics.
             values: the values that the call normalises, if they are known.
             batch: whether it normalises them with batch statistics.
         """
         return cls(
-            layer=layer,
-            before=StatisticsSnapshot.from_layer(layer),
+            reader=reader,
+            before=reader.read(),
             x=None,
-            training=batch and layer.training,
-            momentum=_momentum_of(layer),
+            training=batch and reader.layer.training,
+            momentum=_momentum_of(reader.layer),
             values=VersionedTensor.from_tensor(values),
             parts=int(batch),
             by_call=True,
@@ -129,7 +135,7 @@ class LayerForward:
             place: where the outermost forward that it is part of was called.
             failed: whether it raised.
         """
-        layer, after = self.layer, StatisticsSnapshot.from_layer(self.layer)
+        layer, after = self.reader.layer, self.reader.read()
         known = has_known_forward(layer)
         unread = in_transform() or any(is_capturing(each.device) for each in after.pieces)
         may_update = bool(self.parts or self.training or not known)
@@ -163,9 +169,9 @@ class LayerForward:
 
     def _normalised(self) -> Tensor | None:
         """Return the values that a layer normalised, as (N, C, *), if they are known and usable."""
-        values = self.values or self.x
+        layer, values = self.reader.layer, self.values or self.x
         channels = self.before.tensors.get("running_mean")
-        other = isinstance(self.layer, InstanceNorm) or _is_synchronised(self.layer)
+        other = isinstance(layer, InstanceNorm) or _is_synchronised(layer)
         if values is None or channels is None or other:
             return None
         x = values.tensor
@@ -220,6 +226,9 @@ class EndedForward:
 
     def with_pieces(self, pieces: Iterable[Tensor]) -> EndedForward:
         """Return this forward with other tensors in place of `pieces`: those on the host."""
+        pieces = list(pieces)
+        if all(map(is_, pieces, self.pieces)):  # they were on the host
+            return self
         rest = iter(pieces)
         return replace(
             self,

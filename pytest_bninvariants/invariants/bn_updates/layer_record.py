@@ -12,6 +12,7 @@ from pytest_bninvariants.invariants.bn_updates.state_history import (
     BatchKey,
     Provenance,
     StatisticsHistory,
+    StatisticsReader,
     StatisticsSnapshot,
 )
 from pytest_bninvariants.invariants.bn_updates.update_groups import UpdateGroups
@@ -25,6 +26,7 @@ class LayerRecord:
 
     Args:
         layer: the layer.
+        reader: copies its statistics.
         history: the states of its statistics, and what led to each.
         is_to_train: whether one of its parameters requires a gradient at the start or the end.
         began_in_training: whether it was in training mode when the step began, if it can train.
@@ -43,6 +45,7 @@ class LayerRecord:
     """
 
     layer: nn.Module
+    reader: StatisticsReader
     history: StatisticsHistory
     is_to_train: bool
     began_in_training: bool
@@ -61,11 +64,12 @@ class LayerRecord:
 
     @classmethod
     def begin(
-        cls, layer: nn.Module, start: StatisticsSnapshot, *, is_to_train: bool
+        cls, reader: StatisticsReader, start: StatisticsSnapshot, *, is_to_train: bool
     ) -> LayerRecord:
         """Return the record of a layer when the step begins, with its statistics on the host."""
+        layer = reader.layer
         in_training = layer.training and not holds_weight_as_buffer(layer)
-        return cls(layer, StatisticsHistory.begin(start), is_to_train, in_training)
+        return cls(layer, reader, StatisticsHistory.begin(start), is_to_train, in_training)
 
     def provenance_of(self, state: StatisticsSnapshot, *, by_call: bool = False) -> Provenance:
         """Return what led to a state of the statistics.

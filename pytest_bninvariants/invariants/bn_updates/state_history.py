@@ -179,13 +179,17 @@ class StatisticsSnapshot:
             joined = next(rest)
             if joined is self.joined:
                 return self
-            sizes = {name: content[0].numel() for name, content in self.contents.items() if content}
-            return StatisticsSnapshot(self.tensors, _split(joined, sizes), joined)
+            return StatisticsSnapshot(self.tensors, _split(joined, self.sizes), joined)
         contents = {
             name: content and tuple(next(rest) for _ in content)
             for name, content in self.contents.items()
         }
         return StatisticsSnapshot(self.tensors, contents)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return how many bytes each tensor has, if they are joined."""
+        return {name: content[0].numel() for name, content in self.contents.items() if content}
 
     @property
     def unread(self) -> StatisticsSnapshot:
@@ -250,6 +254,43 @@ class StatisticsSnapshot:
     def has_tensors(self, tensors: dict[str, Tensor]) -> bool:
         """Tell whether it is a snapshot of these very tensors."""
         return all(self.tensors.get(name) is tensors.get(name) for name in BN_STATE)
+
+
+class StatisticsReader:
+    """Copy a layer's statistics again and again: what kind of tensors they are is found out once.
+
+    Args:
+        layer: the layer.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self._known: StatisticsSnapshot | None = None
+        self._addresses: list[int] = []
+        self._views: list[Tensor] = []
+
+    def read(self) -> StatisticsSnapshot:
+        """Copy the statistics as they are now, on their own device."""
+        tensors, known = statistics_of(self.layer), self._known
+        if known is not None and self._lie_as_before(tensors):
+            joined = torch.cat(self._views)
+            return StatisticsSnapshot(tensors, _split(joined, known.sizes), joined)
+        snapshot = StatisticsSnapshot.from_layer(self.layer)
+        self._known = None
+        if snapshot.joined is not None:
+            in_order = [tensors[name] for name in snapshot.contents]
+            if not any(each.is_neg() for each in in_order):
+                self._known = snapshot
+                self._addresses = list(map(Tensor.data_ptr, in_order))
+                self._views = [each.reshape(-1).view(torch.uint8) for each in in_order]
+        return snapshot
+
+    def _lie_as_before(self, tensors: dict[str, Tensor]) -> bool:
+        """Tell whether these are the tensors that are known, with the same memory."""
+        known = self._known
+        if known is None or not known.has_tensors(tensors):
+            return False
+        return [tensors[name].data_ptr() for name in known.contents] == self._addresses
 
 
 @dataclass(slots=True)

@@ -25,6 +25,7 @@ from pytest_bninvariants.instrumentation.unregistered_layers import Unregistered
 from pytest_bninvariants.invariants.bn_updates.layer_forward import LayerForward
 from pytest_bninvariants.invariants.bn_updates.layer_record import LayerRecord
 from pytest_bninvariants.invariants.bn_updates.state_history import (
+    StatisticsReader,
     StatisticsSnapshot,
     statistics_of,
 )
@@ -53,8 +54,10 @@ class UpdateLog(Watcher):
         self._pending = PendingReads()
         with undisturbed():
             self._records = {
-                id(layer): LayerRecord.begin(layer, start, is_to_train=id(layer) in to_train)
-                for layer, start in _statistics_on_host(layers)
+                id(reader.layer): LayerRecord.begin(
+                    reader, start, is_to_train=id(reader.layer) in to_train
+                )
+                for reader, start in _statistics_on_host(layers)
             }
         self._model = model
         self.unregistered = UnregisteredLayers(model)
@@ -140,7 +143,7 @@ class UpdateLog(Watcher):
         if record is None or id(layer) in self._running:
             return None
         with undisturbed():
-            forward = LayerForward.begin(layer, x)
+            forward = LayerForward.begin(record.reader, x)
         self._running[id(layer)] = forward
 
         def end(failed: bool) -> None:
@@ -183,7 +186,7 @@ class UpdateLog(Watcher):
         normalised = values if name == "batch_norm" else None
         with undisturbed():
             forwards = [
-                (record, LayerForward.begin_call(record.layer, normalised, batch=batch))
+                (record, LayerForward.begin_call(record.reader, normalised, batch=batch))
                 for record in self._records.values()
                 if at == _address_of_mean(record.layer)
             ]
@@ -258,7 +261,7 @@ class UpdateLog(Watcher):
 
     def _note_state(self, record: LayerRecord, note: Callable[[StatisticsSnapshot], None]) -> None:
         """Note the statistics that a layer has now, once they are read on the host."""
-        now = StatisticsSnapshot.from_layer(record.layer)
+        now = record.reader.read()
         self._pending.add(now.pieces, lambda pieces: note(now.with_pieces(pieces)))
 
     def saw_compiled_code(self) -> None:
@@ -268,12 +271,13 @@ class UpdateLog(Watcher):
 
 def _statistics_on_host(
     layers: Iterable[nn.Module],
-) -> Iterator[tuple[nn.Module, StatisticsSnapshot]]:
-    """Yield layers with their statistics; the host waits once for each device."""
-    on_devices = [(layer, StatisticsSnapshot.from_layer(layer)) for layer in layers]
-    pieces = iter(read_together([piece for _, each in on_devices for piece in each.pieces]))
-    for layer, each in on_devices:
-        yield layer, each.with_pieces(islice(pieces, len(each.pieces)))
+) -> Iterator[tuple[StatisticsReader, StatisticsSnapshot]]:
+    """Yield the statistics of layers, and what reads them; the host waits once for each device."""
+    readers = list(map(StatisticsReader, layers))
+    on_devices = [reader.read() for reader in readers]
+    pieces = iter(read_together([piece for each in on_devices for piece in each.pieces]))
+    for reader, each in zip(readers, on_devices, strict=True):
+        yield reader, each.with_pieces(islice(pieces, len(each.pieces)))
 
 
 def _address_of_mean(layer: nn.Module) -> int | None:
