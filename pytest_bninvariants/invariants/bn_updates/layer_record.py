@@ -39,6 +39,7 @@ class LayerRecord:
         in_eval: how many forwards ran in eval.
         by_forward: its updates in each forward of the model.
         by_step: its updates between two steps of an optimizer.
+        eval_by_step: its forwards in eval between two steps, where no update came between them.
         in_dummy_steps: how many updates it made in steps in which all gradients were zero.
         unreadable: whether its statistics could not be read at some forward.
         put_in_eval: where it was last put in eval.
@@ -58,6 +59,7 @@ class LayerRecord:
     in_eval: int = 0
     by_forward: UpdateGroups = field(default_factory=UpdateGroups)
     by_step: UpdateGroups = field(default_factory=UpdateGroups)
+    eval_by_step: UpdateGroups = field(default_factory=UpdateGroups)
     in_dummy_steps: int = 0
     unreadable: bool = False
     put_in_eval: Place | None = None
@@ -127,10 +129,13 @@ class LayerRecord:
         if self._is_update(forward, moved):
             self._note_update(forward, steps)
             self.by_step.add(steps)
+            self.eval_by_step.drop(steps)
             if not forward.in_backward:
                 self.by_forward.add(outer)
         else:
             self._note_idle(forward)
+            if not forward.training and self.by_step.group != steps:
+                self.eval_by_step.add(steps)
 
     def _is_update(self, forward: EndedForward, moved: set[str]) -> bool:
         """Tell whether a forward was an update of the statistics."""

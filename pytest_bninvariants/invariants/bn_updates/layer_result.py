@@ -146,6 +146,13 @@ class LayerResult:
         return self.optimizer_steps > 1 and self.updates_per_step == 1
 
     @property
+    def steps_in_eval(self) -> int:
+        """Return how many steps of an optimizer it ran in eval for, without an update."""
+        groups = self.record.eval_by_step
+        after_the_last = bool(groups.latest) and groups.group == self.optimizer_steps
+        return groups.number - after_the_last
+
+    @property
     def shared_by(self) -> int:
         """Return how many times one forward of the model updated it, if that was more than once."""
         most = self.record.by_forward.largest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pytest_bninvariants.diagnosis.rule import Rule
+from pytest_bninvariants.diagnosis.wording import counted, span
 from pytest_bninvariants.invariants.bn_updates.layer_result import (
     LayerResult,
     names_of,
@@ -28,6 +29,21 @@ def _explain_stuck(results: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{names_were(results)} in eval in each forward{contrast}: running statistics stood still",
         f"{mend}, or name only the layers that are to train",
+    )
+
+
+def _got_stuck(result: LayerResult) -> bool:
+    record = result.record
+    later = record.updates > 0 and result.steps_in_eval > 0
+    return result.lacks_updates and later and not record.idle
+
+
+def _explain_got_stuck(results: list[LayerResult]) -> tuple[str, str]:
+    names, numbers = names_of(results), [each.steps_in_eval for each in results]
+    return (
+        f"{names_were(results)} in eval in each forward before {span(numbers, 'step', 'steps')} of "
+        "an optimizer: running statistics stood still there",
+        f"call .train() on {names} again after what runs in eval, such as a validation",
     )
 
 
@@ -93,13 +109,19 @@ def _explain_wrote_nothing(results: list[LayerResult]) -> tuple[str, str]:
 
 def _ran_too_seldom(result: LayerResult) -> bool:
     ran = 0 < result.own_updates < (result.expected or 0)
-    return result.lacks_updates and ran and not result.record.idle
+    return result.lacks_updates and ran and not result.record.idle and not _got_stuck(result)
 
 
 def _explain_too_seldom(results: list[LayerResult]) -> tuple[str, str]:
+    why = f"{names_of(results)} ran fewer forwards in training mode than updates are expected"
+    times, steps = results[0].times, results[0].steps
+    if steps == 1:
+        return why, "run as many forwards as times= says, or pass their number as times="
     return (
-        f"{names_of(results)} ran fewer forwards in training mode than updates are expected",
-        "run as many forwards as times= says, or pass their number as times=",
+        f"{why}: {times} for each of {counted(steps, 'step')} of optimizers",
+        f"run {counted(int(times), 'forward')} in training mode before each step; where several "
+        "optimizers step after one forward, each of their steps counts: leave out per=, and pass "
+        "the number of forwards as times=",
     )
 
 
@@ -108,6 +130,13 @@ MISSING_UPDATES: tuple[Rule[LayerResult], ...] = (
         cause="stuck-in-eval",
         applies=_is_stuck,
         explain=_explain_stuck,
+        place=lambda result: result.record.put_in_eval,
+        did="put in eval by",
+    ),
+    Rule(
+        cause="stuck-in-eval",
+        applies=_got_stuck,
+        explain=_explain_got_stuck,
         place=lambda result: result.record.put_in_eval,
         did="put in eval by",
     ),

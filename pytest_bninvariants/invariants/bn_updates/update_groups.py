@@ -1,4 +1,4 @@
-"""Count a layer's updates in groups: by forward of the model, or by step of an optimizer."""
+"""Count what a layer does in groups: by forward of the model, or by step of an optimizer."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ class UpdateGroups:
             self.latest = 0
         self.group = group
         self.latest += 1
+
+    def drop(self, group: object) -> None:
+        """Forget this group, if it is the latest."""
+        if group == self.group:
+            self.latest = 0
 
     @property
     def counts(self) -> Counter[int]:

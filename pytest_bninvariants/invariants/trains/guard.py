@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -106,6 +107,7 @@ class TrainsGuard(Guard):
         with undisturbed():
             parameters = self._parameter_results()
             still, negligible = _untrained(parameters)
+            still = _beside_zeros(still, parameters)
             layers = self._layer_results()
             stuck = [each for each in layers if not each.updates or each.undone or each.unusable]
         changes = [Change(name=p.name, layer=p.name, kind="still", text=p.text) for p in still]
@@ -226,6 +228,14 @@ def _untrained(
     untrained = [each for each in parameters if not each.trained]
     negligible = [each for each in untrained if each.is_negligible and each.group in groups]
     return [each for each in untrained if each not in negligible], negligible
+
+
+def _beside_zeros(
+    still: list[ParameterResult], parameters: list[ParameterResult]
+) -> list[ParameterResult]:
+    """Return results that know which parameters began as zeros: their products have no gradient."""
+    zeros = [each.name for each in parameters if each.left_zero] if still else []
+    return [replace(each, zeros=zeros) for each in still]
 
 
 def _change_of_layer(result: LayerResult) -> Change:

@@ -93,6 +93,7 @@ class ParameterLog(Watcher):
             gradients = [returned.get(id(each), each.grad) for each in unheld]
             for (_, record), values, gradient in self._sampled(unheld, gradients):
                 record.by_hand.note(values, gradient)
+                record.saw_backward = True
 
     def _sampled(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]

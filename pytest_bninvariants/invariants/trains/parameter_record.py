@@ -24,6 +24,8 @@ class ParameterRecord:
         rate: the largest learning rate that it stepped with.
         gradient: its gradient at a step, of several steps the most that there was.
         size: the largest magnitude in its gradients.
+        saw_backward: whether a backward pass ended before the first step of an optimizer.
+        cleared: whether a step found none, or zeros, where backward had left a gradient.
         start: a sample of its values at the start.
         moved: whether a step was seen to move it.
         may_have_moved: whether a step with a gradient may have moved it by values outside a sample.
@@ -40,6 +42,8 @@ class ParameterRecord:
     rate: float = 0.0
     gradient: Gradient = "none"
     size: float = 0.0
+    saw_backward: bool = False
+    cleared: bool = False
     start: Tensor | None = None
     moved: bool = False
     may_have_moved: bool = False

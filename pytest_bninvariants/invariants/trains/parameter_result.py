@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -32,6 +32,7 @@ class ParameterResult:
         shrank: whether a step without a gradient scaled it by one factor, as weight decay does.
         dtype: its dtype.
         stepped: class names of the optimizers that stepped.
+        zeros: other parameters that trained, of whose values none differed from 0 at the start.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ParameterResult:
     shrank: bool
     dtype: torch.dtype
     stepped: list[str]
+    zeros: list[str] = field(default_factory=list)
 
     @property
     def trained(self) -> bool:
@@ -65,6 +67,13 @@ class ParameterResult:
         if not self.moved or record.moved or record.may_have_moved or record.by_hand.trained:
             return False
         return self.replaced or (self.requires_grad and not self.may_have_missed)
+
+    @property
+    def left_zero(self) -> bool:
+        """Tell whether it was all zeros before it trained; a bias often is, and is no factor."""
+        start = self.record.start
+        is_factor = self.trained and not self.name.endswith("bias")
+        return is_factor and start is not None and not bool(start.any())
 
     @property
     def group(self) -> tuple[str, int]:

@@ -64,6 +64,8 @@ class ParameterStep:
         untold = [each for each, is_nonzero in zip(held, told, strict=True) if not is_nonzero]
         if not closure:
             _note_gradients(untold)
+            for each in untold:
+                each.record.cleared |= each.record.saw_backward and each.record.by_hand.has_gradient
         ids = {id(each.tensor) for each in (held if closure else untold)}
         ids |= {id(each.tensor) for each in held if each.record.loaded}
         self._whole = [each for each in held if id(each.tensor) in ids]

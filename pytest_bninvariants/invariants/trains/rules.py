@@ -82,6 +82,23 @@ def _why_no_gradient(results: list[ParameterResult]) -> str:
     )
 
 
+def _why_cleared(results: list[ParameterResult]) -> str:
+    left = "zeros" if results[0].record.gradient == "zero" else "none"
+    return (
+        f"had a gradient after backward(), and {left} when {_optimizer(results)} stepped: "
+        "zero_grad() ran in between, or something else that clears .grad"
+    )
+
+
+def _why_beside_zeros(results: list[ParameterResult]) -> str:
+    zeros = results[0].zeros
+    return (
+        f"had a gradient of zeros when {_optimizer(results)} stepped; {name_list(zeros)} "
+        f"{one_or_many(zeros, 'was', 'were')} all zeros until then, and what is multiplied by "
+        "zeros has no gradient"
+    )
+
+
 def _why_rounded_away(results: list[ParameterResult]) -> str:
     rate, dtype = results[0].record.rate, str(results[0].dtype).removeprefix("torch.")
     largest = max(each.record.size for each in results)
@@ -94,6 +111,8 @@ def _why_rounded_away(results: list[ParameterResult]) -> str:
 def _is_unheld(result: ParameterResult) -> bool:
     return not result.record.optimizer and not (result.replaced and result.record.moved)
 
+
+_CLEAR_ELSEWHERE = "call zero_grad() before backward() or after step(), and not in between"
 
 RULES: tuple[Rule[ParameterResult], ...] = (
     _rule(
@@ -167,6 +186,18 @@ RULES: tuple[Rule[ParameterResult], ...] = (
     ),
     _rule(
         "no-gradient",
+        lambda each: each.record.gradient == "none" and each.record.cleared,
+        _why_cleared,
+        _CLEAR_ELSEWHERE,
+    ),
+    _rule(
+        "zero-gradient",
+        lambda each: each.record.gradient == "zero" and each.record.cleared,
+        _why_cleared,
+        _CLEAR_ELSEWHERE,
+    ),
+    _rule(
+        "no-gradient",
         lambda each: each.record.gradient == "none" and each.record.checkpointed,
         lambda results: (
             f"had no gradient when {_optimizer(results)} stepped: "
@@ -182,6 +213,13 @@ RULES: tuple[Rule[ParameterResult], ...] = (
         _why_no_gradient,
         "look for detach(), no_grad() or .data between {names} and the loss, or a branch that "
         "this step does not run",
+    ),
+    _rule(
+        "zero-gradient",
+        lambda each: each.record.gradient == "zero" and bool(each.zeros),
+        _why_beside_zeros,
+        "if zeros are the right start there, as for LoRA or a residual branch, put two steps into "
+        "the block: the second one has a gradient for {names}",
     ),
     _rule(
         "zero-gradient",

@@ -108,6 +108,11 @@ class HandStep:
     gradient: Tensor | None = None
     trained: bool = False
 
+    @property
+    def has_gradient(self) -> bool:
+        """Tell whether the last backward pass left a gradient that is not zero."""
+        return self.gradient is not None and bool(self.gradient.any())
+
     def note(self, values: Tensor | None, gradient: Tensor | None) -> None:
         """Note a sample of a parameter's values, and of its gradient after a backward pass."""
         old, along = self.values, self.gradient

@@ -120,3 +120,50 @@ def test_batches_of_equal_means_are_told_apart() -> None:
         for seed in range(2):
             half = values(seed)
             model(torch.cat([half, -half]))
+
+
+def test_a_layer_that_stays_in_eval_after_a_validation_is_told_with_the_line() -> None:
+    model = Net()
+
+    def validate(*, and_go_on_training: bool) -> None:
+        model.eval()
+        with torch.no_grad():
+            model(values(9))
+        if and_go_on_training:
+            model.train()
+
+    def epochs(*, number: int, trains_on: bool) -> None:
+        for seed in range(number):
+            train(model, values(seed))
+            validate(and_go_on_training=trains_on)
+
+    verdict = broken(model, lambda: epochs(number=3, trains_on=False), per="optimizer_step")
+    assert told(verdict) == [("bn", "1 update, expected 3")]
+    (cause,) = verdict.causes
+    assert cause.name == "stuck-in-eval"
+    assert "in each forward before 2 steps of an optimizer" in cause.why
+    assert "validation" in cause.fix
+    assert cause.place is not None
+    assert (cause.place.call, cause.place.function) == ("Net.eval()", "validate")
+    model.train()
+    with watching(bn_updates(model, per="optimizer_step"), layers=1):
+        epochs(number=3, trains_on=True)
+    verdict = broken(model, lambda: epochs(number=2, trains_on=True), per="optimizer_step", times=2)
+    assert [cause.name for cause in verdict.causes] == ["fewer-forwards"]
+
+
+def test_too_few_updates_for_the_steps_of_several_optimizers_are_told_as_that() -> None:
+    model = Net()
+    optimizers = [torch.optim.SGD([each], lr=0.1) for each in model.parameters()]
+
+    def step() -> None:
+        model(values()).square().mean().backward()
+        for optimizer in optimizers[:2]:
+            optimizer.step()
+
+    (cause,) = broken(model, step, per="optimizer_step").causes
+    assert cause.name == "fewer-forwards"
+    assert cause.why.endswith("are expected: 1 for each of 2 steps of optimizers")
+    assert "leave out per=, and pass the number of forwards as times=" in cause.fix
+    with watching(bn_updates(model), layers=1):
+        step()
