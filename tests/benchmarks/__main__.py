@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from tests.benchmarks.accuracy import accumulating, bounds, detection
-from tests.benchmarks.speed import cost, endurance, finetuning, kit, startup, tracing, watching
+from tests.benchmarks.speed import (
+    cost,
+    endurance,
+    finetuning,
+    kit,
+    startup,
+    tracing,
+    training,
+    watching,
+)
 
-SPEED = (cost, finetuning, watching, tracing, startup, kit, endurance)
+SPEED = (cost, finetuning, training, watching, tracing, startup, kit, endurance)
 ACCURACY = (detection, accumulating, bounds)
 
 for benchmark in SPEED + ACCURACY:
