@@ -78,8 +78,14 @@ def _line(place: Place) -> str:
 
 
 def _keep_in_eval(findings: list[AuditFinding]) -> str:
-    first = findings[0]
-    return keep_in_eval(layer_names(findings), first.put_in_training or first.context.place)
+    names, first = layer_names(findings), findings[0]
+    ran_at, put_in_training = first.context.place, first.put_in_training
+    tool = None if ran_at is None else ran_at.tool
+    if put_in_training is None and (tool is None or tool.startswith("torch.")):
+        return (
+            f"call .eval() on {name_list(names)} when the model is built, and after every train()"
+        )
+    return keep_in_eval(names, put_in_training or ran_at)
 
 
 def _explain_reset(findings: list[AuditFinding]) -> tuple[str, str]:

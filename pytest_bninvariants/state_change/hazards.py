@@ -66,7 +66,8 @@ def _identity_hazards(observation: Observation) -> Iterator[Hazard]:
 
 def _training_hazards(observation: Observation) -> Iterator[Hazard]:
     """Yield frozen parameters that a later step may train."""
-    before, operations = observation.before, observation.witness.operations
+    before, witness = observation.before, observation.witness
+    operations, trained = witness.operations, witness.backward_ran or witness.stepped_parameters
     violated = {change.name for change in observation.changes}
     watched, stepped = before.kept.tensors.by_key, operations.saw_any
     required = set(compress(before.kept, before.kept.requires_grad))
@@ -74,7 +75,7 @@ def _training_hazards(observation: Observation) -> Iterator[Hazard]:
         requires = now.requires_grad
         if not (requires or stepped) or key not in watched:
             continue
-        has_gradient = requires and now.is_leaf and now.grad is not None
+        has_gradient = trained and requires and now.is_leaf and now.grad is not None
         if not (stepped or has_gradient or key not in required):
             continue
         kept = before.kept[key]

@@ -25,6 +25,7 @@ from pytest_bninvariants.state_change.outside_modules import OutsideModules
 from pytest_bninvariants.state_change.run_detector import RunDetector
 from pytest_bninvariants.state_change.tensor_history import OperationLog
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
+from pytest_bninvariants.torch_internals.private_api import has_engine
 
 
 class Witness(Watcher):
@@ -51,6 +52,8 @@ class Witness(Watcher):
         self.runs = RunDetector(model, selection, scripted, self.outside)
         self.stepped_parameters: set[int] = set()
         """Ids of the parameters of all optimizers that stepped."""
+        self.backward_ran = not has_engine
+        """Whether a backward pass ran that may have left gradients."""
         self._called_in_training: set[int] = set()
         self._called_in_eval: set[int] = set()
 
@@ -108,6 +111,10 @@ class Witness(Watcher):
         self.stepped_parameters |= held
         self.runs.saw_step(held)
         return self.operations.before_step(optimizer, frame, closure=closure)
+
+    def saw_backward(self, returned: Mapping[int, Tensor]) -> None:
+        """Note that a backward pass ran."""
+        self.backward_ran = True
 
     def before_load(
         self, module: nn.Module, state: Mapping[str, Any], frame: FrameType | None

@@ -207,6 +207,31 @@ def test_layers_that_are_meant_to_be_in_eval_are_not_stuck(
     assert said.verdicts == ()
 
 
+# Advice.
+
+
+def test_a_teacher_that_nobody_put_in_training_mode_is_put_in_eval_when_it_is_built(
+    batch: Tensor,
+) -> None:
+    def distil(*, calls_train: bool) -> str:
+        teacher, student = nn.Sequential(nn.BatchNorm1d(2)), nn.Linear(5, 5)
+        with audited() as said:
+            if calls_train:
+                teacher.eval().train()
+            with torch.no_grad():
+                target = teacher(batch)
+            (student(batch) - target).square().mean().backward()
+            torch.optim.SGD(student.parameters(), lr=0.1).step()
+        (verdict,) = said.verdicts
+        assert [cause.name for cause in verdict.causes] == ["no-grad"]
+        return verdict.causes[0].fix
+
+    assert distil(calls_train=False) == (
+        "call .eval() on 0 when the model is built, and after every train()"
+    )
+    assert "after every model.train()" in distil(calls_train=True)
+
+
 # Order and groups.
 
 

@@ -61,6 +61,16 @@ def test_a_frozen_parameter_with_a_gradient(net: Any, batch: Tensor) -> None:
     assert "backbone.conv.weight and 1 more: requires_grad is True, and .grad is set" in said
 
 
+def test_a_gradient_that_an_evaluation_finds_is_no_hazard(net: Any, batch: Tensor) -> None:
+    net(batch).sum().backward()
+    with torch.no_grad():
+        assert quiet(frozen, net, lambda: net(batch))
+    optimizer = torch.optim.SGD([net.neck.weight], lr=0.1)
+    net.neck.weight.grad = torch.zeros_like(net.neck.weight)
+    said = warned_of(frozen, net, lambda: (net(batch), optimizer.step()), "backbone.conv")
+    assert "backbone.conv.weight and 1 more: requires_grad is True, and .grad is set" in said
+
+
 def test_a_trainable_parameter_that_no_optimizer_holds(net: Any, batch: Tensor) -> None:
     net.backbone.requires_grad_(False)
 
