@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.errors import Refusal
 from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult, results_from_log
@@ -150,6 +151,7 @@ class TrainsGuard(Guard):
             known = record.by_hand.trained or record.knows_state(values)
             replaced[key] = tensors[key] is not olds[key] and not known
         unmoved = self._unmoved([key for key in olds if not moved[key]], now)
+        unmoved |= {key for key, old in olds.items() if self._only_began(old, tensors[key])}
         names_of = _names_by_tensor(now, self._kept)
         return [
             self._parameter_result(
@@ -162,6 +164,14 @@ class TrainsGuard(Guard):
             )
             for key, kept in self._kept.items()
         ]
+
+    def _only_began(self, old: Tensor, now: Tensor) -> bool:
+        """Tell whether a lazy parameter got its first values in the block, and none after them."""
+        assert self._parameter_log is not None
+        log, record = self._parameter_log, self._parameter_log.record_of(old)
+        if not record.began_lazy or is_lazy(now):
+            return False
+        return not (record.moved or record.by_hand.trained or log.may_have_missed)
 
     def _unmoved(self, keys: list[str], now: Mapping[str, WatchedTensor]) -> set[str]:
         """Return which of some parameters have all the bytes that were kept."""

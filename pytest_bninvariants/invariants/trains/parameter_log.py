@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from pytest_bninvariants.frames import place_of
@@ -54,10 +55,10 @@ class ParameterLog(Watcher):
         """Begin to observe; gradients that are there already count."""
         with undisturbed():
             parameters = [parameter for parameter, _ in self._records.values()]
-            for (_, record), values, gradient in self._sampled(
+            for (parameter, record), values, gradient in self._sampled(
                 parameters, [parameter.grad for parameter in parameters]
             ):
-                record.start = values
+                record.start, record.began_lazy = values, is_lazy(parameter)
                 if gradient is not None:
                     record.by_hand.note(values, gradient)
         super().start()

@@ -27,6 +27,7 @@ class ParameterRecord:
         saw_backward: whether a backward pass ended before the first step of an optimizer.
         cleared: whether a step found none, or zeros, where backward had left a gradient.
         start: a sample of its values at the start.
+        began_lazy: whether it had no values at the start.
         moved: whether a step was seen to move it.
         may_have_moved: whether a step with a gradient may have moved it by values outside a sample.
         by_hand: whether it moved along its gradient outside of any optimizer's step.
@@ -45,6 +46,7 @@ class ParameterRecord:
     saw_backward: bool = False
     cleared: bool = False
     start: Tensor | None = None
+    began_lazy: bool = False
     moved: bool = False
     may_have_moved: bool = False
     by_hand: HandStep = field(default_factory=HandStep)

@@ -92,6 +92,18 @@ class ParameterResult:
         return self.dtype in (torch.float32, torch.float64) and stepped and not moved
 
     @property
+    def was_left(self) -> bool:
+        """Tell whether its optimizer left it, by a step that its dtype would not round away.
+
+        Whether the optimizer scales by the gradient, as SGD, or not, as Adam, the step is so large.
+        """
+        start, record = self.record.start, self.record
+        if start is None or not start.numel() or record.gradient != "nonzero":
+            return False
+        step = record.rate * min(record.size, 1.0)
+        return step > torch.finfo(self.dtype).eps * float(start.abs().max())
+
+    @property
     def text(self) -> str:
         """Return how it failed to train."""
         record = self.record

@@ -235,6 +235,17 @@ RULES: tuple[Rule[ParameterResult], ...] = (
         "give the group of {names} a learning rate, or look at its scheduler's warm-up",
     ),
     _rule(
+        "skipped",
+        lambda each: each.was_left,
+        lambda results: (
+            f"had a gradient and a learning rate of {results[0].record.rate:g} when "
+            f"{_optimizer(results)} stepped, which left {_agree(results, 'it', 'them')} as "
+            f"{_agree(results, 'it was', 'they were')}"
+        ),
+        "see whether the optimizer skips steps on purpose, as some do with their first one: then "
+        "put more steps into the block; otherwise look for why its step() writes nothing",
+    ),
+    _rule(
         "rounded-away",
         lambda _: True,
         _why_rounded_away,
