@@ -142,8 +142,11 @@ class TrainsGuard(Guard):
         finite = dict(zip(tensors, are_finite([*tensors.values()]), strict=True))
         moved = {}
         replaced = {}
+        overwritten = set()
         for key, old in olds.items():
             record, values = log.record_of(old), samples[id(tensors[key])]
+            if not log.may_have_missed and record.was_overwritten(values):
+                overwritten.add(key)
             record.note_state(samples[id(old)])
             if not record.moved or tensors[key] is not olds[key]:
                 record.by_hand.note(values, None)
@@ -159,6 +162,7 @@ class TrainsGuard(Guard):
                 tensors[key],
                 moved=key not in unmoved,
                 replaced=replaced[key],
+                overwritten=key in overwritten,
                 not_finite=0 if finite[key] else count_no_longer_finite(kept, tensors[key]),
                 twins=names_of[id(tensors[key])],
             )
@@ -190,6 +194,7 @@ class TrainsGuard(Guard):
         *,
         moved: bool,
         replaced: bool,
+        overwritten: bool,
         not_finite: int,
         twins: list[str],
     ) -> ParameterResult:
@@ -201,6 +206,7 @@ class TrainsGuard(Guard):
             record=record,
             moved=record.moved if replaced else moved,
             replaced=replaced,
+            overwritten=overwritten and not replaced,
             not_finite=not_finite,
             may_have_missed=log.may_have_missed,
             requires_grad=tensor.requires_grad,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf, isnan
 
 from torch import Tensor
 
 from pytest_bninvariants.instrumentation.optimizers import Gradient
-from pytest_bninvariants.invariants.trains.value_sample import HandStep
+from pytest_bninvariants.invariants.trains.value_sample import HandStep, is_unlike, same_sample
 from pytest_bninvariants.verdict import Place
 
 _MOST_STATES = 256
@@ -23,11 +24,12 @@ class ParameterRecord:
         group: the number of the parameter group that holds it.
         rate: the largest learning rate that it stepped with.
         gradient: its gradient at a step, of several steps the most that there was.
-        size: the largest magnitude in its gradients.
+        size: the largest magnitude in its gradients; infinite if one was NaN.
         saw_backward: whether a backward pass ended before the first step of an optimizer.
         cleared: whether a step found none, or zeros, where backward had left a gradient.
         start: a sample of its values at the start.
         began_lazy: whether it had no values at the start.
+        after: a sample of its values after the latest step.
         moved: whether a step was seen to move it.
         may_have_moved: whether a step with a gradient may have moved it by values outside a sample.
         by_hand: whether it moved along its gradient outside of any optimizer's step.
@@ -47,6 +49,7 @@ class ParameterRecord:
     cleared: bool = False
     start: Tensor | None = None
     began_lazy: bool = False
+    after: Tensor | None = None
     moved: bool = False
     may_have_moved: bool = False
     by_hand: HandStep = field(default_factory=HandStep)
@@ -64,6 +67,18 @@ class ParameterRecord:
     def knows_state(self, values: Tensor | None) -> bool:
         """Tell whether a sample is of values to which steps have led."""
         return _hash(values) in self.states
+
+    def was_overwritten(self, values: Tensor | None) -> bool:
+        """Tell whether a sample of the present values has nothing of what the steps led to."""
+        before = self.after
+        if not self.moved or self.loaded or values is None or before is None:
+            return False
+        same = same_sample(values, before) or self.knows_state(values)
+        return not same and is_unlike(values, before)
+
+    def note_size(self, size: float) -> None:
+        """Note a magnitude in its gradient."""
+        self.size = inf if isnan(size) else max(self.size, size)
 
     def note_move(self) -> None:
         """Note that a step has moved it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isinf
 
 import torch
 
@@ -25,6 +26,7 @@ class ParameterResult:
         record: what optimizers and loads did with it.
         moved: whether its bytes changed.
         replaced: whether another tensor has its name now, with values that no step led to.
+        overwritten: whether its values have nothing of those that the latest step left.
         not_finite: how many of its values became NaN or infinite.
         may_have_missed: whether steps of optimizers may have been missed.
         requires_grad: whether it requires a gradient.
@@ -39,6 +41,7 @@ class ParameterResult:
     record: ParameterRecord
     moved: bool
     replaced: bool
+    overwritten: bool
     not_finite: int
     may_have_missed: bool
     requires_grad: bool
@@ -54,7 +57,7 @@ class ParameterResult:
         record = self.record
         decayed = self.shrank or (record.optimizer and record.gradient == "zero")
         return self.moved and not (
-            decayed or self.not_finite or record.loaded or self.is_unexplained
+            decayed or self.not_finite or record.loaded or self.overwritten or self.is_unexplained
         )
 
     @property
@@ -88,7 +91,7 @@ class ParameterResult:
         """
         record = self.record
         stepped = self.requires_grad and record.gradient == "nonzero" and record.rate > 0
-        moved = self.moved or record.moved
+        moved = self.moved or record.moved or isinf(record.size)
         return self.dtype in (torch.float32, torch.float64) and stepped and not moved
 
     @property
@@ -111,12 +114,17 @@ class ParameterResult:
             return f"{self.not_finite} of its values became NaN or infinite"
         if record.loaded and self.moved:
             return "got its values from a state_dict"
+        if self.overwritten:
+            return f"was written over after {record.optimizer} stepped"
         if not self.requires_grad:
             return "did not move; requires_grad is False"
         if not record.optimizer:
             return f"{self._move}; no optimizer that holds it stepped"
         stepped = f"{record.optimizer} (group {record.group}) stepped with lr {record.rate:g}"
-        return f"{self._move}; {stepped} and {_GRADIENTS[record.gradient].format(size=record.size)}"
+        gradient = _GRADIENTS[record.gradient].format(size=record.size)
+        if isinf(record.size):
+            gradient = "a gradient that is not finite"
+        return f"{self._move}; {stepped} and {gradient}"
 
     @property
     def _move(self) -> str:

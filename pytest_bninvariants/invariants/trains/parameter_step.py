@@ -83,6 +83,7 @@ class ParameterStep:
         for each, before, now in zip(
             self._held, self._before, samples_of(self._tensors), strict=True
         ):
+            each.record.after = now
             if id(each.tensor) not in whole and not same_sample(before, now):
                 moved.add(id(each.tensor))
         if self._closure:
@@ -98,7 +99,7 @@ class ParameterStep:
 
 def _note_gradient(record: ParameterRecord, gradient: Gradient, size: float = 0.0) -> None:
     record.gradient = max(record.gradient, gradient, key=_RANK.__getitem__)
-    record.size = max(record.size, size)
+    record.note_size(size)
 
 
 def _note_gradients(held: Sequence[HeldParameter]) -> None:
@@ -117,7 +118,7 @@ def _note_sizes(held: Sequence[HeldParameter]) -> None:
     ]
     extremes = read_together([extreme for _, extreme in found])
     for (record, _), extreme in zip(found, extremes, strict=True):
-        record.size = max(record.size, abs(float(extreme)))
+        record.note_size(abs(float(extreme)))
 
 
 def _extremes(gradient: Tensor) -> list[Tensor]:

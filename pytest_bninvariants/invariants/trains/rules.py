@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isinf
 from typing import Any
 
 from pytest_bninvariants.diagnosis.rule import Rule, explain
@@ -124,6 +125,13 @@ RULES: tuple[Rule[ParameterResult], ...] = (
         "that is too high",
     ),
     _rule(
+        "not-finite",
+        lambda each: isinf(each.record.size) and not each.moved,
+        lambda _: "had a gradient that is not finite, and did not move: NaN stays NaN",
+        "look for values that were NaN or infinite before the guarded step: of {names}, of other "
+        "parameters and statistics, of the batch",
+    ),
+    _rule(
         "loaded",
         lambda each: each.record.loaded and each.moved,
         _why_loaded,
@@ -131,6 +139,15 @@ RULES: tuple[Rule[ParameterResult], ...] = (
         "what {names} learned",
         place=lambda each: each.record.loaded_at,
         did="loaded by",
+    ),
+    _rule(
+        "in-place",
+        lambda each: each.overwritten and each.moved,
+        lambda results: (
+            f"{_agree(results, 'has', 'have')} nothing of the values that {_optimizer(results)} "
+            "led to: an initialisation or a copy wrote over them after its last step"
+        ),
+        "initialise, reset or copy {names} before the guarded step, not after it",
     ),
     _rule(
         "tied",

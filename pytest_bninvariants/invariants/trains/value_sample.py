@@ -21,6 +21,8 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
 _MOST_VALUES = 256
 _JOINED_AS_THEY_ARE = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 _MOSTLY = 0.9
+_HARDLY = 0.3
+_FEW_VALUES = 32  # so many unrelated values correlate by less than that, most often
 
 
 def samples_of(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -92,6 +94,22 @@ def are_parallel(move: Tensor, gradient: Tensor) -> bool:
     agree = float((move.sign() == gradient.sign())[moved].double().mean()) if moved.any() else 0.5
     cosine = float(move @ gradient) / lengths
     return abs(cosine) >= _MOSTLY or abs(2 * agree - 1) >= _MOSTLY
+
+
+def is_unlike(now: Tensor, before: Tensor) -> bool:
+    """Tell whether values have nothing of those before them, as after an initialisation.
+
+    What is clipped, scaled, masked, rounded or averaged still has.
+    """
+    if now.shape != before.shape:
+        return False
+    if not now.any():
+        return bool(before.any())
+    if len(now) < _FEW_VALUES or bool(((now == before) & (now != 0)).any()):
+        return False
+    centred = [values - values.mean() for values in (now, before)]
+    lengths = float(centred[0].norm() * centred[1].norm())
+    return 0 < lengths < float("inf") and abs(float(centred[0] @ centred[1])) < _HARDLY * lengths
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_bninvariants import InvariantHazard, trains
 from tests.invariants.trains.steps import Net, batch, broken, causes, step
@@ -54,8 +54,16 @@ def test_a_step_that_bfloat16_rounds_away_is_not_called_skipped(kind: Callable[.
     assert list(causes(broken(net, guarded))) == ["rounded-away"]
 
 
+class FarLinear(nn.LazyLinear):
+    """A layer with a bias that a small step does not reach."""
+
+    def initialize_parameters(self, input: Tensor) -> None:
+        super().initialize_parameters(input)
+        nn.init.constant_(self.bias, 100.0)
+
+
 def lazy() -> nn.Module:
-    return nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.LazyLinear(1))
+    return nn.Sequential(FarLinear(4), nn.LazyBatchNorm1d(), nn.LazyLinear(1))
 
 
 def test_a_bias_that_begins_in_the_block_may_stand_still_before_a_batch_norm() -> None:
@@ -80,3 +88,18 @@ def test_a_lazy_parameter_that_only_began_did_not_train() -> None:
     assert causes(broken(model, lambda: model(batch()), buffers=False)) == {
         "not-in-optimizer": tuple(name for name, _ in model.named_parameters())
     }
+
+
+@pytest.mark.parametrize("all_of_it", [True, False])
+def test_what_was_nan_before_did_not_train(*, all_of_it: bool) -> None:
+    net = Net()
+    with torch.no_grad():
+        for parameter in net.parameters() if all_of_it else [net.body.weight]:
+            parameter.fill_(float("nan"))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    verdict = broken(net, lambda: step(net, optimizer))
+    assert {cause.name for cause in verdict.causes} == {"not-finite"}
+    assert "body.weight" in verdict.changed_layers
+    assert "body.weight" not in "".join(hazard.text for hazard in verdict.hazards)
+    told = {change.name: change.text for change in verdict.changes}
+    assert told["body.weight"].endswith("and a gradient that is not finite")
