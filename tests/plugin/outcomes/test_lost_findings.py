@@ -385,6 +385,7 @@ def test_xfail_may_expect_a_lost_violation(sessions: Sessions) -> None:
     assert session.outcomes == {"test_it": "xfailed"}
 
 
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="older pytests have no subtests")
 def test_a_subtest_tells_what_ended_it(sessions: Sessions) -> None:
     session = sessions.run(
         """
