@@ -11,7 +11,8 @@ from torch import nn
 
 from pytest_bninvariants.instrumentation.call_sites import running_modules
 from pytest_bninvariants.instrumentation.module_map import ModuleMap
-from pytest_bninvariants.selection.walk import join, named_modules
+from pytest_bninvariants.selection.walk import all_tensors, join, named_modules
+from pytest_bninvariants.snapshot.addresses import address, addresses
 from pytest_bninvariants.verdict import Hazard
 
 _REGISTRIES = frozenset({"_parameters", "_buffers", "_modules"})
@@ -40,8 +41,16 @@ class UnregisteredLayers:
         if id(layer) in self._modules or layer in self._known or len(self._inside) == _MOST:
             return
         self._known.add(layer, None)
+        if self._shares_memory(layer):
+            return
         if any(id(module) in self._modules for module in running_modules(sys._getframe(1))):
             self._inside.append(layer)
+
+    def _shares_memory(self, layer: nn.Module) -> bool:
+        """Tell whether a layer holds the model's own state, as a copy in a compiled graph does."""
+        own = addresses(all_tensors(self._model))
+        state = [*layer._buffers.values()] or [*layer._parameters.values()]
+        return any(each is not None and address(each) in own for each in state)
 
     def hazards(self) -> Iterator[Hazard]:
         """Yield a hazard for each of them that the model has not registered by now."""

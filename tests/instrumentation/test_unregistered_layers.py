@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -141,3 +142,32 @@ def test_a_registered_layer_that_eval_does_not_reach_has_the_old_advice() -> Non
         batch_invariant(Stubborn(), BATCH, rtol=1e-4, atol=1e-5)
     (cause,) = broken.value.verdict.causes
     assert "an overridden train() must pass the mode on" in cause.fix
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_copy_that_holds_a_layers_own_state_is_no_hazard(*, affine: bool) -> None:
+    twin, model = nn.BatchNorm1d(3, affine=affine), Holder(())
+    vars(model)["kept"] = twin
+    model.first = nn.BatchNorm1d(3, affine=affine)
+    twin._buffers = model.first._buffers  # as in the graphs that older versions of dynamo make
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InvariantHazard)
+        with frozen_bn(nn.ModuleList([model, nn.BatchNorm1d(3)]), "1", allow_batch_stats=True):
+            model(BATCH)
+
+
+def test_a_part_that_a_compiled_model_leaves_out_brings_no_hazard_of_the_rest() -> None:
+    model = nn.ModuleDict({"used": nn.BatchNorm1d(3), "unused": nn.BatchNorm1d(3)})
+    run = torch.compile(lambda batch: model["used"](batch), backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InvariantHazard)
+        with frozen_bn(model, "unused"):
+            run(BATCH)
+
+
+def test_a_layer_that_shares_its_weight_and_not_its_statistics_is_a_hazard() -> None:
+    twin = nn.BatchNorm1d(3)
+    model = Holder([twin])
+    twin.weight, twin.bias = model.first.weight, model.first.bias
+    with pytest.warns(InvariantHazard, match=r"kept\[0\]: .* is no submodule"), bn_updates(model):
+        model(BATCH)
