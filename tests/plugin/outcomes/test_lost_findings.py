@@ -383,19 +383,3 @@ def test_xfail_may_expect_a_lost_violation(sessions: Sessions) -> None:
         before=IMPORTS,
     )
     assert session.outcomes == {"test_it": "xfailed"}
-
-
-@pytest.mark.skipif(pytest.version_tuple < (9,), reason="older pytests have no subtests")
-def test_a_subtest_tells_what_ended_it(sessions: Sessions) -> None:
-    session = sessions.run(
-        """
-        def test_it(model, subtests):
-            with subtests.test("drift"), guard(model):
-                drift(model)
-                raise ValueError("own")
-            hold(model)
-    """,
-        before=IMPORTS,
-        exit_code=1,
-    )
-    assert session.output.count("2 of 2 frozen BN layers changed") == 1

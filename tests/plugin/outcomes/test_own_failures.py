@@ -171,3 +171,19 @@ def test_a_violation_in_a_block_may_be_caught(sessions: Sessions) -> None:
                     drift(model)
     """)
     assert set(session.outcomes.values()) == {"passed"}
+
+
+@pytest.mark.skipif(not hasattr(pytest, "Subtests"), reason="subtests came with pytest 9")
+def test_a_subtest_tells_what_ended_it(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        def test_it(model, subtests):
+            with subtests.test("drift"), guard(model):
+                drift(model)
+                raise ValueError("own")
+            hold(model)
+    """,
+        before="from pytest_bninvariants import frozen_bn as guard\n",
+        exit_code=1,
+    )
+    assert session.output.count("2 of 2 frozen BN layers changed") == 1
