@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
+import pytest
+
 from tests.plugin.sessions import Sessions
 
 IMPORTS = """
@@ -18,6 +23,13 @@ def step(model, *modules):
     with guard(model, *modules):
         drift(model)
 """
+
+
+@pytest.fixture(autouse=True)
+def _no_tasks_are_left() -> Iterator[None]:
+    """Free tasks that nobody awaited here: asyncio logs them, in whatever test frees them."""
+    yield
+    gc.collect()
 
 
 def test_the_exception_of_a_block_that_the_test_catches_does_not_hide_the_verdict(
