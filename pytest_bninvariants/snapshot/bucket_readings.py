@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,18 @@ from pytest_bninvariants.snapshot.buckets import Bucket
 from pytest_bninvariants.snapshot.host_copies import keep_on_host
 from pytest_bninvariants.snapshot.reads.pending_reads import move_to_host
 from pytest_bninvariants.snapshot.tensor_bytes import OUT_OF_MEMORY, differ, same_bytes
+
+
+class BucketComparison(NamedTuple):
+    """The result of comparing the buckets of a snapshot.
+
+    Args:
+        unchanged: the keys of the tensors in buckets that still have the kept bytes.
+        untouched: whether all tensors in buckets have them, and lie where they lay.
+    """
+
+    unchanged: set[str]
+    untouched: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -78,3 +91,30 @@ def ask_devices(readings: Iterable[BucketReading]) -> None:
             each.move_to_host(next(on_host))
         for reading in large:
             reading.answer = next(on_host)
+
+
+def compare_with_buckets(
+    buckets: Iterable[Bucket], tensors: Mapping[str, Tensor]
+) -> BucketComparison:
+    """Compare what buckets kept with what tensors hold now; the host waits once for each device.
+
+    Args:
+        buckets: the buckets.
+        tensors: the tensors by key; those that are gone are missing.
+    """
+    readings: list[BucketReading] = []
+    untouched = True
+    for bucket in buckets:
+        present = [tensors[key] for key in bucket.keys if key in tensors]
+        stayed = bucket.has_placement_of(present)
+        if stayed or bucket.fits(present):
+            readings.append(BucketReading.read(bucket, present))
+        untouched = untouched and stayed
+    unchanged: set[str] = set()
+    ask_devices(readings)
+    for reading in readings:
+        unchanged.update(reading.bucket.keys)
+        if not reading.is_equal:
+            unchanged.difference_update(reading.bucket.differing(reading.flat))
+            untouched = False
+    return BucketComparison(unchanged, untouched)

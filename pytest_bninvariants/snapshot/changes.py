@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from pytest_bninvariants.devices import wait_for
 from pytest_bninvariants.selection.tensor_table import TensorTable, WatchedTensor
 from pytest_bninvariants.selection.walk import Kind
-from pytest_bninvariants.snapshot.bucket_readings import BucketReading, ask_devices
+from pytest_bninvariants.snapshot.bucket_readings import BucketComparison, compare_with_buckets
 from pytest_bninvariants.snapshot.buckets import Bucket
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor, TensorSpec, shapes_of, short_name
 from pytest_bninvariants.snapshot.snapshot import Snapshot
@@ -27,18 +26,6 @@ from pytest_bninvariants.snapshot.value_difference import describe_difference
 from pytest_bninvariants.verdict import Change, ChangeKind
 
 _KIND_WORDS: dict[Kind, str] = {"parameter": "Parameter", "buffer": "buffer", "output": "output"}
-
-
-class BucketComparison(NamedTuple):
-    """The result of comparing the buckets of a snapshot.
-
-    Args:
-        unchanged: the keys of the tensors in buckets that still have the kept bytes.
-        untouched: whether all tensors in buckets have them, and lie where they lay.
-    """
-
-    unchanged: set[str]
-    untouched: bool
 
 
 @torch.no_grad()
@@ -88,24 +75,8 @@ def changes_since(
 
 def compare_buckets(kept: Snapshot, now: Mapping[str, WatchedTensor]) -> BucketComparison:
     """Compare all tensors in buckets at once; the caller must hold `undisturbed()`."""
-    live = TensorTable.from_mapping(now).by_key
-    readings: list[BucketReading] = []
-    untouched = True
     wait_for({bucket.device for bucket in kept.buckets})
-    for bucket in kept.buckets:
-        tensors = [live[key] for key in bucket.keys if key in live]
-        stayed = bucket.has_placement_of(tensors)
-        if stayed or bucket.fits(tensors):
-            readings.append(BucketReading.read(bucket, tensors))
-        untouched = untouched and stayed
-    unchanged: set[str] = set()
-    ask_devices(readings)
-    for reading in readings:
-        unchanged.update(reading.bucket.keys)
-        if not reading.is_equal:
-            unchanged.difference_update(reading.bucket.differing(reading.flat))
-            untouched = False
-    return BucketComparison(unchanged, untouched)
+    return compare_with_buckets(kept.buckets, TensorTable.from_mapping(now).by_key)
 
 
 def _change(watched: WatchedTensor, kind: ChangeKind, text: str, *, same_object: bool) -> Change:

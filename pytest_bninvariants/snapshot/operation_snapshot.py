@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pytest_bninvariants.snapshot.bucket_readings import BucketReading, ask_devices
+from pytest_bninvariants.snapshot.bucket_readings import compare_with_buckets
 from pytest_bninvariants.snapshot.buckets import fill_buckets
 from pytest_bninvariants.snapshot.tensor_bytes import content_of, same_content
 
@@ -29,18 +29,8 @@ class OperationSnapshot:
 
     def moved(self) -> list[bool]:
         """Tell of each tensor whether its bytes differ now; the host waits once for each device."""
-        moved = {
-            k for k, kept in self._contents.items() if not same_content(kept, self._tensors[k])
-        }
-        readings = []
-        for bucket in self._buckets:
-            tensors = [self._tensors[key] for key in bucket.keys]
-            if bucket.has_placement_of(tensors) or bucket.fits(tensors):
-                readings.append(BucketReading.read(bucket, tensors))
-            else:
-                moved.update(bucket.keys)
-        ask_devices(readings)
-        for reading in readings:
-            if not reading.is_equal:
-                moved.update(reading.bucket.differing(reading.flat))
-        return [key in moved for key in self._tensors]
+        unchanged = compare_with_buckets(self._buckets, self._tensors).unchanged
+        for key, content in self._contents.items():
+            if same_content(content, self._tensors[key]):
+                unchanged.add(key)
+        return [key not in unchanged for key in self._tensors]
