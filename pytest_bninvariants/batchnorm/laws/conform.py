@@ -56,11 +56,8 @@ def check_law(
     @given(law.cases(dims=law.ranks(subject.dims), dtype=dtype, device=device))
     def run_cases(case: Case) -> None:
         case_tally = ComparisonTally()
-        # new tensors of the layer go where the law runs, whatever torch.set_default_device says
-        with (
-            torch.enable_grad(),
-            _default_device(device),
-        ):  # a layer that switches it off does so for this case only
+        # a layer that switches gradients off does so for this case only
+        with torch.enable_grad(), _default_device(device):
             law.check(LawTrial(law.name, law.statement, subject, case, case_tally), case)
         tally.add_case(case_tally)
 
@@ -93,6 +90,7 @@ def _thread_count(shared: bool) -> Iterator[None]:
 
 
 def _default_device(device: str) -> AbstractContextManager[object]:
+    """Make new tensors where the law runs, whatever torch.set_default_device says."""
     users = torch.get_default_device().type
     wanted = torch.device(device)
     return nullcontext() if users in ("cpu", wanted.type) else wanted
