@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -161,12 +161,45 @@ def wait_for(devices: Iterable[Any]) -> None:
 
 
 def is_capturing(device: Any) -> bool:
-    """Tell whether the current stream of a device captures a CUDA graph."""
-    if device.type != "cuda":
-        return False
+    """Tell whether this thread captures a device graph, such as a CUDA graph, on a kind of device.
+
+    Args:
+        device: a `torch.device` of this kind.
+    """
+    return device.type != "cpu" and _captures(device.type)
+
+
+def captures_anything() -> bool:
+    """Tell whether this thread captures a device graph on any kind of device."""
+    return any(_captures(kind) for kind in _graph_kinds(tuple(_kinds())) if kind != "cpu")
+
+
+def graph_classes() -> tuple[type, ...]:
+    """Return the classes of device graphs, such as `torch.cuda.CUDAGraph`, that torch has."""
+    return tuple(_graph_kinds(tuple(_kinds())).values())
+
+
+@cache
+def _graph_kinds(kinds: tuple[str, ...]) -> dict[str, type]:
+    """Return the kinds of devices that have graphs, each with its class of them."""
     import torch
 
-    return torch.cuda.is_current_stream_capturing()
+    homes: list[tuple[str, Any, str]] = [
+        (kind, device_module(kind), f"{kind.upper()}Graph") for kind in kinds
+    ]
+    homes.append(("cpu", getattr(torch, "accelerator", None), "Graph"))  # of whatever kind there is
+    classes: Iterable[tuple[str, Any]] = (
+        (kind, getattr(home, name, None)) for kind, home, name in homes
+    )
+    needed = ("capture_begin", "capture_end", "replay")
+    return {kind: each for kind, each in classes if all(hasattr(each, name) for name in needed)}
+
+
+def _captures(kind: str) -> bool:
+    """Ask a kind of device that is in use: a torch that is built without it raises."""
+    module = device_module(kind)
+    asks = getattr(module, "is_current_stream_capturing", None)
+    return asks is not None and module.is_initialized() and bool(asks())
 
 
 def has_float64(device: object) -> bool:

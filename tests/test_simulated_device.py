@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.torch_version import TorchVersion
 
-from tests.simulated_device.build import find_compiler
+from tests.simulated_device.backend.build import find_compiler
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(Path(__file__).with_name("simulated_device").glob("test_*.py"))

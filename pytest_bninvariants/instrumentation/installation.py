@@ -20,14 +20,15 @@ from pytest_bninvariants.instrumentation import (
     observer_api,
     write_hooks,
 )
-from pytest_bninvariants.instrumentation.compiled_code import (
-    observing_eval_frame,
-    tell_compiled_code,
-)
 from pytest_bninvariants.instrumentation.module_calls import observing_call, observing_setattr
 from pytest_bninvariants.instrumentation.norm_calls import norm_hooks
 from pytest_bninvariants.instrumentation.observer_api import Observer
 from pytest_bninvariants.instrumentation.parameter_reads import read_hooks
+from pytest_bninvariants.instrumentation.unseen_code.compiled_code import (
+    observing_eval_frame,
+    tell_compiled_code,
+)
+from pytest_bninvariants.instrumentation.unseen_code.device_graphs import graph_hooks
 from pytest_bninvariants.torch_internals import dynamo, private_api
 from pytest_bninvariants.torch_internals.patches import Patch, Patches, Switch, wrap_method
 
@@ -75,6 +76,7 @@ class _Installation:
                 self._uninstall()
                 dynamo.remove_compile_callbacks(self._make_way, self._install)
                 write_hooks.forget_steps()
+                observer_api.end_capture()  # its own end may not have been seen
                 norm_hooks.return_from_compiled_code()  # any ran inside what has ended
 
     def _set(self, observers: tuple[Observer, ...]) -> None:
@@ -112,6 +114,7 @@ class _Installation:
         with self._lock:
             if self._observers:
                 self._patches.install()
+                graph_hooks.install()
                 norm_hooks.resume()
                 if observer_api.any_observes_steps(self._observers) and not self._step_hooks:
                     self._step_hooks = write_hooks.hook_optimizers()
@@ -124,6 +127,7 @@ class _Installation:
         with self._lock:
             norm_hooks.suspend()
             self._patches.remove()
+            graph_hooks.remove()
             grad_switches.switches.remove()
             read_hooks.remove()
             while self._step_hooks:

@@ -17,6 +17,7 @@ from torch.compiler import is_dynamo_compiling
 
 from pytest_bninvariants.instrumentation import observer_api
 from pytest_bninvariants.instrumentation.norm_calls import norm_hooks
+from pytest_bninvariants.instrumentation.unseen_code.device_graphs import tell_captured
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.snapshot.tensor_bytes import have_values
 from pytest_bninvariants.torch_internals import dynamo
@@ -47,6 +48,9 @@ def observing_call(original: _Function, switch: Switch) -> _Function:
     def _call_impl(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         quiet = not switch.on or is_dynamo_compiling()
+        if not quiet and observer_api.captures_here():
+            quiet = True
+            tell_captured(self)
         if quiet or not (observer_api.is_observed(self) or norm_hooks.listening_calls):
             return original(self, *args, **kwargs)
         if not _before_call(self, args, kwargs):

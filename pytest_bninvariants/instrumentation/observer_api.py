@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants import run_config
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
+from pytest_bninvariants.torch_internals.private_api import current_graph_task_id
 
 ForwardKind = Literal["batches", "failed", "own_forwards"]
 """A forward that normalised with batch statistics, one that raised before it did, or a user's own
@@ -167,17 +168,53 @@ class Observer:
     def saw_compiled_code(self) -> None:
         """Observe that dynamo compiles, or that code runs that it may have compiled."""
 
+    def saw_graph_replay(self, frame: FrameType) -> None:
+        """Observe that a frame is about to replay a device graph: what it runs is not seen."""
+        self.saw_compiled_code()
+
+    def saw_captured_module(self, module: nn.Module) -> None:
+        """Observe a module that is called while a device graph is captured: it does not run yet."""
+
 
 active_observers: tuple[Observer, ...] = ()
 """The observers that are told what happens, in whatever thread."""
 _alone_in: dict[int, tuple[Observer, ...]] = {}
 """By id of a thread, the only observers that are told what happens in it."""
+_capturing: set[int] = set()
+"""Ids of the threads that capture a device graph."""
 
 
 @skipped_by_dynamo
 def observers_here() -> tuple[Observer, ...]:
-    """Return the observers that are told what happens now in this thread."""
+    """Return the observers that are told what happens now in this thread.
+
+    None are during a capture, in which nothing happens but that a graph is recorded.
+    """
+    return () if _capturing and captures_here() else observers_of_this_thread()
+
+
+@skipped_by_dynamo
+def observers_of_this_thread() -> tuple[Observer, ...]:
+    """Return the observers of this thread, also during a capture."""
     return _alone_in.get(get_ident(), active_observers) if _alone_in else active_observers
+
+
+def begin_capture() -> None:
+    """Note that this thread captures a device graph."""
+    _capturing.add(get_ident())
+
+
+def end_capture() -> None:
+    """Note that this thread no longer captures a device graph."""
+    _capturing.discard(get_ident())
+
+
+@skipped_by_dynamo
+def captures_here() -> bool:
+    """Tell whether what is called here is captured; a backward runs in autograd's own threads."""
+    if not _capturing:
+        return False
+    return get_ident() in _capturing or current_graph_task_id() != -1
 
 
 @contextmanager

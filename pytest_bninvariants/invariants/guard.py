@@ -18,6 +18,7 @@ from pytest_bninvariants.guard_registry import add_raised, complaints, open_guar
 from pytest_bninvariants.invariants.conclude import conclude
 from pytest_bninvariants.reporting.verdict_text import hazards_in_a_line
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
+from pytest_bninvariants.snapshot.reads.capture import refuse_during_capture
 from pytest_bninvariants.trace.tracer import Tracer, start_tracing
 from pytest_bninvariants.verdict import Change, Verdict
 
@@ -204,6 +205,7 @@ class Guard:
             raise GateError(f"{self.spelling} is for one step: make another for the next")
         self._use()
         try:
+            refuse_during_capture(self.models, "entered")
             self._begin()
             self._tracer = start_tracing(self._traced()) if self.broken_by_writes else None
             self._started = True
@@ -238,6 +240,7 @@ class Guard:
             raise GateError(f"{self.spelling} was never started")
         self._started = False
         try:
+            refuse_during_capture(self.models, "left")
             self.verdict = self._with_writes(self._judge())
         except Refusal as refusal:
             raise refusal.as_gate_error(self.spelling) from refusal.__cause__

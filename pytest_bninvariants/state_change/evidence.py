@@ -82,6 +82,7 @@ class ChangeEvidence:
         requires_gradient: whether it requires one now.
         is_buffer: whether the tensor is a buffer.
         compiled_code_ran: whether compiled code ran, whose writes are not seen.
+        graph_replayed: whether a device graph was replayed, whose writes are not seen.
         tied: other names of the same tensor that are not watched.
     """
 
@@ -97,6 +98,7 @@ class ChangeEvidence:
     requires_gradient: bool = False
     is_buffer: bool = False
     compiled_code_ran: bool = False
+    graph_replayed: bool = False
     tied: tuple[str, ...] = ()
 
     @property
@@ -178,6 +180,7 @@ def _tensor_evidence(
         requires_gradient=now.requires_grad,
         is_buffer=was.watched.kind == "buffer",
         compiled_code_ran=witness.runs.compiled_code_ran,
+        graph_replayed=witness.runs.graph_replayed,
         tied=tied,
     )
 

@@ -46,7 +46,9 @@ class LayerActivity(ModeHistory):
             training mode or with a write to the statistics.
         in_compiled_code: whether a compiled module that contains it ran, unseen inside, while its
             mode said to use batch statistics.
-        beside_compiled_code: whether compiled code that can reach it ran while its mode said so.
+        beside_compiled_code: whether compiled code that can reach it, or a device graph, ran while
+            its mode said so.
+        in_graph: whether a device graph was captured or replayed while its mode said so.
         in_eval: how many of `batches` and `own_forwards` happened while its mode was eval.
         by_others: how many of `batches` other code normalised, updating its statistics.
         function: the function of torch that this code called.
@@ -63,6 +65,7 @@ class LayerActivity(ModeHistory):
     own_forwards: int = 0
     in_compiled_code: bool = False
     beside_compiled_code: bool = False
+    in_graph: bool = False
     in_eval: int = 0
     by_others: int = 0
     function: str = ""
@@ -116,6 +119,8 @@ class ActivityRecorder:
         """By id of a scripted layer: what its code always normalises with."""
         self._activities: ModuleMap[LayerActivity] = ModuleMap()
         self._reach = CompiledReach()
+        self._captured: set[int] = set()
+        """Ids of layers that a device graph recorded while their mode said so."""
         self.saw_own_outputs = False
         """Whether the output of any layer's own forward was looked at."""
 
@@ -172,6 +177,28 @@ class ActivityRecorder:
         for layer in layers:
             if reached is None or id(layer) in reached:
                 self._entry(layer).beside_compiled_code = True
+
+    def saw_captured_module(self, module: nn.Module) -> None:
+        """Note a layer that is captured in a device graph, to run unseen in replays."""
+        if id(module) in self._watched and _flags_say_batch(module):
+            self._captured.add(id(module))
+
+    def saw_graph_replay(self, frame: FrameType) -> None:
+        """Note which layers a device graph that a frame replays may have normalised with.
+
+        They are those that were captured since the guard began, in the modes that they had then,
+        and those that may be in an older graph: what that reaches cannot be seen, unless compiled
+        code replays it. A graph that is replayed in backward holds a backward pass.
+        """
+        if current_graph_task_id() != -1:
+            return
+        reached = self._reach.modules_from(frame) or None
+        for layer in self._bn_layers:
+            may_be_reached = reached is None or id(layer) in reached
+            if id(layer) in self._captured:
+                self._entry(layer).in_compiled_code = self._entry(layer).in_graph = True
+            elif may_be_reached and _flags_say_batch(layer):
+                self._entry(layer).beside_compiled_code = self._entry(layer).in_graph = True
 
     def saw_batch_statistics(self, layer: nn.Module, kind: ForwardKind) -> None:
         """Note that a BN layer normalises a batch with batch statistics."""

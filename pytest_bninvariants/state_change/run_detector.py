@@ -46,6 +46,8 @@ class RunDetector:
         """Whether an optimizer stepped that holds parameters of the model."""
         self.compiled_code_ran = not dynamo.sees_compiled_code()
         """Whether compiled code ran, whose forwards cannot be seen."""
+        self.graph_replayed = False
+        """Whether a device graph was replayed, such as a CUDA graph."""
 
     def saw_forward(self, module: nn.Module) -> None:
         """Note that a module is about to run; call this until `forward_ran`."""

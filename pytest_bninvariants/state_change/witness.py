@@ -134,6 +134,15 @@ class Witness(Watcher):
         self.runs.compiled_code_ran = True
         self.layers.saw_compiled_code(sys._getframe(1))
 
+    def saw_graph_replay(self, frame: FrameType) -> None:
+        """Note that a device graph is replayed, whose forwards are not seen."""
+        self.runs.compiled_code_ran = self.runs.graph_replayed = True
+        self.layers.saw_graph_replay(frame)
+
+    def saw_captured_module(self, module: nn.Module) -> None:
+        """Note that a module is captured, to run in replays."""
+        self.layers.saw_captured_module(module)
+
     def was_called(self, module: nn.Module | None) -> bool:
         """Tell whether a module was called in eager code."""
         return id(module) in self._called_in_training or id(module) in self._called_in_eval

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pytest_bninvariants import run_config
+from pytest_bninvariants.devices import is_capturing
 from pytest_bninvariants.frames import place_of
 from pytest_bninvariants.snapshot.changes import is_unchanged
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
@@ -50,6 +52,8 @@ class Tracer(private_api.TorchDispatchMode):  # type: ignore[misc]
         self._sought = {name: each.watched.tensor for name, each in kept.items()}
         self._writes: dict[str, Write] = {}
         self._last_unchanged_at: dict[str, Place | None] = {}
+        with _quietly():
+            self._devices = {each.device for each in self._sought.values()} - {torch.device("cpu")}
         self._to_check = deque(kept if closely else ())
         self._rebuild_index()
 
@@ -108,7 +112,7 @@ class Tracer(private_api.TorchDispatchMode):  # type: ignore[misc]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not self._sought:
+        if not self._sought or self._captures():
             return func(*args, **kwargs)
         suspected = self._suspected_names(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -117,6 +121,10 @@ class Tracer(private_api.TorchDispatchMode):  # type: ignore[misc]
         if self._to_check and self._operators_left % 2:
             self._check_next(str(func))
         return result
+
+    def _captures(self) -> bool:
+        """Tell whether a device graph is captured: then nothing runs, and nothing can be read."""
+        return any(map(is_capturing, self._devices))
 
     def _suspected_names(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from tests.simulated_device.build import build
+from tests.simulated_device.backend.build import build
+from tests.simulated_device.backend.graphs import SimulatedGraph
 
 _FOLDER = str(build())
 sys.path.insert(0, _FOLDER)
@@ -143,6 +144,19 @@ def _seed_all(number: Any) -> None:
         _simdev.manual_seed(_seed(number), index)
 
 
+class _Graph(SimulatedGraph):
+    """A graph of the simulated device; as on CUDA, a wait during its capture raises."""
+
+    def capture_begin(self) -> None:
+        torch.accelerator.synchronize()
+        super().capture_begin()
+        _simdev.refuse_waits(True)
+
+    def capture_end(self) -> None:
+        _simdev.refuse_waits(False)
+        super().capture_end()
+
+
 def _backend_module() -> types.ModuleType:
     """Return `torch.simdev`, with the functions that torch expects of a backend's module.
 
@@ -163,6 +177,8 @@ def _backend_module() -> types.ModuleType:
     module.Stream = lambda device=NAME: torch.Stream(device)
     module.mem_get_info = _free_and_total
     module.memory_allocated = lambda device=None: _simdev.stats(_index(device))["allocated"]
+    module.SIMDEVGraph = _Graph
+    module.is_current_stream_capturing = lambda: SimulatedGraph.capturing
     module.amp = types.ModuleType(f"torch.{NAME}.amp")
     module.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
     return module

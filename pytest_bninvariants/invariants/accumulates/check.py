@@ -18,6 +18,7 @@ from pytest_bninvariants.invariants.accumulates.gradient_comparison import (
 from pytest_bninvariants.invariants.accumulates.rules import causes_of
 from pytest_bninvariants.invariants.signature import refuse_wrong_calls
 from pytest_bninvariants.selection.walk import all_tensors
+from pytest_bninvariants.snapshot.reads.capture import refuse_during_capture
 from pytest_bninvariants.verdict import Change, Verdict
 
 
@@ -72,6 +73,7 @@ def accumulates(
     """
     __tracebackhide__ = True
     _check_arguments(batch, k, loss=loss, weight=weight)
+    refuse_during_capture([model], "called")
     require_float64(all_tensors(model), "tell rounding from what does not add up")
     comparison = compare_gradients(model, batch, k, loss, weight)
     verdict = _judge(model, k, samples_in(batch), comparison)

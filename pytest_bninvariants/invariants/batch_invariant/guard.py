@@ -23,6 +23,7 @@ from pytest_bninvariants.invariants.batch_invariant.whole_output import WholeOut
 from pytest_bninvariants.invariants.guard import Guard, at_once
 from pytest_bninvariants.invariants.signature import option_names, refuse_wrong_calls, spell
 from pytest_bninvariants.selection.submodules import submodules
+from pytest_bninvariants.snapshot.reads.capture import refuse_during_capture
 from pytest_bninvariants.verdict import Cause, Change, Verdict
 
 EXAMPLES = 20
@@ -205,6 +206,7 @@ def batch_guard(
         raise GateError(f"examples= takes a whole number >= 1; got {describe(examples)}")
     names = option_names(modules, "modules")
     try:
+        refuse_during_capture([module], "made")
         batch = SampleBatch.read(inputs)
     except Refusal as refusal:
         raise refusal.as_gate_error(spell("batch_invariant", names)) from None

@@ -150,6 +150,8 @@ def _put_in_eval(evidence: list[ChangeEvidence]) -> str:
     """Return how to put layers in eval that nothing in the step put in training mode."""
     names, overriding = names_of(evidence), evidence[0].layer.overrides_train
     fix = f"call .eval() on {name_list(names)} before the step"
+    if evidence[0].layer.activity.in_graph:
+        fix += ", and capture the graph after that: it keeps the modes that it was captured in"
     if overriding:
         it = one_or_many(names, "it", "them")
         fix += f"; if {overriding}.train() is to keep {it} in eval, call that once after "
@@ -172,6 +174,8 @@ def _did(evidence: list[ChangeEvidence]) -> str:
         its = one_or_many(names_of(evidence), "its", "their")
         mode = "" if all(layer.activity.in_eval for layer in layers) else " in training mode"
         return f"ran {_batches(own)}{mode}, with {its} own forward"
+    if all(layer.activity.in_graph for layer in layers):
+        return "normalised with batch statistics in a device graph"
     return "normalised with batch statistics, partly in compiled code"
 
 

@@ -219,7 +219,10 @@ def _explain_in_place(evidence: list[ChangeEvidence]) -> tuple[str, str]:
     if holder:
         why += f"; {holder} holds {_it(evidence)} and stepped without moving {_it(evidence)}, but "
         why += "an optimizer that wraps it may have"
-    if evidence[0].compiled_code_ran:
+    if evidence[0].graph_replayed:
+        why += "; a device graph was replayed, whose writes are not seen: it does what it "
+        why += "recorded, in the modes that layers had when it was captured"
+    elif evidence[0].compiled_code_ran:
         why += "; compiled code ran, whose writes are not seen"
     outside = evidence[0].ran_outside
     if outside is not None:

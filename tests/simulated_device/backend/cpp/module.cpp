@@ -41,6 +41,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   });
   m.def("counts", [] { return counts; });
   m.def("strict", [](bool on) { refuses_mixed_devices = on; });
+  m.def("refuse_waits", [](bool on) { refuses_waits = on; });
   m.def("no64", [](bool on) { refuses_float64 = on; });
   m.def("limit", [](int i, int64_t n) { memory_of(i).limit = n; });
   m.def("stats", [](int i) {
