@@ -83,22 +83,22 @@ class Flip:
 
 
 def _index_put(f: Flip) -> None:
-    at = torch.tensor([f.index])
+    at = torch.tensor([f.index], device=f.tensor.device)
     f.tensor.view(-1).index_put_((at,), f.flipped.view(-1)[at])
 
 
 def _index_copy(f: Flip) -> None:
-    at = torch.tensor([f.index])
+    at = torch.tensor([f.index], device=f.tensor.device)
     f.tensor.view(-1).index_copy_(0, at, f.flipped.view(-1)[at])
 
 
 def _scatter(f: Flip) -> None:
-    at = torch.tensor([f.index])
+    at = torch.tensor([f.index], device=f.tensor.device)
     f.tensor.view(-1).scatter_(0, at, f.flipped.view(-1)[at])
 
 
 def _masked(f: Flip) -> None:
-    at = torch.zeros(f.tensor.numel(), dtype=torch.bool)
+    at = torch.zeros(f.tensor.numel(), dtype=torch.bool, device=f.tensor.device)
     at[f.index] = True
     f.tensor.view(-1).masked_scatter_(at, f.flipped.view(-1)[at])
 
@@ -198,7 +198,7 @@ def _fused(f: Flip) -> None:
     if f.tensor.dtype != torch.float32 or not 2**-20 < abs(float(value)) < 2**20:
         torch._foreach_copy_([f.tensor], [f.flipped])
         return
-    gradient = torch.zeros(f.tensor.numel())
+    gradient = torch.zeros(f.tensor.numel(), device=f.tensor.device)
     gradient[f.index] = value
     parameter = nn.Parameter(f.tensor.detach())
     parameter.grad = gradient.view(f.tensor.shape)
@@ -246,6 +246,15 @@ WAYS: dict[str, Callable[[Flip], object]] = {
     "load by assignment": lambda f: _loaded(f, assign=True),
     "_apply": _applied,
 }
+_ON_HOST = ("numpy", "memoryview", "storage", "address", "memmove")
+_ON_HOST_OR_CUDA = ("dlpack",)
+
+
+def ways_on(device: str) -> list[str]:
+    """Return the ways that there are to write to the memory of a device."""
+    kind = torch.device(device).type
+    none = () if kind == "cpu" else _ON_HOST if kind == "cuda" else (*_ON_HOST, *_ON_HOST_OR_CUDA)
+    return [way for way in WAYS if way not in none]
 
 
 def draw(model: nn.Module, random: random.Random) -> tuple[str, Flip]:
@@ -262,7 +271,8 @@ def draw(model: nn.Module, random: random.Random) -> tuple[str, Flip]:
 def state(model: nn.Module) -> dict[str, bytes]:
     """Return the bytes of all of a model's tensors, read without the help of what is tested."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return {name: ctypes.string_at(t.data_ptr(), t.nbytes) for name, t in tensors}
+    on_host = [(name, tensor.detach().cpu()) for name, tensor in tensors]
+    return {name: ctypes.string_at(t.data_ptr(), t.nbytes) for name, t in on_host}
 
 
 def missed(model: Holder, way: str, random: random.Random) -> str | None:

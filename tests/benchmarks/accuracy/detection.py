@@ -14,7 +14,7 @@ import torch
 
 from pytest_bninvariants.run_config import override
 from pytest_bninvariants.snapshot import fingerprints
-from tests.snapshot.flips import LEAVING, WAYS, Holder, alarmed, missed
+from tests.snapshot.flips import LEAVING, WAYS, Holder, alarmed, missed, ways_on
 
 TIMES = 10_000
 KEEPING = ("exact", "xxhash", "torch operators")
@@ -32,24 +32,24 @@ def kept(how: str) -> Iterator[None]:
         fingerprints._xxhash = known
 
 
-def flips(how: str, times: int = TIMES) -> list[str]:
+def flips(how: str, times: int = TIMES, device: str = "cpu") -> list[str]:
     """Return what went wrong with flips that a guard should find."""
     numbers = random.Random(0)
     torch.manual_seed(0)
-    model, failures = Holder(), []
+    ways, failures = ways_on(device), []
     with kept(how):
         for number in range(times):
-            if number % 500 == 0:
-                model = Holder()  # most floats of one that was flipped often are no numbers
-            failure = missed(model, numbers.choice([*WAYS]), numbers)
+            if number % 500 == 0:  # most floats of one that was flipped often are no numbers
+                model = Holder().to(device)
+            failure = missed(model, numbers.choice(ways), numbers)
             failures += [] if failure is None else [failure]
     return failures
 
 
-def alarms(how: str, times: int = TIMES) -> int:
+def alarms(how: str, times: int = TIMES, device: str = "cpu") -> int:
     """Return how many steps that left all as it was were said to have changed something."""
     numbers = random.Random(1)
-    model = Holder()
+    model = Holder().to(device)
     with kept(how):
         return sum(alarmed(model, numbers.choice([*LEAVING])) for _ in range(times))
 

@@ -38,7 +38,7 @@ class Workload(nn.Module):
 
     def step(self) -> None:
         """Run the layer."""
-        self.layer(self._batch)
+        self.layer(self._batch.to(self.layer.weight.device))
 
     def by_guard(self) -> None:
         """Guard a step."""

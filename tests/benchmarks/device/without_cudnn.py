@@ -1,0 +1,5 @@
+"""A plugin for pytest that switches cuDNN off."""
+
+import torch
+
+torch.backends.cudnn.enabled = False
