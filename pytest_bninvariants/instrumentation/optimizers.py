@@ -56,8 +56,13 @@ def have_moments(optimizer: Optimizer, tensors: Sequence[Tensor]) -> list[bool]:
         for number, tensor in enumerate(tensors)
         for value in _moments_of(optimizer, tensor)
     ]
-    on_device = [(number, value) for number, value in numbered if isinstance(value, Tensor)]
-    answers = read_flags([value.any() for _, value in on_device])
+    on_device = [
+        (number, part)
+        for number, value in numbered
+        if isinstance(value, Tensor)
+        for part in values_of(value)
+    ]
+    answers = read_flags([part.any() for _, part in on_device])
     having = {number for (number, _), answer in zip(on_device, answers, strict=True) if answer}
     having |= {number for number, value in numbered if isinstance(value, list) and value}
     return [number in having for number in range(len(tensors))]

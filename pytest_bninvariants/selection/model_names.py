@@ -11,6 +11,7 @@ from torch import nn
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.tensor_table import TensorTable, WatchedTensor
 from pytest_bninvariants.selection.walk import join, own_tensors
+from pytest_bninvariants.torch_internals.sharding import stored_parameters
 
 _WRAPPER_CHILDREN = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -73,6 +74,7 @@ class ModelNames:
         if self.known_tensors is not None:
             return self.known_tensors
         tensors: dict[str, WatchedTensor] = {}
+        stored = stored_parameters(self.modules.values())
         for owner, module in self.modules.items():
             if not (module._parameters or module._buffers):
                 continue
@@ -82,6 +84,8 @@ class ModelNames:
             prefix, bare = join(owner, ""), join(self.bare[owner], "")
             for kind, name, tensor in own_tensors(module):
                 full = prefix + name
+                if stored:
+                    tensor = stored.get((id(module), name), tensor)
                 key = full if bare is prefix or bare + name in tensors else bare + name
                 tensors[key] = WatchedTensor(full, layer, kind, tensor)
         return TensorTable.from_mapping(tensors)

@@ -60,6 +60,15 @@ def is_uninitialised(tensor: Tensor) -> bool:
     return bool(is_lazy(tensor))
 
 
+def is_under_way(tensor: Tensor) -> bool:
+    """Tell whether a tensor is the result of a collective that nobody has waited for yet.
+
+    Its class has no public name:
+    https://github.com/pytorch/pytorch/blob/main/torch/distributed/_functional_collectives.py
+    """
+    return type(tensor).__name__ == "AsyncCollectiveTensor"
+
+
 def have_values(tensors: Iterable[Tensor]) -> bool:
     """Tell whether tensors have values: those of tracers and of the meta device have none."""
     return not any(t.is_meta or type(t).__name__ in _TRACER_TYPES for t in tensors)
@@ -105,6 +114,11 @@ def _wrapper_parts(tensor: Any) -> tuple[Tensor, ...]:
     return tuple(pieces)
 
 
+def _awaited_parts(tensor: Any) -> tuple[Tensor, ...]:
+    """Wait for a collective that is under way, and return the parts of its result."""
+    return parts(tensor.trigger_wait())
+
+
 def _coo_parts(tensor: Tensor) -> tuple[Tensor, ...]:
     tensor = tensor.detach()
     return sparse_indices(tensor), sparse_values(tensor)
@@ -138,8 +152,10 @@ _WRAPPER = TensorKind(is_traceable_wrapper_subclass, _wrapper_parts)
 _DENSE = TensorKind(
     lambda tensor: True, lambda tensor: (tensor.detach().resolve_conj().resolve_neg(),)
 )
+_AWAITED = TensorKind(is_under_way, _awaited_parts)
 _KINDS = (
     TensorKind(is_lazy, lambda tensor: ()),
+    _AWAITED,
     _WRAPPER,
     TensorKind(_has_no_values, _refuse),
     TensorKind(_has_layout(torch.sparse_coo), _coo_parts, slice(1, None)),
@@ -186,7 +202,7 @@ def dense_values(tensor: Tensor) -> Tensor | None:
     """Return a tensor's values as one plain dense tensor of its dtype, if it stores them so."""
     tensor = on_host(tensor)
     kind = _DENSE if is_plain(tensor) and not tensor.is_quantized else _kind_of(tensor)
-    if kind is _WRAPPER:
+    if kind is _WRAPPER or kind is _AWAITED:
         pieces = parts(tensor)
         return pieces[0] if len(pieces) == 1 and pieces[0].dtype == tensor.dtype else None
     return tensor if kind is _DENSE else None

@@ -13,6 +13,7 @@ from pytest_bninvariants.snapshot.kept_tensor import KeptTensor, TensorSpec
 from pytest_bninvariants.snapshot.reads.pending_reads import read_together
 from pytest_bninvariants.snapshot.tensor_bytes import (
     READ_ERRORS,
+    are_backed,
     as_bytes,
     dense_values,
     parts,
@@ -150,4 +151,5 @@ def readable_values(layer: nn.Module | None, name: str) -> Tensor | None:
     """Return one of a layer's tensors, if its values can be read."""
     buffers = {} if layer is None else layer._buffers  # first, since getattr of a module is slow
     value = buffers[name] if name in buffers else getattr(layer, name, None)
-    return dense_values(value) if isinstance(value, Tensor) else None
+    values = dense_values(value) if isinstance(value, Tensor) else None
+    return values if values is None or are_backed([values]) else None

@@ -13,8 +13,9 @@ from torch.jit import ScriptModule
 
 from pytest_bninvariants.attributes import has_attributes
 from pytest_bninvariants.frames import is_user_file
-from pytest_bninvariants.selection.walk import join
+from pytest_bninvariants.selection.walk import join, named_modules
 from pytest_bninvariants.snapshot.model_state.kept_value import KeptValue
+from pytest_bninvariants.torch_internals.sharding import modules_with_shards
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _MOST_PARTS = 10_000
@@ -55,6 +56,7 @@ class PlainState:
         self.tensors: list[Tensor] = []
         self._compared: list[KeptValue] = []
         self._restored: list[KeptValue] = []
+        self._sharded = modules_with_shards(module for _, module in named_modules(model))
         self._walk(model)
         self._forwards = {kind: _forward_of(kind) for kind in map(type, self.modules)}
 
@@ -96,12 +98,14 @@ class PlainState:
         """Keep what a module holds, and yield its attributes and what is registered in it."""
         if isinstance(module, ScriptModule):
             return
-        writes = not type(module).__module__.startswith("torch.")
+        writes = not all(map(_is_torchs, type(module).__mro__))
         attributes = self._add(KeptValue.of_object(path, module), writes=writes)
         for name, held in attributes.items():
             if name not in _REGISTRIES:
                 yield _Found(join(path, name), held, writes)
         for name in _REGISTRIES:
+            if name == "_parameters" and id(module) in self._sharded:
+                continue  # what it holds is FSDP's to say
             registry = self._add(KeptValue.of_dict(path, vars(module)[name]), writes=True)
             for key, held in registry.items():
                 yield _Found(join(path, key), held, writes=True)
@@ -134,6 +138,11 @@ def _can_change(value: object) -> bool:
     if isinstance(value, nn.Module | Tensor | dict | list | deque | set | tuple | frozenset):
         return True
     return not isinstance(value, type) and has_attributes(value) and _is_users(type(value))
+
+
+def _is_torchs(kind: type) -> bool:
+    """Tell whether a class is torch's; `fully_shard` derives one of its own from the user's."""
+    return kind is object or kind.__module__.startswith("torch.")
 
 
 def _is_users(kind: type) -> bool:

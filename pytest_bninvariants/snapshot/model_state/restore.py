@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants.selection.walk import all_tensors, named_modules
+from pytest_bninvariants.selection.walk import named_modules, own_tensors
 from pytest_bninvariants.snapshot.model_state.plain_state import PlainState
-from pytest_bninvariants.snapshot.tensor_bytes import is_plain, is_uninitialised
+from pytest_bninvariants.snapshot.tensor_bytes import are_backed, is_plain, is_uninitialised
+from pytest_bninvariants.torch_internals.sharding import gathered_modules, stored_parameters
 
 
 class ModelState:
@@ -19,10 +22,12 @@ class ModelState:
 
     def __init__(self, model: nn.Module) -> None:
         self._plain = PlainState(model)
-        modules = {id(m): m for m in (*(m for _, m in named_modules(model)), *self._plain.modules)}
-        self._modes = [(module, module.training) for module in modules.values()]
-        registered = {id(t): t for module in modules.values() for t in all_tensors(module)}
-        others = {id(t): t for t in self._plain.tensors if is_plain(t)}
+        named = (module for _, module in named_modules(model))
+        self._modules = list({id(m): m for m in (*named, *self._plain.modules)}.values())
+        self._modes = [(module, module.training) for module in self._modules]
+        self._gathered = set(map(id, gathered_modules(self._modules)))
+        registered = {id(t): t for t in _stored_tensors(self._modules)}
+        others = {id(t): t for t in self._plain.tensors if is_plain(t) and are_backed([t])}
         tensors = [t for t in (others | registered).values() if not is_uninitialised(t)]
         with torch.no_grad():
             self._tensors = [(t, t.detach().clone()) for t in tensors]
@@ -31,10 +36,21 @@ class ModelState:
         """Put the state back, into the tensors that the model held."""
         for module, training in self._modes:
             module.training = training
+        for module in gathered_modules(self._modules):
+            if id(module) not in self._gathered:
+                module.reshard()
         self._plain.restore()
         for tensor, kept in self._tensors:
             with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                 _fill(tensor, kept)
+
+
+def _stored_tensors(modules: list[nn.Module]) -> Iterator[Tensor]:
+    """Yield the parameters and buffers of modules, shards in place of what FSDP has gathered."""
+    stored = stored_parameters(modules)
+    for module in modules:
+        for _, name, tensor in own_tensors(module):
+            yield stored.get((id(module), name), tensor)
 
 
 def _fill(tensor: Tensor, kept: Tensor) -> None:

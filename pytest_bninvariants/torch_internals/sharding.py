@@ -1,0 +1,129 @@
+"""Find where FSDP keeps parameters while a model holds gathered copies of them.
+
+Both generations of FSDP put gathered parameters into a module for as long as it computes, and
+sometimes for longer: `fully_shard` leaves those of the root there after its forward. An optimizer,
+a checkpoint and the next forward go by the shards. Nothing here starts a collective.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from pytest_bninvariants.torch_internals.private_api import find
+
+Slot = tuple[int, str]
+"""The id of a module, and the name of one of its parameters."""
+
+_module_states: Any = find(
+    "torch.distributed._composable_state:_module_state_mapping",
+    used_for="finding the shards of what fully_shard has gathered",
+    without="gathered parameters are compared, so that a model has to be sharded at both ends",
+    default={},
+)
+
+
+def stored_parameters(modules: Iterable[nn.Module]) -> dict[Slot, Tensor]:
+    """Return the parameters that FSDP keeps for slots that hold gathered copies now.
+
+    Args:
+        modules: the modules of a model.
+    """
+    if "torch.distributed.fsdp" not in sys.modules and not _module_states:
+        return {}
+    stored: dict[Slot, Tensor] = {}
+    for state in _fsdp2_states():
+        stored.update(_gathered_by_fsdp2(state))
+    for module in modules:
+        stored.update(_gathered_by_fsdp1(module))
+    return stored
+
+
+def modules_with_shards(modules: Iterable[nn.Module]) -> set[int]:
+    """Return the ids of the modules whose parameters FSDP replaces as they compute.
+
+    Args:
+        modules: the modules of a model.
+    """
+    owners = {id(owner) for state in _fsdp2_states() for owner in _owners_in(state)}
+    for module in modules:
+        infos = getattr(_flat_parameter_of(module), "_param_infos", None) or ()
+        owners |= {id(owner) for _, owner, _ in infos}
+    return owners
+
+
+def gathered_modules(modules: Iterable[nn.Module]) -> list[Any]:
+    """Return the modules under `fully_shard` that hold gathered parameters now."""
+    state_of: Any = {id(state): state for state in _fsdp2_states()}
+    gathered = {key for key, state in state_of.items() if any(True for _ in _gathered_by_fsdp2(state))}
+    return [
+        module
+        for module in modules
+        if (state := _state_of(module)) is not None and id(state) in gathered
+    ]
+
+
+def _state_of(module: nn.Module) -> Any:
+    state = _module_states.get(module)
+    return state() if callable(state) else state
+
+
+def _owners_in(state: Any) -> Iterator[nn.Module]:
+    """Yield the modules that own the parameters of a state of `fully_shard`."""
+    for group in _groups_of(state):
+        for parameter in getattr(group, "fsdp_params", ()):
+            for module, _ in _slots_of(parameter):
+                yield module
+
+
+def _slots_of(parameter: Any) -> list[tuple[nn.Module, str]]:
+    """Return the modules and names that hold one parameter of `fully_shard`."""
+    info = getattr(parameter, "_module_info", None)
+    if info is None:
+        return []
+    shared = zip(info.shared_modules, info.shared_param_names, strict=True)
+    return [(info.module, info.param_name), *shared]
+
+
+def _flat_parameter_of(module: nn.Module) -> Any:
+    """Return the flat parameter of a FullyShardedDataParallel; None of any other module."""
+    return getattr(vars(module).get("_handle"), "flat_param", None)
+
+
+def _fsdp2_states() -> list[Any]:
+    """Return the state of each call of `fully_shard` whose modules live."""
+    known = list(_module_states.values())
+    states = [each() if callable(each) else each for each in known]
+    return list({id(each): each for each in states if each is not None}.values())
+
+
+def _groups_of(state: Any) -> list[Any]:
+    """Return the groups of parameters that a state of `fully_shard` gathers together."""
+    several = getattr(state, "_fsdp_param_groups", None)  # torch 2.13 has more than one
+    if several is not None:
+        return list(several)
+    one = getattr(state, "_fsdp_param_group", None)
+    return [] if one is None else [one]
+
+
+def _gathered_by_fsdp2(state: Any) -> Iterator[tuple[Slot, Tensor]]:
+    for group in _groups_of(state):
+        for parameter in getattr(group, "fsdp_params", ()):
+            gathered = getattr(parameter, "_unsharded_param", None)
+            for module, name in _slots_of(parameter):
+                if gathered is not None and module._parameters.get(name) is gathered:
+                    yield (id(module), name), parameter.sharded_param
+
+
+def _gathered_by_fsdp1(module: nn.Module) -> Iterator[tuple[Slot, Tensor]]:
+    """Yield what `FullyShardedDataParallel(use_orig_params=True)` keeps for gathered views."""
+    flat = _flat_parameter_of(module)
+    parameters = getattr(flat, "_params", None) or ()
+    infos = getattr(flat, "_param_infos", None) or ()
+    for parameter, (name, owner, _) in zip(parameters, infos, strict=False):
+        now = owner._parameters.get(name)
+        if now is not None and not isinstance(now, nn.Parameter):
+            yield (id(owner), name), parameter
