@@ -113,6 +113,7 @@ def _report_later(guards: Sequence[Guard], cancellation: BaseException) -> None:
 def _add_notes(guards: Sequence[Guard], error: BaseException, *, every: bool) -> None:
     for guard in guards:
         if not (every or guard.judges_halfway):
+            guard.abandon(error)
             continue
         failure = _failure_of(guard)
         if isinstance(failure, InvariantBroken):

@@ -180,6 +180,13 @@ class Guard:
         """
         raise NotImplementedError
 
+    def abandon(self, error: BaseException) -> None:
+        """Tell those who wait for a verdict that the step raised, so that there is none.
+
+        Args:
+            error: what the step raised.
+        """
+
     def _traced(self) -> Mapping[str, KeptTensor]:
         """Return what `_begin` kept of the tensors whose writers matter."""
         return {}

@@ -5,6 +5,8 @@ To support another kind, add it to `_KINDS`.
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from operator import ge
 from typing import Any, NamedTuple
@@ -330,3 +332,26 @@ def has_content(content: Content, tensor: Tensor) -> bool | None:
     except READ_ERRORS:
         return None
     return len(now) == len(content) and all(map(same_bytes, content, moved))
+
+
+def sha256_of(content: Content) -> str:
+    """Return the SHA-256 of the bytes of a tensor's parts."""
+    sha256 = hashlib.sha256()
+    for part in content:
+        on_cpu = part.cpu()
+        sha256.update(ctypes.string_at(on_cpu.data_ptr(), on_cpu.numel()))
+    return sha256.hexdigest()
+
+
+def digest_of(tensors: Iterable[Tensor]) -> str:
+    """Return one digest of tensors: of what they hold, their dtypes and their shapes.
+
+    Raises:
+        UnreadableTensor: if the values of one cannot be read.
+    """
+    sha256 = hashlib.sha256()
+    for tensor in tensors:
+        content = tuple(as_bytes(part) for part in parts(tensor.detach()))
+        text = f"{tensor.dtype} {tuple(tensor.shape)} {sha256_of(content)}\n"
+        sha256.update(text.encode())
+    return sha256.hexdigest()

@@ -17,6 +17,8 @@ from pytest_bninvariants.torch_internals.private_api import find
 
 Slot = tuple[int, str]
 """The id of a module, and the name of one of its parameters."""
+Shard = tuple[tuple[str, int | None], ...]
+"""Which part of a tensor a rank holds; empty if it holds the whole."""
 
 _module_states: Any = find(
     "torch.distributed._composable_state:_module_state_mapping",
@@ -58,7 +60,9 @@ def modules_with_shards(modules: Iterable[nn.Module]) -> set[int]:
 def gathered_modules(modules: Iterable[nn.Module]) -> list[Any]:
     """Return the modules under `fully_shard` that hold gathered parameters now."""
     state_of: Any = {id(state): state for state in _fsdp2_states()}
-    gathered = {key for key, state in state_of.items() if any(True for _ in _gathered_by_fsdp2(state))}
+    gathered = {
+        key for key, state in state_of.items() if any(True for _ in _gathered_by_fsdp2(state))
+    }
     return [
         module
         for module in modules
@@ -127,3 +131,47 @@ def _gathered_by_fsdp1(module: nn.Module) -> Iterator[tuple[Slot, Tensor]]:
         now = owner._parameters.get(name)
         if now is not None and not isinstance(now, nn.Parameter):
             yield (id(owner), name), parameter
+
+
+def shards_by_id(modules: Iterable[nn.Module]) -> dict[int, Shard]:
+    """Return which shard of a FullyShardedDataParallel's parameter each of these tensors is.
+
+    Args:
+        modules: the modules of a model.
+    """
+    shards: dict[int, Shard] = {}
+    for module in modules:
+        handle, flat = vars(module).get("_handle"), _flat_parameter_of(module)
+        if flat is None or not getattr(handle, "uses_sharded_strategy", True):
+            continue
+        shard = (("flat", getattr(handle, "rank", None)),)
+        shards.update({id(each): shard for each in (flat, *(getattr(flat, "_params", None) or ()))})
+    return shards
+
+
+def shard_of(tensor: Tensor) -> Shard:
+    """Return which shard of a DTensor a rank holds: two ranks with the same one hold the same.
+
+    Returns:
+        How it is placed along each dimension of the mesh and, unless it is replicated there, the
+        rank's coordinate; empty if it is no DTensor.
+    """
+    placements = getattr(tensor, "placements", None)
+    mesh = getattr(tensor, "device_mesh", None)
+    if placements is None or mesh is None:
+        return ()
+    coordinates = mesh.get_coordinate()
+    if coordinates is None:
+        return (("outside the mesh", None),)
+    return tuple(
+        (f"{dimension} {placement}", None if placement.is_replicate() else coordinate)
+        for dimension, (placement, coordinate) in enumerate(
+            zip(placements, coordinates, strict=True)
+        )
+    )
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor, or what all ranks hold of a DTensor together: then a collective runs."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole

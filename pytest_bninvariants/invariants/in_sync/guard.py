@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import overload
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from pytest_bninvariants.checks import is_number
 from pytest_bninvariants.errors import GateError, Refusal, describe
 from pytest_bninvariants.invariants.guard import Guard, at_once
+from pytest_bninvariants.invariants.in_sync.across_ranks.guard import RanksGuard
 from pytest_bninvariants.invariants.in_sync.average_guard import AverageGuard, Buffers
 from pytest_bninvariants.invariants.in_sync.difference_rules import (
     TensorDifference,
@@ -18,7 +19,6 @@ from pytest_bninvariants.invariants.in_sync.difference_rules import (
 )
 from pytest_bninvariants.invariants.in_sync.pair import Tensors
 from pytest_bninvariants.invariants.in_sync.pair_guard import PairGuard, change_to_shared
-from pytest_bninvariants.invariants.in_sync.ranks import RanksGuard
 from pytest_bninvariants.invariants.in_sync.step_log import StepLog
 from pytest_bninvariants.invariants.signature import (
     module_names,
@@ -142,6 +142,7 @@ def in_sync(
     *modules: str,
     parameters: bool = ...,
     exclude: Iterable[str] | str = ...,
+    group: distributed.ProcessGroup | None = ...,
 ) -> Verdict: ...
 
 
@@ -166,6 +167,7 @@ def in_sync(
     exclude: Iterable[str] | str = (),
     decay: float | None = None,
     buffers: Buffers | None = None,
+    group: distributed.ProcessGroup | None = None,
 ) -> Verdict | Guard:
     """Check that two models have the same buffers, bit for bit, or that one averages the other.
 
@@ -180,7 +182,8 @@ def in_sync(
     Args:
         one: a model; with `decay`, the one that is trained.
         other: its copy: a target network, a teacher, a replica; with `decay`, the average. None:
-            the same model on the other ranks of a distributed run; each rank must call it.
+            the same model on the other ranks of a distributed run; each rank must call it, and
+            what is sharded is compared only between ranks that hold the same shard.
         modules: qualified names of modules or tensors; a name covers its subtree, `*` and `?` work
             as in a shell. Without any: all.
         parameters: compare parameters, too; None: only with `decay`.
@@ -188,6 +191,7 @@ def in_sync(
         decay: the weight of the old value in an exponential moving average, from 0 to 1.
         buffers: with `decay`: `"copied"`, as torch's AveragedModel does, or `"averaged"`, as it
             does with use_buffers=True, and timm's ModelEma.
+        group: without `other`: the process group whose ranks are compared; None: all ranks.
 
     Returns:
         The verdict, which holds; with `decay` a context manager.
@@ -219,6 +223,7 @@ def in_sync(
         exclude=exclude,
         decay=decay,
         buffers=buffers,
+        group=group,
     )
     return at_once(guard) if decay is None else guard
 
@@ -231,6 +236,7 @@ def sync_guard(
     exclude: Iterable[str] | str = (),
     decay: float | None = None,
     buffers: Buffers | None = None,
+    group: distributed.ProcessGroup | None = None,
 ) -> Guard:
     """Return the guard of `in_sync`, which judges when a step ends; same arguments."""
     if one is other:
@@ -249,7 +255,9 @@ def sync_guard(
     if other is None:
         if decay is not None:
             raise GateError("in_sync(decay=...) takes the model and its average")
-        return RanksGuard(one, scope, spelling)
+        return RanksGuard(one, scope, group, spelling)
+    if group is not None:
+        raise GateError("in_sync(group=...) compares ranks, and takes no second model")
     if decay is None:
         return SyncGuard(one, other, scope, spelling)
     return AverageGuard(one, other, scope, decay, buffers or "copied", spelling)

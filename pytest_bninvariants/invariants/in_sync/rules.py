@@ -7,6 +7,7 @@ from typing import Any
 
 from pytest_bninvariants.diagnosis.rule import Rule, explain
 from pytest_bninvariants.diagnosis.wording import name_list, one_or_many
+from pytest_bninvariants.invariants.in_sync.across_ranks.rules import RANK_RULES
 from pytest_bninvariants.invariants.in_sync.average_evidence import WrongAverage
 from pytest_bninvariants.invariants.in_sync.difference_rules import (
     SYNC_RULES,
@@ -254,4 +255,4 @@ AVERAGE_RULES: tuple[Rule[WrongAverage], ...] = (
 )
 """The first rule that applies explains a tensor."""
 
-RULES: tuple[Rule[Any], ...] = (*SYNC_RULES, *AVERAGE_RULES)
+RULES: tuple[Rule[Any], ...] = (*SYNC_RULES, *RANK_RULES, *AVERAGE_RULES)
