@@ -32,6 +32,9 @@ if TYPE_CHECKING:
         GuardNeverEntered as GuardNeverEntered,
     )
     from pytest_bninvariants.invariants.in_sync.guard import in_sync as in_sync
+    from pytest_bninvariants.invariants.rank_invariant.check import (
+        rank_invariant as rank_invariant,
+    )
     from pytest_bninvariants.invariants.same_output.guard import (
         assert_same_output as assert_same_output,
         same_output as same_output,

@@ -153,4 +153,9 @@ INVARIANTS = {
         fixture="Check that micro-batches' gradients add up: "
         "`accumulates(model, batch, 4, loss=loss)`.",
     ),
+    "rank_invariant": Invariant(
+        module="invariants.rank_invariant.check",
+        fixture="Check that ranks on shards of a batch train as one process: "
+        "`rank_invariant(model, batch, loss=loss)`.",
+    ),
 }

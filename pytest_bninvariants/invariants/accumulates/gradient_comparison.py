@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pytest_bninvariants.batchnorm.arithmetic import UNIT
-from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.checks import is_real
+from pytest_bninvariants.errors import GateError, describe
 from pytest_bninvariants.evaluation.batches import split_batch
-from pytest_bninvariants.evaluation.rng_state import preserved_rng
-from pytest_bninvariants.invariants.accumulates.gradient_pass import (
+from pytest_bninvariants.evaluation.gradient_pass import (
+    BatchPart,
     GradientPass,
     LossFunction,
     PassGradients,
+    errors_explained,
+    random_draw_text,
 )
-
-_FINER = UNIT[torch.float64] / UNIT[torch.float32]
-_LUCK = 2.0**8
-"""How much smaller than a typical rounding error the one in float32 may happen to be."""
+from pytest_bninvariants.evaluation.rng_state import preserved_rng
+from pytest_bninvariants.evaluation.rounding_bounds import rounding_bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,46 +52,45 @@ def compare_gradients(
     Raises:
         GateError: if a pass does not run, draws random numbers, or is not repeatable.
     """
-    gradient_pass = GradientPass(model, loss, weight, batch)
+    gradient_pass = GradientPass(caller="accumulates", model=model, loss=loss)
     with preserved_rng(model) as generators:
-        whole = gradient_pass.run([batch], torch.float64)
+        one = [BatchPart(batch)]
+        several = _weighted_parts(batch, k, weight)
+        whole = gradient_pass.run(one, torch.float64)
         if generators.moved():
-            raise GateError(_random_draw_text(model))
-        rough = gradient_pass.run([batch], torch.float32)
-        parts = gradient_pass.run(split_batch(batch, k), torch.float64)
-        again = gradient_pass.run([batch], torch.float64)
-    bounds = _bounds(whole, rough, parts)
+            raise GateError(random_draw_text("accumulates", model, "micro-batch"))
+        rough = gradient_pass.run(one, torch.float32)
+        parts = gradient_pass.run(several, torch.float64)
+        again = gradient_pass.run(one, torch.float64)
+    sizes = {name: max(whole.sizes[name], parts.sizes[name]) for name in whole.sums}
+    bounds = rounding_bounds({name: whole.distance(rough, name) for name in sizes}, sizes)
     if any(whole.distance(again, name) > bound for name, bound in bounds.items()):
         raise GateError("accumulates: two passes over the same batch have different gradients")
     return GradientComparison(whole=whole, parts=parts, bounds=bounds)
 
 
-def _random_draw_text(model: nn.Module) -> str:
-    random = [
-        f"{name or 'the model'} ({type(module).__name__})"
-        for name, module in model.named_modules()
-        if module.training and "Drop" in type(module).__name__
+def _weighted_parts(batch: Any, k: int, weight: Callable[[Any], float]) -> list[BatchPart]:
+    """Return the micro-batches, each with its share in the weight of the batch."""
+    whole = _weight_of(batch, weight)
+    if not whole > 0:
+        raise GateError(
+            "accumulates(weight=...): the weight of the batch must be above 0; got "
+            f"{describe(whole)}"
+        )
+    return [
+        BatchPart(part, _weight_of(part, weight) / whole, f"micro-batch {number} of {k}")
+        for number, part in enumerate(split_batch(batch, k), 1)
     ]
-    where = f"; in training mode: {', '.join(random[:3])}" if random else ""
-    return (
-        "accumulates takes no pass that draws random numbers, because each micro-batch would "
-        f"draw other ones: put random modules in eval{where}"
-    )
 
 
-def _bounds(whole: PassGradients, rough: PassGradients, parts: PassGradients) -> dict[str, float]:
-    """Return how far apart two ways to compute a gradient in float64 may be, by name.
-
-    To first order a rounding error is the unit roundoff times a number that depends on what is
-    computed, and not on the precision (Higham, "Accuracy and Stability of Numerical Algorithms",
-    chapter 1). The float32 pass shows that number: by its error in this gradient or, relative to
-    the size, in any gradient of which it has a digit right. A gradient that is 0, as that of a bias
-    before a BN layer that uses batch statistics, is a sum of terms that cancel: the largest
-    gradient stands in for its size.
-    """
-    sizes = {name: max(whole.sizes[name], parts.sizes[name]) for name in whole.sums}
-    errors = {name: whole.distance(rough, name) for name in sizes}
-    has_a_digit = {name: size for name, size in sizes.items() if 10 * errors[name] < size}
-    worst = max((errors[name] / size for name, size in has_a_digit.items()), default=0.0)
-    least = UNIT[torch.float32] * max(sizes.values())
-    return {name: _LUCK * _FINER * max(errors[name], worst * sizes[name], least) for name in sizes}
+def _weight_of(batch: Any, function: Callable[[Any], float]) -> float:
+    """Return the weight of a batch."""
+    with errors_explained("accumulates", "weight(batch)"):
+        weight = function(batch)
+    value = weight.item() if isinstance(weight, Tensor) and weight.numel() == 1 else weight
+    if not is_real(value) or not math.isfinite(value):
+        raise GateError(
+            "accumulates(weight=...): the weight of a batch must be a number; got "
+            f"{describe(weight)}"
+        )
+    return float(value)

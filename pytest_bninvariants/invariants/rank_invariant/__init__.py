@@ -1,0 +1,1 @@
+"""The invariant `rank_invariant`."""
