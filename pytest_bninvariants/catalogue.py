@@ -159,3 +159,11 @@ INVARIANTS = {
         "`rank_invariant(model, batch, loss=loss)`.",
     ),
 }
+
+RANKS = Marker(
+    signature="(n, backend=None, timeout=60)",
+    help="run the test on n processes of this machine, each a rank of an initialised process "
+    "group; backend= (default: gloo on the CPU, nccl on cuda), timeout= in seconds.",
+    options=("backend", "timeout"),
+)
+"""The marker `ranks`, which puts no guard around a test, but says where it runs."""

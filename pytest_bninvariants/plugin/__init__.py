@@ -2,6 +2,7 @@
 
 from pytest_bninvariants.plugin.hooks import (
     pytest_addoption as pytest_addoption,
+    pytest_collection_finish as pytest_collection_finish,
     pytest_collection_modifyitems as pytest_collection_modifyitems,
     pytest_configure as pytest_configure,
     pytest_generate_tests as pytest_generate_tests,

@@ -14,6 +14,8 @@ import pytest
 from pytest_bninvariants import guard_registry, run_config
 from pytest_bninvariants.plugin import fixtures, markers
 from pytest_bninvariants.plugin.options import SETTINGS, add_options, may_run_again, parse_settings
+from pytest_bninvariants.plugin.ranks.request import RAN_ELSEWHERE, runs_on_ranks
+from pytest_bninvariants.ranks.environment import launched_world
 
 __all__: tuple[str, ...] = ()
 _OPEN = pytest.StashKey[set[int]]()
@@ -33,6 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
     until_unconfigured.enter_context(run_config.activate(settings.run))
     until_unconfigured.enter_context(guard_registry.collect_findings())
     config.add_cleanup(until_unconfigured.close)
+    world = launched_world()
+    if world is not None:
+        from pytest_bninvariants.plugin.ranks.under_launcher import configure_launched
+
+        configure_launched(config, world)
     if config.getoption("tbstyle") == "line":
         from pytest_bninvariants.plugin.outcomes.reports import OneLinePerFailure
 
@@ -69,6 +76,14 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
         conformance_plan.require_kit_tests(config)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if launched_world() is None and any(map(runs_on_ranks, session.items)):
+        from pytest_bninvariants.plugin.ranks.launcher import RankLauncher
+
+        plugins = session.config.pluginmanager
+        plugins.register(RankLauncher(session.items), "bninvariants-rank-launcher")
+
+
 def _may_parametrize(fixture: str, metafunc: pytest.Metafunc) -> bool:
     """Tell whether a fixture is ours, and not overridden or parametrized by the test."""
     definitions = metafunc._arg2fixturedefs.get(fixture, ())
@@ -98,6 +113,8 @@ def pytest_runtest_setup() -> None:
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     __tracebackhide__ = True
+    if RAN_ELSEWHERE in item.stash:
+        return (yield)
     from pytest_bninvariants.invariants.frozen import earlier_runs
     from pytest_bninvariants.plugin.outcomes import reports, unjudged_guards
 

@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 
-from pytest_bninvariants.catalogue import INVARIANTS
+from pytest_bninvariants.catalogue import INVARIANTS, RANKS
 from pytest_bninvariants.errors import shorten
 
 MARKERS = {
@@ -21,6 +21,7 @@ def help_lines() -> Iterator[str]:
     """Yield the lines of `pytest --markers`."""
     for name, marker in MARKERS.items():
         yield f"{name}{marker.signature}: {marker.help}"
+    yield f"ranks{RANKS.signature}: {RANKS.help}"
 
 
 def as_written(mark: pytest.Mark) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_bninvariants.option_values import DTYPES, EFFORTS, count_cases
+from pytest_bninvariants.ranks.environment import launched_world
 from pytest_bninvariants.run_config import RunConfig, Trace
 
 TRACES = ("rerun", "same-run")
@@ -166,7 +167,8 @@ def _read_bytes(key: str, given: str) -> int | None:
 def _read_trace(config: pytest.Config) -> str | None:
     given = _one_of(TRACES, "--bn-trace", config.getoption("bn_trace"))
     debugging = config.getoption("usepdb", False) or config.getoption("trace", False)
-    return "same-run" if given and debugging else given  # one stop at a failure is enough
+    # one stop at a failure is enough, and a rank that runs again would do so without the others
+    return "same-run" if given and (debugging or launched_world()) else given
 
 
 def may_run_again(config: pytest.Config) -> bool:

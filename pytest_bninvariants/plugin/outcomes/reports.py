@@ -9,7 +9,18 @@ import pytest
 from pytest_bninvariants.errors import FrozenStateChanged, GateError, InvariantBroken, LawBroken
 from pytest_bninvariants.plugin.outcomes.exceptions import gate_error_in
 
-_STARTS = {FrozenStateChanged: "", InvariantBroken: "", LawBroken: "", GateError: "cannot judge: "}
+
+class RankFailure(Exception):
+    """A failure of a test's ranks that none of them could report: one died, or was stopped."""
+
+
+_STARTS = {
+    FrozenStateChanged: "",
+    InvariantBroken: "",
+    LawBroken: "",
+    RankFailure: "",
+    GateError: "cannot judge: ",
+}
 _IS_OURS = "bninvariants_failed"
 """The attribute of a report whose failure is a guard's; it crosses processes with the report."""
 

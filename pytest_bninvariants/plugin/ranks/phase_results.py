@@ -1,0 +1,132 @@
+"""How each rank came through each phase of a test: its setup, its call, its teardown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from pytest_bninvariants.plugin.ranks.member import OF_ANOTHER_RANK
+from pytest_bninvariants.ranks.stacks import stack_lines, whereabouts
+
+if TYPE_CHECKING:
+    from pytest_bninvariants.ranks.supervision import RankRecord
+
+_STRICT = ("[XPASS(strict)]", "Unexpected success")
+_SHOWN_LINES = 40
+
+
+class Outcome(Enum):
+    """How a rank came through a phase."""
+
+    PASSED = "passed"
+    SKIPPED = "skipped"
+    XFAILED = "failed as expected"
+    XPASSED = "passed, though it was expected to fail"
+    XPASSED_STRICTLY = "passed, though it had to fail"
+    FAILED = "failed"
+    OF_ANOTHER = "passed what another rank failed in"
+    DIED = "died"
+    STOPPED = "was stopped"
+
+
+class SentReport(NamedTuple):
+    """A report that a rank sent, and when, in seconds since the epoch."""
+
+    report: pytest.TestReport
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseResult:
+    """How one rank came through one phase.
+
+    Args:
+        rank: the rank.
+        outcome: how.
+        at: when that was known, in seconds since the epoch.
+        report: pytest's report; None if the rank could not send one.
+        text: what happened, if it could not.
+    """
+
+    rank: int
+    outcome: Outcome
+    at: float
+    report: pytest.TestReport | None = None
+    text: str = ""
+
+
+def results_of(record: RankRecord, reports: list[SentReport]) -> dict[str, PhaseResult]:
+    """Return a rank's results by phase, without phases that it did not come to.
+
+    Args:
+        record: how the rank ended.
+        reports: what it reported.
+    """
+    results = {}
+    for report, at in reports:
+        if not hasattr(report, "context"):  # a subtest's, which is told by itself
+            results[str(report.when)] = PhaseResult(
+                rank=record.rank, outcome=_outcome_of(report), at=at, report=report
+            )
+    if "ended" not in record.said:
+        results.setdefault(_next_phase(results), _broken_off(record))
+    return results
+
+
+def read_reports(config: pytest.Config, record: RankRecord) -> list[SentReport]:
+    """Return the reports that a rank sent."""
+    make = config.hook.pytest_report_from_serializable  # it uses up the data
+    return [
+        SentReport(make(config=config, data=message.content), message.sent_at)
+        for message in record.messages
+        if message.kind == "report"
+    ]
+
+
+def _next_phase(results: dict[str, PhaseResult]) -> str:
+    if "setup" not in results:
+        return "setup"
+    passed = results["setup"].outcome is Outcome.PASSED
+    return "call" if passed and "call" not in results else "teardown"
+
+
+def _outcome_of(report: pytest.TestReport) -> Outcome:
+    if hasattr(report, "wasxfail"):
+        return Outcome.XFAILED if report.skipped else Outcome.XPASSED
+    if hasattr(report, OF_ANOTHER_RANK):
+        return Outcome.OF_ANOTHER
+    if report.failed and any(each in str(report.longrepr) for each in _STRICT):
+        return Outcome.XPASSED_STRICTLY
+    return Outcome(report.outcome)
+
+
+def _broken_off(record: RankRecord) -> PhaseResult:
+    """Return the result of the phase in which a rank died, or was stopped."""
+    refusals = [message for message in record.messages if message.kind == "refused"]
+    stopped = bool(record.stopped) and not refusals
+    lines = [_reason(record, refusals)]
+    if record.stack:
+        lines += ["", "its stack, the innermost call last:", *stack_lines(record.stack)]
+    elif not stopped:
+        lines += _last_lines(record.errors)
+    return PhaseResult(
+        rank=record.rank,
+        outcome=Outcome.STOPPED if stopped else Outcome.DIED,
+        at=refusals[0].sent_at if refusals else record.ended_at,
+        text="\n".join(lines),
+    )
+
+
+def _reason(record: RankRecord, refusals: list[Any]) -> str:
+    if refusals:
+        return str(refusals[0].content)
+    where = whereabouts(record.stack)
+    return (record.stopped or record.died) + (f"; it waited {where}" if where else "")
+
+
+def _last_lines(text: str) -> list[str]:
+    lines = text.rstrip().splitlines()[-_SHOWN_LINES:]
+    return ["", "the end of what it wrote to stderr:", *lines] if lines else []
