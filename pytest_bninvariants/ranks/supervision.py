@@ -37,6 +37,7 @@ class RankRecord:
         ended_at: when it was seen to have ended, in seconds since the epoch.
         stopped: why it was ended, before it had done what it had to; empty if it was not.
         stack: where it was then, the innermost frame first.
+        errors_before: how much it had written to stderr when it joined the others.
     """
 
     rank: int
@@ -48,6 +49,7 @@ class RankRecord:
     ended_at: float = 0.0
     stopped: str = ""
     stack: list[StackFrame] = field(default_factory=list)
+    errors_before: int = 0
 
     @property
     def died(self) -> str:
@@ -60,8 +62,8 @@ class RankRecord:
 
     @property
     def errors(self) -> str:
-        """Return what it wrote to stderr and pytest did not capture."""
-        return _read(stderr_of(self.folder, self.rank))
+        """Return what it wrote to stderr since it joined, and pytest did not capture."""
+        return _read(stderr_of(self.folder, self.rank))[self.errors_before :]
 
 
 def stderr_of(folder: Path, rank: int) -> Path:
@@ -129,6 +131,8 @@ class Supervisor:
             else:
                 record.messages.append(message)
                 record.said.add(message.kind)
+            if message.kind == "joined":
+                record.errors_before = len(record.errors)
             if message.kind == "trouble" and self._trouble is None:
                 words = f"rank {record.rank} {message.content}"
                 self._trouble = (time.monotonic(), words)

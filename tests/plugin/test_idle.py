@@ -74,6 +74,7 @@ def test_collecting_marked_tests_loads_nothing_big(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "import pytest\n\n"
         "@pytest.mark.frozen_bn('backbone')\n"
+        "@pytest.mark.ranks(2)\n"
         "def test_it(model, frozen, bn_device): pass\n"
     )
     code, modules, output = modules_after(tmp_path, "--co", "-q", "--strict-markers")
@@ -93,6 +94,7 @@ SAYS = {
         "model=None): fail the test if after its call a sample's output",
         "@pytest.mark.in_sync(one, other=None, *modules, parameters=False, exclude=(), decay=None, "
         "buffers='copied'): fail the test if after its call two models",
+        "@pytest.mark.ranks(n, backend=None, timeout=60): run the test on n processes",
     ],
     "--fixtures": [
         "frozen_bn [session scope]",

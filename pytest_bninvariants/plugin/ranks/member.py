@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
@@ -87,7 +86,7 @@ class RankMember:
             item.stash[FAILED] = True
             if call.excinfo is not None and _is_of_another_rank(call.excinfo.value):
                 setattr(report, OF_ANOTHER_RANK, True)
-            if _SEED in item.stash:
+            if _SEED in item.stash and self._world.rank == 0:
                 text = f"all ranks drew from @hypothesis.seed({item.stash[_SEED]})"
                 report.sections.append(("hypothesis on ranks", text))
         return report
@@ -109,11 +108,6 @@ class RankMember:
                 f"{request.written} asks for {request.size} ranks, and this run has "
                 f"{self._world.size} (WORLD_SIZE={self._world.size} in the environment): start it "
                 f"with {request.size} processes, or without a launcher"
-            )
-        if "PYTEST_XDIST_WORKER" in os.environ:
-            raise GateError(
-                f"{request.written} under a launcher and xdist: the workers of a rank would all "
-                "be that rank; leave out -n"
             )
 
     def _join(self, item: pytest.Item, request: RanksRequest) -> Membership:
@@ -139,14 +133,6 @@ class RankMember:
                 runtest()
 
         item.runtest = run
-
-
-def replace_reporter(config: pytest.Config, reporter: pytest.TerminalReporter) -> None:
-    """Replace a session's terminal reporter, once it is there."""
-    loud = config.pluginmanager.get_plugin("terminalreporter")
-    if loud is not None:
-        config.pluginmanager.unregister(loud)
-        config.pluginmanager.register(reporter, "terminalreporter")
 
 
 def _function(item: Any) -> Any:

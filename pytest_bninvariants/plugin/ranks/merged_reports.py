@@ -86,7 +86,8 @@ def _merge(
     report = lead.report or failed_report(item, phase, lead.text)
     if report.skipped:
         passed = [str(each.rank) for each in results if each.outcome is not Outcome.SKIPPED]
-        text = f"skipped this test ({skip_reason(lead)}), and not rank {', '.join(passed)}"
+        did_not = f"rank {', '.join(passed)} did not"
+        text = f"skipped this test ({skip_reason(lead)}), but {did_not}"
         report = failed_report(item, phase, text)
     lead_with(report, lead.rank)
     add_others(report, lead, (each for each in others if each.rank != lead.rank))

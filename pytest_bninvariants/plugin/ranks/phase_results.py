@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from pytest_bninvariants.plugin.ranks.member import OF_ANOTHER_RANK
-from pytest_bninvariants.ranks.stacks import stack_lines, whereabouts
+from pytest_bninvariants.ranks.stacks import StackFrame, main_stack, stack_lines, whereabouts
 
 if TYPE_CHECKING:
     from pytest_bninvariants.ranks.supervision import RankRecord
 
 _STRICT = ("[XPASS(strict)]", "Unexpected success")
-_SHOWN_LINES = 40
+_SHOWN_LINES = 20
+_FATAL = "Fatal Python error: "  # with which faulthandler begins
 
 
 class Outcome(Enum):
@@ -107,11 +108,13 @@ def _broken_off(record: RankRecord) -> PhaseResult:
     """Return the result of the phase in which a rank died, or was stopped."""
     refusals = [message for message in record.messages if message.kind == "refused"]
     stopped = bool(record.stopped) and not refusals
-    lines = [_reason(record, refusals)]
-    if record.stack:
-        lines += ["", "its stack, the innermost call last:", *stack_lines(record.stack)]
-    elif not stopped:
-        lines += _last_lines(record.errors)
+    written, fatal, crash = record.errors.partition(_FATAL)
+    stack = record.stack or main_stack(fatal + crash)
+    lines = [_reason(record, refusals, stack)]
+    if not stopped:
+        lines += _last_lines(written)
+    if stack:
+        lines += ["", "its stack, the innermost call last:", *stack_lines(stack)]
     return PhaseResult(
         rank=record.rank,
         outcome=Outcome.STOPPED if stopped else Outcome.DIED,
@@ -120,11 +123,13 @@ def _broken_off(record: RankRecord) -> PhaseResult:
     )
 
 
-def _reason(record: RankRecord, refusals: list[Any]) -> str:
+def _reason(record: RankRecord, refusals: list[Any], stack: list[StackFrame]) -> str:
     if refusals:
         return str(refusals[0].content)
-    where = whereabouts(record.stack)
-    return (record.stopped or record.died) + (f"; it waited {where}" if where else "")
+    where = whereabouts(stack)
+    if record.stopped:
+        return record.stopped + (f"; it waited {where}" if where else "")
+    return record.died + (f" {where}" if where else "")
 
 
 def _last_lines(text: str) -> list[str]:

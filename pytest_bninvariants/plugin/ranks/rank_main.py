@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pytest_bninvariants.plugin.ranks.member import RankMember, replace_reporter
+from pytest_bninvariants.plugin.ranks.member import RankMember
 from pytest_bninvariants.plugin.ranks.request import RanksRequest
 from pytest_bninvariants.ranks.environment import World
 from pytest_bninvariants.ranks.messages import Line
@@ -95,7 +95,9 @@ class SentRank(RankMember):
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
         """Write nothing, neither to the terminal nor to the cache, which are the parent's."""
-        replace_reporter(config, pytest.TerminalReporter(config, io.StringIO()))
+        config.pluginmanager.unregister(name="terminalreporter")
+        quiet = pytest.TerminalReporter(config, io.StringIO())
+        config.pluginmanager.register(quiet, "terminalreporter")
         cache: Any = getattr(config, "cache", None)
         if cache is not None:
             cache.set = lambda key, value: None

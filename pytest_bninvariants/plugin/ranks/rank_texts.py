@@ -66,7 +66,7 @@ def _text_of(result: PhaseResult, lead: PhaseResult) -> str:
     if result.outcome is Outcome.SKIPPED:
         return f"skipped: {skip_reason(result)}"
     if result.outcome is not Outcome.FAILED:
-        return result.outcome.value
+        return str(result.outcome.value)
     place, message = _crash(result)
     if (place, message) == _crash(lead):
         return "failed in the same way"
@@ -77,10 +77,12 @@ def _text_of(result: PhaseResult, lead: PhaseResult) -> str:
 
 def _crash(result: PhaseResult) -> tuple[str, str]:
     """Return where a rank's failure was raised, and its message."""
-    crash: Any = getattr(result.report and result.report.longrepr, "reprcrash", None)
+    longrepr: Any = result.report and result.report.longrepr
+    crash = getattr(longrepr, "reprcrash", None)
     if crash is None:
         return "", f"rank {result.rank}"
-    return f"{crash.path}:{crash.lineno}", str(crash.message).removeprefix(f"rank {result.rank}: ")
+    message = str(crash.message)
+    return f"{crash.path}:{crash.lineno}", message.removeprefix(f"rank {result.rank}: ")
 
 
 def skip_reason(result: PhaseResult) -> str:

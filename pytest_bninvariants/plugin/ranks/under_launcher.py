@@ -6,14 +6,16 @@ import faulthandler
 import io
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
 
-from pytest_bninvariants.plugin.ranks.member import FAILED, RankMember, replace_reporter
+from pytest_bninvariants.errors import GateError
+from pytest_bninvariants.plugin.ranks.member import FAILED, RankMember
 from pytest_bninvariants.plugin.ranks.request import RanksRequest
 from pytest_bninvariants.ranks.environment import World
 from pytest_bninvariants.ranks.supervision import GRACE_SECONDS
@@ -31,10 +33,12 @@ def configure_launched(config: pytest.Config, world: World) -> None:
         stderr = os.dup(2)  # pytest captures nothing yet
         config.add_cleanup(lambda: os.close(stderr))
         plugins.register(LaunchedMember(world, stderr), "bninvariants-rank-member")
-        plugins.register(EndTogether(world), "bninvariants-end-together")
+        terminal = QuietTerminal(config, world.rank)
+        end = EndTogether(world, terminal.show_failures)
+        plugins.register(end, "bninvariants-end-together")
         if world.rank > 0:
             _name_own_files(config, world.rank)
-            plugins.register(ShowFailures(world.rank), "bninvariants-show-failures")
+            plugins.register(terminal, "bninvariants-quiet-terminal")
 
 
 def _name_own_files(config: pytest.Config, rank: int) -> None:
@@ -61,7 +65,16 @@ class LaunchedMember(RankMember):
         self._timeout = 0.0
 
     def begin(self, request: RanksRequest) -> float:
-        """Return how long a collective may take."""
+        """Return how long a collective may take.
+
+        Raises:
+            GateError: in a worker of xdist.
+        """
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            raise GateError(
+                f"{request.written} under a launcher and xdist: the workers of a rank would all "
+                "be that rank; leave out -n"
+            )
         self._timeout = request.timeout
         return request.timeout
 
@@ -79,66 +92,86 @@ class LaunchedMember(RankMember):
 
 
 class EndTogether:
-    """End a session with those of the other ranks.
+    """End a session with those of the other ranks, and show its failures then.
 
     torchrun ends all ranks as soon as one ends with a failure.
 
     Args:
         world: the ranks.
+        show: writes what this rank has to say, once the others have written.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, show: Callable[[], None]) -> None:
         self._world = world
+        self._show = show
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:
         """Wait for the other ranks, once this one has reported."""
+        store = self._connect()
+        self._wait_for_others(store, "reported")
+        self._show()
+        self._wait_for_others(store, "shown")
+
+    def _connect(self) -> Any:
+        """Return a connection to the launcher's store; None if nobody serves one."""
         if "MASTER_ADDR" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:
-            return
+            return None
         from torch.distributed.rendezvous import rendezvous
 
-        from pytest_bninvariants.ranks.group import wait_for_keys
-
-        ranks = range(self._world.size)
         try:
             limit = timedelta(seconds=_CONNECT_SECONDS)
-            store = next(iter(rendezvous("env://", timeout=limit)))[0]
-            attempt = f"bninvariants/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-            store.set(f"{attempt}/end/{self._world.rank}", "")
-            wait_for_keys(store, [f"{attempt}/end/{rank}" for rank in ranks], _END_SECONDS)
-        except (RuntimeError, ValueError):  # nobody serves a store, or it went with its rank
+            return next(iter(rendezvous("env://", timeout=limit)))[0]
+        except (RuntimeError, ValueError):
+            return None
+
+    def _wait_for_others(self, store: Any, event: str) -> None:
+        if store is None:
             return
+        from pytest_bninvariants.ranks.group import wait_for_keys
+
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        keys = [f"bninvariants/{attempt}/{event}/{rank}" for rank in range(self._world.size)]
+        with suppress(RuntimeError):  # the store went with its rank
+            store.set(keys[self._world.rank], "")
+            wait_for_keys(store, keys, _END_SECONDS)
 
 
-class ShowFailures:
-    """Keep a rank's terminal quiet, but for its failures.
+class QuietTerminal:
+    """Keep a rank's terminal quiet until its session has ended.
 
     Args:
+        config: the session's configuration, whose reporter is still to come.
         rank: the rank.
     """
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, config: pytest.Config, rank: int) -> None:
         self._rank = rank
         self._text = io.StringIO()
-        self._stdout: TextIO = sys.stdout
+        self._stdout: TextIO = sys.stdout  # pytest captures nothing yet
+        self._config = config
+        self._reporter: pytest.TerminalReporter | None = None
+        self._failures = ""
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_configure(self, config: pytest.Config) -> None:
+    def pytest_plugin_registered(self, plugin: object, plugin_name: str) -> None:
         """Replace the terminal's reporter."""
-        self._stdout = sys.stdout
-        replace_reporter(config, pytest.TerminalReporter(config, self._text))
+        if plugin_name == "terminalreporter" and plugin is not self._reporter:
+            self._reporter = pytest.TerminalReporter(self._config, self._text)
+            self._config.pluginmanager.unregister(plugin)
+            self._config.pluginmanager.register(self._reporter, plugin_name)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_sessionfinish(
-        self, session: pytest.Session, exitstatus: int
-    ) -> Generator[None, Any, Any]:
-        """Write the summary if tests failed, and everything if the session broke off."""
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, Any, Any]:
+        """Keep the summary if tests failed, and everything if the session broke off."""
         start = self._text.tell()
         result = yield
-        quiet = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
-        if session.exitstatus not in quiet:
+        if session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             failed = session.exitstatus == pytest.ExitCode.TESTS_FAILED
-            lines = self._text.getvalue()[start if failed else 0 :].strip().splitlines()
-            self._stdout.write("".join(f"rank {self._rank}: {line}\n" for line in lines))
-            self._stdout.flush()
+            self._failures = self._text.getvalue()[start if failed else 0 :].strip()
         return result
+
+    def show_failures(self) -> None:
+        """Write the failures, each line after the rank."""
+        lines = self._failures.splitlines()
+        self._stdout.write("".join(f"rank {self._rank}: {line}\n" for line in lines))
+        self._stdout.flush()

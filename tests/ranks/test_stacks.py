@@ -1,0 +1,63 @@
+"""The stacks that faulthandler writes tell where in the user's code a rank is."""
+
+from __future__ import annotations
+
+import faulthandler
+import threading
+from pathlib import Path
+
+from pytest_bninvariants.ranks.stacks import StackFrame, main_stack, stack_lines, whereabouts
+
+WRITTEN = """\
+Thread 0x00007f58e8ddfb80 (most recent call first):
+  File "/lib/python3.11/threading.py", line 982 in run
+
+Current thread 0x00007f58e8ddfb81 [python] (most recent call first):
+  File "/v/site-packages/torch/distributed/distributed_c10d.py", line 3913 in all_reduce
+  File "/v/site-packages/torch/distributed/c10d_logger.py", line 83 in wrapper
+  File "/home/me/test_it.py", line 31 in helper
+  File "/home/me/test_it.py", line ??? in test_it
+  File "/v/site-packages/_pytest/python.py", line 187 in pytest_pyfunc_call
+  File "/v/pytest_bninvariants/plugin/ranks/rank_main.py", line 60 in main
+  File "<string>", line 11 in <module>
+"""
+
+
+def test_the_stack_of_the_thread_that_runs_the_test_counts() -> None:
+    frames = main_stack(WRITTEN)
+    assert frames[0].function == "all_reduce"
+    assert frames[3] == StackFrame("/home/me/test_it.py", 0, "test_it")
+    assert len(frames) == 7
+
+
+def test_a_rank_is_in_the_library_function_that_the_users_line_calls() -> None:
+    assert whereabouts(main_stack(WRITTEN)) == "in all_reduce at /home/me/test_it.py:31"
+    assert (
+        whereabouts([StackFrame("/home/me/test_it.py", 7, "test_it")]) == "at /home/me/test_it.py:7"
+    )
+    imports = [StackFrame("/v/site-packages/torch/__init__.py", 5, "<module>")]
+    assert whereabouts(imports).startswith("in <module> at ")
+    assert whereabouts([]) == ""
+
+
+def test_pytests_own_frames_are_left_out_of_the_stack_that_is_shown() -> None:
+    shown = stack_lines(main_stack(WRITTEN))
+    assert shown[0] == "  /home/me/test_it.py:0 in test_it"
+    assert shown[-1].endswith("in all_reduce")
+
+
+def test_what_this_python_writes_can_be_read(tmp_path: Path) -> None:
+    started, ended = threading.Event(), threading.Event()
+    waiting = threading.Thread(target=lambda: (started.set(), ended.wait()))
+    waiting.start()
+    started.wait()
+    file = tmp_path / "stack"
+    with file.open("w") as stream:
+        faulthandler.dump_traceback(stream, all_threads=True)
+    ended.set()
+    waiting.join()
+    here = test_what_this_python_writes_can_be_read
+    frames = main_stack(file.read_text())
+    assert frames[0].file == __file__
+    assert frames[0].function == here.__name__
+    assert frames[0].line > here.__code__.co_firstlineno
