@@ -184,15 +184,14 @@ def running_bound(
     return a.with_reference_error(bound + a.storing_error(new, a.state))
 
 
-def mixing_bound(kept: Tensor, added: Tensor, a: Arithmetic) -> Tensor:
-    """Return the least of `running_bound`: what rounding does to a sum of exact terms.
+def rounding_bound(new: Tensor, a: Arithmetic) -> Tensor:
+    """Return what `running_bound` allows at least: the rounding of a sum of exact terms.
 
     Args:
-        kept: what the sum has of the old statistic.
-        added: what it has of the batch's.
+        new: the true running statistics after a batch.
         a: the layer's arithmetic.
     """
-    return gamma(5, max(a.unit, UNIT[a.state])) * (kept.abs() + added.abs())
+    return new.abs().mul_(gamma(5, max(a.unit, UNIT[a.state])))
 
 
 def gradient_bounds(

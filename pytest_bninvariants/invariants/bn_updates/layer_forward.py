@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from operator import is_
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.batchnorm.arithmetic import UNIT
-from pytest_bninvariants.batchnorm.batch_summary import BatchSummary, depth_of, summarise
-from pytest_bninvariants.devices import has_float64, is_capturing
-from pytest_bninvariants.invariants.bn_updates.state_history import (
+from pytest_bninvariants.devices import is_capturing
+from pytest_bninvariants.invariants.bn_updates.normalised_batch import NormalisedBatch
+from pytest_bninvariants.invariants.bn_updates.statistics_snapshot import (
     StatisticsReader,
+    StatisticsReading,
     StatisticsSnapshot,
 )
 from pytest_bninvariants.selection.bn_layers import counts_batches, has_known_forward
 from pytest_bninvariants.snapshot.tensor_bytes import (
-    OUT_OF_MEMORY,
     are_backed,
     is_plain,
     is_uninitialised,
@@ -79,7 +79,7 @@ class LayerForward:
     """
 
     reader: StatisticsReader
-    before: StatisticsSnapshot
+    before: StatisticsReading
     x: VersionedTensor | None
     training: bool
     momentum: float | None
@@ -128,7 +128,7 @@ class LayerForward:
         else:
             self.x = self.values = None
 
-    def end(self, place: Place | None, *, failed: bool) -> EndedForward:
+    def end(self, place: Place | None, *, failed: bool) -> UnreadForward:
         """Return what remains of it when it has ended; the host waits for no device.
 
         Args:
@@ -139,10 +139,8 @@ class LayerForward:
         known = has_known_forward(layer)
         unread = in_transform() or any(is_capturing(each.device) for each in after.pieces)
         may_update = bool(self.parts or self.training or not known)
-        return EndedForward(
-            before=self.before.unread if unread else self.before,
-            after=after.unread if unread else after,
-            batch=self._summary() if may_update and not unread else None,
+        facts = partial(
+            EndedForward,
             is_guess=not (isinstance(layer, NormBase) or self.by_call or self.values),
             training=self.training,
             momentum=self.momentum,
@@ -155,17 +153,14 @@ class LayerForward:
             failed=failed,
             place=place,
         )
+        if unread:
+            return UnreadForward(self.before.unread, after.unread, None, facts)
+        return UnreadForward(self.before, after, self._batch() if may_update else None, facts)
 
-    def _summary(self) -> BatchSummary | None:
-        """Sum up what the layer normalised, if it is known and usable."""
+    def _batch(self) -> NormalisedBatch | None:
+        """Return what the layer normalised, if it is known and usable."""
         x = self._normalised()
-        if x is None:
-            return None
-        depth = depth_of(x)
-        if has_float64(x.device):
-            with suppress(OUT_OF_MEMORY):
-                return summarise(x, depth)
-        return summarise(x.cpu(), depth)
+        return None if x is None else NormalisedBatch.from_values(x)
 
     def _normalised(self) -> Tensor | None:
         """Return the values that a layer normalised, as (N, C, *), if they are known and usable."""
@@ -181,14 +176,51 @@ class LayerForward:
         return x.detach() if x.numel() > x.shape[1] and fits and values.has_same_values else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndedForward:
-    """A forward that has ended, without its batch, so that many can be kept.
+class UnreadForward(NamedTuple):
+    """A forward that has ended, of which devices may hold what is to be read on the host.
 
     Args:
         before: the layer's statistics before it.
         after: those after it.
-        batch: what the batch comes to; None if that is unknown, or no update could have used it.
+        batch: the batch; None if it is unknown, or no update could have used it.
+        facts: makes the record of the forward, with the three of them on the host.
+    """
+
+    before: StatisticsReading
+    after: StatisticsReading
+    batch: NormalisedBatch | None
+    facts: Callable[..., EndedForward]
+
+    def sum_up_batch(self) -> None:
+        """Sum its batch up, if it is known, before the values can change."""
+        if self.batch is not None:
+            self.batch.sum_up()
+
+    @property
+    def pieces(self) -> list[Tensor]:
+        """Return what is to be read on the host."""
+        batch = [] if self.batch is None else self.batch.pieces
+        return [*self.before.pieces, *self.after.pieces, *batch]
+
+    def on_host(self, pieces: Iterable[Tensor]) -> EndedForward:
+        """Return the record of this forward.
+
+        Args:
+            pieces: what `pieces` has, on the host.
+        """
+        rest = iter(pieces)
+        before, after = self.before.on_host(rest), self.after.on_host(rest)
+        batch = None if self.batch is None else self.batch.with_pieces(rest)
+        return self.facts(before=before, after=after, batch=batch)
+
+
+class EndedForward(NamedTuple):
+    """A forward that has ended, and was read on the host.
+
+    Args:
+        before: the layer's statistics before it.
+        after: those after it.
+        batch: the batch; None if it is unknown, or no update could have used it.
         is_guess: whether the batch is a guess: the layer has a custom forward that called no torch
             function to normalise, so its input is taken for what it normalised.
         training: the layer's mode.
@@ -205,7 +237,7 @@ class EndedForward:
 
     before: StatisticsSnapshot
     after: StatisticsSnapshot
-    batch: BatchSummary | None
+    batch: NormalisedBatch | None
     is_guess: bool
     training: bool
     momentum: float | None
@@ -219,30 +251,15 @@ class EndedForward:
     place: Place | None
 
     @property
-    def pieces(self) -> list[Tensor]:
-        """Return what is to be read on the host."""
-        batch = [] if self.batch is None else [self.batch.vectors]
-        return [*self.before.pieces, *self.after.pieces, *batch]
-
-    def with_pieces(self, pieces: Iterable[Tensor]) -> EndedForward:
-        """Return this forward with other tensors in place of `pieces`: those on the host."""
-        pieces = list(pieces)
-        if all(map(is_, pieces, self.pieces)):  # they were on the host
-            return self
-        rest = iter(pieces)
-        return replace(
-            self,
-            before=self.before.with_pieces(rest),
-            after=self.after.with_pieces(rest),
-            batch=None if self.batch is None else self.batch._replace(vectors=next(rest)),
-        )
+    def moved(self) -> set[str]:
+        """Return the names of the statistics that moved."""
+        return self.after.differs_from(self.before)
 
     @property
     def counter_change(self) -> int | None:
         """Return by how much the counter moved; None if no counter counts."""
-        if not self.counts or self.after.counter is None:
-            return None
-        return self.after.counter - (self.before.counter or 0)
+        now = self.after.counter if self.counts else None
+        return None if now is None else now - (self.before.counter or 0)
 
 
 def _momentum_of(layer: nn.Module) -> float | None:

@@ -12,8 +12,11 @@ from pytest_bninvariants.invariants.bn_updates.state_history import (
     BatchKey,
     Provenance,
     StatisticsHistory,
+)
+from pytest_bninvariants.invariants.bn_updates.statistics_snapshot import (
     StatisticsReader,
     StatisticsSnapshot,
+    values_digest,
 )
 from pytest_bninvariants.invariants.bn_updates.update_groups import UpdateGroups
 from pytest_bninvariants.selection.bn_layers import holds_weight_as_buffer
@@ -123,7 +126,7 @@ class LayerRecord:
         if not (forward.before.readable and forward.after.readable):
             self.unreadable = True
             return
-        moved = forward.after.differs_from(forward.before)
+        moved = forward.moved
         if forward.failed and not moved:
             return
         if self._is_update(forward, moved):
@@ -179,11 +182,13 @@ def _advance(old: Provenance, forward: EndedForward, steps: int) -> Provenance:
     check = check_update(forward, number)
     batch = None
     if check.batch is not None:
-        batch = BatchKey.from_statistics(steps, check.batch, check.count)
+        batch = BatchKey(steps, values_digest(check.batch), check.count)
     counted = None if forward.by_call else check.counter_change
     right_counts = {None, 1, forward.parts or 1} | ({0} if forward.momentum is not None else set())
+    if check.wrong:
+        old = old.with_wrong(check.wrong, is_guess=check.is_guess)
     return replace(
-        old.with_wrong(check.wrong, is_guess=check.is_guess),
+        old,
         updates=number,
         recomputed=old.recomputed + forward.in_backward,
         repeated=old.repeated + (batch in old.batches),

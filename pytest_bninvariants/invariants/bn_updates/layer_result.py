@@ -12,9 +12,11 @@ from torch import nn
 
 from pytest_bninvariants.diagnosis.wording import counted, name_list
 from pytest_bninvariants.invariants.bn_updates.layer_record import LayerRecord
-from pytest_bninvariants.invariants.bn_updates.state_history import (
-    Provenance,
+from pytest_bninvariants.invariants.bn_updates.state_history import Provenance
+from pytest_bninvariants.invariants.bn_updates.statistics_snapshot import (
+    StatisticsReader,
     StatisticsSnapshot,
+    read_statistics,
     statistics_of,
 )
 from pytest_bninvariants.invariants.bn_updates.update_log import UpdateLog
@@ -24,9 +26,6 @@ from pytest_bninvariants.selection.bn_layers import (
     holds_weight_as_buffer,
 )
 from pytest_bninvariants.selection.submodules import modules_by_name
-from pytest_bninvariants.snapshot.host_copies import on_host, reading_once
-from pytest_bninvariants.snapshot.reads.pending_reads import keep_together
-from pytest_bninvariants.snapshot.tensor_bytes import is_readable
 from pytest_bninvariants.verdict import Change
 
 
@@ -69,6 +68,7 @@ class LayerResult:
         name: str,
         layer: nn.Module,
         now: nn.Module | None,
+        statistics: StatisticsSnapshot,
         log: UpdateLog,
         times: int | Literal["forwards"],
         steps: int = 1,
@@ -79,12 +79,12 @@ class LayerResult:
             name: the layer's qualified name.
             layer: the module that had the name at the start.
             now: the module that has it now; None if it is gone.
+            statistics: the statistics at the end, of what has the name now, if anything has.
             log: the log of the step.
             times: how many updates each of the steps should have made.
             steps: how many such steps there were.
         """
         record = log.record_of(layer)
-        statistics = StatisticsSnapshot.from_layer(layer if now is None else now)
         return cls(
             name=name,
             record=record,
@@ -96,7 +96,7 @@ class LayerResult:
             updates_elsewhere=_updates_elsewhere(record, now),
             replaced=now is not layer,
             counter_change=_counter_change(record, now, statistics),
-            unusable=[] if now is None else list(_unusable(now)),
+            unusable=[] if now is None else list(_unusable(statistics)),
         )
 
     @property
@@ -266,12 +266,11 @@ def results_from_log(
     log.settle()
     now = modules_by_name(model)
     present = [now.get(key, layer) for key, (_, layer) in layers.items()]
-    with reading_once():
-        keep_together(each for layer in present for each in statistics_of(layer).values())
-        return [
-            LayerResult.from_log(name, layer, now.get(key), log, times, steps)
-            for key, (name, layer) in layers.items()
-        ]
+    statistics = read_statistics(map(StatisticsReader, present))
+    return [
+        LayerResult.from_log(name, layer, now.get(key), each, log, times, steps)
+        for (key, (name, layer)), each in zip(layers.items(), statistics, strict=True)
+    ]
 
 
 def names_of(results: list[LayerResult]) -> str:
@@ -299,12 +298,12 @@ def _counter_change(
     return None if old is None or new is None else new - old
 
 
-def _unusable(layer: nn.Module) -> Iterator[tuple[str, str]]:
-    for name, value in statistics_of(layer).items():
-        if name not in STATISTICS or not is_readable(value):
+def _unusable(statistics: StatisticsSnapshot) -> Iterator[tuple[str, str]]:
+    for name in STATISTICS:
+        values = statistics.values(name)
+        if values is None or not len(values):
             continue
-        values = on_host(value).detach().cpu().flatten().double()
-        least, most = (float(each) for each in values.aminmax()) if len(values) else (0.0, 0.0)
+        least, most = (float(each) for each in values.aminmax())
         if isfinite(least) and isfinite(most) and not (name == "running_var" and least < 0):
             continue
         bad, negative = ~values.isfinite(), values < 0

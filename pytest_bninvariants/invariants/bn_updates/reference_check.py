@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pytest_bninvariants.batchnorm.arithmetic import UNIT, Arithmetic
+from pytest_bninvariants.batchnorm.batch_summary import BatchSummary
 from pytest_bninvariants.batchnorm.expectation import (
     BoundedValue,
     expected_statistics,
@@ -16,10 +19,7 @@ from pytest_bninvariants.batchnorm.expectation import (
 )
 from pytest_bninvariants.batchnorm.reference import Statistics
 from pytest_bninvariants.invariants.bn_updates.layer_forward import EndedForward
-from pytest_bninvariants.invariants.bn_updates.state_history import (
-    StatisticsSnapshot,
-    WrongStatistic,
-)
+from pytest_bninvariants.invariants.bn_updates.state_history import WrongStatistic
 from pytest_bninvariants.selection.bn_layers import STATISTICS
 
 
@@ -28,7 +28,8 @@ class UpdateCheck:
     """The result of checking an update.
 
     Args:
-        batch: the batch's statistics; None if the update could not be judged.
+        batch: the batch's mean and unbiased variance, shape (2, C), all but exact; None if the update
+            could not be judged.
         count: how many values each channel had.
         is_constant: whether each channel had one value.
         counter_change: by how much the counter moved; None if no counter counts.
@@ -38,7 +39,7 @@ class UpdateCheck:
             function to normalise, so its input is taken for what it normalised.
     """
 
-    batch: Statistics | None = None
+    batch: Tensor | None = None
     count: int = 0
     is_constant: bool = False
     counter_change: int | None = None
@@ -58,26 +59,20 @@ def check_update(forward: EndedForward, number: int) -> UpdateCheck:
     batch, momentum = forward.batch, _weight(forward)
     if batch is None or momentum is None:
         return check
-    channels = batch.vectors.shape[1]
-    old, new = (_statistics(each, channels) for each in (forward.before, forward.after))
-    if old is None or new is None:
+    statistics = _statistics(forward, batch.channels)
+    if statistics is None:
         return check
-    check.batch, check.count = batch.statistics, batch.values
+    old, new = statistics
+    estimate = batch.estimate
+    check.batch, check.count = estimate.moments, estimate.values
     check.is_constant = batch.is_constant
-    state = forward.after.tensors["running_mean"].dtype
-    arithmetic = Arithmetic.for_dtypes(batch.dtype, state)
-    if is_surely_right(old, new, batch, momentum, arithmetic):
-        return check
-    expected = expected_statistics(old, batch, momentum, arithmetic)
-    check.rounded_away = all(map(torch.equal, old, new)) and any(
-        bool(((each.value - was).abs() > UNIT[torch.float32] * was.abs()).any())
-        for each, was in zip(expected, old, strict=True)
-    )
-    for name, got, bounded in zip(STATISTICS, new, expected, strict=True):
-        text = _difference(got, bounded)
-        if text:
-            fits = _what_fits(name, got, bounded, old, check, momentum)
-            check.wrong.append(WrongStatistic(name=name, update=number, text=text, fits=fits))
+    arithmetic = Arithmetic.for_dtypes(batch.dtype, forward.after.tensors["running_mean"].dtype)
+    moved = not forward.moved.isdisjoint(STATISTICS)
+    if not (moved and is_surely_right(old, new, estimate, momentum, arithmetic)):
+        update = _Update(Statistics(*old), Statistics(*new), batch.summary, momentum)
+        expected = update.expected(arithmetic)
+        check.rounded_away = update.is_rounded_away(expected)
+        check.wrong = list(update.wrong(expected, number))
     return check
 
 
@@ -89,18 +84,82 @@ def _weight(forward: EndedForward) -> float | None:
     return None if math.isnan(momentum) else momentum
 
 
-def _statistics(state: StatisticsSnapshot, channels: int) -> Statistics | None:
-    """Return running statistics in float64; those of a lazy layer are not created yet."""
-    statistics = []
-    for name, initial in zip(STATISTICS, (0.0, 1.0), strict=True):
-        content, tensor = state.contents.get(name), state.tensors.get(name)
-        if tensor is None or content is None or tensor.dtype not in UNIT:
-            return None
-        if not content:
-            statistics.append(torch.full((channels,), initial, dtype=torch.float64, device="cpu"))
-        else:
-            statistics.append(content[0].view(tensor.dtype).to(torch.float64))
-    return Statistics(*statistics)
+def _statistics(forward: EndedForward, channels: int) -> Tensor | None:
+    """Return the statistics before and after a forward, shape (2, 2, C), float64; None if unknown.
+
+    Those of a lazy layer are created by its first forward, and begin with 0 and 1.
+    """
+    values = [
+        state.values(name) for state in (forward.before, forward.after) for name in STATISTICS
+    ]
+    known = [each for each in values if each is not None and each.dtype in UNIT]
+    if len(known) < len(values):
+        return None
+    created = [
+        each if len(each) else torch.full((channels,), initial, device="cpu")
+        for each, initial in zip(known, (0.0, 1.0, 0.0, 1.0), strict=True)
+    ]
+    return torch.stack(created).to(torch.float64).view(2, 2, channels)
+
+
+class _Update(NamedTuple):
+    """An update of statistics that is not surely right.
+
+    Args:
+        old: the statistics before it, float64.
+        new: those after it.
+        batch: what the batch comes to.
+        momentum: the batch's weight.
+    """
+
+    old: Statistics
+    new: Statistics
+    batch: BatchSummary
+    momentum: float
+
+    def expected(self, a: Arithmetic) -> tuple[BoundedValue, BoundedValue]:
+        """Return what the statistics must be."""
+        return expected_statistics(self.old, self.batch, self.momentum, a)
+
+    def is_rounded_away(self, expected: Iterable[BoundedValue]) -> bool:
+        """Tell whether nothing moved that should have."""
+        return all(map(torch.equal, self.old, self.new)) and any(
+            bool(((each.value - was).abs() > UNIT[torch.float32] * was.abs()).any())
+            for each, was in zip(expected, self.old, strict=True)
+        )
+
+    def wrong(self, expected: Iterable[BoundedValue], number: int) -> Iterator[WrongStatistic]:
+        """Yield the statistics that are not what they must be."""
+        for name, got, bounded in zip(STATISTICS, self.new, expected, strict=True):
+            text = _difference(got, bounded)
+            if text:
+                fits = self._what_fits(name, got, bounded)
+                yield WrongStatistic(name=name, update=number, text=text, fits=fits)
+
+    def _what_fits(self, name: str, got: Tensor, expected: BoundedValue) -> str:
+        """Return the common mistake that gives such values; empty if none does."""
+        m, (mean, var), unbias = self.momentum, self.batch.statistics, self._unbias
+        was, batch = (
+            (self.old.mean, mean) if name == "running_mean" else (self.old.var, unbias * var)
+        )
+        mistakes = {
+            "as if the batch had been ignored": was,
+            f"as if momentum were {1 - m:g}, the weight of the old value": m * was
+            + (1 - m) * batch,
+            "as if only the batch had been stored": batch,
+        }
+        if name == "running_var":
+            kept = (1 - m) * was
+            mistakes["with the biased variance, (n-1)/n of the unbiased one"] = kept + m * var
+            mistakes["with the standard deviation, not the variance"] = kept + m * batch.sqrt()
+        for text, value in mistakes.items():
+            if bool(((got - value).abs() <= expected.bound).all()):
+                return text
+        return ""
+
+    @property
+    def _unbias(self) -> float:
+        return self.batch.values / (self.batch.values - 1)
 
 
 def _difference(got: Tensor, expected: BoundedValue) -> str:
@@ -118,31 +177,3 @@ def _difference(got: Tensor, expected: BoundedValue) -> str:
         f"{int(wrong.sum())} of {len(got)} values, {got[worst]:.6g} at [{worst}], expected "
         f"{expected.value[worst]:.6g} within {expected.bound[worst]:.1e}"
     )
-
-
-def _what_fits(
-    name: str,
-    got: Tensor,
-    expected: BoundedValue,
-    old: Statistics,
-    check: UpdateCheck,
-    m: float,
-) -> str:
-    """Return the common mistake that gives such values; empty if none does."""
-    assert check.batch is not None
-    was = old.mean if name == "running_mean" else old.var
-    n = check.count
-    batch = check.batch.mean if name == "running_mean" else check.batch.var * (n / (n - 1))
-    mistakes = {
-        "as if the batch had been ignored": was,
-        f"as if momentum were {1 - m:g}, the weight of the old value": m * was + (1 - m) * batch,
-        "as if only the batch had been stored": batch,
-    }
-    if name == "running_var":
-        kept, biased = (1 - m) * was, check.batch.var
-        mistakes["with the biased variance, (n-1)/n of the unbiased one"] = kept + m * biased
-        mistakes["with the standard deviation, not the variance"] = kept + m * batch.sqrt()
-    for text, value in mistakes.items():
-        if bool(((got - value).abs() <= expected.bound).all()):
-            return text
-    return ""

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
-from ctypes import string_at
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
-
-from pytest_bninvariants.batchnorm.reference import Statistics
-from pytest_bninvariants.selection.bn_layers import BN_STATE
-from pytest_bninvariants.snapshot.buckets import fit_in_buckets
-from pytest_bninvariants.snapshot.host_copies import on_host
-from pytest_bninvariants.snapshot.tensor_bytes import READ_ERRORS, Content, content_of
+from pytest_bninvariants.invariants.bn_updates.statistics_snapshot import StatisticsSnapshot
 from pytest_bninvariants.verdict import Place
 
 # how many of each are kept, so that memory does not grow with the length of a step
@@ -39,24 +29,18 @@ class WrongStatistic:
     fits: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchKey:
+class BatchKey(NamedTuple):
     """What identifies a batch.
 
     Args:
         step: how many optimizer steps came before it: a batch may be used again after one.
         digest: the digest of its statistics.
-        count: how many values each channel has.
+        values: how many values each channel has.
     """
 
     step: int
     digest: bytes
-    count: int
-
-    @classmethod
-    def from_statistics(cls, step: int, statistics: Statistics, count: int) -> BatchKey:
-        """Return the key of a batch with these statistics, which are float64 and on the CPU."""
-        return cls(step=step, digest=_digest(statistics), count=count)
+    values: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,175 +108,6 @@ class Provenance:
         return len(self.places) < _MOST_PLACES
 
 
-def statistics_of(layer: nn.Module) -> dict[str, Tensor]:
-    """Return a layer's statistics and counter by name, without those that are None."""
-    buffers = layer._buffers.items()
-    return {name: each for name, each in buffers if name in BN_STATE and each is not None}
-
-
-def _join(tensors: list[Tensor]) -> Tensor | None:
-    """Copy the bytes of tensors into one; None if they are not plain memory on one device."""
-    with suppress(*READ_ERRORS):
-        if tensors and fit_in_buckets(tensors):
-            return torch.cat([each.resolve_neg().reshape(-1).view(torch.uint8) for each in tensors])
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class StatisticsSnapshot:
-    """A layer's statistics at a moment; what they are is told once the copies are on the host.
-
-    Args:
-        tensors: the tensors themselves, by name.
-        contents: copies of their bytes; None for a tensor that cannot be read.
-        joined: the same copies as one tensor, those of the widest values first; None if they are
-            kept one by one.
-    """
-
-    tensors: dict[str, Tensor]
-    contents: dict[str, Content | None]
-    joined: Tensor | None = None
-
-    @classmethod
-    def from_layer(cls, layer: nn.Module) -> StatisticsSnapshot:
-        """Copy a layer's statistics, on their own device."""
-        tensors = statistics_of(layer)
-        named = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
-        values = {name: on_host(tensor) for name, tensor in named}
-        joined = _join(list(values.values()))
-        if joined is None:
-            return cls(tensors, {name: content_of(each) for name, each in values.items()})
-        sizes = [each.nbytes for each in values.values()]
-        return cls(tensors, _split(joined, dict(zip(values, sizes, strict=True))), joined)
-
-    @property
-    def pieces(self) -> list[Tensor]:
-        """Return the copies, which may be on a device."""
-        if self.joined is not None:
-            return [self.joined]
-        return [piece for content in self.contents.values() for piece in content or ()]
-
-    def with_pieces(self, pieces: Iterable[Tensor]) -> StatisticsSnapshot:
-        """Return this snapshot with other copies in place of `pieces`: those on the host."""
-        rest = iter(pieces)
-        if self.joined is not None:
-            joined = next(rest)
-            if joined is self.joined:
-                return self
-            return StatisticsSnapshot(self.tensors, _split(joined, self.sizes), joined)
-        contents = {
-            name: content and tuple(next(rest) for _ in content)
-            for name, content in self.contents.items()
-        }
-        return StatisticsSnapshot(self.tensors, contents)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Return how many bytes each tensor has, if they are joined."""
-        return {name: content[0].numel() for name, content in self.contents.items() if content}
-
-    @property
-    def unread(self) -> StatisticsSnapshot:
-        """Return a snapshot of the same tensors that could not be read."""
-        return StatisticsSnapshot(self.tensors, dict.fromkeys(self.contents))
-
-    @property
-    def counter(self) -> int | None:
-        """Return the counter's value; None if the layer has no counter, or it cannot be read."""
-        content, tensor = self.contents.get(BN_STATE[2]), self.tensors.get(BN_STATE[2])
-        if tensor is None or content is None:
-            return None
-        return int(content[0].view(tensor.dtype).item()) if content else 0
-
-    def all_equal(self, name: str, value: float) -> bool:
-        """Tell whether all values of a tensor equal this one, or it does not exist."""
-        content = self.contents.get(name, ())
-        if not content:
-            return content is not None
-        return bool((content[0].view(self.tensors[name].dtype) == value).all())
-
-    @property
-    def readable(self) -> bool:
-        """Tell whether its values could be read."""
-        return None not in self.contents.values()
-
-    @property
-    def is_new(self) -> bool:
-        """Tell whether these are the statistics of a layer that is new, or reset."""
-        return all(
-            self.all_equal(name, value) for name, value in zip(BN_STATE, (0, 1, 0), strict=True)
-        )
-
-    def differs_from(self, other: StatisticsSnapshot) -> set[str]:
-        """Return the names of the tensors whose bytes differ."""
-        if self._has_all_of(other):
-            return set()
-        names = self.contents.keys() | other.contents.keys()
-        return {name for name in names if not self._has(name, other)}
-
-    def _has_all_of(self, other: StatisticsSnapshot) -> bool:
-        """Tell whether all bytes are the same, if both have them joined."""
-        mine, theirs = self.joined, other.joined
-        if mine is None or theirs is None or self.contents.keys() != other.contents.keys():
-            return False
-        return mine.device == theirs.device and torch.equal(mine, theirs)
-
-    def _has(self, name: str, other: StatisticsSnapshot) -> bool:
-        mine, theirs = self.contents.get(name), other.contents.get(name)
-        if mine is None or theirs is None:
-            return mine is theirs
-        return len(mine) == len(theirs) and all(
-            a.device == b.device and a.equal(b) for a, b in zip(mine, theirs, strict=True)
-        )
-
-    @property
-    def digest(self) -> bytes:
-        """Return a digest of the bytes of all tensors."""
-        contents = sorted(self.contents.items())
-        return _digest(part for _, content in contents for part in content or ())
-
-    def has_tensors(self, tensors: dict[str, Tensor]) -> bool:
-        """Tell whether it is a snapshot of these very tensors."""
-        return all(self.tensors.get(name) is tensors.get(name) for name in BN_STATE)
-
-
-class StatisticsReader:
-    """Copy a layer's statistics again and again: what kind of tensors they are is found out once.
-
-    Args:
-        layer: the layer.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
-        self._known: StatisticsSnapshot | None = None
-        self._addresses: list[int] = []
-        self._views: list[Tensor] = []
-
-    def read(self) -> StatisticsSnapshot:
-        """Copy the statistics as they are now, on their own device."""
-        tensors, known = statistics_of(self.layer), self._known
-        if known is not None and self._lie_as_before(tensors):
-            joined = torch.cat(self._views)
-            return StatisticsSnapshot(tensors, _split(joined, known.sizes), joined)
-        snapshot = StatisticsSnapshot.from_layer(self.layer)
-        self._known = None
-        if snapshot.joined is not None:
-            in_order = [tensors[name] for name in snapshot.contents]
-            if not any(each.is_neg() for each in in_order):
-                self._known = snapshot
-                self._addresses = list(map(Tensor.data_ptr, in_order))
-                self._views = [each.reshape(-1).view(torch.uint8) for each in in_order]
-        return snapshot
-
-    def _lie_as_before(self, tensors: dict[str, Tensor]) -> bool:
-        """Tell whether these are the tensors that are known, with the same memory."""
-        known = self._known
-        if known is None or not known.has_tensors(tensors):
-            return False
-        return [tensors[name].data_ptr() for name in known.contents] == self._addresses
-
-
 @dataclass(slots=True)
 class StatisticsHistory:
     """The states that a layer's statistics went through, and what led to each.
@@ -330,17 +145,3 @@ class StatisticsHistory:
             if len(self.earlier) > _MOST_STATES:
                 del self.earlier[next(iter(self.earlier))]
         self.latest = state, provenance
-
-
-def _split(joined: Tensor, sizes: dict[str, int]) -> dict[str, Content | None]:
-    pieces = torch.split_with_sizes(joined, list(sizes.values()))
-    return {name: (piece,) for name, piece in zip(sizes, pieces, strict=True)}
-
-
-def _digest(parts: Iterable[Tensor]) -> bytes:
-    """Return a digest of the bytes of tensors."""
-    digest = blake2b(digest_size=16)
-    for part in parts:
-        on_cpu = part.cpu().contiguous()
-        digest.update(string_at(on_cpu.data_ptr(), on_cpu.nbytes))
-    return digest.digest()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from itertools import islice
 from types import FrameType
 from typing import Any
 
@@ -24,15 +23,16 @@ from pytest_bninvariants.instrumentation.optimizers import gradient_of, held_by
 from pytest_bninvariants.instrumentation.unregistered_layers import UnregisteredLayers
 from pytest_bninvariants.invariants.bn_updates.layer_forward import LayerForward
 from pytest_bninvariants.invariants.bn_updates.layer_record import LayerRecord
-from pytest_bninvariants.invariants.bn_updates.state_history import (
+from pytest_bninvariants.invariants.bn_updates.statistics_snapshot import (
     StatisticsReader,
     StatisticsSnapshot,
+    read_statistics,
     statistics_of,
 )
 from pytest_bninvariants.selection.layers_to_train import layers_to_train
 from pytest_bninvariants.selection.walk import all_tensors, named_modules
 from pytest_bninvariants.snapshot.addresses import address
-from pytest_bninvariants.snapshot.reads.pending_reads import PendingReads, read_together
+from pytest_bninvariants.snapshot.reads.pending_reads import PendingReads
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 
@@ -52,12 +52,13 @@ class UpdateLog(Watcher):
         self._on_purpose = on_purpose
         to_train = layers_to_train(model)
         self._pending = PendingReads()
+        readers = list(map(StatisticsReader, layers))
         with undisturbed():
             self._records = {
                 id(reader.layer): LayerRecord.begin(
                     reader, start, is_to_train=id(reader.layer) in to_train
                 )
-                for reader, start in _statistics_on_host(layers)
+                for reader, start in zip(readers, read_statistics(readers), strict=True)
             }
         self._model = model
         self.unregistered = UnregisteredLayers(model)
@@ -158,10 +159,14 @@ class UpdateLog(Watcher):
         wants_place = record.history.latest[1].wants_place
         place = place_of_outermost_call(sys._getframe(2)) if wants_place else None
         ended, steps, outer = forward.end(place, failed=failed), self.steps, self._outer()
-        self._pending.add(
-            ended.pieces,
-            lambda pieces: record.note_forward(ended.with_pieces(pieces), steps, outer),
-        )
+        if self._pending.must_wait(ended.pieces):
+            ended.sum_up_batch()
+            self._pending.add(
+                ended.pieces,
+                lambda pieces: record.note_forward(ended.on_host(pieces), steps, outer),
+            )
+        else:
+            record.note_forward(ended.on_host(ended.pieces), steps, outer)
 
     def saw_batch_statistics(
         self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
@@ -262,22 +267,11 @@ class UpdateLog(Watcher):
     def _note_state(self, record: LayerRecord, note: Callable[[StatisticsSnapshot], None]) -> None:
         """Note the statistics that a layer has now, once they are read on the host."""
         now = record.reader.read()
-        self._pending.add(now.pieces, lambda pieces: note(now.with_pieces(pieces)))
+        self._pending.add(now.pieces, lambda pieces: note(now.on_host(iter(pieces))))
 
     def saw_compiled_code(self) -> None:
         """Note that forwards may be unseen."""
         self.compiled = True
-
-
-def _statistics_on_host(
-    layers: Iterable[nn.Module],
-) -> Iterator[tuple[StatisticsReader, StatisticsSnapshot]]:
-    """Yield the statistics of layers, and what reads them; the host waits once for each device."""
-    readers = list(map(StatisticsReader, layers))
-    on_devices = [reader.read() for reader in readers]
-    pieces = iter(read_together([piece for each in on_devices for piece in each.pieces]))
-    for reader, each in zip(readers, on_devices, strict=True):
-        yield reader, each.with_pieces(islice(pieces, len(each.pieces)))
 
 
 def _address_of_mean(layer: nn.Module) -> int | None:

@@ -35,6 +35,10 @@ class PendingReads:
         self._bytes = 0
         self._lock = threading.RLock()
 
+    def must_wait(self, tensors: Iterable[Tensor]) -> bool:
+        """Tell whether to put off a read: another one waits, or some tensor is on a device."""
+        return bool(self._reads) or any(each.device.type != "cpu" for each in tensors)
+
     def add(self, tensors: Sequence[Tensor], use: Callable[[list[Tensor]], None]) -> None:
         """Put off a read.
 
