@@ -6,13 +6,15 @@ The first value of each channel is subtracted from the others before (Chan, Golu
 standard deviations from the mean, so the variance loses at most a factor n to cancellation, and
 float64 serves as the truth for float32. For float64 the mean itself is subtracted.
 
-An estimate takes a third of the time on a CPU: its mean is as exact, but each square is rounded to
-float32. docs/tolerance.md, "Running statistics", says what it is good for.
+On a CPU, float64 copies take longer than a layer's forward. There float64 sums take the values as
+they are, and the squares of their deviations from the mean, which are rounded to float32:
+docs/tolerance.md, "Running statistics", says what that costs.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 from pytest_bninvariants.batchnorm.arithmetic import FLOAT64, UNIT, gamma, sum_depth
 from pytest_bninvariants.batchnorm.reference import Statistics
 
+_UNIT = UNIT[torch.float32]
 _PIECE_ON_CPU = 2**16  # values whose float64 copies fit in a processor's cache
 _PIECE_ON_DEVICE = 2**22
 
@@ -29,17 +32,43 @@ class BatchSummary(NamedTuple):
     """What a batch (N, C, *) comes to.
 
     Args:
-        vectors: mean, biased variance, mean magnitude and squared deviations from some value of the
-            channel, shape (4, C), float64.
+        vectors: mean, biased variance, mean magnitude or more, and squared deviations from some
+            value of the channel, shape (4, C), float64.
         values: how many values each channel has.
         depth: the depth of a channel's sums, see `sum_depth`.
         dtype: the batch's dtype.
+        unit: the unit roundoff of deviations and squares; 0 if the variance is as good as exact.
     """
 
     vectors: Tensor
     values: int
     depth: int
     dtype: torch.dtype
+    unit: float = 0.0
+
+    @property
+    def summary(self) -> BatchSummary:
+        """Return this summary."""
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Return C."""
+        return self.vectors.shape[1]
+
+    @property
+    def pieces(self) -> list[Tensor]:
+        """Return what is to be read on the host."""
+        return [self.vectors]
+
+    def on_host(self, pieces: Iterator[Tensor]) -> BatchSummary:
+        """Return this summary with what `pieces` has, on the host."""
+        return self._replace(vectors=next(pieces))
+
+    @property
+    def key(self) -> Tensor:
+        """Return a tensor that equals that of another batch if, and as good as only if, both do."""
+        return self.vectors
 
     @property
     def statistics(self) -> Statistics:
@@ -48,8 +77,13 @@ class BatchSummary(NamedTuple):
 
     @property
     def magnitude(self) -> Tensor:
-        """Return the mean of the absolute values of each channel."""
+        """Return the mean of the absolute values of each channel, or more."""
         return self.vectors[2]
+
+    @property
+    def variance_error(self) -> Tensor:
+        """Return how far off the variance may be, shape (C,)."""
+        return gamma(4, self.unit) * self.statistics.var
 
     @property
     def is_constant(self) -> bool:
@@ -57,51 +91,74 @@ class BatchSummary(NamedTuple):
         return not self.vectors[3].any()
 
 
-class BatchEstimate(NamedTuple):
-    """What running statistics take from a batch (N, C, *), with a variance that is nearly exact.
+class BatchSums(NamedTuple):
+    """The sums of a batch (N, C, *) of the host, from which its summary is made if it is needed.
 
     Args:
-        moments: mean and unbiased variance, shape (2, C), float64.
-        slack: by how much a correct layer's may differ from these at least, shape (2, C), float64.
-        unit: the unit roundoff of the sums of layers that this holds for.
+        total: the sum of the values, shape (C,), float64.
+        shift: the mean, rounded to float32, shape (C,).
+        squares: the sum of the squares of the deviations from the shift, shape (C,), float64.
         values: how many values each channel has.
+        depth: the depth of a channel's sums, see `sum_depth`.
+        dtype: the batch's dtype.
     """
 
-    moments: Tensor
-    slack: Tensor
-    unit: float
+    total: Tensor
+    shift: Tensor
+    squares: Tensor
     values: int
+    depth: int
+    dtype: torch.dtype
 
     @classmethod
-    def from_summary(cls, summary: BatchSummary) -> BatchEstimate:
-        """Return what a summary says, which is exact."""
-        (mean, var), n = summary.statistics, summary.values
-        moments = torch.stack([mean, var * (n / (n - 1))])
-        return cls(moments, torch.zeros_like(moments), UNIT[FLOAT64], n)
+    def from_values(cls, x: Tensor, depth: int) -> BatchSums:
+        """Add up a batch (N, C, *) of float32 or half values on the host.
+
+        Args:
+            x: the batch, of at least one sample.
+            depth: the depth of a channel's sums where a layer normalises the batch.
+        """
+        dims, values = [0, *range(2, x.dim())], x.numel() // x.shape[1]
+        total = x.sum(dims, dtype=FLOAT64)
+        shift = (total / values).float()
+        deviations = x - shift.view(-1, *(1 for _ in dims[1:]))
+        squares = deviations.square_().sum(dims, dtype=FLOAT64)
+        return cls(total, shift, squares, values, depth, x.dtype)
 
     @property
-    def surely_varies(self) -> bool:
-        """Tell whether some channel certainly has more than one value."""
-        var, error = self.moments[1], self.slack[1]
-        return bool(var[0] > error[0]) or bool((var > error).any())
+    def summary(self) -> BatchSummary:
+        """Return the summary."""
+        mean = self.total / self.values
+        var = self.squares / self.values - (mean - self.shift).square()
+        magnitude = (var + mean.square()).sqrt()  # at least that of the values
+        varies = torch.full_like(mean, not self.is_constant)
+        vectors = torch.stack([mean, var, magnitude, varies])
+        return BatchSummary(vectors, self.values, self.depth, self.dtype, _UNIT)
 
+    @property
+    def is_constant(self) -> bool:
+        """Tell whether each channel has one value, or one and its next neighbours in float32."""
+        most = (2 * _UNIT * self.shift).square() * self.values
+        return bool(self.squares[0] <= most[0]) and bool((self.squares <= most).all())
 
-def estimate(x: Tensor) -> BatchEstimate | None:
-    """Estimate the statistics of a batch (N, C, *); None if a summary is as quick, or needed.
+    @property
+    def channels(self) -> int:
+        """Return C."""
+        return len(self.total)
 
-    Args:
-        x: the batch, of at least two values a channel.
-    """
-    if x.device.type != "cpu" or x.dtype is FLOAT64:
-        return None
-    dims, n, unit = [0, *range(2, x.dim())], x.numel() // x.shape[1], UNIT[torch.float32]
-    mean = x.sum(dims, dtype=FLOAT64).div_(n)
-    squares = x.float().square().sum(dims, dtype=FLOAT64).div_(n)
-    part = x[: len(x) // 8 + 1]  # its magnitude is some of the whole batch's
-    off = part.abs().sum(dims, dtype=FLOAT64).mul_(gamma(depth_of(x), unit) / n)
-    slack = torch.stack([off, squares * (2 * unit * n / (n - 1))])
-    var = squares.addcmul_(mean, mean, value=-1).mul_(n / (n - 1))
-    return BatchEstimate(torch.stack([mean, var]), slack, unit, n)
+    @property
+    def pieces(self) -> list[Tensor]:
+        """Return what is to be read on the host: nothing, it is there."""
+        return []
+
+    def on_host(self, pieces: Iterator[Tensor]) -> BatchSums:
+        """Return these sums."""
+        return self
+
+    @property
+    def key(self) -> Tensor:
+        """Return a tensor that equals that of another batch if, and as good as only if, both do."""
+        return torch.stack([self.total, self.squares])
 
 
 def summarise(x: Tensor, depth: int) -> BatchSummary:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_bninvariants.batchnorm.arithmetic import Arithmetic
-from pytest_bninvariants.batchnorm.batch_summary import BatchEstimate, BatchSummary, depth_of
+from pytest_bninvariants.batchnorm.batch_summary import BatchSummary, depth_of
 from pytest_bninvariants.batchnorm.reference import (
     ReferenceBatchNorm,
     Statistics,
@@ -23,7 +23,6 @@ from pytest_bninvariants.batchnorm.tolerance import (
     bounds_by_magnitude,
     gradient_bounds,
     output_bound,
-    rounding_bound,
     running_bound,
     statistics_bounds,
 )
@@ -176,7 +175,8 @@ def expected_statistics(
         arithmetic: what the layer may compute with.
     """
     batch, n = summary.statistics, summary.values
-    errors = bounds_by_magnitude(summary.magnitude, n, batch, summary.depth, arithmetic)
+    mean, var = bounds_by_magnitude(summary.magnitude, n, batch, summary.depth, arithmetic)
+    errors = Statistics(mean, var + summary.variance_error)
     exact = Statistics(torch.zeros_like(batch.mean), torch.zeros_like(batch.var))
     new = Statistics(
         (1 - momentum) * old.mean + momentum * batch.mean,
@@ -184,27 +184,6 @@ def expected_statistics(
     )
     bounds = _running_bounds(old, exact, new, batch, errors, n, momentum, arithmetic)
     return BoundedValue(new.mean, bounds.mean), BoundedValue(new.var, bounds.var)
-
-
-def is_surely_right(
-    old: Tensor, new: Tensor, batch: BatchEstimate, momentum: float, a: Arithmetic
-) -> bool:
-    """Tell whether statistics are what they must be but for the rounding of the update.
-
-    This is less than `expected_statistics` allows (docs/tolerance.md, "Running statistics").
-
-    Args:
-        old: what running_mean and running_var were, shape (2, C), float64 on the CPU.
-        new: what they are now.
-        batch: the estimate of the batch's statistics.
-        momentum: the batch's weight.
-        a: what the layer may compute with.
-    """
-    if a.sum_unit < batch.unit:
-        return False
-    expected = torch.lerp(old, batch.moments, momentum)
-    bound = rounding_bound(expected, a).add_(batch.slack, alpha=abs(momentum))
-    return bool(((new - expected).abs_() <= bound).all())
 
 
 def _running_bounds(

@@ -184,16 +184,6 @@ def running_bound(
     return a.with_reference_error(bound + a.storing_error(new, a.state))
 
 
-def rounding_bound(new: Tensor, a: Arithmetic) -> Tensor:
-    """Return what `running_bound` allows at least: the rounding of a sum of exact terms.
-
-    Args:
-        new: the true running statistics after a batch.
-        a: the layer's arithmetic.
-    """
-    return new.abs().mul_(gamma(5, max(a.unit, UNIT[a.state])))
-
-
 def gradient_bounds(
     batch: Normalisation, grad: Tensor, true: BatchNormGradients
 ) -> BatchNormGradients:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pytest_bninvariants.snapshot.buckets import Bucket
 from pytest_bninvariants.snapshot.host_copies import keep_on_host
-from pytest_bninvariants.snapshot.reads.pending_reads import move_to_host
+from pytest_bninvariants.snapshot.reads.together import move_to_host
 from pytest_bninvariants.snapshot.tensor_bytes import OUT_OF_MEMORY, differ, same_bytes
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.selection.bn_layers import STATISTICS
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor, TensorSpec
-from pytest_bninvariants.snapshot.reads.pending_reads import read_together
+from pytest_bninvariants.snapshot.reads.together import read_together
 from pytest_bninvariants.snapshot.tensor_bytes import (
     READ_ERRORS,
     are_backed,

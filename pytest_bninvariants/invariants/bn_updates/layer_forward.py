@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -11,9 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants.batchnorm.arithmetic import UNIT
-from pytest_bninvariants.devices import is_capturing
-from pytest_bninvariants.invariants.bn_updates.normalised_batch import NormalisedBatch
+from pytest_bninvariants.batchnorm.arithmetic import UNIT, Arithmetic
+from pytest_bninvariants.batchnorm.batch_summary import (
+    BatchSummary,
+    BatchSums,
+    depth_of,
+    summarise,
+)
+from pytest_bninvariants.devices import has_float64, is_capturing
 from pytest_bninvariants.invariants.bn_updates.statistics_snapshot import (
     StatisticsReader,
     StatisticsReading,
@@ -21,6 +27,7 @@ from pytest_bninvariants.invariants.bn_updates.statistics_snapshot import (
 )
 from pytest_bninvariants.selection.bn_layers import counts_batches, has_known_forward
 from pytest_bninvariants.snapshot.tensor_bytes import (
+    OUT_OF_MEMORY,
     are_backed,
     is_plain,
     is_uninitialised,
@@ -157,10 +164,20 @@ class LayerForward:
             return UnreadForward(self.before.unread, after.unread, None, facts)
         return UnreadForward(self.before, after, self._batch() if may_update else None, facts)
 
-    def _batch(self) -> NormalisedBatch | None:
-        """Return what the layer normalised, if it is known and usable."""
+    def _batch(self) -> Batch | None:
+        """Add up what the layer normalised, if it is known and usable."""
         x = self._normalised()
-        return None if x is None else NormalisedBatch.from_values(x)
+        if x is None:
+            return None
+        state = self.before.tensors["running_mean"].dtype
+        in_float32 = state in UNIT and Arithmetic.for_dtypes(x.dtype, state).sums is torch.float32
+        if in_float32 and x.device.type == "cpu":
+            with suppress(OUT_OF_MEMORY):
+                return BatchSums.from_values(x, depth_of(x))
+        if has_float64(x.device):
+            with suppress(OUT_OF_MEMORY):
+                return summarise(x, depth_of(x))
+        return summarise(x.cpu(), depth_of(x))
 
     def _normalised(self) -> Tensor | None:
         """Return the values that a layer normalised, as (N, C, *), if they are known and usable."""
@@ -176,6 +193,9 @@ class LayerForward:
         return x.detach() if x.numel() > x.shape[1] and fits and values.has_same_values else None
 
 
+Batch = BatchSummary | BatchSums
+
+
 class UnreadForward(NamedTuple):
     """A forward that has ended, of which devices may hold what is to be read on the host.
 
@@ -188,13 +208,8 @@ class UnreadForward(NamedTuple):
 
     before: StatisticsReading
     after: StatisticsReading
-    batch: NormalisedBatch | None
+    batch: Batch | None
     facts: Callable[..., EndedForward]
-
-    def sum_up_batch(self) -> None:
-        """Sum its batch up, if it is known, before the values can change."""
-        if self.batch is not None:
-            self.batch.sum_up()
 
     @property
     def pieces(self) -> list[Tensor]:
@@ -210,7 +225,7 @@ class UnreadForward(NamedTuple):
         """
         rest = iter(pieces)
         before, after = self.before.on_host(rest), self.after.on_host(rest)
-        batch = None if self.batch is None else self.batch.with_pieces(rest)
+        batch = None if self.batch is None else self.batch.on_host(rest)
         return self.facts(before=before, after=after, batch=batch)
 
 
@@ -237,7 +252,7 @@ class EndedForward(NamedTuple):
 
     before: StatisticsSnapshot
     after: StatisticsSnapshot
-    batch: NormalisedBatch | None
+    batch: Batch | None
     is_guess: bool
     training: bool
     momentum: float | None

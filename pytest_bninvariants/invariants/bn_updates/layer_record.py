@@ -112,13 +112,16 @@ class LayerRecord:
         """Note that a collective has set the statistics to these, which breaks nothing."""
         self.history.add(now, self.history.find(now) or self.history.latest[1])
 
-    def note_forward(self, forward: EndedForward, steps: int, outer: object) -> None:
+    def note_forward(
+        self, forward: EndedForward, steps: int, outer: object, *, is_right: bool
+    ) -> None:
         """Note a forward that has ended, and was read on the host.
 
         Args:
             forward: the forward.
             steps: how many steps of an optimizer came before it.
             outer: what identifies the forward of the model that it is part of.
+            is_right: whether it is known that an update that it made was right.
         """
         self.forwards += 1
         if not forward.training:
@@ -130,7 +133,7 @@ class LayerRecord:
         if forward.failed and not moved:
             return
         if self._is_update(forward, moved):
-            self._note_update(forward, steps)
+            self._note_update(forward, steps, is_right=is_right)
             self.by_step.add(steps)
             self.eval_by_step.drop(steps)
             if not forward.in_backward:
@@ -158,12 +161,12 @@ class LayerRecord:
         if forward.after.differs_from(self.history.latest[0]):
             self.history.add(forward.after, self._provenance_before(forward))
 
-    def _note_update(self, forward: EndedForward, steps: int) -> None:
+    def _note_update(self, forward: EndedForward, steps: int, *, is_right: bool) -> None:
         self.updates += 1
         if not self.history.origin.has_tensors(forward.before.tensors):
             self.updates_elsewhere += 1
         old = self._provenance_before(forward)
-        self.history.add(forward.after, _advance(old, forward, steps))
+        self.history.add(forward.after, _advance(old, forward, steps, is_right=is_right))
 
     def _provenance_before(self, forward: EndedForward) -> Provenance:
         """Return what led to the statistics before a forward.
@@ -176,13 +179,13 @@ class LayerRecord:
         return self.provenance_of(state, by_call=forward.by_call)
 
 
-def _advance(old: Provenance, forward: EndedForward, steps: int) -> Provenance:
+def _advance(old: Provenance, forward: EndedForward, steps: int, *, is_right: bool) -> Provenance:
     """Return what led to the statistics after an update."""
     number = old.updates + 1
-    check = check_update(forward, number)
+    check = check_update(forward, number, is_right=is_right)
     batch = None
     if check.batch is not None:
-        batch = BatchKey(steps, values_digest(check.batch), check.count)
+        batch = BatchKey(steps, values_digest(check.batch.key), check.batch.values)
     counted = None if forward.by_call else check.counter_change
     right_counts = {None, 1, forward.parts or 1} | ({0} if forward.momentum is not None else set())
     if check.wrong:

@@ -12,13 +12,9 @@ from torch import Tensor
 
 from pytest_bninvariants.batchnorm.arithmetic import UNIT, Arithmetic
 from pytest_bninvariants.batchnorm.batch_summary import BatchSummary
-from pytest_bninvariants.batchnorm.expectation import (
-    BoundedValue,
-    expected_statistics,
-    is_surely_right,
-)
+from pytest_bninvariants.batchnorm.expectation import BoundedValue, expected_statistics
 from pytest_bninvariants.batchnorm.reference import Statistics
-from pytest_bninvariants.invariants.bn_updates.layer_forward import EndedForward
+from pytest_bninvariants.invariants.bn_updates.layer_forward import Batch, EndedForward
 from pytest_bninvariants.invariants.bn_updates.state_history import WrongStatistic
 from pytest_bninvariants.selection.bn_layers import STATISTICS
 
@@ -28,9 +24,7 @@ class UpdateCheck:
     """The result of checking an update.
 
     Args:
-        batch: the batch's mean and unbiased variance, shape (2, C), all but exact; None if the update
-            could not be judged.
-        count: how many values each channel had.
+        batch: the batch; None if the update could not be judged.
         is_constant: whether each channel had one value.
         counter_change: by how much the counter moved; None if no counter counts.
         rounded_away: whether a dtype that is too narrow has rounded the whole update away.
@@ -39,8 +33,7 @@ class UpdateCheck:
             function to normalise, so its input is taken for what it normalised.
     """
 
-    batch: Tensor | None = None
-    count: int = 0
+    batch: Batch | None = None
     is_constant: bool = False
     counter_change: int | None = None
     rounded_away: bool = False
@@ -48,35 +41,33 @@ class UpdateCheck:
     is_guess: bool = False
 
 
-def check_update(forward: EndedForward, number: int) -> UpdateCheck:
+def check_update(forward: EndedForward, number: int, *, is_right: bool) -> UpdateCheck:
     """Check an update against the reference, if possible.
 
     Args:
         forward: the forward that made it, read on the host.
         number: which update it is, from 1.
+        is_right: whether it is known to be what the reference makes of its batch.
     """
     check = UpdateCheck(counter_change=forward.counter_change, is_guess=forward.is_guess)
-    batch, momentum = forward.batch, _weight(forward)
+    batch, momentum = forward.batch, weight_of(forward)
     if batch is None or momentum is None:
         return check
-    statistics = _statistics(forward, batch.channels)
-    if statistics is None:
+    statistics = None if is_right else _statistics(forward, batch.channels)
+    if statistics is None and not is_right:
         return check
-    old, new = statistics
-    estimate = batch.estimate
-    check.batch, check.count = estimate.moments, estimate.values
-    check.is_constant = batch.is_constant
-    arithmetic = Arithmetic.for_dtypes(batch.dtype, forward.after.tensors["running_mean"].dtype)
-    moved = not forward.moved.isdisjoint(STATISTICS)
-    if not (moved and is_surely_right(old, new, estimate, momentum, arithmetic)):
-        update = _Update(Statistics(*old), Statistics(*new), batch.summary, momentum)
-        expected = update.expected(arithmetic)
+    check.batch, check.is_constant = batch, batch.is_constant
+    if statistics is not None:
+        old, new = (Statistics(*each) for each in statistics)
+        update = _Update(old, new, batch.summary, momentum)
+        state = forward.after.tensors["running_mean"].dtype
+        expected = update.expected(Arithmetic.for_dtypes(batch.dtype, state))
         check.rounded_away = update.is_rounded_away(expected)
         check.wrong = list(update.wrong(expected, number))
     return check
 
 
-def _weight(forward: EndedForward) -> float | None:
+def weight_of(forward: EndedForward) -> float | None:
     """Return the weight that the batch has in the running statistics; None if it is unknown."""
     momentum = forward.momentum
     if momentum is None:
@@ -103,7 +94,7 @@ def _statistics(forward: EndedForward, channels: int) -> Tensor | None:
 
 
 class _Update(NamedTuple):
-    """An update of statistics that is not surely right.
+    """An update of statistics.
 
     Args:
         old: the statistics before it, float64.

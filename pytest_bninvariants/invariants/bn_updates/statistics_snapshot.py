@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.selection.bn_layers import BN_STATE
 from pytest_bninvariants.snapshot.buckets import fit_in_buckets
-from pytest_bninvariants.snapshot.reads.pending_reads import read_together
+from pytest_bninvariants.snapshot.reads.together import read_together
 from pytest_bninvariants.snapshot.tensor_bytes import READ_ERRORS, content_of
 
 

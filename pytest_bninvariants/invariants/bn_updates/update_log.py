@@ -23,6 +23,11 @@ from pytest_bninvariants.instrumentation.optimizers import gradient_of, held_by
 from pytest_bninvariants.instrumentation.unregistered_layers import UnregisteredLayers
 from pytest_bninvariants.invariants.bn_updates.layer_forward import LayerForward
 from pytest_bninvariants.invariants.bn_updates.layer_record import LayerRecord
+from pytest_bninvariants.invariants.bn_updates.note_queue import (
+    ForwardNote,
+    NoteQueue,
+    StateNote,
+)
 from pytest_bninvariants.invariants.bn_updates.statistics_snapshot import (
     StatisticsReader,
     StatisticsSnapshot,
@@ -32,9 +37,9 @@ from pytest_bninvariants.invariants.bn_updates.statistics_snapshot import (
 from pytest_bninvariants.selection.layers_to_train import layers_to_train
 from pytest_bninvariants.selection.walk import all_tensors, named_modules
 from pytest_bninvariants.snapshot.addresses import address
-from pytest_bninvariants.snapshot.reads.pending_reads import PendingReads
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 from pytest_bninvariants.torch_internals.isolation import undisturbed
+from pytest_bninvariants.verdict import Place
 
 
 class UpdateLog(Watcher):
@@ -51,7 +56,7 @@ class UpdateLog(Watcher):
     ) -> None:
         self._on_purpose = on_purpose
         to_train = layers_to_train(model)
-        self._pending = PendingReads()
+        self._notes = NoteQueue()
         readers = list(map(StatisticsReader, layers))
         with undisturbed():
             self._records = {
@@ -67,6 +72,7 @@ class UpdateLog(Watcher):
         self._parts = {id(part) for _, part in named_modules(model)}
         self._model_forwards = 0
         self._model_runs_in: OutermostCall | None = None
+        self._placed: tuple[OutermostCall | None, Place | None] = (None, None)
         self._last_backward_was_dummy = False
         self._has_stopped = False
         self.steps = 0
@@ -88,7 +94,7 @@ class UpdateLog(Watcher):
 
     def settle(self) -> None:
         """Read what devices hold of what was seen; the caller must hold `undisturbed()`."""
-        self._pending.settle()
+        self._notes.settle()
 
     def saw_backward(self, returned: Mapping[int, Tensor]) -> None:
         """Note what the gradients are, in a step that may end without one of an optimizer."""
@@ -107,12 +113,12 @@ class UpdateLog(Watcher):
     def _note_dummy_step(self) -> None:
         step = self.steps
 
-        def note(_: list[Tensor]) -> None:
+        def note(_: StatisticsSnapshot) -> None:
             for record in self._records.values():
                 record.note_dummy_step(step)
 
         with undisturbed():
-            self._pending.add([], note)
+            self._notes.add(StateNote(StatisticsSnapshot({}, {}), note))
 
     def expects_updates(self, layer: nn.Module) -> bool:
         """Tell whether the user wants this layer updated."""
@@ -150,23 +156,30 @@ class UpdateLog(Watcher):
         def end(failed: bool) -> None:
             del self._running[id(layer)]
             with undisturbed():
-                self._note_forward(record, forward, failed=failed)
+                self._note_forward(record, forward, self._place_of_forward, failed=failed)
 
         return end
 
-    def _note_forward(self, record: LayerRecord, forward: LayerForward, *, failed: bool) -> None:
-        """Note a forward that has ended, once it is read on the host."""
+    def _place_of_forward(self, frame: FrameType) -> Place | None:
+        """Find the user's line that called the outermost module, once for all layers in it."""
+        call = norm_hooks.outermost_call()
+        if call is None or call is not self._placed[0]:
+            self._placed = call, place_of_outermost_call(frame)
+        return self._placed[1]
+
+    def _note_forward(
+        self,
+        record: LayerRecord,
+        forward: LayerForward,
+        find_place: Callable[[FrameType], Place | None],
+        *,
+        failed: bool,
+    ) -> None:
+        """Note a forward that has ended."""
         wants_place = record.history.latest[1].wants_place
-        place = place_of_outermost_call(sys._getframe(2)) if wants_place else None
-        ended, steps, outer = forward.end(place, failed=failed), self.steps, self._outer()
-        if self._pending.must_wait(ended.pieces):
-            ended.sum_up_batch()
-            self._pending.add(
-                ended.pieces,
-                lambda pieces: record.note_forward(ended.on_host(pieces), steps, outer),
-            )
-        else:
-            record.note_forward(ended.on_host(ended.pieces), steps, outer)
+        place = find_place(sys._getframe(2)) if wants_place else None
+        ended = forward.end(place, failed=failed)
+        self._notes.add(ForwardNote(record, ended, self.steps, self._outer()))
 
     def saw_batch_statistics(
         self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
@@ -199,7 +212,7 @@ class UpdateLog(Watcher):
         def finish() -> None:
             with undisturbed():
                 for record, forward in forwards:
-                    self._note_forward(record, forward, failed=False)
+                    self._note_forward(record, forward, place_of_outermost_call, failed=False)
 
         return finish if forwards else None
 
@@ -266,8 +279,7 @@ class UpdateLog(Watcher):
 
     def _note_state(self, record: LayerRecord, note: Callable[[StatisticsSnapshot], None]) -> None:
         """Note the statistics that a layer has now, once they are read on the host."""
-        now = record.reader.read()
-        self._pending.add(now.pieces, lambda pieces: note(now.on_host(iter(pieces))))
+        self._notes.add(StateNote(record.reader.read(), note))
 
     def saw_compiled_code(self) -> None:
         """Note that forwards may be unseen."""

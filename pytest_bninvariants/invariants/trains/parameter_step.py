@@ -16,7 +16,7 @@ from pytest_bninvariants.instrumentation.optimizers import Gradient, gradients_o
 from pytest_bninvariants.invariants.trains.parameter_record import ParameterRecord
 from pytest_bninvariants.invariants.trains.value_sample import same_sample, samples_of
 from pytest_bninvariants.snapshot.operation_snapshot import OperationSnapshot
-from pytest_bninvariants.snapshot.reads.pending_reads import read_together
+from pytest_bninvariants.snapshot.reads.together import read_together
 from pytest_bninvariants.snapshot.tensor_bytes import READ_ERRORS, values_of
 
 _RANK: dict[Gradient, int] = {"none": 0, "zero": 1, "nonzero": 2}

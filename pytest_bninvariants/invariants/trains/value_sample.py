@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bninvariants.snapshot.reads.pending_reads import read_together
+from pytest_bninvariants.snapshot.reads.together import read_together
 from pytest_bninvariants.snapshot.tensor_bytes import (
     OUT_OF_MEMORY,
     READ_ERRORS,

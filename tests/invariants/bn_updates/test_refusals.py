@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pytest_bninvariants import GateError, bn_updates
-from pytest_bninvariants.invariants.bn_updates import state_history
+from pytest_bninvariants.invariants.bn_updates import note_queue, state_history
 from tests.invariants.bn_updates.steps import Net, train, values
 from tests.watching import watching
 
@@ -70,6 +70,7 @@ def test_a_guarded_step_is_bit_for_bit_a_bare_one() -> None:
 
 def test_a_long_step_keeps_few_things(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_history, "_MOST_STATES", 16)
+    monkeypatch.setattr(note_queue, "_MOST_NOTES", 16)
     layer = nn.BatchNorm1d(3)
 
     def run(count: int) -> int:

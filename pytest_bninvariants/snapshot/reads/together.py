@@ -1,11 +1,9 @@
-"""Put off reading what devices hold: the host asks for many tensors at once, and waits once."""
+"""Read what devices hold: the host asks for many tensors at once, and waits once."""
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,52 +12,6 @@ from pytest_bninvariants.devices import wait_for
 from pytest_bninvariants.snapshot.buckets import fit_in_buckets
 from pytest_bninvariants.snapshot.host_copies import keep_on_host
 from pytest_bninvariants.snapshot.tensor_bytes import OUT_OF_MEMORY, READ_ERRORS
-
-# how much may be pending, so that memory does not grow with the length of a step
-_MOST_READS, _MOST_BYTES = 1024, 2**23
-
-
-class _Read(NamedTuple):
-    tensors: Sequence[Tensor]
-    use: Callable[[list[Tensor]], None]
-
-
-class PendingReads:
-    """What is to be read on the host, in order, and who uses it; the host waits in `settle` only.
-
-    The caller must hold `undisturbed()`.
-    """
-
-    def __init__(self) -> None:
-        self._reads: list[_Read] = []
-        self._bytes = 0
-        self._lock = threading.RLock()
-
-    def must_wait(self, tensors: Iterable[Tensor]) -> bool:
-        """Tell whether to put off a read: another one waits, or some tensor is on a device."""
-        return bool(self._reads) or any(each.device.type != "cpu" for each in tensors)
-
-    def add(self, tensors: Sequence[Tensor], use: Callable[[list[Tensor]], None]) -> None:
-        """Put off a read.
-
-        Args:
-            tensors: plain tensors that nobody will write to.
-            use: what to call with them on the host: at once, if nothing waits for a device.
-        """
-        with self._lock:
-            self._reads.append(_Read(tensors, use))
-            self._bytes += sum(tensor.nbytes for tensor in tensors)
-            waits = len(self._reads) > 1 or any(each.device.type != "cpu" for each in tensors)
-            if not waits or len(self._reads) >= _MOST_READS or self._bytes >= _MOST_BYTES:
-                self.settle()
-
-    def settle(self) -> None:
-        """Read what is pending."""
-        with self._lock:
-            reads, self._reads, self._bytes = self._reads, [], 0
-            on_host = iter(read_together([each for read in reads for each in read.tensors]))
-            for read in reads:
-                read.use([next(on_host) for _ in read.tensors])
 
 
 def read_together(tensors: Sequence[Tensor]) -> list[Tensor]:
