@@ -14,6 +14,7 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
     OUT_OF_MEMORY,
     READ_ERRORS,
     are_backed,
+    are_plain,
     is_plain,
     values_of,
 )
@@ -33,8 +34,10 @@ def samples_of(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         is not there or cannot be read.
     """
     groups: dict[tuple[torch.dtype, torch.device], list[tuple[int, Tensor]]] = defaultdict(list)
-    for number, tensor in enumerate(tensors):
-        piece = _spread(tensor)
+    present = [(number, tensor) for number, tensor in enumerate(tensors) if tensor is not None]
+    joinable = _are_joinable([tensor for _, tensor in present])
+    for number, tensor in present:
+        piece = _thinned(tensor.reshape(-1)) if joinable else _spread(tensor)
         if piece is not None:
             groups[piece.dtype, piece.device].append((number, piece))
     try:
@@ -50,12 +53,18 @@ def samples_of(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     return samples
 
 
-def _spread(tensor: Tensor | None) -> Tensor | None:
+def _are_joinable(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether the values of all tensors can be joined as they are."""
+    dtypes = {tensor.dtype for tensor in tensors} if are_plain(tensors) else {None}
+    return _JOINED_AS_THEY_ARE.issuperset(dtypes) and are_backed(tensors)
+
+
+def _spread(tensor: Tensor) -> Tensor | None:
     """Return some values of a tensor, where they are; None if they cannot be read."""
-    if tensor is None:
+    if is_plain(tensor) and not are_backed([tensor]):
         return None
-    if is_plain(tensor) and tensor.dtype in _JOINED_AS_THEY_ARE:
-        return _thinned(tensor.reshape(-1)) if are_backed([tensor]) else None
+    if _are_joinable([tensor]):
+        return _thinned(tensor.reshape(-1))
     try:
         flat = [_as_real(each.detach()).reshape(-1) for each in values_of(tensor)]
     except READ_ERRORS:
