@@ -12,7 +12,7 @@ from pytest_bninvariants.checks import is_int
 from pytest_bninvariants.errors import GateError, Refusal, describe
 from pytest_bninvariants.invariants.bn_updates.hazards import hazards_of, notes_about
 from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult, results_from_log
-from pytest_bninvariants.invariants.bn_updates.rule_order import diagnose
+from pytest_bninvariants.invariants.bn_updates.rules.order import diagnose
 from pytest_bninvariants.invariants.bn_updates.update_log import UpdateLog
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.signature import (

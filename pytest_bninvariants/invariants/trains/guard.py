@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from pytest_bninvariants.errors import Refusal
 from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult, results_from_log
-from pytest_bninvariants.invariants.bn_updates.rule_order import diagnose as diagnose_updates
+from pytest_bninvariants.invariants.bn_updates.rules.order import diagnose as diagnose_updates
 from pytest_bninvariants.invariants.bn_updates.update_log import UpdateLog
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.signature import (

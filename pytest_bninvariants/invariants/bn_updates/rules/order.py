@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from pytest_bninvariants.diagnosis.rule import Rule, explain
 from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult
-from pytest_bninvariants.invariants.bn_updates.rules_extra import EXTRA_UPDATES
-from pytest_bninvariants.invariants.bn_updates.rules_missing import MISSING_UPDATES
-from pytest_bninvariants.invariants.bn_updates.rules_statistics import WRONG_STATISTICS
+from pytest_bninvariants.invariants.bn_updates.rules.extra import EXTRA_UPDATES
+from pytest_bninvariants.invariants.bn_updates.rules.missing import MISSING_UPDATES
+from pytest_bninvariants.invariants.bn_updates.rules.statistics import WRONG_STATISTICS
 from pytest_bninvariants.verdict import Cause
 
 RULES: tuple[Rule[LayerResult], ...] = (*EXTRA_UPDATES, *MISSING_UPDATES, *WRONG_STATISTICS)
