@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,11 +48,11 @@ class BucketReading:
     @classmethod
     def read(cls, bucket: Bucket, tensors: list[Tensor]) -> BucketReading:
         """Read tensors where they are, or on the host if their device has no memory for that."""
-        try:
-            return cls(bucket, tensors, bucket.read(tensors))
-        except OUT_OF_MEMORY:
-            bucket.flat = bucket.flat.cpu()
-            return cls(bucket, tensors, bucket.read([each.detach().cpu() for each in tensors]))
+        if not bucket.goes_to_host:
+            with suppress(OUT_OF_MEMORY):
+                return cls(bucket, tensors, bucket.read(tensors))
+        bucket.flat = bucket.flat.cpu()
+        return cls(bucket, tensors, bucket.read([each.detach().cpu() for each in tensors]))
 
     @property
     def dtype(self) -> torch.dtype:

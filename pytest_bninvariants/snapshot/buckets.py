@@ -87,6 +87,7 @@ class Bucket:
         flat: the bytes, or their fingerprints.
         region: the arena's memory that holds them, if they are in the arena.
         method: how the fingerprints are made, if `flat` holds those, of a single tensor.
+        goes_to_host: whether `flat` is to be on the host.
         starts: where the bytes of each tensor start in `flat`, and where they end; empty until
             somebody asks for the bytes of one.
     """
@@ -99,6 +100,7 @@ class Bucket:
     flat: Tensor = _EMPTY
     region: Region | None = None
     method: Method | None = None
+    goes_to_host: bool = False
     starts: list[int] = field(default_factory=list)
 
     @property
@@ -143,6 +145,9 @@ class Bucket:
     def fill(self, tensors: list[Tensor]) -> None:
         """Copy the tensors, in the order of the keys."""
         self.placement = self.placement or TensorPlacement.from_tensors(tensors)
+        if self.goes_to_host:
+            self.flat = self.read([tensor.detach().cpu() for tensor in tensors])
+            return
         flat = self.read(tensors)
         if len(tensors) > 1 or self.method is not None:
             self.flat = flat
@@ -206,7 +211,7 @@ class Bucket:
 def fill_buckets(
     tensors: Mapping[str, Tensor],
     *,
-    ignore_budget: bool = False,
+    exact: bool = False,
     prefer_exact: Collection[str] = (),
     within_step: bool = False,
 ) -> list[Bucket]:
@@ -214,7 +219,7 @@ def fill_buckets(
 
     Args:
         tensors: tensors by key.
-        ignore_budget: keep bytes, however much memory they take.
+        exact: keep bytes, above the budget on the host.
         prefer_exact: keys to keep exactly, not as fingerprints, as far as the budget allows.
         within_step: whether the user's step runs: then what it does on the current stream is in
             order, so there is no wait for devices, and no plan to keep for the next guard.
@@ -230,13 +235,13 @@ def fill_buckets(
     buckets = list(_arrange(tensors)) if plan is None else [b.empty_copy() for b in plan.buckets]
     for device in {bucket.device for bucket in buckets if bucket.is_large}:
         large = [bucket for bucket in buckets if bucket.is_large and bucket.device == device]
-        _choose_storage(device, large, ignore_budget=ignore_budget, prefer_exact=prefer_exact)
+        _choose_storage(device, large, exact=exact, prefer_exact=prefer_exact)
     filled = []
     devices = () if within_step else {bucket.device for bucket in buckets}
     wait_for(devices)
     for bucket in buckets:
         with suppress(*READ_ERRORS):
-            _fill(bucket, [tensors[key] for key in bucket.keys])
+            _fill(bucket, [tensors[key] for key in bucket.keys], exact=exact)
             filled.append(bucket)
     wait_for(devices)
     if plan is None and not within_step:
@@ -244,14 +249,18 @@ def fill_buckets(
     return filled
 
 
-def _fill(bucket: Bucket, tensors: list[Tensor]) -> None:
+def _fill(bucket: Bucket, tensors: list[Tensor], *, exact: bool) -> None:
     """Copy the tensors, or make their fingerprints if the device has no memory for a copy."""
     try:
         bucket.fill(tensors)
     except OUT_OF_MEMORY:
-        if not bucket.is_large or bucket.method is not None:
+        bucket.region = None
+        if (exact or not bucket.is_large) and bucket.device.type != "cpu":
+            bucket.goes_to_host = True
+        elif bucket.is_large and not exact and bucket.method is None:
+            bucket.method = method_on(bucket.device)
+        else:
             raise
-        bucket.method, bucket.region = method_on(bucket.device), None
         bucket.fill(tensors)
 
 
@@ -312,24 +321,26 @@ def _arrange(tensors: Mapping[str, Tensor]) -> Iterator[Bucket]:
 
 
 def _choose_storage(
-    device: torch.device, large: list[Bucket], *, ignore_budget: bool, prefer_exact: Collection[str]
+    device: torch.device, large: list[Bucket], *, exact: bool, prefer_exact: Collection[str]
 ) -> None:
-    """Decide which buckets keep bytes, in the arena, and which keep fingerprints."""
-    idle = arena.idle_on(device)
-    exact = large
-    if not (ignore_budget or budget.allows(_size_in_arena(large), device, idle)):
+    """Decide which buckets keep bytes in the arena or on the host, and which keep fingerprints."""
+    idle, on_host = arena.idle_on(device), device.type == "cpu"
+    in_arena = large
+    if not (exact and on_host) and not budget.allows(_size_in_arena(large), device, idle):
         arena.release(device)
-        exact = []
+        in_arena = []
         for bucket in large:
-            preferred = bucket.keys[0] in prefer_exact
-            if preferred and budget.allows(_size_in_arena([*exact, bucket]), device, idle):
-                exact.append(bucket)
+            preferred = exact or bucket.keys[0] in prefer_exact
+            if preferred and budget.allows(_size_in_arena([*in_arena, bucket]), device, idle):
+                in_arena.append(bucket)
+            elif exact:
+                bucket.goes_to_host = True
             else:
                 bucket.method = method_on(device)
-    if exact:
+    if in_arena:
         with suppress(OUT_OF_MEMORY):  # then each bucket asks for its own
-            region = arena.reserve(_size_in_arena(exact), device)
-            for bucket in exact:
+            region = arena.reserve(_size_in_arena(in_arena), device)
+            for bucket in in_arena:
                 bucket.region = region
 
 

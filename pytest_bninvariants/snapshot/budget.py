@@ -42,9 +42,10 @@ def _free_on(device: torch.device) -> int | None:
             (n for n in (_free_in_machine(), _free_in_group()) if n is not None), default=None
         )
     module = device_module(device.type)
-    if hasattr(module, "mem_get_info"):
+    try:
         return int(module.mem_get_info(device)[0]) + _cached_on(device, module)
-    return None
+    except (AttributeError, RuntimeError):
+        return None
 
 
 def _cached_on(device: torch.device, module: Any) -> int:

@@ -60,7 +60,7 @@ class Snapshot(LazyMapping[KeptTensor]):
 def take_snapshot(
     tensors: Mapping[str, WatchedTensor],
     *,
-    ignore_budget: bool = False,
+    exact: bool = False,
     prefer_exact: Collection[str] = (),
 ) -> Snapshot:
     """Copy the bytes of watched tensors; a tensor with several names is copied once.
@@ -69,8 +69,8 @@ def take_snapshot(
 
     Args:
         tensors: watched tensors by key.
-        ignore_budget: keep bytes, however much memory they take: fingerprints only tell whether
-            tensors differ, and some callers need the values.
+        exact: whether the values are needed, so that fingerprints, which only tell whether tensors
+            differ, will not do: above the budget a device's tensors are kept on the host.
         prefer_exact: keys to keep exactly, not as fingerprints, as far as the budget allows.
 
     Raises:
@@ -82,7 +82,7 @@ def take_snapshot(
         firsts = {id(tensor): key for key, tensor in reversed(distinct.items())}
         kept_under = [firsts[id(tensor)] for tensor in table.tensors]
         distinct = {key: distinct[key] for key in kept_under}
-    buckets = fill_buckets(distinct, ignore_budget=ignore_budget, prefer_exact=prefer_exact)
+    buckets = fill_buckets(distinct, exact=exact, prefer_exact=prefer_exact)
     copies: dict[str, TensorCopy] = {}
     if sum(len(bucket.keys) for bucket in buckets) < len(distinct):
         in_buckets = {key for bucket in buckets for key in bucket.keys}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable
 
@@ -9,7 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_bninvariants import FrozenStateChanged, InvariantBroken, frozen
+from pytest_bninvariants import (
+    FrozenStateChanged,
+    Guard,
+    InvariantBroken,
+    frozen,
+    in_sync,
+    same_output,
+)
 from pytest_bninvariants.run_config import override
 from tests.simulated_device.device import peak, spare
 from tests.simulated_device.models import DEVICE, MIB, batch, large_model, sgd
@@ -100,3 +108,124 @@ def test_a_budget_of_nothing_bounds_every_copy() -> None:
     with override(snapshot_budget=0):
         assert most_of(guarded) - alone < size / 2
     assert most_of(guarded) - alone > size / 2
+
+
+SIDE = 1200
+
+
+def wide_model() -> nn.Linear:
+    return nn.Linear(SIDE, SIDE).to(DEVICE)
+
+
+def moving(average: nn.Linear, model: nn.Linear, by: float) -> Callable[[], None]:
+    """Return a step that trains a model by hand, and averages it."""
+
+    def step() -> None:
+        with torch.no_grad():
+            for target, source in zip(average.parameters(), model.parameters(), strict=True):
+                source.add_(1)
+                target.mul_(by).add_(source, alpha=1 - by)
+
+    return step
+
+
+def average_guard(average: nn.Linear, model: nn.Linear) -> Guard:
+    return in_sync(model, average, decay=0.9)
+
+
+@pytest.mark.parametrize("memory", ["full", "over budget"])
+@pytest.mark.parametrize("by", [0.9, 0.8])
+def test_an_average_is_judged_without_room_for_copies(memory: str, by: float) -> None:
+    model = wide_model()
+    average = copy.deepcopy(model)
+    with override(snapshot_budget=0 if memory == "over budget" else None):
+        guard = average_guard(average, model)
+        with spare(4 * MIB if memory == "full" else 4 << 30):
+            guard.__enter__()
+        moving(average, model, by)()
+        if by == 0.9:
+            guard.__exit__(None, None, None)
+        else:
+            with pytest.raises(InvariantBroken, match="not averaged with decay"):
+                guard.__exit__(None, None, None)
+
+
+def test_copies_for_an_average_keep_to_the_budget() -> None:
+    model = wide_model()
+    average = copy.deepcopy(model)
+    with override(snapshot_budget=0), peak() as most:
+        guard = average_guard(average, model)
+        guard.__enter__()
+    guard.stop()
+    assert most[0] < MIB
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+def test_outputs_are_compared_above_the_budget(tolerance: float) -> None:
+    model, x = wide_model().eval(), torch.randn(300, SIDE).to(DEVICE)
+
+    def write(value: float) -> Callable[[], None]:
+        return lambda: model.weight.data.view(-1)[:1].add_(value)
+
+    with override(snapshot_budget=0):
+        with same_output(model, x, atol=tolerance):
+            write(1e-6 if tolerance else 0.0)()
+            model(x)
+        with pytest.raises(InvariantBroken) as broken, same_output(model, x, atol=tolerance):
+            write(1.0)()
+    (change,) = broken.value.verdict.changes
+    assert ("fingerprints" in change.text) == (tolerance == 0)
+
+
+def test_a_module_is_called_and_put_back_without_room_for_a_copy_of_it() -> None:
+    model, x = wide_model().eval(), torch.randn(3, SIDE).to(DEVICE)
+    before = model.weight.detach().cpu()
+    guard = same_output(model, x)
+    with spare(3 * MIB):
+        guard.__enter__()
+        model(x)
+        guard.__exit__(None, None, None)
+    assert guard.verdict is not None
+    assert guard.verdict.holds
+    assert torch.equal(model.weight.detach().cpu(), before)
+
+
+class CountsItsCalls(nn.Linear):
+    """It writes to its weight in each forward."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.data.add_(1)
+        return x
+
+
+def test_what_a_call_writes_is_put_back_from_the_host() -> None:
+    model, x = CountsItsCalls(SIDE, SIDE).to(DEVICE), torch.ones(1, device=DEVICE)
+    before, place = model.weight.detach().cpu(), model.weight.data_ptr()
+    with override(snapshot_budget=0), peak() as most:
+        guard = same_output(model, x)
+        guard.__enter__()
+    guard.stop()
+    assert most[0] < 2 * MIB
+    assert torch.equal(model.weight.detach().cpu(), before)
+    assert (model.weight.data_ptr(), model.weight.device.type) == (place, DEVICE)
+
+
+@pytest.mark.parametrize("function", ["memory_reserved", "mem_get_info"])
+def test_an_allocator_without_statistics_is_no_error(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(device: object = None) -> int:
+        raise RuntimeError("the pluggable allocator does not yet support getDeviceStats")
+
+    monkeypatch.setattr(torch.simdev, function, refuse, raising=False)
+    model = nn.Linear(5000, 4000).to(DEVICE)  # 80 MB, for which it asks how many bytes are free
+    x = torch.ones(1, 5000, device=DEVICE)
+    with frozen(model):
+        model(x)
+
+    def step() -> None:
+        model(x)
+        model.weight.data[3, 4] += 1
+
+    with pytest.raises(FrozenStateChanged, match="1 of 20000000 values"), frozen(model):
+        step()

@@ -69,8 +69,8 @@ class AverageGuard(PairGuard):
                 f"exclude={unmatched[0]!r}"
             )
         with undisturbed():
-            self._kept = take_snapshot(second, ignore_budget=True)
-            self._model_kept = take_snapshot(first, ignore_budget=True)
+            self._kept = take_snapshot(second, exact=True)
+            self._model_kept = take_snapshot(first, exact=True)
         count = getattr(self._other, "n_averaged", None)
         if isinstance(count, Tensor) and count.numel() == 1:
             self._is_first_update = not count.item()

@@ -36,7 +36,10 @@ class EvalGuard(Guard):
         """
         try:
             first, second = self._arguments.run_twice(
-                module, lambda output: OutputSnapshot.take(output, name or "output")
+                module,
+                lambda output: OutputSnapshot.take(
+                    output, name or "output", exact=not self._tolerance.exact
+                ),
             )
         except GateError:
             raise

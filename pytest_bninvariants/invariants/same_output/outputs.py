@@ -31,12 +31,13 @@ class OutputSnapshot:
     others: dict[str, object]
 
     @classmethod
-    def take(cls, value: object, name: str) -> OutputSnapshot:
+    def take(cls, value: object, name: str, *, exact: bool) -> OutputSnapshot:
         """Return a snapshot of what a module returned.
 
         Args:
             value: tensors, nested in any way.
             name: the name of the whole output.
+            exact: whether the values are needed, and not only whether they change.
 
         Raises:
             GateError: if a tensor cannot be compared, e.g. because it is on the meta device.
@@ -49,7 +50,7 @@ class OutputSnapshot:
         }
         others = {path: leaf for path, leaf in outputs.items() if path not in tensors}
         with undisturbed():
-            return cls(take_snapshot(tensors, ignore_budget=True), others)
+            return cls(take_snapshot(tensors, exact=exact), others)
 
     @property
     def paths(self) -> list[str]:

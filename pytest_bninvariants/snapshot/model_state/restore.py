@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.selection.walk import named_modules, own_tensors
+from pytest_bninvariants.snapshot.budget import allows
 from pytest_bninvariants.snapshot.model_state.plain_state import PlainState
-from pytest_bninvariants.snapshot.tensor_bytes import are_backed, is_plain, is_uninitialised
+from pytest_bninvariants.snapshot.tensor_bytes import (
+    OUT_OF_MEMORY,
+    are_backed,
+    is_plain,
+    is_uninitialised,
+)
 from pytest_bninvariants.torch_internals.sharding import gathered_modules, stored_parameters
 
 
@@ -30,7 +39,7 @@ class ModelState:
         others = {id(t): t for t in self._plain.tensors if is_plain(t) and are_backed([t])}
         tensors = [t for t in (others | registered).values() if not is_uninitialised(t)]
         with torch.no_grad():
-            self._tensors = [(t, t.detach().clone()) for t in tensors]
+            self._tensors = [*zip(tensors, _copies(tensors), strict=True)]
 
     def restore(self) -> None:
         """Put the state back, into the tensors that the model held."""
@@ -53,18 +62,45 @@ def _stored_tensors(modules: list[nn.Module]) -> Iterator[Tensor]:
             yield stored.get((id(module), name), tensor)
 
 
-def _fill(tensor: Tensor, kept: Tensor) -> None:
+class _Copy(NamedTuple):
+    """A copy of a tensor, and the device that the tensor was on."""
+
+    values: Tensor
+    device: torch.device
+
+
+def _copies(tensors: Sequence[Tensor]) -> Iterator[_Copy]:
+    """Yield copies of tensors, on the host for a device whose budget has no room for them."""
+    sizes: Counter[torch.device] = Counter()
+    for tensor in tensors:
+        sizes[tensor.device] += tensor.nbytes if is_plain(tensor) else 0
+    full = {device for device, size in sizes.items() if not allows(size, device)}
+    for tensor in tensors:
+        yield _Copy(_copy(tensor, to_host=tensor.device in full), tensor.device)
+
+
+def _copy(tensor: Tensor, *, to_host: bool) -> Tensor:
+    if tensor.device.type == "cpu" or not is_plain(tensor):
+        return tensor.detach().clone()
+    if not to_host:
+        with suppress(OUT_OF_MEMORY):
+            return tensor.detach().clone()
+    return tensor.detach().cpu()
+
+
+def _fill(tensor: Tensor, kept: _Copy) -> None:
     """Give a tensor its old content back, if possible in its memory, which its views share."""
     if _fits_in_place(tensor, kept):
-        tensor.data.copy_(kept)
+        tensor.data.copy_(kept.values)
     else:
-        tensor.data = kept.clone()
+        tensor.data = kept.values.to(kept.device, copy=True)
 
 
-def _fits_in_place(tensor: Tensor, kept: Tensor) -> bool:
+def _fits_in_place(tensor: Tensor, copy: _Copy) -> bool:
     """Tell whether a copy fits in a tensor's memory; an expanded tensor has too little."""
+    kept = copy.values
     return (
-        (tensor.dtype, tensor.device, tensor.shape) == (kept.dtype, kept.device, kept.shape)
+        (tensor.dtype, tensor.device, tensor.shape) == (kept.dtype, copy.device, kept.shape)
         and tensor.layout == kept.layout == torch.strided
         and 0 not in tensor.stride()
     )

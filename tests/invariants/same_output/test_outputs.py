@@ -20,7 +20,7 @@ class Cache:
 
 
 def differ(one: object, other: object, tolerance: Tolerance | None = None) -> list[str]:
-    first, second = OutputSnapshot.take(one, "out"), OutputSnapshot.take(other, "out")
+    first, second = (OutputSnapshot.take(each, "out", exact=True) for each in (one, other))
     return [change.name for change in first.changes_to(second, tolerance or Tolerance())]
 
 

@@ -122,7 +122,7 @@ class RankState:
         """
         with undisturbed():
             watched = select_tensors(model, scope, complain=True)
-            kept = take_snapshot(watched, ignore_budget=True)
+            kept = take_snapshot(watched, exact=True)
             flat = shards_by_id(module for _, module in named_modules(model))
             return cls(
                 {
