@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -261,3 +262,53 @@ def test_what_runs_after_a_capture_is_seen() -> None:
 
     with pytest.raises(FrozenStateChanged, match="normalised 1 batch"), frozen_bn(model):
         step()
+
+
+def test_a_capture_in_another_thread_hides_nothing_of_this_one() -> None:
+    model, x = small_model(), batch()
+    begun, ended = threading.Event(), threading.Event()
+
+    def capture() -> None:
+        with new_graph():
+            begun.set()
+            ended.wait(60)
+
+    def step() -> None:
+        thread = threading.Thread(target=capture)
+        thread.start()
+        begun.wait(60)
+        model(x)
+        ended.set()
+        thread.join()
+
+    with pytest.raises(FrozenStateChanged, match="training-mode"), frozen_bn(model):
+        step()
+
+
+def test_a_capture_that_does_not_begin_hides_nothing() -> None:
+    class Broken(torch.simdev.SIMDEVGraph):
+        def capture_begin(self) -> None:
+            raise RuntimeError("there is no memory pool")
+
+    model, x = small_model(), batch()
+
+    def step() -> None:
+        with suppress(RuntimeError), Broken():
+            pass
+        model(x)
+
+    with pytest.raises(FrozenStateChanged, match="normalised 1 batch"), frozen_bn(model):
+        step()
+
+
+def test_a_replay_by_a_subclass_counts() -> None:
+    class Own(torch.simdev.SIMDEVGraph):
+        def replay(self) -> None:
+            super().replay()
+
+    model, x, graph = small_model().eval(), batch(), Own()
+    with graph:
+        model(x)
+    with frozen_bn(model) as guard:
+        graph.replay()
+    assert guard.verdict.holds

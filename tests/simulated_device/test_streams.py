@@ -73,3 +73,18 @@ def test_a_write_from_before_the_guard_is_none_of_the_steps(
             step()
     assert guard.verdict is not None
     assert guard.verdict.holds
+
+
+def test_a_write_that_is_in_flight_on_the_second_device_is_told(
+    model: nn.Module, x: Tensor
+) -> None:
+    second = nn.BatchNorm1d(700).to(f"{DEVICE}:1").eval()
+    both, side = nn.ModuleList([model, second]), torch.Stream(f"{DEVICE}:1")
+
+    def step() -> None:
+        second(model(x).to(f"{DEVICE}:1"))
+        with side, torch.no_grad():
+            second.running_var.add_(1)
+
+    with held(side), pytest.raises(FrozenStateChanged, match=r"1\.running_var"), frozen(both):
+        step()
