@@ -13,7 +13,7 @@ from pytest_bninvariants.errors import GateError, Refusal
 T = TypeVar("T")
 
 
-class _Message(NamedTuple):
+class _FoundOrReason(NamedTuple):
     """What a rank tells the others.
 
     Args:
@@ -62,10 +62,10 @@ class Ranks:
         """
         error: Exception | None = None
         try:
-            message = _Message(find(), None)
+            message = _FoundOrReason(find(), None)
         except Exception as raised:  # whatever it is, the other ranks wait for an answer
             error = raised
-            message = _Message(None, describe_error(raised))
+            message = _FoundOrReason(None, describe_error(raised))
         messages = self._gather(message)
         refusals = {
             number: each.refusal
@@ -78,9 +78,9 @@ class Ranks:
 
     def refuse(self, reason: str) -> None:
         """Tell the other ranks, which exchange what they found, that this one cannot judge."""
-        self._gather(_Message(None, reason))
+        self._gather(_FoundOrReason(None, reason))
 
-    def _gather(self, message: _Message) -> list[_Message]:
+    def _gather(self, message: _FoundOrReason) -> list[_FoundOrReason]:
         gathered: list[Any] = [None] * distributed.get_world_size(self.group)
         try:
             distributed.all_gather_object(gathered, message, group=self.group)
