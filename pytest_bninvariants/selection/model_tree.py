@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter, is_
 
 from torch import Tensor, nn
 
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.selection.walk import join
+from pytest_bninvariants.torch_internals.sharding import Slot, stored_parameters
 
 # A walk through a module that contains itself would never end. Checking for one takes another walk,
 # so that waits for more modules than real models have, and then for twice as many each time.
@@ -27,7 +29,8 @@ class ModelTree:
         names: the names, and how many parameters, buffers and children each module has.
         types: the types of the modules, then those of the tensors.
         modules: all modules, in the order of their names; None where a name holds no module.
-        tensors: all parameters and buffers, in the order of their names; None likewise.
+        tensors: all parameters and buffers, in the order of their names; None likewise. In place of
+            what FSDP has gathered for a while there are the shards.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -55,6 +58,9 @@ class ModelTree:
                 if len(modules) > suspicious:
                     suspicious *= 2
                     _refuse_cycles(model, "", [], set())
+        stored = stored_parameters(module for module in modules if module is not None)
+        if stored:
+            tensors = [*_slots_with(stored, modules)]
         self.names, self.modules, self.tensors = names, modules, tensors
         self.types: list[type] = [*map(type, modules), *map(type, tensors)]
 
@@ -66,6 +72,17 @@ class ModelTree:
             and all(map(is_, self.tensors, other.tensors))
             and self.types == other.types
         )
+
+
+def _slots_with(
+    stored: Mapping[Slot, Tensor], modules: Iterable[nn.Module | None]
+) -> Iterator[Tensor | None]:
+    """Yield parameters and buffers by slot, shards in place of what FSDP has gathered."""
+    for module in modules:
+        if module is not None:
+            for name, parameter in module._parameters.items():
+                yield stored.get((id(module), name), parameter)
+            yield from module._buffers.values()
 
 
 def _refuse_cycles(module: nn.Module, name: str, parents: list[nn.Module], done: set[int]) -> None:

@@ -133,6 +133,22 @@ def _gathered_by_fsdp1(module: nn.Module) -> Iterator[tuple[Slot, Tensor]]:
             yield (id(owner), name), parameter
 
 
+def flat_parameters(modules: Iterable[nn.Module]) -> Iterator[tuple[Tensor, set[int]]]:
+    """Yield the flat parameters of FullyShardedDataParallel that hide those of other modules.
+
+    Args:
+        modules: the modules of a model.
+
+    Yields:
+        A flat parameter, and the ids of the modules whose parameters are in it.
+    """
+    for module in modules:
+        flat = _flat_parameter_of(module)
+        if flat is not None and getattr(flat, "_params", None) is None:
+            infos = getattr(flat, "_param_infos", ())
+            yield flat, {id(owner) for name, owner, _ in infos if name not in owner._parameters}
+
+
 def shards_by_id(modules: Iterable[nn.Module]) -> dict[int, Shard]:
     """Return which shard of a FullyShardedDataParallel's parameter each of these tensors is.
 
@@ -147,6 +163,13 @@ def shards_by_id(modules: Iterable[nn.Module]) -> dict[int, Shard]:
         shard = (("flat", getattr(handle, "rank", None)),)
         shards.update({id(each): shard for each in (flat, *(getattr(flat, "_params", None) or ()))})
     return shards
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Tell whether a tensor is what one rank holds of a larger one."""
+    return bool(getattr(tensor, "_fsdp_flattened", False)) or any(
+        coordinate is not None for _, coordinate in shard_of(tensor)
+    )
 
 
 def shard_of(tensor: Tensor) -> Shard:

@@ -10,6 +10,10 @@ from torch import nn
 from pytest_bninvariants.errors import FrozenStateChanged, GateError, describe
 from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.invariants.frozen.earlier_runs import BrokenGuard, GuardSlot
+from pytest_bninvariants.invariants.frozen.sharded_parameters import (
+    refuse_parts_of_flat_parameters,
+    refuse_sharded_since,
+)
 from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.signature import (
     module_names,
@@ -54,6 +58,7 @@ class FrozenGuard(Guard):
         now = read_state_before(
             self.model, self._scope, earlier_runs.to_keep_exactly(self.model, self.spelling)
         )
+        refuse_parts_of_flat_parameters(now.selection, self._scope)
         self._slot = earlier_runs.slot_for(self.model, self.spelling)
         last = None if self._slot is None else self._slot.last
         self._earlier = last if last is not None and last.is_as_left(now) else None
@@ -78,6 +83,7 @@ class FrozenGuard(Guard):
             difference, heard = _with_earlier(difference, self._earlier.heard)
             known |= heard
         if difference.changes:
+            refuse_sharded_since(self._before.kept.tensors, self.model)
             self._remember(difference)
         elif not (difference.touched or self._witness.runs.saw_anything()):
             raise GateError(

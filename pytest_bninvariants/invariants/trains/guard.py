@@ -35,9 +35,11 @@ from pytest_bninvariants.selection.tensor_table import WatchedTensor
 from pytest_bninvariants.snapshot.changes import compare_buckets, is_unchanged
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 from pytest_bninvariants.snapshot.snapshot import Snapshot, take_snapshot
+from pytest_bninvariants.snapshot.tensor_bytes import values_of
 from pytest_bninvariants.state_change import value_patterns
 from pytest_bninvariants.state_change.value_patterns import are_finite, count_no_longer_finite
 from pytest_bninvariants.torch_internals.isolation import undisturbed
+from pytest_bninvariants.torch_internals.sharding import is_shard
 from pytest_bninvariants.verdict import Change, Hazard, Verdict
 
 _STALE = (
@@ -45,6 +47,9 @@ _STALE = (
     "of the weights, so that forwards after a step there used its old values; leave the context "
     "before optimizer.step(), or call torch.clear_autocast_cache() after it"
 )
+
+_ELSEWHERE = "this rank holds no part of it, so other ranks judge it"
+_OWN_SHARDS = "each rank judges the shards that it holds: those of other ranks may have moved"
 
 
 class TrainsGuard(Guard):
@@ -60,6 +65,7 @@ class TrainsGuard(Guard):
         super().__init__(model, spelling)
         self._scope = scope
         self._kept: Snapshot
+        self._elsewhere: list[str] = []
         self._layers: dict[str, tuple[str, nn.Module]] = {}
         self._parameter_log: ParameterLog | None = None
         self._update_log: UpdateLog | None = None
@@ -72,7 +78,10 @@ class TrainsGuard(Guard):
                 for key, each in selection.tensors.items()
                 if each.kind == "parameter" and self._must_train(each.tensor)
             }
-            if not parameters:
+            elsewhere = holds_none_of(parameters)
+            parameters = {key: each for key, each in parameters.items() if key not in elsewhere}
+            self._elsewhere = [] if parameters else elsewhere
+            if not (parameters or elsewhere):
                 reason = (
                     "the names match no parameter"
                     if self._scope.modules
@@ -96,6 +105,10 @@ class TrainsGuard(Guard):
 
     def _must_train(self, parameter: Tensor) -> bool:
         return bool(self._scope.modules) or parameter.requires_grad
+
+    def _is_shard(self, name: str) -> bool:
+        tensors = self._kept.tensors
+        return any(is_shard(each.tensor) for each in tensors.values() if each.name == name)
 
     def _end(self) -> None:
         if self._parameter_log is not None:
@@ -128,7 +141,9 @@ class TrainsGuard(Guard):
                 *(Hazard(name=each.name, text=each.hazard) for each in negligible),
                 *self._update_log.unregistered.hazards(),
                 *(Hazard(name=p.name, text=_STALE) for p in parameters if p.record.stale),
+                *(Hazard(name=name, text=_ELSEWHERE) for name in self._elsewhere),
             ),
+            notes=(_OWN_SHARDS,) if any(self._is_shard(each.name) for each in still) else (),
         )
 
     def _parameter_results(self) -> list[ParameterResult]:
@@ -223,6 +238,17 @@ class TrainsGuard(Guard):
         assert self._update_log is not None
         results = results_from_log(self._layers, self.model, self._update_log, times=1)
         return [each for each in results if self._scope.modules or each.is_to_update]
+
+
+def holds_none_of(parameters: Mapping[str, WatchedTensor]) -> list[str]:
+    """Return the keys of sharded parameters of which this rank holds no value."""
+    return [
+        key
+        for key, each in parameters.items()
+        if not is_lazy(each.tensor)
+        and is_shard(each.tensor)
+        and not any(part.numel() for part in values_of(each.tensor))
+    ]
 
 
 def _names_by_tensor(
