@@ -20,6 +20,7 @@ from pytest_bninvariants.instrumentation import (
     observer_api,
     write_hooks,
 )
+from pytest_bninvariants.instrumentation.checkpoint_loads import checkpoint_hooks
 from pytest_bninvariants.instrumentation.module_calls import observing_call, observing_setattr
 from pytest_bninvariants.instrumentation.norm_calls import norm_hooks
 from pytest_bninvariants.instrumentation.observer_api import Observer
@@ -115,6 +116,7 @@ class _Installation:
             if self._observers:
                 self._patches.install()
                 graph_hooks.install()
+                checkpoint_hooks.install()
                 norm_hooks.resume()
                 if observer_api.any_observes_steps(self._observers) and not self._step_hooks:
                     self._step_hooks = write_hooks.hook_optimizers()
@@ -128,6 +130,7 @@ class _Installation:
             norm_hooks.suspend()
             self._patches.remove()
             graph_hooks.remove()
+            checkpoint_hooks.remove()
             grad_switches.switches.remove()
             read_hooks.remove()
             while self._step_hooks:

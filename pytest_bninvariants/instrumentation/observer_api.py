@@ -150,6 +150,21 @@ class Observer:
         """
         return None
 
+    def before_tensor_load(
+        self, name: str, tensors: list[Tensor], frame: FrameType | None
+    ) -> AfterCall | None:
+        """Observe a checkpoint that is about to be read into tensors.
+
+        Args:
+            name: the function that reads it.
+            tensors: the tensors.
+            frame: the frame that calls it.
+
+        Returns:
+            A function to call after it, unless it raises, if any.
+        """
+        return None
+
     def before_collective(
         self, name: str, tensors: list[Tensor], frame: FrameType | None
     ) -> AfterCall | None:

@@ -48,6 +48,8 @@ class OwnLoads:
         self, module: nn.Module, state: Mapping[str, Any], frame: FrameType | None
     ) -> None:
         """Look at a module that is about to load a state_dict."""
+        if _is_of_distributed_checkpoint(frame):
+            return
         with undisturbed():
             own = [each for each in _own_values(module, state) if id(each) in self._followed]
             if own:
@@ -63,6 +65,12 @@ class OwnLoads:
         """
         load = self._loads.get(id(tensor))
         return load.place if load is not None and same_content(load.content, now) else None
+
+
+def _is_of_distributed_checkpoint(frame: FrameType | None) -> bool:
+    """Tell whether torch.distributed.checkpoint loads, which fills a model's own tensors first."""
+    module = "" if frame is None else str(frame.f_globals.get("__name__"))
+    return module.startswith("torch.distributed.checkpoint")
 
 
 def _own_values(module: nn.Module, state: Mapping[str, Any]) -> Iterable[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
@@ -24,7 +24,12 @@ from pytest_bninvariants.instrumentation.optimizers import (
     skips_parameters_without_gradient,
 )
 from pytest_bninvariants.selection.walk import named_modules, registered
-from pytest_bninvariants.snapshot.addresses import address, addresses, group_by_address
+from pytest_bninvariants.snapshot.addresses import (
+    address,
+    addresses,
+    group_by_address,
+    spans,
+)
 from pytest_bninvariants.snapshot.host_copies import read_flags
 from pytest_bninvariants.snapshot.operation_snapshot import OperationSnapshot
 from pytest_bninvariants.snapshot.tensor_bytes import (
@@ -184,26 +189,53 @@ class OperationLog:
 
         return finish
 
+    def before_tensor_load(
+        self, name: str, tensors: Iterable[Tensor], frame: FrameType | None
+    ) -> AfterCall | None:
+        """Look at what a checkpoint is read into; return a function that looks again after it."""
+        memory = _starts(tensors)
+        loaded = [each for each in self._followed.values() if memory.intersection(_starts([each]))]
+
+        def note(history: TensorHistory) -> None:
+            history.loaded_at = history.loaded_at or place_of(frame, f"{name}()")
+
+        return self._looking_again(loaded, note)
+
     def before_collective(
         self, name: str, tensors: Iterable[Tensor], frame: FrameType | None
     ) -> AfterCall | None:
         """Look at the tensors of a collective; return a function that looks again after it."""
         memory = addresses(tensors)  # DDP passes detached aliases
         exchanged = [tensor for tensor in self._followed.values() if address(tensor) in memory]
-        if not exchanged:
+
+        def note(history: TensorHistory) -> None:
+            place = place_of(frame, f"torch.distributed.{name}()")
+            history.exchanged_at = history.exchanged_at or place
+
+        return self._looking_again(exchanged, note)
+
+    def _looking_again(
+        self, tensors: list[Tensor], note: Callable[[TensorHistory], None]
+    ) -> AfterCall | None:
+        """Return a function that notes which of some tensors differ from what they hold now."""
+        if not tensors:
             return None
         with undisturbed():
-            before = [content_of(tensor) for tensor in exchanged]
+            before = [content_of(tensor) for tensor in tensors]
 
         def finish() -> None:
-            place = place_of(frame, f"torch.distributed.{name}()")
             with undisturbed():
-                for tensor, content in zip(exchanged, before, strict=True):
+                for tensor, content in zip(tensors, before, strict=True):
                     history = self._entry(tensor)
-                    if history.exchanged_at is None and not same_content(content, tensor):
-                        history.exchanged_at = place
+                    if not same_content(content, tensor):
+                        note(history)
 
         return finish
+
+
+def _starts(tensors: Iterable[Tensor]) -> set[int]:
+    """Return where the parts of tensors begin in memory."""
+    return {start for tensor in tensors for start, _ in spans(tensor)} - {0}
 
 
 def _slots(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:

@@ -123,6 +123,12 @@ class Witness(Watcher):
         self.own_loads.saw_load(module, state, frame)
         return self.operations.before_load(module, frame)
 
+    def before_tensor_load(
+        self, name: str, tensors: list[Tensor], frame: FrameType | None
+    ) -> AfterCall | None:
+        """Note that a checkpoint is about to be read into tensors."""
+        return self.operations.before_tensor_load(name, tensors, frame)
+
     def before_collective(
         self, name: str, tensors: list[Tensor], frame: FrameType | None
     ) -> AfterCall | None:

@@ -59,15 +59,10 @@ def modules_with_shards(modules: Iterable[nn.Module]) -> set[int]:
 
 def gathered_modules(modules: Iterable[nn.Module]) -> list[Any]:
     """Return the modules under `fully_shard` that hold gathered parameters now."""
-    state_of: Any = {id(state): state for state in _fsdp2_states()}
-    gathered = {
-        key for key, state in state_of.items() if any(True for _ in _gathered_by_fsdp2(state))
-    }
-    return [
-        module
-        for module in modules
-        if (state := _state_of(module)) is not None and id(state) in gathered
-    ]
+    gathered = {id(each) for each in _fsdp2_states() if any(True for _ in _gathered_by_fsdp2(each))}
+    if not gathered:
+        return []
+    return [module for module in modules if id(_state_of(module)) in gathered]
 
 
 def _state_of(module: nn.Module) -> Any:

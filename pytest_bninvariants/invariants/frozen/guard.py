@@ -10,11 +10,11 @@ from torch import nn
 from pytest_bninvariants.errors import FrozenStateChanged, GateError, describe
 from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.invariants.frozen.earlier_runs import BrokenGuard, GuardSlot
-from pytest_bninvariants.invariants.frozen.sharded_parameters import (
+from pytest_bninvariants.invariants.guard import Guard
+from pytest_bninvariants.invariants.sharded_parameters import (
     refuse_parts_of_flat_parameters,
     refuse_sharded_since,
 )
-from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.invariants.signature import (
     module_names,
     option_names,

@@ -14,6 +14,7 @@ from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult, 
 from pytest_bninvariants.invariants.bn_updates.rules.order import diagnose as diagnose_updates
 from pytest_bninvariants.invariants.bn_updates.update_log import UpdateLog
 from pytest_bninvariants.invariants.guard import Guard
+from pytest_bninvariants.invariants.sharded_parameters import refuse_sharded_since
 from pytest_bninvariants.invariants.signature import (
     module_names,
     option_names,
@@ -124,6 +125,8 @@ class TrainsGuard(Guard):
             still = _beside_zeros(still, parameters)
             layers = self._layer_results()
             stuck = [each for each in layers if not each.updates or each.undone or each.unusable]
+        if still:
+            refuse_sharded_since(self._kept.tensors, self.model)
         changes = [Change(name=p.name, layer=p.name, kind="still", text=p.text) for p in still]
         changes += [_change_of_layer(each) for each in stuck]
         return Verdict(
