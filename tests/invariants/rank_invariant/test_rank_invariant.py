@@ -39,6 +39,7 @@ def of(told: Told, name: str) -> dict[str, Any]:
         "static graph",
         "a sum, added up",
         "dropout in eval",
+        "BN over ranks",
         "fully_shard",
     ],
 )

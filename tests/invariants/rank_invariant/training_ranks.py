@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 
@@ -73,6 +74,24 @@ class Centre(nn.Module):
         return batch - batch.mean(0)
 
 
+class ExchangingNorm(nn.BatchNorm1d):
+    """Normalise with the statistics of all ranks' samples, as SyncBatchNorm does on a GPU."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(batch)
+        count = torch.full((1, batch.shape[1]), float(len(batch)), dtype=batch.dtype)
+        sums = torch.cat([batch.sum(0, keepdim=True), batch.square().sum(0, keepdim=True), count])
+        total, squared, number = all_reduce(sums)
+        mean, var = total / number, squared / number - (total / number).square()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(
+                var, self.momentum
+            )  # biased: the whole batch counts on each rank
+        return (batch - mean) / (var + self.eps).sqrt() * self.weight + self.bias
+
+
 def check(
     name: str,
     model: nn.Module,
@@ -102,6 +121,7 @@ check(
     ),
 )
 check("BN in training", norm())
+check("BN over ranks", around(ExchangingNorm(4)))
 check("BN without statistics", around(nn.BatchNorm1d(4, track_running_stats=False)).eval())
 check("a layer that mixes", around(Centre()))
 check("a sum", norm().eval(), loss=sums)
