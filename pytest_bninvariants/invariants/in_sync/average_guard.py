@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.errors import Refusal
@@ -85,12 +86,17 @@ class AverageGuard(PairGuard):
         if gone:
             raise Refusal(f"{gone[0]!r} is gone from one of the models")
         with undisturbed():
-            averages = self._averages(tensors)
-            shared = self._shared_by_step(tensors, _moved(averages))
-            changes = tuple(self._changes(averages, shared))
-            if not changes:
-                self._insist_on_movement(averages, first)
-            causes = self._causes(averages, tensors, shared) if changes else ()
+            outcomes = {key: AverageOutcome.of(each) for key, each in self._averages(tensors)}
+            moved = [key for key, outcome in outcomes.items() if outcome.has_moved]
+            shared = self._shared_by_step(tensors, moved)
+            changes: tuple[Change, ...] = ()
+            causes: tuple[Cause, ...] = ()
+            if shared or not all(outcome.holds for outcome in outcomes.values()):
+                averages = dict(self._averages(tensors))
+                changes = tuple(self._changes(averages, shared))
+                causes = self._causes(averages, tensors, shared)
+            else:
+                self._insist_on_movement(outcomes, first)
         first_update = "the first update of an AveragedModel copies the model"
         return Verdict(
             guard=self.spelling,
@@ -128,14 +134,16 @@ class AverageGuard(PairGuard):
         )
         return causes_of_wrong_average(wrong)
 
-    def _averages(self, tensors: tuple[Tensors, Tensors]) -> dict[str, AverageTensor]:
+    def _averages(self, tensors: tuple[Tensors, Tensors]) -> Iterator[tuple[str, AverageTensor]]:
+        """Yield the tensors of the average by key; each takes several times its own memory."""
         first, second = tensors
-        return {
-            key: AverageTensor.after_step(
-                kept, second[key], self._model_kept[key], first[key], self._decay_of(kept)
+        for key, kept in self._kept.items():
+            yield (
+                key,
+                AverageTensor.after_step(
+                    kept, second[key], self._model_kept[key], first[key], self._decay_of(kept)
+                ),
             )
-            for key, kept in self._kept.items()
-        }
 
     def _reverse(self, tensors: tuple[Tensors, Tensors]) -> Iterator[AverageTensor]:
         """Yield the model's tensors as if the model were the average."""
@@ -150,26 +158,50 @@ class AverageGuard(PairGuard):
         is_copied = kept.watched.kind == "buffer" and self._buffers == "copied"
         return None if is_copied or self._is_first_update else self._decay
 
-    def _insist_on_movement(self, averages: dict[str, AverageTensor], first: Tensors) -> None:
+    def _insist_on_movement(self, outcomes: dict[str, AverageOutcome], first: Tensors) -> None:
         """Refuse a step after which even an average that was not updated would hold."""
         trained = [
-            average
-            for key, average in averages.items()
-            if first[key].tensor.requires_grad and average.is_to_move
+            outcome
+            for key, outcome in outcomes.items()
+            if first[key].tensor.requires_grad and outcome.is_to_move
         ]
-        if not any(average.shows_update for average in trained or averages.values()):
+        if not any(outcome.shows_update for outcome in trained or outcomes.values()):
             raise Refusal(
                 "nothing moved far enough to tell an average that was updated from one that was "
                 f"not: train and update inside the guard{_precision_advice(trained)}"
             )
 
 
-def _moved(averages: dict[str, AverageTensor]) -> list[str]:
-    """Return the keys of the tensors that the step changed."""
-    return [key for key, average in averages.items() if average.has_moved]
+class AverageOutcome(NamedTuple):
+    """What a step made of one tensor of an average, without its values.
+
+    Args:
+        dtype: the tensor's dtype.
+        holds: whether it is what it must be.
+        has_moved: whether the step changed it.
+        is_to_move: whether an update would move it towards the model's values.
+        shows_update: whether it would be wrong if it had not been updated.
+    """
+
+    dtype: torch.dtype
+    holds: bool
+    has_moved: bool
+    is_to_move: bool
+    shows_update: bool
+
+    @classmethod
+    def of(cls, average: AverageTensor) -> AverageOutcome:
+        """Return the outcome of a tensor after the step."""
+        return cls(
+            average.dtype,
+            average.holds,
+            average.has_moved,
+            average.is_to_move,
+            average.shows_update,
+        )
 
 
-def _precision_advice(averages: list[AverageTensor]) -> str:
+def _precision_advice(averages: list[AverageOutcome]) -> str:
     """Return advice if some averages have a dtype that is too coarse for their updates."""
     dtypes = sorted({str(each.dtype) for each in averages if each.dtype.itemsize < 4})
     return f", and keep the average in torch.float32, not {' or '.join(dtypes)}" if dtypes else ""

@@ -1,7 +1,7 @@
 """Measure what the frozen guards cost beside busy processes, as under xdist.
 
-Run as `python -m tests.benchmarks.speed.neighbours`; docs/performance.md has the table. Torch has here
-as many threads as it takes by itself.
+Run as `python -m tests.benchmarks.speed.neighbours`; docs/performance.md has the table. Torch has
+as many threads here as it takes by itself.
 """
 
 from __future__ import annotations
