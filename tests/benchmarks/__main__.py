@@ -15,6 +15,7 @@ from tests.benchmarks.speed import (
     training,
     watching,
 )
+from tests.benchmarks.speed.starts import ranks
 
 SPEED = (
     cost,
@@ -25,6 +26,7 @@ SPEED = (
     watching,
     tracing,
     startup,
+    ranks,
     kit,
     endurance,
 )

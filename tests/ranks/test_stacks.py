@@ -6,9 +6,10 @@ import faulthandler
 import threading
 from pathlib import Path
 
+from pytest_bninvariants.frames import PACKAGE
 from pytest_bninvariants.ranks.stacks import StackFrame, main_stack, stack_lines, whereabouts
 
-WRITTEN = """\
+WRITTEN = f"""\
 Thread 0x00007f58e8ddfb80 (most recent call first):
   File "/lib/python3.11/threading.py", line 982 in run
 
@@ -18,7 +19,7 @@ Current thread 0x00007f58e8ddfb81 [python] (most recent call first):
   File "/home/me/test_it.py", line 31 in helper
   File "/home/me/test_it.py", line ??? in test_it
   File "/v/site-packages/_pytest/python.py", line 187 in pytest_pyfunc_call
-  File "/v/pytest_bninvariants/plugin/ranks/rank_main.py", line 60 in main
+  File "{PACKAGE}plugin/ranks/rank_main.py", line 60 in main
   File "<string>", line 11 in <module>
 """
 

@@ -33,16 +33,16 @@ def make_presentable(item: pytest.Item, call: pytest.CallInfo[None], *, verbose:
 def _presentable(
     excinfo: pytest.ExceptionInfo[BaseException], *, verbose: bool
 ) -> pytest.ExceptionInfo[BaseException]:
-    failures = [error for error in _and_its_parts(excinfo.value) if isinstance(error, OUR_ERRORS)]
+    parts = [*_and_its_parts(excinfo.value)]
     drop_our_frames(excinfo.value)
-    for failure in failures:
+    for part in parts:
+        drop_notes_about_us(part)
+    for failure in (part for part in parts if isinstance(part, OUR_ERRORS)):
         if verbose and isinstance(failure, InvariantBroken):
             failure.unfold()
-        drop_notes_about_us(failure)
         code = getattr(failure, RAISED_AT, None)
         if code is not None:
             failure.__traceback__ = _from_code(failure.__traceback__, code)
-    drop_notes_about_us(excinfo.value)
     if excinfo.value.__traceback__ is None:  # Twisted removes it
         return excinfo
     return pytest.ExceptionInfo.from_exception(excinfo.value)

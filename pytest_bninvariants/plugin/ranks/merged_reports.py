@@ -15,6 +15,7 @@ from pytest_bninvariants.plugin.ranks.phase_results import (
 )
 from pytest_bninvariants.plugin.ranks.rank_texts import (
     add_others,
+    crash_of,
     failed_report,
     lead_with,
     skip_reason,
@@ -98,7 +99,8 @@ def _first_failure(results: list[PhaseResult]) -> PhaseResult | None:
     """Return the failure from which the others may follow."""
     kinds = {Outcome.FAILED: 0.0, Outcome.DIED: -_DEATH_FIRST_SECONDS}
     failures = [result for result in results if result.outcome in kinds]
-    return min(failures, key=lambda each: each.at + kinds[each.outcome], default=None)
+    first = min(failures, key=lambda each: each.at + kinds[each.outcome], default=None)
+    return next((each for each in failures if first and crash_of(each) == crash_of(first)), first)
 
 
 def _odd_one_out(results: list[PhaseResult]) -> PhaseResult:

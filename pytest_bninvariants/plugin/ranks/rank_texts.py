@@ -67,15 +67,15 @@ def _text_of(result: PhaseResult, lead: PhaseResult) -> str:
         return f"skipped: {skip_reason(result)}"
     if result.outcome is not Outcome.FAILED:
         return str(result.outcome.value)
-    place, message = _crash(result)
-    if (place, message) == _crash(lead):
+    place, message = crash_of(result)
+    if (place, message) == crash_of(lead):
         return "failed in the same way"
     if lead.report is None and place:  # it follows from the other's end, and is long
         return f"failed: {message.partition(chr(10))[0]} ({place})"
     return result.report.longreprtext
 
 
-def _crash(result: PhaseResult) -> tuple[str, str]:
+def crash_of(result: PhaseResult) -> tuple[str, str]:
     """Return where a rank's failure was raised, and its message."""
     longrepr: Any = result.report and result.report.longrepr
     crash = getattr(longrepr, "reprcrash", None)

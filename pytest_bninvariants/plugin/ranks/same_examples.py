@@ -22,7 +22,7 @@ from pytest_bninvariants.errors import GateError
 if TYPE_CHECKING:
     from pytest_bninvariants.ranks.group import Membership
 
-_PASSED, _REJECTED = "passed", "rejected"
+_PASSED, _REJECTED, _SKIPPED = "passed", "rejected", "skipped"
 _ENDINGS = ("StopTest", "UnsatisfiedAssumption")  # exceptions by which hypothesis ends an example
 _SETTINGS = "_hypothesis_internal_use_settings"
 _SEED = "_hypothesis_internal_use_seed"
@@ -124,7 +124,8 @@ class _Exchange:
 
     def end(self) -> None:
         """Tell the others that this rank draws no more examples."""
-        self._store.set(f"last/{self._rank}", str(self._examples))
+        if not self._store.check([f"last/{self._rank}"]):
+            self._store.set(f"last/{self._rank}", str(self._examples))
 
     def _end_passed(self) -> None:
         __tracebackhide__ = True
@@ -136,8 +137,10 @@ class _Exchange:
 
     def _end_with(self, error: BaseException) -> None:
         __tracebackhide__ = True
+        if isinstance(error, pytest.skip.Exception):
+            self._store.set(f"last/{self._rank}", _SKIPPED)
         if isinstance(error, pytest.skip.Exception | KeyboardInterrupt | SystemExit):
-            return  # hypothesis ends with it; `end` tells the others
+            return  # hypothesis ends with it
         outcome = _REJECTED if type(error).__name__ in _ENDINGS else _origin(error)
         failures, _ = self._exchange(outcome)
         if failures and outcome != _REJECTED:
@@ -163,9 +166,12 @@ class _Exchange:
         if self._store.check([key]):
             return self._store.get(key).decode()
         if self._store.check([last]):
+            drew = self._store.get(last).decode()
+            if drew == _SKIPPED:
+                raise _failure_type(((rank, drew),))(f"rank {rank} skipped the test")
             raise GateError(
-                f"rank {rank} drew {int(self._store.get(last))} examples, and rank {self._rank} "
-                "draws more: what a strategy, assume() or target() does must not depend on the rank"
+                f"rank {rank} drew {drew} examples, and rank {self._rank} draws more: what a "
+                "strategy, assume() or target() does must not depend on the rank"
             )
         raise GateError(f"rank {rank} did not end example {number + 1} in {self._seconds:g} s")
 
