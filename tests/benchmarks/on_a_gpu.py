@@ -44,11 +44,11 @@ PARTS = {
     "kit-channels-last": Part(
         title="Laws of values in channels_last", function="sessions:kit_in_channels_last", limit=50
     ),
-    "epoch": Part(title="bn_updates over an epoch", function="epochs:main", limit=80),
-    "flips": Part(title="Detection", function="effects:flips", limit=90),
+    "epoch": Part(title="bn_updates over an epoch", function="epochs:main", limit=70),
+    "flips": Part(title="Detection", function="effects:flips", limit=110),
     "neutrality": Part(title="Neutrality", function="effects:neutrality", limit=25),
-    "waits": Part(title="Waits of the host", function="costs:count_waits", limit=20),
-    "memory": Part(title="Memory", function="costs:memory", limit=20),
+    "waits": Part(title="Waits of the host", function="costs:count_waits", limit=25),
+    "memory": Part(title="Memory", function="costs:memory", limit=25),
     "ratios": Part(title="Ratios", function="costs:ratios", limit=60),
 }
 """All parts; together they may take ten minutes, the start of each included."""
