@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_bninvariants.batchnorm import batch_summary
-from pytest_bninvariants.batchnorm.batch_summary import depth_of, summarise
+from pytest_bninvariants.batchnorm.batch_summary import BatchSums, depth_of, summarise
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -93,3 +93,55 @@ def test_what_is_not_finite_stays_in_its_channel() -> None:
     found = summarise(x, 1)
     assert found.vectors.isfinite().all(0).tolist() == [True, False, True]
     assert not found.is_constant
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, -6e4])
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("shape", [(9, 3), (4, 3, 5), (2, 3, 4, 5), (1, 3, 2, 3, 4)])
+def test_sums_of_the_host_are_as_exact_as_they_say(
+    shape: tuple[int, ...], dtype: torch.dtype, offset: float
+) -> None:
+    x = (batch(*shape) + offset).to(dtype)
+    summary = BatchSums.from_values(x, depth_of(x)).summary
+    error = summary.variance_error
+    for channel in range(x.shape[1]):
+        mean, var, magnitude = exact(x, channel)
+        assert summary.vectors[0, channel].item() == pytest.approx(mean, rel=1e-13, abs=1e-13)
+        assert abs(summary.vectors[1, channel].item() - var) <= error[channel] + 1e-15 * var
+        assert summary.vectors[2, channel].item() >= magnitude * (1 - 1e-6)
+
+
+def test_sums_do_not_depend_on_the_layout_and_write_nothing() -> None:
+    x = batch(4, 3, 5, 6)
+    kept = x.clone()
+    views = (x, x.to(memory_format=torch.channels_last), x.transpose(2, 3), x[::2, :, 1:])
+    for each in views:
+        sums, summary = BatchSums.from_values(each, 9), summarise(each, 9)
+        torch.testing.assert_close(sums.summary.vectors[:2], summary.vectors[:2], rtol=1e-6, atol=0)
+    assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("value", [0.0, 0.1, -3000.0])
+def test_sums_tell_one_value_a_channel(value: float, dtype: torch.dtype) -> None:
+    x = torch.full((4, 2, 3), value, dtype=dtype)
+    x[:, 1] = 7
+    assert BatchSums.from_values(x, 1).is_constant
+    x[3, 1, 2] = 8
+    assert not BatchSums.from_values(x, 1).is_constant
+    assert not BatchSums.from_values(x.flip(1), 1).is_constant
+
+
+def test_sums_keep_what_is_not_finite_in_its_channel() -> None:
+    x = batch(6, 3)
+    x[2, 1] = float("nan")
+    sums = BatchSums.from_values(x, 1)
+    assert sums.summary.vectors.isfinite().all(0).tolist() == [True, False, True]
+    assert not sums.is_constant
+
+
+def test_equal_batches_have_equal_keys_and_others_have_not() -> None:
+    x = batch(6, 3, 4)
+    keys = [BatchSums.from_values(each, 1).key for each in (x, x.clone(), x.flip(1), 2 * x)]
+    assert torch.equal(keys[0], keys[1])
+    assert not any(torch.equal(keys[0], other) for other in keys[2:])
