@@ -34,12 +34,10 @@ def stored_parameters(modules: Iterable[nn.Module]) -> dict[Slot, Tensor]:
     Args:
         modules: the modules of a model.
     """
-    if "torch.distributed.fsdp" not in sys.modules and not _module_states:
-        return {}
     stored: dict[Slot, Tensor] = {}
     for state in _fsdp2_states():
         stored.update(_gathered_by_fsdp2(state))
-    for module in modules:
+    for module in _fsdp1_modules(modules):
         stored.update(_gathered_by_fsdp1(module))
     return stored
 
@@ -51,7 +49,7 @@ def modules_with_shards(modules: Iterable[nn.Module]) -> set[int]:
         modules: the modules of a model.
     """
     owners = {id(owner) for state in _fsdp2_states() for owner in _owners_in(state)}
-    for module in modules:
+    for module in _fsdp1_modules(modules):
         infos = getattr(_flat_parameter_of(module), "_param_infos", None) or ()
         owners |= {id(owner) for _, owner, _ in infos}
     return owners
@@ -85,6 +83,17 @@ def _slots_of(parameter: Any) -> list[tuple[nn.Module, str]]:
         return []
     shared = zip(info.shared_modules, info.shared_param_names, strict=True)
     return [(info.module, info.param_name), *shared]
+
+
+def _fsdp1_modules(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return the modules that FullyShardedDataParallel wraps; most models have none."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # every guard asks: import nothing here
+    wrapper = getattr(fsdp, "FullyShardedDataParallel", None)
+    if wrapper is None:
+        return []
+    known = list(modules)
+    sharded = {each for each in set(map(type, known)) if issubclass(each, wrapper)}
+    return [module for module in known if type(module) in sharded] if sharded else []
 
 
 def _flat_parameter_of(module: nn.Module) -> Any:
@@ -137,7 +146,7 @@ def flat_parameters(modules: Iterable[nn.Module]) -> Iterator[tuple[Tensor, set[
     Yields:
         A flat parameter, and the ids of the modules whose parameters are in it.
     """
-    for module in modules:
+    for module in _fsdp1_modules(modules):
         flat = _flat_parameter_of(module)
         if flat is not None and getattr(flat, "_params", None) is None:
             infos = getattr(flat, "_param_infos", ())
@@ -151,7 +160,7 @@ def shards_by_id(modules: Iterable[nn.Module]) -> dict[int, Shard]:
         modules: the modules of a model.
     """
     shards: dict[int, Shard] = {}
-    for module in modules:
+    for module in _fsdp1_modules(modules):
         handle, flat = vars(module).get("_handle"), _flat_parameter_of(module)
         if flat is None or not getattr(handle, "uses_sharded_strategy", True):
             continue
