@@ -43,6 +43,7 @@ from pytest_bninvariants.selection.bn_layers import (
     uses_batch_statistics,
 )
 from pytest_bninvariants.selection.walk import all_parameters, named_modules, registered
+from pytest_bninvariants.snapshot.addresses import addresses
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
 from pytest_bninvariants.torch_internals.private_api import (
     DisableTorchFunction,
@@ -193,6 +194,17 @@ class Auditor(Observer):
                 finishes.append(record.period.parameters.exclude_operation(values=False))
         return _combine(finishes)
 
+    def before_collective(
+        self, name: str, tensors: list[Tensor], frame: FrameType | None
+    ) -> AfterCall | None:
+        """Note that ranks are about to exchange parameters: that is no average, either."""
+        memory = addresses(tensors)
+        periods = [record.period for record in self._records if record.period is not None]
+        kept = [record.early for record in self._records if record.early is not None]
+        kept += [period.parameters for period in periods]
+        exchanged = [each for each in kept if each.lie_in(memory)]
+        return _combine(each.exclude_operation(values=True) for each in exchanged)
+
     def _note_held(self, held: set[int]) -> None:
         for record in self._records:
             layer = record.layer()
@@ -249,9 +261,12 @@ class Auditor(Observer):
     ) -> FrozenPeriod | None:
         early, record.early = record.early, None
         parameters = None if last is None else last.parameters
+        holder = record.holder_of(layer)
+        if early is not None and not early.are_of(holder):
+            early = None
         if early is not None and early.averaged and self._records.any_trains_like(layer):
             parameters = early
-        period = begin_frozen_period(layer, record.holder_of(layer), stay, parameters)
+        period = begin_frozen_period(layer, holder, stay, parameters)
         if period is not None and stay == "eval":
             period.context = call_context_of(layer)
             if period.context is None:

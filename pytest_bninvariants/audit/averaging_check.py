@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -86,6 +87,15 @@ class FrozenParameters:
                     self._keep()
 
         return finish
+
+    def are_of(self, module: nn.Module) -> bool:
+        """Tell whether a module still holds the checked parameters; sharding replaces them."""
+        now = set(map(id, all_parameters(module)))
+        return all(id(each) in now for each in self._checked)
+
+    def lie_in(self, memory: Collection[int]) -> bool:
+        """Tell whether a checked parameter begins at one of these addresses."""
+        return any(address(each) in memory for each in self._checked)
 
     def are_in(self, held: set[int]) -> bool:
         """Tell whether a checked parameter is among those with these ids."""

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from pytest_bninvariants.torch_internals.sharding import stored_parameters
+
 Kind = Literal["parameter", "buffer", "output"]
 
 
@@ -38,10 +40,14 @@ def all_tensors(module: nn.Module) -> Iterator[Tensor]:
 def all_parameters(module: nn.Module) -> Iterator[Tensor]:
     """Yield the parameters of a module and of all its submodules.
 
-    Unlike the method of `nn.Module`, nobody observes it.
+    In place of what FSDP has gathered for a while there are the shards. Unlike the method of
+    `nn.Module`, nobody observes it.
     """
+    stored = stored_parameters(each for _, each in named_modules(module))
     for _, submodule in named_modules(module):
-        yield from (each for each in submodule._parameters.values() if each is not None)
+        for name, parameter in submodule._parameters.items():
+            if parameter is not None:
+                yield stored.get((id(submodule), name), parameter) if stored else parameter
 
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[Kind, str, Tensor]]:

@@ -13,6 +13,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from pytest_bninvariants.torch_internals.sharding import local_tensor
+
 _copies: ContextVar[dict[int, Tensor] | None] = ContextVar("host copies", default=None)
 
 
@@ -40,7 +42,11 @@ def on_host(tensor: Tensor) -> Tensor:
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """Return a tensor's values on the host in float64 or complex128, which a device may lack."""
+    """Return a tensor's values on the host in float64 or complex128, which a device may lack.
+
+    Of a DTensor these are the values that this rank holds.
+    """
+    tensor = local_tensor(tensor)
     return tensor.detach().cpu().to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 

@@ -119,6 +119,13 @@ class KeptTensor(NamedTuple):
         return copy.content
 
     @property
+    def values(self) -> Tensor:
+        """Return the values of its first part, in their shape; the snapshot must be exact."""
+        copy = self.tensor_copy
+        assert copy is not None
+        return copy.content[0].view(self.dtype).view(copy.shapes[0])
+
+    @property
     def dtype(self) -> torch.dtype:
         """Return its dtype."""
         return self.spec.dtype

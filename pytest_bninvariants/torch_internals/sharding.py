@@ -198,7 +198,22 @@ def shard_of(tensor: Tensor) -> Shard:
     )
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
+def awaits_root(module: nn.Module) -> bool:
+    """Tell whether `fully_shard` would take a module for the root of a model, should it run now.
+
+    It takes the first that runs, and refuses to run a parent of it afterwards.
+    """
+    states = [_state_of(each) for each in module.modules()] if _module_states else []
+    return any(each is not None and getattr(each, "_is_root", 0) is None for each in states)
+
+
+def local_tensor(tensor: Any) -> Tensor:
+    """Return what this rank holds of a DTensor; any other tensor as it is."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "device_mesh") else tensor
+    return local
+
+
+def whole_tensor(tensor: Any) -> Tensor:
     """Return a tensor, or what all ranks hold of a DTensor together: then a collective runs."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole

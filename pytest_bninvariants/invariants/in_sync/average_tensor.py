@@ -184,4 +184,4 @@ class AverageTensor:
 
 
 def _kept_values(kept: KeptTensor) -> Tensor:
-    return widen(kept.content[0].view(kept.dtype).view(kept.shape or ()))
+    return widen(kept.values)

@@ -24,6 +24,7 @@ from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 from pytest_bninvariants.state_change.before_after import StateBefore, read_state_before
 from pytest_bninvariants.state_change.compare import StateDifference, compare
 from pytest_bninvariants.state_change.witness import Witness
+from pytest_bninvariants.torch_internals.sharding import awaits_root
 from pytest_bninvariants.verdict import Change, Verdict
 
 _NO_DIFFERENCE = StateDifference(changes=(), causes=(), hazards=(), touched=False)
@@ -59,6 +60,7 @@ class OutputGuard(EvalGuard):
 
     def _begin(self) -> None:
         modules = self._called_modules()
+        self._refuse_early_roots(modules)
         self._before = {name: self._outputs(module, name) for name, module in modules.items()}
         if any(True for module in modules.values() for _ in all_tensors(module)):
             self._state = read_state_before(self.model, self._scope())
@@ -97,6 +99,16 @@ class OutputGuard(EvalGuard):
 
     def _called_modules(self) -> dict[str, nn.Module]:
         return submodules(self.model, self._modules)
+
+    def _refuse_early_roots(self, modules: Mapping[str, nn.Module]) -> None:
+        """Refuse to run a part of a model first that `fully_shard` would take for its root."""
+        early = [name for name, each in modules.items() if each is not self.model]
+        early = [name for name in early if awaits_root(modules[name])]
+        if early:
+            raise Refusal(
+                f"fully_shard takes the first module that runs for the root, and {early[0]!r} is a "
+                "part of the model: run the model once before the guard, or leave out modules="
+            )
 
     def _scope(self) -> Scope:
         return Scope(modules=self._modules, allow_batch_stats=True)
