@@ -9,6 +9,8 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pytest_bninvariants import in_sync
+from pytest_bninvariants.invariants.conclude import conclude
+from pytest_bninvariants.invariants.in_sync.guard import sync_guard
 from tests.ranks.checks import Checks
 
 checks = Checks()
@@ -97,4 +99,14 @@ pair = distributed.new_group([0, 1])
 net = model()
 net[1].running_mean.fill_(float(rank == checks.size - 1))
 check("a group", net, group=pair)
+
+
+def raise_in_a_step_on_one() -> None:
+    """End the step as the pytest layer does, which asks no guard for a verdict if it raised."""
+    guard = sync_guard(model())
+    guard.start()
+    conclude([guard], RuntimeError("no data left") if rank == 1 else None)
+
+
+checks.run("a step that raises on one", raise_in_a_step_on_one)
 checks.end()

@@ -88,6 +88,14 @@ def test_where_one_rank_cannot_judge_none_does(told: Any, name: str, words: str)
     assert said["text"].endswith("so no rank does")
 
 
+def test_where_the_step_raises_on_one_rank_the_others_are_told(told: Any) -> None:
+    first, second, *rest = [rank["a step that raises on one"] for rank in told]
+    assert second["kind"] == "held"  # its own error is raised by the step
+    for said in (first, *rest):
+        assert said["kind"] == "gate"
+        assert "rank 1 cannot judge: its step raised RuntimeError: no data left" in said["text"]
+
+
 def test_nobody_waits_for_a_rank_that_cannot_judge(told: Any) -> None:
     assert all(rank["no buffers on one"]["seconds"] < 15 for rank in told)
 

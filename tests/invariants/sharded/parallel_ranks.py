@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -147,6 +148,21 @@ def step_on_old_moments() -> None:
         optimizer.step()
 
 
+def run_with_sharded_output(*, moves: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 4))
+    plan = {
+        "0": ColwiseParallel(use_local_output=False),
+        "2": RowwiseParallel(output_layouts=Shard(0), use_local_output=False),
+    }
+    parallelize_module(model, mesh, plan)
+    with same_output(model, PROBE, rtol=1e-3):
+        model(PROBE)
+        local(model[2].bias.data).add_(1.0 if moves else 1e-6)
+
+
+checks.run("TP, sharded output", lambda: run_with_sharded_output(moves=False))
+checks.run("TP, sharded output moved", lambda: run_with_sharded_output(moves=True))
 checks.run("TP, frozen", lambda: run_tensor_parallel(frozen, moves=False))
 checks.run("TP, moved", lambda: run_tensor_parallel(frozen, moves=True))
 checks.run("TP, trains", lambda: run_tensor_parallel(trains, moves=True))
@@ -213,6 +229,42 @@ checks.run(
         lambda model: model(batch()), lambda model: same_output(model.eval(), torch.ones(4, 3))
     ),
 )
+
+
+def average(decay: float) -> None:
+    model, mean = fully_shard(pair()), fully_shard(pair()).requires_grad_(False)
+    optimizer = optimizer_of(model)
+    with in_sync(model, mean, decay=0.9), torch.no_grad():
+        with torch.enable_grad():
+            train(model, optimizer)
+        for slow, fast in zip(mean.parameters(), model.parameters(), strict=True):
+            local(slow).lerp_(local(fast), 1 - decay)
+        for slow, fast in zip(mean.buffers(), model.buffers(), strict=True):
+            slow.copy_(fast)
+
+
+checks.run("average", lambda: average(0.9))
+checks.run("average, other decay", lambda: average(0.8))
+
+
+def run_a_part_first() -> None:
+    model: Any = pair()
+    fully_shard(model.teacher)
+    fully_shard(model)
+    with checks_afterwards(model), same_output(model, torch.ones(4, 3), modules="teacher"):
+        model(batch())
+
+
+@contextmanager
+def checks_afterwards(model: nn.Module) -> Iterator[None]:
+    """Run the model whatever a guard said of it."""
+    try:
+        yield
+    finally:
+        model(batch()).sum().backward()
+
+
+checks.run("a part first", run_a_part_first)
 
 
 def shard_inside(guard: Callable[[nn.Module], Any]) -> None:
