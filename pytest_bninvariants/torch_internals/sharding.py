@@ -7,7 +7,8 @@ a checkpoint and the next forward go by the shards. Only `whole_tensor` starts a
 What FSDP knows of its parameters is in private attributes of its objects: `_fsdp_param_groups`,
 `_fsdp_param_group`, `fsdp_params`, `_unsharded_param`, `sharded_param`, `_module_info` and
 `_is_root` of `fully_shard`, and `_handle`, `flat_param`, `_params`, `_param_infos` and
-`_fsdp_flattened` of FullyShardedDataParallel. Where a torch lacks one, parameters are taken as the modules hold them.
+`_fsdp_flattened` of FullyShardedDataParallel. Where a torch lacks one, parameters are taken as the
+modules hold them.
 """
 
 from __future__ import annotations
