@@ -17,6 +17,7 @@ from pytest_bninvariants.ranks.environment import ADDRESS, rank_variables
 from pytest_bninvariants.ranks.stacks import STACK_SIGNAL
 
 _END_SECONDS = 5
+_IS_WINDOWS = os.name == "nt"  # where torch is built without libuv
 
 
 class RankProcesses:
@@ -29,7 +30,9 @@ class RankProcesses:
     """
 
     def __init__(self, size: int, arguments: Sequence[str], folder: str) -> None:
-        self._store = TCPStore(ADDRESS, 0, is_master=True, wait_for_workers=False)
+        self._store = TCPStore(
+            ADDRESS, 0, is_master=True, wait_for_workers=False, use_libuv=not _IS_WINDOWS
+        )
         with _kept_signal_handlers():
             launched: Any = start_processes(
                 name="rank",

@@ -9,6 +9,7 @@ from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.plugin.markers import as_written, guard_marks, marker_key, wrong_marks
 from pytest_bninvariants.plugin.outcomes import lost_findings
 from pytest_bninvariants.plugin.outcomes.raise_at_test import raise_at
+from pytest_bninvariants.plugin.ranks.request import late_marks
 
 
 def fail_unless_judged(item: pytest.Item, marks: list[pytest.Mark]) -> None:
@@ -33,13 +34,13 @@ def fail_unless_judged(item: pytest.Item, marks: list[pytest.Mark]) -> None:
 
 
 def refuse_wrong_marks(item: pytest.Item) -> None:
-    """Fail a test that has a marker which looks like one of ours, and guards nothing.
+    """Fail a test that has a marker which looks like one of ours, and does nothing.
 
     Raises:
         GateError: if there is such a marker.
     """
     __tracebackhide__ = True
-    wrong = "; ".join(wrong_marks(item))
+    wrong = "; ".join([*wrong_marks(item), *late_marks(item)])
     if wrong:
         raise_at(getattr(item, "obj", None) or item.runtest, GateError(wrong), {})
 

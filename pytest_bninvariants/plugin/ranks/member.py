@@ -11,7 +11,12 @@ from _pytest.runner import runtestprotocol
 
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.plugin.outcomes.raise_at_test import raise_at
-from pytest_bninvariants.plugin.ranks.request import RanksRequest, read_request, runs_on_ranks
+from pytest_bninvariants.plugin.ranks.request import (
+    JOINED,
+    RanksRequest,
+    read_request,
+    runs_on_ranks,
+)
 from pytest_bninvariants.plugin.ranks.same_examples import (
     AnotherRankFailed,
     draws_examples,
@@ -61,6 +66,7 @@ class RankMember:
             self.membership = self._join(item, request)
         except GateError as error:
             raise_at(_function(item), error, {})
+        item.stash[JOINED] = True
         self.joined()
         if draws_examples(item):
             self._draw_same_examples(item, self.membership, request.timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from pytest_bninvariants.plugin.markers import as_written
 
 RAN_ELSEWHERE = pytest.StashKey[bool]()
 """Marks tests that run on ranks which this session starts, and not in its own process."""
+
+JOINED = pytest.StashKey[bool]()
+"""Marks tests that run in a process group which this process has joined for them."""
 
 _TIMEOUT = 60.0
 
@@ -42,6 +46,13 @@ def runs_on_ranks(item: pytest.Item) -> bool:
     """Tell whether a test has the marker; a doctest has none, though its module may."""
     is_doctest = isinstance(item, pytest.DoctestItem)
     return not is_doctest and item.get_closest_marker("ranks") is not None
+
+
+def late_marks(item: pytest.Item) -> Iterator[str]:
+    """Yield what is wrong with a marker that a fixture added: the test runs on one process."""
+    mark = item.get_closest_marker("ranks") if runs_on_ranks(item) else None
+    if mark is not None and JOINED not in item.stash:
+        yield f"{as_written(mark)} was added while the test ran, too late to start ranks"
 
 
 def read_request(item: pytest.Item) -> RanksRequest:

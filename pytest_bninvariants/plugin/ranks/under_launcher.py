@@ -29,10 +29,12 @@ _FILES = ("xmlpath", "log_file")  # options that name a file to write
 def configure_launched(config: pytest.Config, world: World) -> None:
     """Prepare the session of one rank, if it is not one that a test's marker started."""
     plugins = config.pluginmanager
-    if world.size > 1 and not any(isinstance(each, RankMember) for each in plugins.get_plugins()):
-        stderr = os.dup(2)  # pytest captures nothing yet
-        config.add_cleanup(lambda: os.close(stderr))
-        plugins.register(LaunchedMember(world, stderr), "bninvariants-rank-member")
+    if any(isinstance(each, RankMember) for each in plugins.get_plugins()):
+        return
+    stderr = os.dup(2)  # pytest captures nothing yet
+    config.add_cleanup(lambda: os.close(stderr))
+    plugins.register(LaunchedMember(world, stderr), "bninvariants-rank-member")
+    if world.size > 1:
         terminal = QuietTerminal(config, world.rank)
         end = EndTogether(world, terminal.show_failures)
         plugins.register(end, "bninvariants-end-together")

@@ -78,6 +78,33 @@ def test_a_torch_without_distributed_is_an_error_and_no_skip(run: Run, sessions:
     assert "needs torch.distributed, and this torch is built without it" in session.says("test_it")
 
 
+def test_a_marker_that_a_fixture_adds_is_too_late(run: Run) -> None:
+    session = run(
+        """
+        @pytest.fixture
+        def marked(request):
+            request.node.add_marker(pytest.mark.ranks(2))
+
+        def test_it(marked):
+            pass
+        """
+    )
+    assert session.outcomes == {"test_it": "failed"}
+    told = "@pytest.mark.ranks(2) was added while the test ran, too late to start ranks"
+    assert told in session.says("test_it")
+
+
+def test_one_rank_of_a_launcher_is_not_taken_for_two(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    source = "import pytest\n\n@pytest.mark.ranks(2)\ndef test_it():\n    pass\n"
+    sessions.pytester.makepyfile(test_it=source)
+    told = sessions.bare(alone=True).stdout.str()
+    assert "asks for 2 ranks, and this run has 1 (WORLD_SIZE=1" in told
+
+
 def test_a_doctest_in_a_marked_module_runs_as_it_does(run: Run) -> None:
     session = run(
         '''

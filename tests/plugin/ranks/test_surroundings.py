@@ -108,7 +108,6 @@ def test_options_of_the_session_do_not_disturb_its_ranks(
         def test_holds():
             meet()
 
-        @pytest.mark.slow
         def test_other_fails():
             raise AssertionError
         """,
