@@ -14,6 +14,7 @@ STACK_SIGNAL = getattr(signal, "SIGUSR2", None)
 
 _FRAME = re.compile(r'  File "(.+)", line (\d+|\?\?\?) in (.+)')
 _WRAPPERS = ("c10d_logger.py", "_contextlib.py", "contextlib.py", "eval_frame.py")
+_INNERMOST = 3  # frames that are shown of a stack without the user's code
 _MAIN = "rank_main.py"
 
 
@@ -59,11 +60,16 @@ def whereabouts(frames: list[StackFrame]) -> str:
     return f"in {frames[0].function} at {_place(frames[0])}" if frames else ""
 
 
+def has_function(frames: list[StackFrame], name: str) -> bool:
+    """Tell whether a stack has a function of a name."""
+    return any(frame.function == name for frame in frames)
+
+
 def stack_lines(frames: list[StackFrame]) -> list[str]:
     """Return a stack as Python writes it, without pytest's frames, the innermost call last."""
     users = [index for index, frame in enumerate(frames) if is_user_file(frame.file)]
     lines = []
-    for frame in reversed(frames[: users[-1] + 1] if users else frames):
+    for frame in reversed(frames[: users[-1] + 1 if users else _INNERMOST]):
         lines.append(f"  {_place(frame)} in {frame.function}")
         source = linecache.getline(frame.file, frame.line).strip()
         if source:

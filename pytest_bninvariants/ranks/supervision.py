@@ -133,8 +133,8 @@ class Supervisor:
                 record.said.add(message.kind)
             if message.kind == "joined":
                 record.errors_before = len(record.errors)
-            if message.kind == "trouble" and self._trouble is None:
-                words = f"rank {record.rank} {message.content}"
+            if message.kind in ("trouble", "refused") and self._trouble is None:
+                words = f"rank {record.rank} {str(message.content).partition(chr(10))[0]}"
                 self._trouble = (time.monotonic(), words)
             message = self._inbox.receive(0)
         now = time.monotonic()

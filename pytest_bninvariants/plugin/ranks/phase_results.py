@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from pytest_bninvariants.plugin.ranks.member import OF_ANOTHER_RANK
-from pytest_bninvariants.ranks.stacks import StackFrame, main_stack, stack_lines, whereabouts
+from pytest_bninvariants.ranks.stacks import (
+    has_function,
+    main_stack,
+    stack_lines,
+    whereabouts,
+)
 
 if TYPE_CHECKING:
     from pytest_bninvariants.ranks.supervision import RankRecord
@@ -105,31 +111,30 @@ def _outcome_of(report: pytest.TestReport) -> Outcome:
 
 
 def _broken_off(record: RankRecord) -> PhaseResult:
-    """Return the result of the phase in which a rank died, or was stopped."""
-    refusals = [message for message in record.messages if message.kind == "refused"]
-    stopped = bool(record.stopped) and not refusals
+    """Return the result of the phase in which a rank died, refused to go on, or was stopped."""
+    refusal = next((message for message in record.messages if message.kind == "refused"), None)
+    if refusal is not None:
+        outcome, text, at = Outcome.DIED, str(refusal.content), refusal.sent_at
+    else:
+        outcome = Outcome.STOPPED if record.stopped else Outcome.DIED
+        text, at = "\n".join(_end_of(record)), record.ended_at
+    return PhaseResult(rank=record.rank, outcome=outcome, at=at, text=text)
+
+
+def _end_of(record: RankRecord) -> Iterator[str]:
+    """Yield how a rank ended, what it wrote before, and where it was."""
+    from pytest_bninvariants.ranks.group import Membership
+
     written, fatal, crash = record.errors.partition(_FATAL)
     stack = record.stack or main_stack(fatal + crash)
-    lines = [_reason(record, refusals, stack)]
-    if not stopped:
-        lines += _last_lines(written)
-    if stack:
-        lines += ["", "its stack, the innermost call last:", *stack_lines(stack)]
-    return PhaseResult(
-        rank=record.rank,
-        outcome=Outcome.STOPPED if stopped else Outcome.DIED,
-        at=refusals[0].sent_at if refusals else record.ended_at,
-        text="\n".join(lines),
-    )
-
-
-def _reason(record: RankRecord, refusals: list[Any], stack: list[StackFrame]) -> str:
-    if refusals:
-        return str(refusals[0].content)
-    where = whereabouts(stack)
-    if record.stopped:
-        return record.stopped + (f"; it waited {where}" if where else "")
-    return record.died + (f" {where}" if where else "")
+    waits = "joined" not in record.said and has_function(stack, Membership.missing_ranks.__name__)
+    where = "for the others to come to the test" if waits else whereabouts(stack)
+    link = "; it waited " if record.stopped else " "
+    yield (record.stopped or record.died) + (link + where if where else "")
+    if not record.stopped:
+        yield from _last_lines(written)
+    if stack and not waits:
+        yield from ("", "its stack, the innermost call last:", *stack_lines(stack))
 
 
 def _last_lines(text: str) -> list[str]:

@@ -120,7 +120,14 @@ class SentRank(RankMember):
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Send what keeps the test from being collected."""
         if report.failed:
-            self._line.send("refused", f"cannot collect its test:\n{report.longreprtext}")
+            text = report.longreprtext.rstrip()
+            reason = text.rpartition("\n")[2].removeprefix("E ").strip()
+            self._line.send("refused", f"cannot collect its test: {reason}\n\n{text}")
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Send what ended the session, such as `pytest.exit()`."""
+        text = f"ended its session: {excinfo.typename} {excinfo.value}"
+        self._line.send("refused", text.rstrip())
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -47,7 +47,7 @@ def test_a_rank_that_dies_is_named_with_its_end(run: Run) -> None:
     crashed = "rank 0: was killed by SIGSEGV in string_at at test_it.py:"
     assert session.texts["test_crashes"].startswith(crashed)
     told = "rank 1: exited with code 0 before its test had ended"
-    assert session.summaries["test_exits"] == told
+    assert session.texts["test_exits"].startswith(told)
     assert "in test_crashes ctypes.string_at(0)" in session.says("test_crashes")
     waited = "was stopped 5 s after rank 0 was killed by SIGSEGV; it waited at test_it.py:"
     assert waited in session.texts["test_crashes"]
@@ -115,6 +115,36 @@ def test_a_test_that_is_not_done_in_time_fails_and_tells_where_each_rank_is(run:
     assert "passed" in text.split("- rank 0 -")[1].split("- rank 2 -")[0]
     told = "rank 0: was not done after 3 s; it waited in all_reduce at test_it.py:"
     assert session.texts["test_ends_never"].startswith(told)
+
+
+def test_a_rank_that_does_not_come_to_the_test_says_why(run: Run) -> None:
+    session = run(
+        """
+        if os.environ.get("RANK") == "1":
+            import nothing_of_this_name
+
+        @ranks
+        def test_imports():
+            pass
+        """
+    )
+    assert session.outcomes == {"test_imports": "error"}
+    text = session.texts["test_imports"]
+    assert text.startswith("rank 1: cannot collect its test: ModuleNotFoundError: No module named ")
+    assert "it waited for the others to come to the test" in text
+
+
+def test_a_rank_that_ends_its_session_says_so(run: Run) -> None:
+    session = run(
+        """
+        @ranks
+        def test_exits():
+            meet()
+            pytest.exit("for good")
+        """
+    )
+    assert session.outcomes == {"test_exits": "failed"}
+    assert "ended its session: Exit for good" in session.summaries["test_exits"]
 
 
 def test_processes_that_a_rank_started_end_with_it(
