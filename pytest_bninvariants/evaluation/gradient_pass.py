@@ -47,6 +47,7 @@ class PassGradients:
         normalised: by name, the layers that normalised with batch statistics, and whether they
             were in training mode.
         buffers: the model's buffers afterwards, by name.
+        unreached: the names of the trainable parameters that got no gradient.
     """
 
     sums: dict[str, Tensor]
@@ -54,6 +55,7 @@ class PassGradients:
     loss: float
     normalised: dict[str, bool]
     buffers: dict[str, Tensor]
+    unreached: tuple[str, ...]
 
     def distance(self, other: PassGradients, name: str) -> float:
         """Return the largest difference between two passes' gradients of a parameter."""
@@ -87,6 +89,7 @@ class GradientPass:
         called = self._wrapped(model)
         magnitudes = {name: value.abs() for name, value in sums.items()}
         total, observer = 0.0, BatchStatisticsUse()
+        reached: set[str] = set()
         for part in parts:
             model.zero_grad(set_to_none=True)
             with self._errors_explained(_describe_loss(part, dtype)), observer, computing_in(dtype):
@@ -95,6 +98,7 @@ class GradientPass:
                 torch.autograd.backward(value)
             total += float(value.detach())
             for name, gradient in self._gradients(model, sums).items():
+                reached.add(name)
                 sums[name] += gradient
                 magnitudes[name] += gradient.abs()
         self._check_sums(sums, dtype)
@@ -104,6 +108,7 @@ class GradientPass:
             loss=total,
             normalised=observer.layers_in(model),
             buffers={name: buffer.detach() for name, buffer in model.named_buffers()},
+            unreached=tuple(name for name in sums if name not in reached),
         )
 
     def _copy_in(self, dtype: torch.dtype) -> nn.Module:

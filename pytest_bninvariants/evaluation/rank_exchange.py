@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import distributed
 
-from pytest_bninvariants.errors import GateError, Refusal
+from pytest_bninvariants.errors import GateError, Refusal, describe
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Ranks:
         group: their process group; None: all processes.
 
     Raises:
-        GateError: if there is no distributed run, or this process is not in the group.
+        GateError: if there is no distributed run, the group is none, or this process is not in it.
     """
 
     group: distributed.ProcessGroup | None = None
@@ -41,6 +41,11 @@ class Ranks:
     def __post_init__(self) -> None:
         if not is_distributed():
             raise GateError("there is no distributed run: torch.distributed is not initialised")
+        if not _is_group(self.group):
+            raise GateError(
+                "group= takes a process group, as torch.distributed.new_group() returns it; got "
+                f"{describe(self.group)}"
+            )
         if distributed.get_rank(self.group) < 0:
             raise GateError(f"rank {distributed.get_rank()} is not in group=: call it on its ranks")
 
@@ -90,6 +95,12 @@ class Ranks:
                 f"may have ended: {error}"
             ) from error
         return gathered
+
+
+def _is_group(value: object) -> bool:
+    """Tell whether a value stands for a group, or for one that this process is not in."""
+    outside = distributed.GroupMember.NON_GROUP_MEMBER
+    return value is None or value == outside or isinstance(value, distributed.ProcessGroup)
 
 
 def is_distributed() -> bool:

@@ -131,6 +131,7 @@ class RankJudgement:
                     side="exchange",
                     left_is_sum=all(each.left_is_sum for each in relations),
                     left_is_own=all(each.left_is_own for each in relations),
+                    unreached=one.whole.unreached,
                 )
             )
         first_layer = next((layer for layer in layers if layer is not None), None)

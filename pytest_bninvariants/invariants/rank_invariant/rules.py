@@ -19,6 +19,7 @@ class RankEvidence:
         side: which side it is.
         left_is_sum: the wrapper left the sum of the ranks' gradients on each rank.
         left_is_own: on some rank it left what that rank computed alone.
+        unreached: the parameters that the loss of one process gives no gradient.
         whole_is_sum: one process's gradients are the sum of the ranks'.
         whole_is_weighted: they are the mean that weights each rank by its number of samples.
         sizes: the numbers of samples of the shards.
@@ -30,6 +31,7 @@ class RankEvidence:
     side: Literal["exchange", "computation"]
     left_is_sum: bool = False
     left_is_own: bool = False
+    unreached: tuple[str, ...] = ()
     whole_is_sum: bool = False
     whole_is_weighted: bool = False
     sizes: tuple[int, ...] = ()
@@ -58,6 +60,16 @@ def _explain_not_exchanged(_: list[RankEvidence]) -> tuple[str, str]:
         "each rank was left with its own gradients: nothing averaged them",
         "call the wrapper that loss(model, batch) gets, and not the .module in it; leave no_sync() "
         "before the last backward; and have wrap= return the wrapper",
+    )
+
+
+def _explain_unused(group: list[RankEvidence]) -> tuple[str, str]:
+    names = list(group[0].unreached)
+    return (
+        f"the loss gives {name_list(names)} no gradient: DistributedDataParallel goes on waiting "
+        "for it, and leaves what shares a bucket with it as each rank computed it",
+        "wrap with find_unused_parameters=True, or call requires_grad_(False) on what the loss "
+        "does not use before you wrap the model",
     )
 
 
@@ -142,6 +154,11 @@ def _explain_not_a_mean(_: list[RankEvidence]) -> tuple[str, str]:
 
 
 RULES: tuple[Rule[RankEvidence], ...] = (
+    Rule(
+        cause="unused-parameters",
+        applies=lambda each: each.is_exchange and not each.left_is_sum and bool(each.unreached),
+        explain=_explain_unused,
+    ),
     Rule(
         cause="not-exchanged",
         applies=lambda each: each.is_exchange and each.left_is_own,

@@ -95,6 +95,7 @@ def raising() -> nn.Module:
 
 check("an exception on one", raising())
 
+check("no group", model(), group=3)
 pair = distributed.new_group([0, 1])
 net = model()
 net[1].running_mean.fill_(float(rank == checks.size - 1))

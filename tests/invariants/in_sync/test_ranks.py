@@ -106,6 +106,10 @@ def test_what_no_rank_can_judge_is_told_once(told: Any) -> None:
     )
 
 
+def test_what_is_no_group_is_refused(told: Any) -> None:
+    assert "group= takes a process group" in of(told, "no group")["text"]
+
+
 def test_a_group_of_ranks_is_compared_by_itself(told: Any) -> None:
     kinds = [rank["a group"]["kind"] for rank in told]
     assert kinds == (["broken", "broken"] if len(told) == 2 else ["held", "held", "gate"])

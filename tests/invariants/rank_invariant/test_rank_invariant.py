@@ -40,6 +40,7 @@ def of(told: Told, name: str) -> dict[str, Any]:
         "a sum, added up",
         "dropout in eval",
         "BN over ranks",
+        "unused, found",
         "fully_shard",
     ],
 )
@@ -61,6 +62,7 @@ def test_ranks_that_train_as_one_process_hold(told: Told, name: str) -> None:
         ("unequal shards", ["unequal-shards"], "a sample in a small shard counts more"),
         ("ignored targets", ["not-a-mean"], "the loss is not a mean over samples"),
         ("no_sync", ["not-exchanged"], "leave no_sync() before the last backward"),
+        ("unused", ["unused-parameters"], "wrap with find_unused_parameters=True"),
         ("compressed", ["lossy-exchange"], "a communication hook compresses"),
     ],
 )

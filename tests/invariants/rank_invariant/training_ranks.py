@@ -74,6 +74,18 @@ class Centre(nn.Module):
         return batch - batch.mean(0)
 
 
+class Spare(nn.Module):
+    """A model with a layer that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.used, self.spare = nn.Linear(3, 2), nn.Linear(2, 2)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.used(batch)
+
+
 class ExchangingNorm(nn.BatchNorm1d):
     """Normalise with the statistics of all ranks' samples, as SyncBatchNorm does on a GPU."""
 
@@ -131,6 +143,12 @@ check("unequal shards", norm().eval(), IMAGES[:11])
 check("ignored targets", norm().eval(), (IMAGES, LABELS), ignoring)
 check("no_sync", norm().eval(), loss=unsynchronised)
 check("not wrapped", norm(), wrap=lambda model: model)
+check("unused", Spare())
+check(
+    "unused, found",
+    Spare(),
+    wrap=lambda model: DistributedDataParallel(model, find_unused_parameters=True),
+)
 check("compressed", norm().eval(), wrap=hooked(fp16_compress_hook))
 
 check("dropout", around(nn.Dropout()))
