@@ -80,12 +80,21 @@ class Inbox:
                 shown, _, rank = self.rfile.readline().decode().strip().partition(" ")
                 if not secrets.compare_digest(shown, token):
                     return
-                with suppress(OSError, ValueError, EOFError):  # it was killed in mid-sentence
+                with suppress(OSError):  # the rank was killed
                     for line in self.rfile:
-                        put(pickle.loads(base64.b64decode(line)))
+                        if line.endswith(b"\n"):  # or it was killed in mid-sentence
+                            put(_read(line, int(rank)))
                 put(Message(int(rank), "hung up"))
 
         return RankConnection
+
+
+def _read(line: bytes, rank: int) -> Message:
+    try:
+        message: Message = pickle.loads(base64.b64decode(line))
+    except Exception as error:  # such as a class that is not here
+        return Message(rank, "refused", f"sent what cannot be read here: {error!r}", time.time())
+    return message
 
 
 class Line:

@@ -39,6 +39,26 @@ def test_a_ranks_messages_arrive_in_order() -> None:
         assert inbox.receive(0) is None
 
 
+STRANGE = """
+import sys
+from pytest_bninvariants.ranks.messages import Line
+class Strange: pass
+line = Line(1, int(sys.argv[1]), sys.argv[2])
+line.send("report", Strange())
+line.send("ended")
+"""
+
+
+def test_what_cannot_be_read_here_is_told_as_that() -> None:
+    with Inbox() as inbox:
+        port, token = inbox.address
+        subprocess.run([sys.executable, "-c", STRANGE, str(port), token], check=True)
+        refused, *others = received(inbox, 3)
+    assert (refused.rank, refused.kind) == (1, "refused")
+    assert "Strange" in refused.content
+    assert [message.kind for message in others] == ["ended", "hung up"]
+
+
 def test_a_stranger_is_not_heard() -> None:
     with Inbox() as inbox:
         port, token = inbox.address

@@ -152,8 +152,9 @@ def _hand_on_warnings(item: pytest.Item, records: list[RankRecord]) -> None:
         if message.kind != "warning":
             continue
         content = dict(message.content)
-        text, category = content.pop("text"), content.pop("category")
-        where = content.pop("where")
+        text, where = content.pop("text"), content.pop("where")
+        module = sys.modules.get(content.pop("module"))
+        category = getattr(module, content.pop("name"), UserWarning)
         key = (text, category, content["filename"], content["lineno"])
         if key not in told:
             told.add(key)

@@ -78,7 +78,7 @@ def results_of(record: RankRecord, reports: list[SentReport]) -> dict[str, Phase
             results[str(report.when)] = PhaseResult(
                 rank=record.rank, outcome=_outcome_of(report), at=at, report=report
             )
-    if "ended" not in record.said:
+    if "ended" not in record.said or "refused" in record.said:
         results.setdefault(_next_phase(results), _broken_off(record))
     return results
 

@@ -165,13 +165,11 @@ class SentRank(RankMember):
         if when != "runtest":
             return
         told = {name: getattr(warning_message, name) for name in ("filename", "lineno", "line")}
-        content = {**told, "text": str(warning_message.message), "where": location}
-        for category in (warning_message.category, UserWarning):
-            try:
-                self._line.send("warning", {**content, "category": category})
-                return
-            except Exception:  # a class that cannot be pickled, since a function defines it
-                continue
+        category = warning_message.category
+        told |= {"module": category.__module__, "name": category.__qualname__}
+        self._line.send(
+            "warning", {**told, "text": str(warning_message.message), "where": location}
+        )
 
     def pytest_runtest_logfinish(self) -> None:
         """Say that the test has ended."""

@@ -147,6 +147,19 @@ def test_a_rank_that_ends_its_session_says_so(run: Run) -> None:
     assert "ended its session: Exit for good" in session.summaries["test_exits"]
 
 
+def test_a_report_that_cannot_be_sent_is_no_pass(run: Run) -> None:
+    session = run(
+        """
+        @ranks
+        def test_records(record_property):
+            if rank() == 1:
+                record_property("what", lambda: 0)
+        """
+    )
+    assert session.outcomes == {"test_records": "failed"}
+    assert session.texts["test_records"].startswith("rank 1: cannot send its report of call: ")
+
+
 def test_processes_that_a_rank_started_end_with_it(
     run: Run, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
