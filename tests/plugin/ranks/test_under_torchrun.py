@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,10 @@ def torchrun(folder: Path, source: str, *args: str) -> subprocess.CompletedProce
     (folder / "test_it.py").write_text(HEADER + BEFORE + source)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "pytest", "-p", "no:cacheprovider", "--junitxml=report.xml", *args]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 def outcomes(folder: Path, file: str) -> dict[str, str]:
