@@ -133,7 +133,7 @@ def test_a_test_that_never_ends_ends_the_run_with_its_stack(tmp_path: Path) -> N
     done = torchrun(
         tmp_path,
         """
-@pytest.mark.ranks(2, timeout=1)
+@pytest.mark.ranks(2, timeout=10)  # within which both must come to it
 def test_never_ends():
     while RANK == 1:
         time.sleep(0.1)
