@@ -84,4 +84,4 @@ def findings() -> list[Finding]:
 @pytest.fixture
 def ranks(request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
     """Run a script beside the test in two processes that find each other."""
-    return lambda script, *arguments: run_ranks(request.path.with_name(script), *arguments)
+    return lambda script, *arguments: run_ranks(request.path.parent / script, *arguments)

@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 from tests.benchmarks.accuracy import accumulating, bounds, detection
-from tests.benchmarks.speed import (
-    cost,
-    endurance,
-    evaluating,
-    finetuning,
-    kit,
-    neighbours,
-    startup,
-    tracing,
-    training,
-    watching,
-)
+from tests.benchmarks.speed import cost, endurance, kit, neighbours, startup
 from tests.benchmarks.speed.starts import ranks
+from tests.benchmarks.speed.steps import evaluating, finetuning, tracing, training, watching
 
 SPEED = (
     cost,

@@ -23,6 +23,7 @@ SOURCES = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "torch_
 FOUND = [name for name in NAMES if name.exists]
 NOT_TORCHS = {
     *("_getframe", "_replace", "_fields"),  # of Python's own sys and namedtuple
+    *("_exit", "_args_from_interpreter_flags"),  # of its os and subprocess
     *("_excinfo", "_arg2fixturedefs"),  # of pytest's
 }
 

@@ -10,7 +10,8 @@ pytest.importorskip("torchvision")
 
 from torchvision.models import resnet18
 
-from tests.benchmarks.speed import cost, endurance, finetuning, startup
+from tests.benchmarks.speed import cost, endurance, startup
+from tests.benchmarks.speed.steps import finetuning
 from tests.benchmarks.speed.workloads import WORKLOADS, small
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -71,5 +71,5 @@ def test_autocast_and_frozen_parts_of_a_resnet_hold() -> None:
 def test_both_ranks_of_ddp_hold_and_see_a_second_forward(
     broadcast: bool, ranks: Callable[..., list[Any]]
 ) -> None:
-    found = ranks("updating_rank.py", str(int(broadcast)))
+    found = ranks("ranks/updating_rank.py", str(int(broadcast)))
     assert found == [{"one": [], "two": ["extra-forward"], "sharded": []}] * 2

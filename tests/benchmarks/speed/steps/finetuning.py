@@ -1,7 +1,7 @@
 """Measure what guarding all of a resnet50 but its head adds to a training step, beside others.
 
-Run as `python -m tests.benchmarks.speed.finetuning`; docs/performance.md has the table. Peers take
-part where they are installed: pytest-torch and torchtest.
+Run as `python -m tests.benchmarks.speed.steps.finetuning`; docs/performance.md has the table. Peers
+take part where they are installed: pytest-torch and torchtest.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measure what watching adds to a training step of a resnet18 with frozen BN layers, on the CPU.
 
-Run as `python -m tests.benchmarks.speed.watching`; docs/causes.md and docs/audit.md say how
+Run as `python -m tests.benchmarks.speed.steps.watching`; docs/causes.md and docs/audit.md say how
 much it is.
 """
 

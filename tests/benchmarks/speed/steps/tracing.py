@@ -1,6 +1,6 @@
 """Measure what tracing adds to a training step of a resnet18, on the CPU.
 
-Run as `python -m tests.benchmarks.speed.tracing`; docs/tracing.md says how much it is.
+Run as `python -m tests.benchmarks.speed.steps.tracing`; docs/tracing.md says how much it is.
 """
 
 from __future__ import annotations

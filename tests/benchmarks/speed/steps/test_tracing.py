@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.benchmarks.speed.tracing import rows
+from tests.benchmarks.speed.steps.tracing import rows
 
 
 def test_each_guard_is_measured_in_both_ways() -> None:

@@ -1,7 +1,7 @@
 """Measure the guards that run a model aside, or copy it twice, beside the least that they need.
 
-Run as `python -m tests.benchmarks.speed.evaluating`; docs/performance.md has the table. The least
-is what nobody can do without: the runs of the model, the copies and the comparisons.
+Run as `python -m tests.benchmarks.speed.steps.evaluating`; docs/performance.md has the table. The
+least is what nobody can do without: the runs of the model, the copies and the comparisons.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measure what `bn_updates` and `trains` add to a training step of a resnet18, on the CPU.
 
-Run as `python -m tests.benchmarks.speed.training`; docs/performance.md has the table.
+Run as `python -m tests.benchmarks.speed.steps.training`; docs/performance.md has the table.
 """
 
 from __future__ import annotations

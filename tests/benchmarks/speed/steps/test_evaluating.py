@@ -10,7 +10,7 @@ pytest.importorskip("torchvision")
 def test_every_guard_is_timed_beside_what_it_needs() -> None:
     from torchvision.models import resnet18
 
-    from tests.benchmarks.speed.evaluating import Evaluated, rows
+    from tests.benchmarks.speed.steps.evaluating import Evaluated, rows
 
     found = list(rows(Evaluated(resnet18(num_classes=10), size=32), rounds=1))
     assert [row.name.partition("(")[0] for row in found] == [
