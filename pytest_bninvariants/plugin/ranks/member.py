@@ -134,9 +134,16 @@ class RankMember:
         runtest = item.runtest
 
         def run() -> None:
-            with same_examples(item, membership, seconds) as seed:
-                item.stash[_SEED] = seed
-                runtest()
+            __tracebackhide__ = True
+            with same_examples(item, membership, seconds) as exchange:
+                item.stash[_SEED] = exchange.seed
+                try:
+                    runtest()
+                except Exception:
+                    if exchange.refusal is None:
+                        raise
+                if exchange.refusal is not None:  # hypothesis may have made something else of it
+                    raise_at(_function(item), exchange.refusal, {})
 
         item.runtest = run
 

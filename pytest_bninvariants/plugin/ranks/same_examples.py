@@ -38,8 +38,8 @@ def draws_examples(item: pytest.Item) -> bool:
 
 
 @contextmanager
-def same_examples(item: Any, membership: Membership, seconds: float) -> Iterator[int]:
-    """Draw the same examples as the other ranks for a while; give the seed.
+def same_examples(item: Any, membership: Membership, seconds: float) -> Iterator[ExampleExchange]:
+    """Draw the same examples as the other ranks for a while.
 
     Args:
         item: the test.
@@ -49,12 +49,11 @@ def same_examples(item: Any, membership: Membership, seconds: float) -> Iterator
     function, handle = item.function, item.obj.hypothesis
     kept = {name: getattr(function, name, None) for name in (_SETTINGS, _SEED)}
     inner = handle.inner_test
-    exchange = _Exchange(membership, seconds)
-    seed = _agree_on_seed(membership, kept[_SEED])
-    _draw_from(function, seed)
+    exchange = ExampleExchange(membership, seconds, _agree_on_seed(membership, kept[_SEED]))
+    _draw_from(function, exchange.seed)
     handle.inner_test = exchange.around(inner)
     try:
-        yield seed
+        yield exchange
     finally:
         handle.inner_test = inner
         exchange.end()
@@ -81,19 +80,23 @@ def _draw_from(function: Any, seed: Any) -> None:
     setattr(function, _SETTINGS, alike)
 
 
-class _Exchange:
+class ExampleExchange:
     """Tell the other ranks how each example ended, and end it as they do.
 
     Args:
         membership: this rank's part in the process group.
         seconds: how long to wait for the others.
+        seed: what all draw from.
     """
 
-    def __init__(self, membership: Membership, seconds: float) -> None:
+    def __init__(self, membership: Membership, seconds: float, seed: Any) -> None:
+        self.seed = seed
         self._rank, self._size = membership.rank, membership.size
         self._store = membership.store
         self._seconds = seconds
         self._examples = 0
+        self.refusal: GateError | None = None
+        """Why the ranks cannot draw the same examples, if they cannot."""
 
     def around(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that runs an example and ends as all ranks do."""
@@ -169,11 +172,15 @@ class _Exchange:
             drew = self._store.get(last).decode()
             if drew == _SKIPPED:
                 raise _failure_type(((rank, drew),))(f"rank {rank} skipped the test")
-            raise GateError(
+            self.refusal = GateError(
                 f"rank {rank} drew {drew} examples, and rank {self._rank} draws more: what a "
                 "strategy, assume() or target() does must not depend on the rank"
             )
-        raise GateError(f"rank {rank} did not end example {number + 1} in {self._seconds:g} s")
+        else:
+            self.refusal = GateError(
+                f"rank {rank} did not end example {number + 1} in {self._seconds:g} s"
+            )
+        raise self.refusal
 
 
 def _origin(error: BaseException) -> str:
