@@ -129,6 +129,11 @@ class LawBroken(AssertionError):
         super().__init__(message)
         self.law, self.snippet = law, snippet
 
+    def with_note(self, note: str) -> LawBroken:
+        """Return the same failure with a note at the end of its headline."""
+        headline, newline, rest = str(self).partition("\n")
+        return LawBroken(f"{headline}; {note}{newline}{rest}", self.law, self.snippet)
+
     def __reduce__(self) -> tuple[type[LawBroken], tuple[str, str, str]]:
         return type(self), (str(self), self.law, self.snippet)
 

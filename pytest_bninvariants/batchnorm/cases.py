@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-LITERAL_VALUES = 128  # longer tensors are printed as the code that makes them
+LITERAL_VALUES = 32  # longer tensors are printed as the code that makes them
 CONTIGUOUS = ("contiguous",)
 DENSE = ("contiguous", "channels_last", "offset")  # without gaps or overlaps in memory
 LAYOUTS = (
@@ -26,6 +29,13 @@ LAYOUTS = (
     "cropped",
 )
 LEAST_DIMS = {"channels_last": 4, "swapped": 3, "cropped": 4}  # of the others: 2
+DEFAULTS: dict[str, Any] = {  # of nn.BatchNorm's constructor
+    "eps": 1e-5,
+    "momentum": 0.1,
+    "affine": True,
+    "track_running_stats": True,
+    "bias": True,
+}
 _CROPPED = "torch.cat((x, x), -1).contiguous(memory_format=torch.{})[..., : x.shape[-1]]"
 _VIEWS = {
     "contiguous": "x",
@@ -89,8 +99,8 @@ class Batch:
         of_volumes = f"{self.layout}_3d"
         return of_volumes if of_volumes in _VIEWS and len(self.shape) == 5 else self.layout
 
-    def source(self) -> list[str]:
-        """Return lines of code that make it, as `x`."""
+    def source(self, device: str = "cpu") -> list[str]:
+        """Return lines of code that make it on a device, as `x`."""
         x = self.values().to(getattr(torch, self.dtype))
         if x.numel() <= LITERAL_VALUES:
             lines = [f"x = {literal(x)}"]
@@ -104,6 +114,8 @@ class Batch:
                 *(["x = x.relu()"] if self.rectified else []),
                 f"x = x.to(torch.{self.dtype})",
             ]
+        if device != "cpu":
+            lines.append(f"x = x{_moved_to(device)}")
         if self.view_name != "contiguous":
             lines.append(f"x = {_VIEWS[self.view_name]}")
         return lines
@@ -153,6 +165,10 @@ class Case:
         """Return C, the number of channels."""
         return self.batches[0].shape[1]
 
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments of the layer's constructor, by name."""
+        return {name: getattr(self, name) for name in DEFAULTS}
+
     def state(self) -> dict[str, Tensor]:
         """Return the state that the layer starts from, by name; empty for that of a new layer.
 
@@ -163,20 +179,38 @@ class Case:
         if self.seed is None:
             return {}
         dtype = getattr(torch, self.state_dtype)
-        weight, bias, mean, var = _draw_normal(self.seed, 4, self.channels).to(dtype).double()
-        state: dict[str, Tensor] = {}
-        if self.affine:
-            weight = weight.sign() * (weight.abs() + 0.25)
-            if self.seed % 5 == 3:
-                weight = torch.ones_like(weight)
-            elif self.seed % 5 in (1, 4):
-                weight[-1] = 0.0
-            state |= {"weight": weight} | ({"bias": bias} if self.bias else {})
+        rows = _draw_normal(self.seed, 4, self.channels).to(dtype).double()
+        names = {"torch": torch, "rows": rows}
+        code = self._state_code()
+        return {name: eval(_compiled(each), names).to(dtype) for name, each in code.items()}
+
+    def _state_code(self) -> dict[str, str]:
+        """Return the code of each part of the state, from four `rows` of normal values."""
+        assert self.seed is not None
+        weight = "rows[0].sign() * (rows[0].abs() + 0.25)"
+        if self.seed % 5 == 3:
+            weight = "torch.ones_like(rows[0])"
+        elif self.seed % 5 in (1, 4):
+            weight = f"torch.cat((({weight})[:-1], rows.new_zeros(1)))"
+        half = self.state_dtype == "float16"  # in it 1e5 overflows, and eps is subnormal
+        around = 1.0 if half else (1.0, self.eps, 1e5)[self.seed % 3]
+        code = {"weight": weight} if self.affine else {}
+        if self.affine and self.bias:
+            code["bias"] = "rows[1]"
         if self.track_running_stats:
-            half = self.state_dtype == "float16"  # in it 1e5 overflows, and eps is subnormal
-            around = 1.0 if half else (1.0, self.eps, 1e5)[self.seed % 3]
-            state |= {"running_mean": mean, "running_var": around * var.exp()}
-        return {name: value.to(dtype) for name, value in state.items()}
+            code |= {"running_mean": "rows[2]", "running_var": f"{around!r} * rows[3].exp()"}
+        return code
+
+    def state_source(self, name: str, value: Tensor) -> list[str]:
+        """Return lines of code that make a part of the state, as `value`."""
+        if value.numel() <= LITERAL_VALUES:
+            return [f"value = {literal(value)}"]
+        dtype = f"torch.{self.state_dtype}"
+        drawn = _normal_code(self.seed, (4, self.channels))
+        return [
+            f"rows = {drawn}.to({dtype}).double()",
+            f"value = ({self._state_code()[name]}).to({dtype})",
+        ]
 
     def gradient(self, index: int) -> Tensor:
         """Return the gradient with respect to a batch's output, in the input's dtype."""
@@ -186,6 +220,27 @@ class Case:
             .to(getattr(torch, self.dtype))
             .to(self.device)
         )
+
+    def gradient_source(self, index: int) -> str:
+        """Return code that makes the gradient with respect to a batch's output."""
+        batch, moved = self.batches[index], _moved_to(self.device)
+        if math.prod(batch.shape) <= LITERAL_VALUES:
+            return literal(self.gradient(index)) + moved
+        return f"{_normal_code(batch.seed + 1, batch.shape)}.to(torch.{self.dtype}){moved}"
+
+
+@lru_cache(maxsize=256)
+def _compiled(code: str) -> CodeType:
+    return compile(code, "<state>", "eval")
+
+
+def _normal_code(seed: int | None, shape: tuple[int, ...]) -> str:
+    generator = f"torch.Generator().manual_seed({seed})"
+    return f"torch.randn({shape}, generator={generator}, dtype=torch.float64)"
+
+
+def _moved_to(device: str) -> str:
+    return "" if device == "cpu" else f".to({device!r})"
 
 
 def literal(value: Tensor) -> str:

@@ -26,13 +26,23 @@ _USED = pytest.StashKey[bool]()
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One law on one layer, in one dtype on one device."""
+    """One law on one layer, in one dtype on one device.
+
+    Args:
+        law: the law.
+        subject: the layer.
+        dtype: name of the inputs' dtype.
+        device: where to run.
+        examples: the number of cases.
+        left_out: why the law is left out for this layer; None: it is not.
+    """
 
     law: Law
     subject: LayerUnderTest
     dtype: str
     device: str
     examples: int
+    left_out: str | None = None
 
     @property
     def id(self) -> str:
@@ -61,14 +71,18 @@ def checks_as_params(config: pytest.Config) -> list[Any]:
         pytest.param(
             check,
             id=check.id,
-            marks=[
-                pytest.mark.xfail(reason=reason, strict=True)
-                for pattern, reason in plan.xfails
-                if fnmatchcase(check.id, pattern)
-            ][:1],
+            marks=list(_marks(check, plan))[:1],
         )
         for check in plan.checks
     ]
+
+
+def _marks(check: Check, plan: ConformancePlan) -> Iterator[pytest.MarkDecorator]:
+    if check.left_out:
+        yield pytest.mark.skip(reason=f"left out: {check.left_out}")
+    for pattern, reason in plan.xfails:
+        if fnmatchcase(check.id, pattern):
+            yield pytest.mark.xfail(reason=reason, strict=True)
 
 
 def make_plan(config: pytest.Config) -> ConformancePlan:
@@ -84,7 +98,7 @@ def make_plan(config: pytest.Config) -> ConformancePlan:
         laws = choose_laws(settings.bn_laws)
     except ValueError as error:
         raise pytest.UsageError(f"--bn-laws={error}") from None
-    subjects = list(_subjects(settings))
+    subjects = list(_subjects(settings, laws))
     checks = tuple(_checks(laws, subjects, settings))
     if not checks:
         raise pytest.UsageError("--bn-laws, --bn-dtype and the ranks of --bn-impl leave no test")
@@ -111,7 +125,8 @@ def require_kit_tests(config: pytest.Config) -> None:
     raise_usage_error(config, options[0], message)
 
 
-def _subjects(settings: Settings) -> Iterator[LayerUnderTest]:
+def _subjects(settings: Settings, laws: list[Law]) -> Iterator[LayerUnderTest]:
+    from pytest_bninvariants.batchnorm.laws.first_look import require_what_laws_need
     from pytest_bninvariants.batchnorm.trials.impl_spec import parse_impl
 
     folder = str(Path.cwd())
@@ -122,6 +137,7 @@ def _subjects(settings: Settings) -> Iterator[LayerUnderTest]:
     for spec in specs:
         try:
             subjects[spec] = parse_impl(spec, settings.run.devices[0])
+            require_what_laws_need(subjects[spec], laws)
         except ValueError as error:
             raise pytest.UsageError(f"--bn-impl={spec}: {error}") from None
     labels = Counter(subject.label for subject in subjects.values())
@@ -130,12 +146,12 @@ def _subjects(settings: Settings) -> Iterator[LayerUnderTest]:
 
 
 def _checks(laws: list[Law], subjects: list[LayerUnderTest], settings: Settings) -> Iterator[Check]:
-    slowest_first = sorted(laws, key=lambda law: law.share)  # so that xdist's workers end together
-    for device, law, subject in product(settings.run.devices, slowest_first, subjects):
+    for device, law, subject in product(settings.run.devices, laws, subjects):
         if not law.ranks(subject.dims):
             continue
         for dtype in law.dtypes_on(device, settings.bn_dtypes or None):
-            yield Check(law, subject, dtype, device, settings.bn_examples)
+            left_out = law.reason_to_leave_out(subject)
+            yield Check(law, subject, dtype, device, settings.bn_examples, left_out)
 
 
 def _read_xfails(file: str | None, ids: list[str]) -> Iterator[tuple[str, str]]:

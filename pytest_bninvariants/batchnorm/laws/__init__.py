@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from pytest_bninvariants.batchnorm.laws import (  # noqa: F401, which puts them into LAWS
     calls,
+    compiling,
     gradients,
     inputs,
     saving,

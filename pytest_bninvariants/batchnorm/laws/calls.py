@@ -5,20 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 
-from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
+from pytest_bninvariants.batchnorm.cases import Case
 from pytest_bninvariants.batchnorm.laws.registry import FEW_CASES, FLOAT32_ONLY, law
-from pytest_bninvariants.batchnorm.laws.steps import (
-    build_in_mode,
-    check_training_results,
-    run_forward,
-    set_mode,
-)
+from pytest_bninvariants.batchnorm.laws.steps import build_in_mode
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 _WAYS = tuple(product(("train", "eval"), ("enable_grad", "no_grad")))
@@ -79,7 +73,7 @@ def input_unmodified(trial: LawTrial, case: Case) -> None:
     for mode in ("train", "eval"):
         build_in_mode(trial, training=mode == "train")
         trial.bind_batch(case.batches[0], grad=True)
-        trial.bind_value("g", case.gradient(0))
+        trial.bind_gradient()
         trial.run("before = g.clone()", "layer(x).backward(g)")
         trial.check_same(
             "g", "before", f"backward in {mode} changed the gradient that it was given"
@@ -179,32 +173,3 @@ def hooks(trial: LawTrial, case: Case) -> None:
             "calls == ['before', 'after']",
             f"without gradients, the hooks that ran in {mode} are {{calls}}",
         )
-
-
-@law(("float32", "bfloat16"), share=0.02, state_dtype="float32", layouts=CONTIGUOUS, max_values=256)
-def compile(trial: LawTrial, case: Case) -> None:
-    """torch.compile gives what the reference says, with PyTorch's decompositions, in both modes."""
-    variants = ((0.1, True), (None, False))
-    for momentum, affine in variants if case.dtype == "float32" else variants[:1]:
-        varied = replace(case, momentum=momentum, affine=affine, plain_gradient=False)
-        _check_compiled(trial.for_case(varied), varied)
-
-
-def _check_compiled(trial: LawTrial, case: Case) -> None:
-    torch.compiler.reset()
-    trial.run("import torch._dynamo")
-    twin = build_in_mode(trial, training=True)
-    trial.run("eager = layer", "layer = torch.compile(eager, backend='aot_eager_decomp_partition')")
-    expected = run_forward(trial, twin, grad=True)
-    check_training_results(trial, twin, expected, "eager")
-    trial.require(
-        f"int(eager.num_batches_tracked) == {case.count + 1}",
-        f"num_batches_tracked is {{eager.num_batches_tracked}}, expected {case.count + 1}",
-    )
-    of_input, of_weight, _ = expected.gradients(trial.run_backward(0))
-    if case.dtype == "float32":  # in half the decomposition itself rounds its gradients on the way
-        trial.check_close("x.grad", of_input, axis=1)
-    if case.dtype == "float32" and case.affine:
-        trial.check_close("eager.weight.grad", of_weight)
-    set_mode(trial, twin, training=False)
-    trial.check_close("y", run_forward(trial, twin).output, axis=1)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeGuard
 
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 from pytest_bninvariants.batchnorm.cases import Case
 from pytest_bninvariants.batchnorm.laws import Law, choose_laws
+from pytest_bninvariants.batchnorm.laws.first_look import require_what_laws_need
 from pytest_bninvariants.batchnorm.trials.comparison import ComparisonTally
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
@@ -54,15 +57,15 @@ def check_law(
         suppress_health_check=list(HealthCheck),
     )
     @given(law.cases(dims=law.ranks(subject.dims), dtype=dtype, device=device))
-    def run_cases(case: Case) -> None:
-        case_tally = ComparisonTally()
+    def run_cases(drawn: Case) -> None:
+        case, case_tally = replace(drawn, **subject.fixed), ComparisonTally()
         # a layer that switches gradients off does so for this case only
         with torch.enable_grad(), _default_device(device):
             law.check(LawTrial(law.name, law.statement, subject, case, case_tally), case)
         tally.add_case(case_tally)
 
     try:
-        with _thread_count(law.threads):
+        with _thread_count(law.threads), _no_logs():
             run_cases()
     except LawBroken as broken:
         broken.__notes__ = []  # hypothesis adds the falsifying example, which the report has
@@ -89,6 +92,26 @@ def _thread_count(shared: bool) -> Iterator[None]:
         torch.set_num_threads(count)
 
 
+@contextmanager
+def _no_logs() -> Iterator[None]:
+    """Log nothing: of a hundred cases, torch.compile alone would log thousands of lines."""
+    before = logging.root.manager.disable
+    known = [each for each in logging.root.manager.loggerDict.values() if _is_enabled(each)]
+    logging.disable(logging.CRITICAL)
+    for each in known:  # torch has a logger that ignores logging.disable()
+        each.disabled = True
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        for each in known:
+            each.disabled = False
+
+
+def _is_enabled(each: object) -> TypeGuard[logging.Logger]:
+    return isinstance(each, logging.Logger) and not each.disabled
+
+
 def _default_device(device: str) -> AbstractContextManager[object]:
     """Make new tensors where the law runs, whatever torch.set_default_device says."""
     users = torch.get_default_device().type
@@ -104,6 +127,7 @@ def assert_bn_conforms(
     dtypes: str | Iterable[str] | None = None,
     examples: int | str = EFFORTS["default"],
     rank: str | None = None,
+    declared: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> None:
     """Check that a layer satisfies the laws of BatchNorm.
@@ -119,13 +143,16 @@ def assert_bn_conforms(
             or `thorough` (2000).
         rank: the rank of inputs, `1d`, `2d`, `3d` or `nd` for all; None: the class's name tells it,
             or all ranks are tried out.
+        declared: where the layer is another than nn.BatchNorm on purpose, by name and value; the
+            names are in docs/conformance.md.
         keywords: further arguments for the factory.
 
     Raises:
         LawBroken: if the layer breaks a law; the message reports each broken law.
         GateError: if nothing could be judged.
         TypeError: if the factory is a layer instead of a class, or cannot be called.
-        ValueError: if an argument is unknown, or the class makes no layer from its arguments.
+        ValueError: if an argument is unknown, the class makes no layer from its arguments, or the
+            layer lacks what the laws need.
 
     Example:
         >>> from pytest_bninvariants import LawBroken, assert_bn_conforms
@@ -141,8 +168,15 @@ def assert_bn_conforms(
         ...     print(broken.law)
         counter
     """
-    subject = LayerUnderTest.from_factory(factory, rank=rank, keywords=keywords, device=device)
-    wanted = [law for law in choose_laws(_names("laws", laws)) if law.ranks(subject.dims)]
+    subject = LayerUnderTest.from_factory(
+        factory, rank=rank, keywords=keywords, declared=declared, device=device
+    )
+    wanted = [
+        law
+        for law in choose_laws(_names("laws", laws))
+        if law.ranks(subject.dims) and not law.reason_to_leave_out(subject)
+    ]
+    require_what_laws_need(subject, wanted)
     wanted_dtypes = None if dtypes is None else _names("dtypes", dtypes)
     for name in wanted_dtypes or ():
         if name not in DTYPES:

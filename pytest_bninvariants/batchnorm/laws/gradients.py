@@ -71,7 +71,7 @@ def eval_bias_gradient(trial: LawTrial, case: Case) -> None:
 @law(("float32",), share=0.3, layouts=CONTIGUOUS, max_values=256)
 def gradients_accumulate(trial: LawTrial, case: Case) -> None:
     """A second backward adds to the gradients that are there, of a new graph or a kept one."""
-    trial.bind_value("g", case.gradient(0))
+    trial.bind_gradient()
     for again in ("layer(x).backward(g)", "y.backward(g)"):
         build_in_mode(trial, training=True)
         trial.bind_batch(case.batches[0], grad=True)
@@ -93,8 +93,7 @@ def graphs_are_independent(trial: LawTrial, case: Case) -> None:
     expected = run_forward(trial, twin, grad=True)
     trial.run("first, y_of_first = x, y")
     run_forward(trial, twin, 1)
-    g = case.gradient(0)
-    trial.bind_value("g", g)
+    g = trial.bind_gradient()
     trial.run("layer.eval()")  # as a validation between forward and backward does
     wanted = "(first, layer.weight, layer.bias)"
     trial.run(f"gradients = torch.autograd.grad(y_of_first, {wanted}, g)")
@@ -114,8 +113,7 @@ def output_written_in_place(trial: LawTrial, case: Case) -> None:
     for training in (True, False):
         twin = build_in_mode(trial, training=training)
         expected = run_forward(trial, twin, grad=True)
-        g = case.gradient(0)
-        trial.bind_value("g", g)
+        g = trial.bind_gradient()
         trial.run("y.mul_(2)", "y.backward(g)")
         for index, gradient in enumerate(expected.gradients(2 * g)):
             name = ("x", "layer.weight", "layer.bias")[index]
@@ -127,8 +125,7 @@ def _input_written(trial: LawTrial, *, training: bool) -> None:
     twin = build_in_mode(trial, training=training)
     x = trial.bind_batch(trial.case.batches[0], grad=True)
     trial.run("z = x * 1", "y = layer(z)", "z.mul_(2).add_(1)")
-    g = trial.case.gradient(0)
-    trial.bind_value("g", g)
+    g = trial.bind_gradient()
     trial.run("refused = False")
     trial.run("try:\n    y.backward(g)\nexcept RuntimeError:\n    refused = True")
     if not trial.evaluate("refused"):
@@ -137,7 +134,7 @@ def _input_written(trial: LawTrial, *, training: bool) -> None:
         trial.check_close("layer.weight.grad", of_weight)
 
 
-@law(("float64",), share=0.5, modes=(True,), layouts=CONTIGUOUS, max_values=128)
+@law(("float64",), share=0.5, layouts=CONTIGUOUS, max_values=128, needs=("eps",))
 def double_backward(trial: LawTrial, case: Case) -> None:
     """The gradient of the input can be differentiated again, in training and in eval.
 
@@ -147,10 +144,9 @@ def double_backward(trial: LawTrial, case: Case) -> None:
     training = case.count != 1
     twin = build_in_mode(trial, training=training)
     x = trial.bind_batch(case.batches[0], grad=True)
-    g, v = case.gradient(0), case.gradient(0).flip(0).sin()
-    trial.bind_value("g", g)
-    trial.bind_value("v", v)
-    trial.run("g.requires_grad_()", "y = layer(x)")
+    g = trial.bind_gradient()
+    v = g.flip(0).sin()
+    trial.run("v = g.flip(0).sin()", "g.requires_grad_()", "y = layer(x)")
     trial.run("first, of_weight = torch.autograd.grad(y, (x, layer.weight), g, create_graph=True)")
     trial.run("loss = (first * v).sum() + (first * first).sum() + (of_weight * of_weight).sum()")
     trial.run("of = (x, g, layer.weight)")
@@ -167,7 +163,7 @@ def double_backward(trial: LawTrial, case: Case) -> None:
         trial.check_close(f"second[{index}]", _half_the_digits(value), axis=int(index < 2))
 
 
-@law(("float64",), share=0.3, modes=(True,), layouts=CONTIGUOUS, max_values=128)
+@law(("float64",), share=0.3, layouts=CONTIGUOUS, max_values=128, needs=("eps",))
 def forward_derivative(trial: LawTrial, case: Case) -> None:
     """Forward-mode AD gives the derivative of the output, by input, weight and bias, in both modes.
 
@@ -176,8 +172,7 @@ def forward_derivative(trial: LawTrial, case: Case) -> None:
     trial.case = case = _well_conditioned(case)
     twin = build_in_mode(trial, training=case.count != 1)
     x = trial.bind_batch(case.batches[0])
-    t = case.gradient(0)
-    trial.bind_value("t", t)
+    t = trial.bind_gradient(name="t")
     trial.run("from torch.autograd import forward_ad")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns when it first loads its jvp decompositions

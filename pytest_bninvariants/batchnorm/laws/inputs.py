@@ -32,7 +32,7 @@ _GRADIENTS = (  # as indexing, splitting and global pooling behind the layer lea
 _REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, AssertionError)
 
 
-@law(FLOAT32_ONLY, **FEW_CASES)
+@law(FLOAT32_ONLY, needs=("track_running_stats",), **FEW_CASES)
 def one_value_per_channel(trial: LawTrial, case: Case) -> None:
     """In training one value per channel raises ValueError, and statistics stay; eval takes it."""
     shape = (1, case.channels, *[1] * (len(case.batches[0].shape) - 2))
@@ -57,7 +57,7 @@ def _statistics_stay(trial: LawTrial, what: str) -> None:
     trial.check_same("layer.running_var", "kept[1]", f"{what} changed running_var")
 
 
-@law(FLOAT32_ONLY, **FEW_CASES)
+@law(FLOAT32_ONLY, needs=("num_batches_tracked",), **FEW_CASES)
 def empty_batch(trial: LawTrial, case: Case) -> None:
     """An empty batch is counted, leaves statistics and gradients, and gives an empty output."""
     _, c, *positions = case.batches[0].shape
@@ -144,7 +144,7 @@ def nonfinite_input(trial: LawTrial, case: Case) -> None:
             trial.check_close("layer.running_var[1:]", _after_first(twin.running_var, 0))
         trial.require("y[:, 0].isnan().all()", f"{bad} in a channel does not make its output NaN")
         if case.channels > 1:
-            trial.bind_value("g", case.gradient(0))
+            trial.bind_gradient()
             trial.run("(of_input,) = torch.autograd.grad(y, x, g)")
             of_input = expected.gradients(case.gradient(0))[0]
             trial.check_close("of_input[:, 1:]", _after_first(of_input, 1), axis=1)
@@ -185,7 +185,7 @@ def layouts(trial: LawTrial, case: Case) -> None:
         twin = build_in_mode(trial, training=True)
         expected = run_forward(trial, twin, grad=True)
         check_training_results(trial, twin, expected)
-        trial.bind_value("g", case.gradient(0))
+        trial.bind_gradient()
         last = batch.view_name if layout == "channels_last" and rank >= 4 else None
         trial.run(
             f"g = {_GRADIENTS[(index + batch.seed) % len(_GRADIENTS)]}"
@@ -247,8 +247,7 @@ def mixed_precision(trial: LawTrial, case: Case) -> None:
     expected = run_forward(trial, twin, grad=True)
     trial.require("y.dtype == x.dtype", "the output is {y.dtype}, the input {x.dtype}")
     check_training_results(trial, twin, expected)
-    g = case.gradient(0)
-    trial.bind_value("g", g)
+    g = trial.bind_gradient()
     trial.run("y.backward(torch.empty_like(y).copy_(g))")  # laid out as the output is
     of_input, of_weight, of_bias = expected.gradients(g)
     trial.check_close("x.grad", of_input, axis=1)

@@ -12,16 +12,24 @@ from hypothesis.strategies import SearchStrategy
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
 from pytest_bninvariants.batchnorm.strategies import bn_cases
+from pytest_bninvariants.batchnorm.trials.declaration import SETTING_NAMES
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
+from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
 from pytest_bninvariants.devices import has_float64
 from pytest_bninvariants.option_values import DTYPES
 
 LAWS: dict[str, Law] = {}
+_FIRST = ("construction", "training_output", "eval_output")
+_FAMILIES = (  # the files of laws: one that is broken breaks many of those behind it
+    *("values", "state", "gradients", "inputs", "switches", "saving", "calls"),
+    *("sizes", "compiling"),
+)
 ALL_DTYPES = DTYPES
 FLOAT32_ONLY = ("float32",)
 # for laws that do not depend on the values: more cases, or larger ones, find nothing more
 FEW_CASES: dict[str, Any] = {"share": 0.2, "layouts": CONTIGUOUS, "max_values": 256}
 # affine_off, cumulative_average and copies_keep_momentum try the others
+_SWITCHES = {"affine": "affine", "track_running_stats": "tracking"}  # as bn_cases has them
 _PLAIN_CASES: dict[str, Any] = {"affine": True, "average": False}
 
 
@@ -38,6 +46,8 @@ class Law:
         full: whether a whole BatchNorm must satisfy it.
         threads: whether it runs with all threads of torch.
         least_rank: the lowest rank of inputs that it applies to.
+        draws: names of settings that its cases vary.
+        needs: names of settings that it sets itself, and of state, without which it says nothing.
     """
 
     check: Callable[[LawTrial, Case], None]
@@ -48,6 +58,17 @@ class Law:
     full: bool
     threads: bool
     least_rank: int
+    draws: frozenset[str]
+    needs: frozenset[str]
+
+    def reason_to_leave_out(self, subject: LayerUnderTest) -> str | None:
+        """Return why it says nothing of a layer, as declared; None if it does."""
+        for name in SETTING_NAMES:
+            if name in self.needs and name in subject.fixed:
+                return f"{name} is fixed at {subject.fixed[name]!r}"
+        if "num_batches_tracked" in self.needs and not subject.counts:
+            return "there is no num_batches_tracked"
+        return subject.declaration.leaves_out(self.name)
 
     def ranks(self, dims: Iterable[int]) -> tuple[int, ...]:
         """Return the ranks of a layer that it applies to; empty if there are none."""
@@ -82,6 +103,7 @@ def law(
     full: bool = True,
     threads: bool = False,
     least_rank: int = 2,
+    needs: Iterable[str] = (),
     **drawn: Any,
 ) -> Callable[[Callable[[LawTrial, Case], None]], Callable[[LawTrial, Case], None]]:
     """Register a function as a law, under its own name; its docstring states the law.
@@ -93,27 +115,40 @@ def law(
         full: whether it belongs to the set for whole BatchNorms.
         threads: whether it runs with all threads of torch.
         least_rank: the lowest rank of inputs that it applies to.
+        needs: names of settings that it sets itself, and of state, without which it says nothing.
         drawn: arguments of `bn_cases`.
     """
 
     def register(check: Callable[[LawTrial, Case], None]) -> Callable[[LawTrial, Case], None]:
+        arguments = _PLAIN_CASES | drawn
+        draws, switched_off = _varied_settings(arguments)
         LAWS[check.__name__] = Law(
             check=check,
-            cases=partial(bn_cases, **_PLAIN_CASES | drawn),
+            cases=partial(bn_cases, **arguments),
             dtypes=dtypes,
             share=share,
             frozen=frozen,
             full=full,
             threads=threads,
             least_rank=least_rank,
+            draws=frozenset(draws),
+            needs=frozenset([*needs, *switched_off]),
         )
         return check
 
     return register
 
 
+def _varied_settings(drawn: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the names of settings that cases vary, and of those that they switch off."""
+    switches = {name: drawn.get(key, True) for name, key in _SWITCHES.items()}
+    varied = ["eps", *(["momentum"] if drawn.get("momentum", True) else [])]
+    varied += [name for name, value in switches.items() if value is None]
+    return varied, [name for name, value in switches.items() if value is False]
+
+
 def choose_laws(patterns: Iterable[str] = ()) -> list[Law]:
-    """Return the laws that patterns choose, in their order.
+    """Return the laws that patterns choose, the simplest first.
 
     Args:
         patterns: names of laws, with `*` and `?` as in a shell, or `frozen`: the set that a layer
@@ -123,14 +158,22 @@ def choose_laws(patterns: Iterable[str] = ()) -> list[Law]:
         ValueError: if a pattern chooses nothing.
     """
     wanted = list(patterns)
+    laws = sorted(LAWS.values(), key=_simplicity)
     if not wanted:
-        return [each for each in LAWS.values() if each.full]
+        return [each for each in laws if each.full]
     for pattern in wanted:
         if not any(_matches(each, pattern) for each in LAWS.values()):
             raise ValueError(
                 f"{pattern!r} matches no law; there are frozen (a set), {', '.join(LAWS)}"
             )
-    return [each for each in LAWS.values() if any(_matches(each, p) for p in wanted)]
+    return [each for each in laws if any(_matches(each, p) for p in wanted)]
+
+
+def _simplicity(each: Law) -> tuple[int, int]:
+    """Return a law's place: what says most of the layer comes first, what takes all of it last."""
+    family = each.check.__module__.rpartition(".")[2]
+    first = _FIRST.index(each.name) if each.name in _FIRST else len(_FIRST)
+    return first, _FAMILIES.index(family)
 
 
 def _matches(each: Law, pattern: str) -> bool:

@@ -9,12 +9,12 @@ from pytest_bninvariants.batchnorm.laws.registry import FEW_CASES, FLOAT32_ONLY,
 from pytest_bninvariants.batchnorm.laws.steps import (
     KEEP_TENSORS,
     KEEP_VALUES,
-    STATE_NAMES,
     build_in_mode,
     check_same_tensors,
     check_state_unchanged,
     run_forward,
 )
+from pytest_bninvariants.batchnorm.trials.declaration import STATE_NAMES
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 
@@ -77,7 +77,7 @@ def state_dict_round_trip(trial: LawTrial, case: Case) -> None:
     check_same_tensors(trial, "load_state_dict() of float64")
 
 
-@law(FLOAT32_ONLY, **FEW_CASES)
+@law(FLOAT32_ONLY, needs=("num_batches_tracked",), **FEW_CASES)
 def state_dict_versions(trial: LawTrial, case: Case) -> None:
     """A state from before the counter loads, and keeps the counter; a newer one must have it."""
     trial.build_layer()

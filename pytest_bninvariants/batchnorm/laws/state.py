@@ -13,17 +13,17 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     EVAL_CASES,
     KEEP_TENSORS,
     KEEP_VALUES,
-    STATE_NAMES,
     build_in_mode,
     check_same_tensors,
     check_state_unchanged,
     check_training_results,
     run_forward,
 )
+from pytest_bninvariants.batchnorm.trials.declaration import SETTING_NAMES, STATE_NAMES
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 
-@law(FLOAT32_ONLY, **FEW_CASES)
+@law(FLOAT32_ONLY, needs=(*SETTING_NAMES, "num_batches_tracked"), **FEW_CASES)
 def construction(trial: LawTrial, case: Case) -> None:
     """The constructor is nn.BatchNorm's: order, defaults, attributes, dtype and initial state.
 
@@ -34,7 +34,8 @@ def construction(trial: LawTrial, case: Case) -> None:
     trial.require(
         "torch.equal(random, torch.get_rng_state())", "a new layer draws from torch's generator"
     )
-    _is_made(trial, f"{c}", "1e-05", "0.1", "True", "True")
+    defaults = trial.subject.declaration.defaults
+    _is_made(trial, f"{c}", *(repr(defaults[name]) for name in SETTING_NAMES))
     trial.run(f"layer = {call(c, 0.25, 0.5, True, True)}")
     _is_made(trial, f"{c}", "0.25", "0.5", "True", "True")
     trial.run(f"layer = {call(c, 0.25, None, False, False)}")
@@ -94,7 +95,7 @@ def _is_made(trial: LawTrial, *values: str) -> None:
     trial.require("layer.training", "a new layer is not in training mode")
 
 
-@law(FLOAT32_ONLY, modes=(True, True), **FEW_CASES)
+@law(FLOAT32_ONLY, modes=(True, True), needs=("momentum", "num_batches_tracked"), **FEW_CASES)
 def state_in_place(trial: LawTrial, case: Case) -> None:
     """Training updates its buffers in place: they keep identity and memory, and carry no graph."""
     for varied in (case, replace(case, momentum=None, count=case.count % 8)):
@@ -122,7 +123,7 @@ def _state_stays(trial: LawTrial, case: Case) -> None:
             )
 
 
-@law(FLOAT32_ONLY, **FEW_CASES)
+@law(FLOAT32_ONLY, needs=("num_batches_tracked",), **FEW_CASES)
 def no_grad_updates(trial: LawTrial, case: Case) -> None:
     """Under no_grad and inference_mode training updates its statistics, and makes no graph."""
     twin = build_in_mode(trial, training=True)
@@ -155,7 +156,7 @@ def instances_are_independent(trial: LawTrial, case: Case) -> None:
     trial.require("layer.weight.grad is None", "training another layer gave this one a gradient")
 
 
-@law(FLOAT32_ONLY, **FEW_CASES)
+@law(FLOAT32_ONLY, needs=("num_batches_tracked",), **FEW_CASES)
 def reset(trial: LawTrial, case: Case) -> None:
     """reset_running_stats() makes mean 0, var 1, count 0; reset_parameters() weight 1, bias 0."""
     trial.build_layer()
@@ -184,7 +185,7 @@ def _starts(trial: LawTrial, call: str, names: tuple[str, ...], values: tuple[in
         )
 
 
-@law(ALL_DTYPES, share=0.3, layouts=CONTIGUOUS)
+@law(ALL_DTYPES, share=0.3, layouts=CONTIGUOUS, needs=("num_batches_tracked",))
 def state_dtype(trial: LawTrial, case: Case) -> None:
     """Training leaves dtype, shape and device of the state as they were; the counter is int64."""
     build_in_mode(trial, training=True)

@@ -7,7 +7,6 @@ from typing import Any
 from pytest_bninvariants.batchnorm.expectation import BatchExpectation, ReferenceTwin
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
-STATE_NAMES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 EVAL_CASES: dict[str, Any] = {"modes": (False,), "momentum": False}
 
 

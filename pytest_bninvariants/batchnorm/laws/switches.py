@@ -18,7 +18,14 @@ from pytest_bninvariants.batchnorm.laws.steps import (
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 
-@law(("float32",), share=0.3, modes=(True, True), layouts=CONTIGUOUS, max_values=256)
+@law(
+    ("float32",),
+    share=0.3,
+    modes=(True, True),
+    layouts=CONTIGUOUS,
+    max_values=256,
+    needs=("eps", "momentum", "num_batches_tracked"),
+)
 def settings_are_read(trial: LawTrial, case: Case) -> None:
     """momentum and eps take effect when they are set, as recipes that change them rely on."""
     momentum, first = case.momentum, None if case.count % 2 else 0.25

@@ -26,7 +26,14 @@ def training_output(trial: LawTrial, case: Case) -> None:
     trial.check_close("y", run_forward(trial, twin).output, axis=1)
 
 
-@law(("float64", "float32"), share=0.1, momentum=False, layouts=CONTIGUOUS, max_values=64)
+@law(
+    ("float64", "float32"),
+    share=0.1,
+    momentum=False,
+    layouts=CONTIGUOUS,
+    max_values=64,
+    needs=("eps",),
+)
 def eps_values(trial: LawTrial, case: Case) -> None:
     """eps is added to the variance before the root, whatever its value, in training and in eval."""
     least = 1e-16 if case.dtype == "float64" else 1e-8
@@ -89,7 +96,7 @@ def running_var(trial: LawTrial, case: Case) -> None:
     _track(trial, case, "running_var")
 
 
-@law(modes=(True, True, True), layouts=CONTIGUOUS)
+@law(modes=(True, True, True), layouts=CONTIGUOUS, needs=("momentum",))
 def momentum(trial: LawTrial, case: Case) -> None:
     """Momentum is the weight of the new batch, whatever its value: 0 and 1 too, and beyond them.
 
@@ -110,7 +117,12 @@ def _refuses(trial: LawTrial, **arguments: Any) -> bool:
     return False
 
 
-@law(modes=(True, True, True), momentum=False, layouts=CONTIGUOUS)
+@law(
+    modes=(True, True, True),
+    momentum=False,
+    layouts=CONTIGUOUS,
+    needs=("momentum", "num_batches_tracked"),
+)
 def cumulative_average(trial: LawTrial, case: Case) -> None:
     """With momentum=None the running statistics are averages: the k-th batch weighs 1/k."""
     # from 2**24 on a batch weighs too little to show: take the first count that float16 does not
@@ -120,7 +132,13 @@ def cumulative_average(trial: LawTrial, case: Case) -> None:
     _track(trial, trial.case, "running_mean", "running_var")
 
 
-@law(("float32", "float16"), modes=None, layouts=CONTIGUOUS, max_values=256)
+@law(
+    ("float32", "float16"),
+    modes=None,
+    layouts=CONTIGUOUS,
+    max_values=256,
+    needs=("num_batches_tracked",),
+)
 def counter(trial: LawTrial, case: Case) -> None:
     """num_batches_tracked is an int64 scalar that counts batches in training, and only those."""
     twin = build_in_mode(trial, training=True)
@@ -145,10 +163,12 @@ def counter(trial: LawTrial, case: Case) -> None:
 def many_batches(trial: LawTrial, case: Case) -> None:
     """The hundredth batch counts as the first did."""
     twin = build_in_mode(trial, training=True)
-    batch = case.batches[0]
-    for index in range(130):  # a hundred, and some that follow
-        trial.case = replace(case, batches=(replace(batch, seed=batch.seed + index),))
-        run_forward(trial, twin)
+    trial.bind_batch(case.batches[0])
+    # a hundred, and some that follow, each with statistics of its own
+    trial.run("batches = [x.roll(i, 0) * (1 + i % 8 / 8) + i % 4 for i in range(130)]")
+    trial.run("for batch in batches:\n    layer(batch)")
+    for batch in trial.evaluate("batches"):
+        twin.expect(batch)
     trial.check_close("layer.running_mean", twin.running_mean)
     trial.check_close("layer.running_var", twin.running_var)
 
@@ -176,7 +196,7 @@ def eval_batch_mates(trial: LawTrial, case: Case) -> None:
     trial.check_close("crowd", expected, axis=1)
 
 
-@law(("float64", "float32"), share=0.5, layouts=CONTIGUOUS)
+@law(("float64", "float32"), share=0.5, layouts=CONTIGUOUS, needs=("eps",))
 def scaling(trial: LawTrial, case: Case) -> None:
     """Scaling the input by 4, and eps by 16, leaves the training output as it was."""
     trial.build_layer(eps=case.eps * 16)

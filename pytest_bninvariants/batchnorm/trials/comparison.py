@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bninvariants.batchnorm.cases import literal
+from pytest_bninvariants.batchnorm.cases import LITERAL_VALUES, literal
 from pytest_bninvariants.batchnorm.expectation import BoundedValue
 
 _SHOWN_CHANNELS = 8
@@ -100,8 +100,7 @@ class TensorComparison:
         Args:
             wrong: where it is.
         """
-        ratio = torch.where(wrong, (self.got - self.value).abs() / self.bound, 0.0)
-        ratio = self._by_channel(ratio.nan_to_num(nan=math.inf, posinf=math.inf))
+        ratio = self._by_channel(self._errors(wrong))
         columns = [self._by_channel(each) for each in (self.value, self.got, self.bound)]
         bad = self._by_channel(wrong).any(1).nonzero().flatten().tolist()
         lines = [f"  channel     at  {'expected':23}  {'got':23}  {'bound':9}  error/bound"]
@@ -116,9 +115,28 @@ class TensorComparison:
         lines += [f"  and {more} more channels"] if more > 0 else []
         return f"{len(bad)} of {len(ratio)} channels", lines
 
-    def source(self) -> list[str]:
-        """Return code that makes the true value and the bound."""
-        return [f"expected = {literal(self.value)}", f"bound = {literal(self.bound)}"]
+    def source(self, wrong: Tensor) -> list[str]:
+        """Return code that makes the true value and the bound; of a large tensor at one place."""
+        value, bound = self.value, self.bound
+        if value.numel() > LITERAL_VALUES:
+            place = self._worst_place(wrong)
+            value, bound = value.flatten()[place], bound.flatten()[place]
+        return [f"expected = {literal(value)}", f"bound = {literal(bound)}"]
+
+    def check(self, expression: str, wrong: Tensor) -> str:
+        """Return code that compares a tensor with what `source` makes."""
+        got = f"({expression}).detach().cpu().double()"
+        if self.value.numel() > LITERAL_VALUES:
+            got += f".flatten()[{self._worst_place(wrong)}]"
+        return f"({got} - expected).abs().le(bound).all()"
+
+    def _worst_place(self, wrong: Tensor) -> int:
+        return int(self._errors(wrong).flatten().argmax())
+
+    def _errors(self, wrong: Tensor) -> Tensor:
+        """Return the error over the bound where the tensor is wrong, and 0 elsewhere."""
+        ratio = torch.where(wrong, (self.got - self.value).abs() / self.bound, 0.0)
+        return ratio.nan_to_num(nan=math.inf, posinf=math.inf)
 
     def _by_channel(self, values: Tensor) -> Tensor:
         """Return values as rows, one a channel."""

@@ -10,7 +10,8 @@ from typing import Any
 from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
 
 SPELLING = (
-    "MODULE:CLASS, MODULE:CLASS(name=literal, ...), each with @1d, @2d, @3d or @nd or without"
+    "MODULE:CLASS, MODULE:CLASS(name=literal, ...), each with [declared=literal, ...] or without, "
+    "and with @1d, @2d, @3d or @nd or without"
 )
 
 
@@ -24,10 +25,10 @@ def parse_impl(spec: str, device: str = "cpu") -> LayerUnderTest:
     Raises:
         ValueError: if the text cannot be read, or what it names does not exist.
     """
-    match = re.fullmatch(r"([\w.]+):([\w.]+)(\(.*\))?(?:@(\w+))?", spec, re.DOTALL)
+    match = re.fullmatch(r"([\w.]+):([\w.]+)(\(.*\))?(\[.*\])?(?:@(\w+))?", spec, re.DOTALL)
     if match is None:
         raise ValueError(f"cannot be read{_suggest_a_colon(spec)}; accepted: {SPELLING}")
-    module, path, arguments, rank = match.groups()
+    module, path, arguments, declared, rank = match.groups()
     try:
         target: Any = import_module(module)
     except Exception as error:  # a user's module may raise anything
@@ -38,7 +39,11 @@ def parse_impl(spec: str, device: str = "cpu") -> LayerUnderTest:
         target = getattr(target, part)
     try:
         return LayerUnderTest.from_factory(
-            target, rank=rank, keywords=_keywords(arguments), device=device
+            target,
+            rank=rank,
+            keywords=_keywords(arguments),
+            declared=_keywords(f"({declared[1:-1]})" if declared else None),
+            device=device,
         )
     except TypeError as error:
         raise ValueError(str(error)) from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -21,14 +22,6 @@ from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
 from pytest_bninvariants.batchnorm.trials.report import brief, law_report
 from pytest_bninvariants.batchnorm.trials.script import Script
 from pytest_bninvariants.errors import GateError, LawBroken
-
-_DEFAULTS = {  # of nn.BatchNorm's constructor: a snippet leaves them out
-    "eps": 1e-5,
-    "momentum": 0.1,
-    "affine": True,
-    "track_running_stats": True,
-    "bias": True,
-}
 
 
 class LawTrial:
@@ -60,6 +53,7 @@ class LawTrial:
         try:
             return self._script.evaluate(expression)
         except Exception as error:  # whatever the layer raises is the finding
+            self._script.keep(expression)
             self._fail_raising(expression, error)
 
     def run(self, *lines: str) -> None:
@@ -84,16 +78,14 @@ class LawTrial:
             arguments: arguments of the constructor, in place of the case's.
         """
         case = self.case
-        settings = self._settings(arguments)
-        settings = {name: each for name, each in settings.items() if each != _DEFAULTS.get(name)}
+        defaults = self.subject.declaration.defaults  # a snippet leaves them out
+        settings = case.settings() | arguments
+        settings = {name: each for name, each in settings.items() if each != defaults[name]}
         device = "" if case.device == "cpu" else f"'{case.device}', "
         cast = f".to({device}torch.{case.state_dtype})"
         if cast == ".to(torch.float32)":
             cast = ""
         self.run(f"layer = {self.subject.call(case.channels, **settings)}{cast}")
-
-    def _settings(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {name: getattr(self.case, name) for name in _DEFAULTS} | arguments
 
     def build_layer(self, **arguments: Any) -> None:
         """Make the layer of the case, in its state, as `layer`; arguments as `make_layer`."""
@@ -102,7 +94,8 @@ class LawTrial:
         for name, value in case.state().items():
             if not isinstance(self.evaluate(f"getattr(layer, {name!r}, None)"), Tensor):
                 self.fail(f"the layer has no tensor {name!r}", f"hasattr(layer, {name!r})")
-            self.bind_value("value", value)
+            source = partial(case.state_source, name, value)
+            self._script.bind("value", value, source)
             self.run(f"layer.{name}.data.copy_(value)")
         if case.count and self.evaluate("getattr(layer, 'num_batches_tracked', None) is not None"):
             self.run(f"layer.num_batches_tracked.fill_({case.count})")
@@ -110,7 +103,7 @@ class LawTrial:
     def make_twin(self, **arguments: Any) -> ReferenceTwin:
         """Return the reference in the case's state, with bounds; arguments as `make_layer`."""
         case = self.case
-        reference = ReferenceBatchNorm(case.channels, **self._settings(arguments))
+        reference = ReferenceBatchNorm(case.channels, **case.settings() | arguments)
         with torch.no_grad():
             for name, value in case.state().items():
                 tensor = getattr(reference, name)
@@ -128,8 +121,7 @@ class LawTrial:
     def bind_batch(self, batch: Batch, *, grad: bool = False) -> Tensor:
         """Bind `x` to a batch, and return it."""
         x = batch.tensor(self.case.device)
-        moved = [] if self.case.device == "cpu" else [f"x = x.to({self.case.device!r})"]
-        self._script.bind("x", x, lambda: [*batch.source(), *moved])
+        self._script.bind("x", x, partial(batch.source, self.case.device))
         if grad:
             self.run("x = x.detach().requires_grad_()")
         return x.detach()
@@ -139,9 +131,14 @@ class LawTrial:
         if self.case.plain_gradient:
             self.run("y.sum().backward()")
             return torch.ones(self.case.batches[index].shape, device="cpu")
-        g = self.case.gradient(index)
-        self.bind_value("g", g)
+        g = self.bind_gradient(index)
         self.run("y.backward(g)")
+        return g
+
+    def bind_gradient(self, index: int = 0, name: str = "g") -> Tensor:
+        """Bind a name to a random gradient of a batch's output, and return it."""
+        g, case = self.case.gradient(index), self.case
+        self._script.bind(name, g.clone(), lambda: [f"{name} = {case.gradient_source(index)}"])
         return g
 
     def check_close(self, expression: str, expected: BoundedValue, *, axis: int = 0) -> None:
@@ -177,12 +174,9 @@ class LawTrial:
         self, expression: str, comparison: TensorComparison, wrong: Tensor
     ) -> NoReturn:
         count, table = comparison.table(wrong)
-        self._script.keep(comparison.source)
-        self.fail(
-            f"{expression} is off in {count}",
-            f"(({expression}).detach().cpu().double() - expected).abs().le(bound).all()",
-            table=table,
-        )
+        self._script.keep(partial(comparison.source, wrong))
+        check = comparison.check(expression, wrong)
+        self.fail(f"{expression} is off in {count}", check, table=table)
 
     def check_same(self, first: str, second: str, what: str) -> None:
         """Check that two tensors have the same dtype, shape and values, NaN equal to NaN."""
@@ -246,5 +240,6 @@ class LawTrial:
         """
         headline = f"{self.subject.label} breaks the law {self.law}: {news}"
         snippet = self._script.text(check)
-        report = law_report(headline, self.statement, self.case, table or [], snippet)
+        layer = self._script.get("layer")
+        report = law_report(headline, self.statement, self.case, layer, table or [], snippet)
         raise LawBroken(report, self.law, "\n".join(snippet)) from cause

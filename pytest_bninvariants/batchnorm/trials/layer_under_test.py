@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
+from pytest_bninvariants.batchnorm.trials.declaration import Declaration
+from pytest_bninvariants.batchnorm.trials.renamed_state import rename_state, renaming_source
 from pytest_bninvariants.errors import describe
 
 RANKS = {"1d": (2, 3), "2d": (4,), "3d": (5,), "nd": (2, 3, 4, 5)}
-_CHANNELS = 3
+_TRIED_SETTINGS: Mapping[str, Any] = {
+    "eps": 0.25,
+    "momentum": 0.5,
+    "affine": False,
+    "track_running_stats": False,
+}
+CHANNELS = 3  # of the layers that are made to look at
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +36,18 @@ class LayerUnderTest:
         dims: the ranks of inputs that it takes.
         keywords: arguments of the factory besides nn.BatchNorm's.
         label: its name in test ids.
+        declaration: where it is another than nn.BatchNorm on purpose.
+        fixed: settings that are declared and that its constructor does not take.
+        base: the class whose state the factory renames; None: it renames nothing.
     """
 
     factory: Callable[..., Any]
     dims: tuple[int, ...]
     keywords: dict[str, Any] = field(default_factory=dict)
     label: str = ""
+    declaration: Declaration = field(default_factory=Declaration)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    base: type[Any] | None = None
 
     @classmethod
     def from_factory(
@@ -40,13 +56,14 @@ class LayerUnderTest:
         *,
         rank: str | None = None,
         keywords: dict[str, Any] | None = None,
+        declared: Mapping[str, Any] | None = None,
         device: str = "cpu",
     ) -> LayerUnderTest:
         """Return the layer that a factory makes; if no rank is given, all ranks are tried out.
 
         Raises:
-            ValueError: if the rank is unknown, the factory makes no layer from its arguments, or
-                the layer takes inputs of no rank.
+            ValueError: if the rank or what is declared is unknown, the factory makes no layer from
+                its arguments, or the layer takes inputs of no rank.
             TypeError: if the factory cannot be called, or is a layer itself.
         """
         if not callable(factory):
@@ -58,15 +75,29 @@ class LayerUnderTest:
             )
         if rank is not None and rank not in RANKS:
             raise ValueError(f"rank {rank!r} is unknown; accepted: {', '.join(RANKS)}")
-        given = keywords or {}
-        label = getattr(factory, "__name__", type(factory).__name__)
-        subject = cls(factory, RANKS[rank] if rank else _declared_ranks(factory), given, label)
+        subject = cls(
+            factory,
+            RANKS[rank] if rank else _declared_ranks(factory),
+            keywords or {},
+            getattr(factory, "__name__", type(factory).__name__),
+            Declaration.from_keywords(declared or {}),
+        )
         subject._check_makes_a_layer()
+        if subject.declaration.state:
+            subject = subject._with_renamed_state()
+        given = subject.declaration.settings
+        fixed = {name: value for name, value in given.items() if not subject.accepts(name)}
+        subject = replace(subject, fixed=fixed)
         return subject if subject.dims else replace(subject, dims=subject._find_ranks(device))
 
     def labelled(self, label: str) -> LayerUnderTest:
         """Return the same layer under another name in test ids."""
         return replace(self, label=label)
+
+    @property
+    def counts(self) -> bool:
+        """Tell whether it has a counter, as far as is declared."""
+        return self.declaration.state.get("num_batches_tracked", "") is not None
 
     @property
     def name(self) -> str:
@@ -76,32 +107,66 @@ class LayerUnderTest:
 
     def _check_makes_a_layer(self) -> None:
         """Make a layer once, so that a wrong argument does not break every law."""
-        call = self.call(_CHANNELS)
+        call = self.call(CHANNELS)
         try:
-            layer = self._make()
+            layer = self.make()
         except Exception as error:  # a user's class may raise anything
             raise ValueError(f"{call} raised {type(error).__name__}: {error}") from error
         if not isinstance(layer, nn.Module):
             raise ValueError(f"{call} makes no torch.nn.Module, but {describe(layer)}")
+        lazy = [p for p in layer.parameters() if is_lazy(p)]
+        if lazy or isinstance(layer, LazyModuleMixin):
+            became = getattr(layer, "cls_to_become", None)
+            instead = f"{became.__module__}:{became.__name__}" if became else "what it turns into"
+            raise ValueError(
+                f"{self.name} is lazy: its state is uninitialized until its first batch; "
+                f"give {instead}"
+            )
 
-    def _make(self) -> Any:
-        return self.factory(_CHANNELS, **self.keywords)
+    def _with_renamed_state(self) -> LayerUnderTest:
+        """Return the layer with its state under nn.BatchNorm's names."""
+        if not isinstance(self.factory, type):
+            raise ValueError(f"{self.name} is no class: where its state is cannot be declared")
+        renamed = rename_state(self.factory, self.declaration.state)
+        return replace(self, factory=renamed, base=self.factory)
+
+    def make(self, **settings: Any) -> Any:
+        """Return a layer of 3 channels."""
+        return self.factory(CHANNELS, **settings | self.keywords)
 
     def _find_ranks(self, device: str) -> tuple[int, ...]:
-        """Return the ranks that the layer takes in eval."""
+        """Return the ranks of which the layer in eval gives an output of the input's shape."""
         taken, refusal = [], ""
+        samples = max(2, self.declaration.least_batch)
         for dims in RANKS["nd"]:
             try:
-                layer = self._make().to(device).eval()
+                layer = self.make().to(device).eval()
+                x = torch.ones(samples, CHANNELS, *[2] * (dims - 2), device=device)
                 with torch.no_grad():
-                    layer(torch.ones(2, _CHANNELS, *[2] * (dims - 2), device=device))
+                    y = layer(x)
             except Exception as error:  # layers refuse ranks in many ways
                 refusal = f"{type(error).__name__}: {error}"
             else:
-                taken.append(dims)
+                if getattr(y, "shape", None) == x.shape:
+                    taken.append(dims)
+                else:
+                    refusal = f"{tuple(x.shape)} comes out as {describe(y)}"
         if not taken:
             raise ValueError(f"it takes no input of 2 to 5 dimensions: {refusal}")
         return tuple(taken)
+
+    def accepts(self, setting: str) -> bool:
+        """Tell whether a layer can be made with a setting.
+
+        A constructor that fails over its value accepts it: to say so is for the laws.
+        """
+        try:
+            self.make(**{setting: _TRIED_SETTINGS[setting]})
+        except TypeError:
+            return self.takes(setting)
+        except Exception:  # a user's class may raise anything
+            return True
+        return True
 
     def takes(self, keyword: str) -> bool:
         """Tell whether its signature has a keyword, or passes it on to a base class that does."""
@@ -127,11 +192,15 @@ class LayerUnderTest:
 
     def import_line(self) -> str:
         """Return a line of code that imports it."""
-        module = getattr(self.factory, "__module__", None)
-        outer = str(getattr(self.factory, "__qualname__", self.name)).split(".")
+        factory = self.base or self.factory
+        name = self.name if self.base is None else self.base.__name__
+        module = getattr(factory, "__module__", None)
+        outer = str(getattr(factory, "__qualname__", name)).split(".")
         if module in (None, "builtins", "functools") or "<locals>" in outer:
-            return f"# {self.name} is yours: {self.factory!r}"
-        tail = "" if outer == [self.name] else f"\n{self.name} = {'.'.join(outer)}"
+            return f"# {name} is yours: {factory!r}"
+        tail = "" if outer == [name] else f"\n{name} = {'.'.join(outer)}"
+        if self.base is not None:
+            tail += "\n".join(renaming_source(name, self.declaration.state))
         return f"from {module} import {outer[0]}{tail}"
 
 

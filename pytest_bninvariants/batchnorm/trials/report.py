@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from pytest_bninvariants.batchnorm.cases import Case
+from pytest_bninvariants.batchnorm.cases import DEFAULTS, Case
 
 _SHOWN_VALUES = 8
 
 
 def law_report(
-    headline: str, statement: str, case: Case, table: list[str], snippet: list[str]
+    headline: str,
+    statement: str,
+    case: Case,
+    layer: object,
+    table: list[str],
+    snippet: list[str],
 ) -> str:
     """Return the report of a layer that breaks a law.
 
@@ -18,23 +23,51 @@ def law_report(
         headline: what is wrong, in one line.
         statement: the law's statement.
         case: the case that broke the law.
+        layer: the layer as it is now; None if there is none.
         table: the expected and the actual values, if tensors were compared.
         snippet: code that reproduces the failure.
     """
-    settings = f"{case.dtype} on {case.device}, state in {case.state_dtype}"
-    lines = [headline, "", f"law   {statement}", f"case  {settings}; {_description(case)}"]
+    lines = [headline, "", f"law   {statement}", f"case  {_description(case, layer)}"]
     lines += ["", *table] if table else []
     lines += ["", "this reproduces it:", "", *(f"    {line}" for line in snippet)]
     return "\n".join(lines)
 
 
-def _description(case: Case) -> str:
+def _description(case: Case, layer: object) -> str:
+    """Return dtypes, batches and modes, and what else differs from a new layer's defaults."""
     shapes = ", ".join(
         f"{batch.shape} {batch.layout}" + (f" at {batch.kappa:g} sigma" if batch.kappa else "")
         for batch in case.batches
     )
-    modes = ", ".join("train" if training else "eval" for training in case.modes)
-    return f"batches {shapes}; modes {modes}"
+    parts = [
+        f"{case.dtype} on {case.device}, state in {case.state_dtype}",
+        f"batches {shapes}",
+        _modes(case, layer),
+        *(f"{name}={value}" for name, value in case.settings().items() if value != DEFAULTS[name]),
+        *([f"num_batches_tracked={case.count}"] if case.count else []),
+        *_frozen_parameters(layer),
+    ]
+    return "; ".join(parts)
+
+
+def _modes(case: Case, layer: object) -> str:
+    """Return the modes of the batches, and the mode in which the layer is now."""
+    now = getattr(layer, "training", None)
+    training = case.modes[-1] if now is None else bool(now)
+    modes = case.modes if len(case.modes) > 1 else (training,)
+    text = "modes " + ", ".join(map(_mode, modes))
+    return text if len(modes) == 1 else f"{text}; now in {_mode(training)}"
+
+
+def _mode(training: bool) -> str:
+    return "train" if training else "eval"
+
+
+def _frozen_parameters(layer: object) -> list[str]:
+    if not isinstance(layer, nn.Module):
+        return []
+    frozen = [name for name, each in layer.named_parameters() if not each.requires_grad]
+    return [f"frozen {' and '.join(frozen)}"] if frozen else []
 
 
 def brief(value: object) -> str:

@@ -51,6 +51,10 @@ class Script:
         self._names[name] = value
         self.keep(source)
 
+    def get(self, name: str) -> Any:
+        """Return what a name is bound to now; None if it is not."""
+        return self._names.get(name)
+
     def bind_value(self, name: str, value: Tensor) -> None:
         """Bind a name to a copy of a tensor; a report prints the values that it has now."""
         moved = "" if value.device.type == "cpu" else f".to('{value.device}')"

@@ -1,0 +1,82 @@
+"""What a layer's author declares of it: where it is another than nn.BatchNorm on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pytest_bninvariants.batchnorm.cases import DEFAULTS
+from pytest_bninvariants.checks import is_int
+
+SETTING_NAMES = ("eps", "momentum", "affine", "track_running_stats")
+STATE_NAMES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """What is declared of a layer.
+
+    Args:
+        settings: defaults of its constructor that differ from nn.BatchNorm's; one that the
+            constructor does not take is fixed at that value.
+        state: where parts of its state are, by nn.BatchNorm's names: `inner.running_mean`; None
+            for a counter that is not there.
+        without: patterns of laws to leave out, each with the reason.
+        least_batch: the fewest samples of a batch that it takes.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, str | None] = field(default_factory=dict)
+    without: Mapping[str, str] = field(default_factory=dict)
+    least_batch: int = 1
+
+    @classmethod
+    def from_keywords(cls, keywords: Mapping[str, Any]) -> Declaration:
+        """Return the declaration that names and values make.
+
+        Raises:
+            ValueError: if a name is unknown, or a value cannot be one of its values.
+        """
+        for name, value in keywords.items():
+            _check(name, value)
+        return cls(
+            settings={name: keywords[name] for name in SETTING_NAMES if name in keywords},
+            state={name: keywords[name] for name in STATE_NAMES if name in keywords},
+            without=keywords.get("without", {}),
+            least_batch=keywords.get("least_batch", 1),
+        )
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Return the constructor's defaults by name."""
+        return DEFAULTS | dict(self.settings)
+
+    def leaves_out(self, law: str) -> str | None:
+        """Return why a law is left out; None if it is not."""
+        matches = (why for pattern, why in self.without.items() if fnmatchcase(law, pattern))
+        return next(matches, None)
+
+
+def _check(name: str, value: object) -> None:
+    """Refuse what cannot be declared."""
+    every = (*SETTING_NAMES, *STATE_NAMES, "without", "least_batch")
+    if name not in every:
+        raise ValueError(f"nothing is declared as {name!r}; accepted: {', '.join(every)}")
+    if name == "least_batch" and not (is_int(value) and value > 0):
+        raise ValueError(f"least_batch={value!r}: expected a whole number >= 1")
+    if name == "without" and not _are_reasons(value):
+        raise ValueError(f"without={value!r}: expected {{'PATTERN OF LAWS': 'REASON'}}")
+    if name in STATE_NAMES and not _is_path(value) and (name, value) != (STATE_NAMES[-1], None):
+        raise ValueError(f"{name}={value!r}: expected where it is, such as 'inner.{name}'")
+
+
+def _are_reasons(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(each, str) and each.strip() for pair in value.items() for each in pair
+    )
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and all(part.isidentifier() for part in value.split("."))
