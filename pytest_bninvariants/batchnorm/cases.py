@@ -16,7 +16,7 @@ from torch import Tensor
 
 LITERAL_VALUES = 32  # longer tensors are printed as the code that makes them
 CONTIGUOUS = ("contiguous",)
-DENSE = ("contiguous", "channels_last", "offset")  # without gaps or overlaps in memory
+DENSE = ("contiguous", "channels_last", "offset", "later")  # without gaps or overlaps in memory
 LAYOUTS = (
     "contiguous",
     "channels_last",
@@ -27,8 +27,16 @@ LAYOUTS = (
     "offset",
     "expanded",
     "cropped",
+    "later",
+    "batch_last",
 )
-LEAST_DIMS = {"channels_last": 4, "swapped": 3, "cropped": 4}  # of the others: 2
+LEAST_DIMS = {
+    "channels_last": 4,
+    "swapped": 3,
+    "cropped": 4,
+    "later": 4,
+    "batch_last": 3,
+}  # of the others: 2
 DEFAULTS: dict[str, Any] = {  # of nn.BatchNorm's constructor
     "eps": 1e-5,
     "momentum": 0.1,
@@ -37,6 +45,7 @@ DEFAULTS: dict[str, Any] = {  # of nn.BatchNorm's constructor
     "bias": True,
 }
 _CROPPED = "torch.cat((x, x), -1).contiguous(memory_format=torch.{})[..., : x.shape[-1]]"
+_LATER = "torch.cat((x[:1], x)).contiguous(memory_format=torch.{})[1:]"
 _VIEWS = {
     "contiguous": "x",
     "channels_last": "x.contiguous(memory_format=torch.channels_last)",
@@ -49,6 +58,9 @@ _VIEWS = {
     "expanded": "x[:1].expand(x.shape)",
     "cropped": _CROPPED.format("channels_last"),
     "cropped_3d": _CROPPED.format("channels_last_3d"),
+    "later": _LATER.format("channels_last"),
+    "later_3d": _LATER.format("channels_last_3d"),
+    "batch_last": "x.movedim(0, -1).contiguous().movedim(-1, 0)",
 }
 _COMPILED_VIEWS = {name: compile(code, "<layout>", "eval") for name, code in _VIEWS.items()}
 

@@ -126,7 +126,7 @@ def require_kit_tests(config: pytest.Config) -> None:
 
 
 def _subjects(settings: Settings, laws: list[Law]) -> Iterator[LayerUnderTest]:
-    from pytest_bninvariants.batchnorm.laws.first_look import require_what_laws_need
+    from pytest_bninvariants.batchnorm.laws.registry import require_what_laws_need
     from pytest_bninvariants.batchnorm.trials.impl_spec import parse_impl
 
     folder = str(Path.cwd())

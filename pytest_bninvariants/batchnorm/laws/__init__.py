@@ -13,6 +13,7 @@ from __future__ import annotations
 from pytest_bninvariants.batchnorm.laws import (  # noqa: F401, which puts them into LAWS
     calls,
     compiling,
+    derivatives,
     gradients,
     inputs,
     saving,

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pytest_bninvariants.batchnorm.cases import Case
+from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
+from pytest_bninvariants.batchnorm.expectation import BatchExpectation, ReferenceTwin
 from pytest_bninvariants.batchnorm.laws.registry import FEW_CASES, FLOAT32_ONLY, law
-from pytest_bninvariants.batchnorm.laws.steps import build_in_mode
+from pytest_bninvariants.batchnorm.laws.steps import build_in_mode, check_training_results
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 _WAYS = tuple(product(("train", "eval"), ("enable_grad", "no_grad")))
@@ -173,3 +174,77 @@ def hooks(trial: LawTrial, case: Case) -> None:
             "calls == ['before', 'after']",
             f"without gradients, the hooks that ran in {mode} are {{calls}}",
         )
+
+
+_DETERMINISTIC = "torch.use_deterministic_algorithms({})"
+_SURROUNDINGS = {  # how a call is made, by what surrounds it
+    "inference_mode()": "with torch.inference_mode():\n    y = layer(x)",
+    "no_grad()": "with torch.no_grad():\n    y = layer(x)",
+    "the default device 'meta'": "with torch.device('meta'):\n    y = layer(x)",
+    "save_on_cpu()": "with torch.autograd.graph.save_on_cpu():\n    y = layer(x)",
+    "another thread": "with ThreadPoolExecutor(1) as pool:\n    y = pool.submit(layer, x).result()",
+    "the default dtype float64": (
+        "torch.set_default_dtype(torch.float64)\n"
+        "try:\n    y = layer(x)\nfinally:\n    torch.set_default_dtype(default)"
+    ),
+    "deterministic algorithms": (
+        f"{_DETERMINISTIC.format(True)}\n"
+        f"try:\n    y = layer(x)\nfinally:\n    {_DETERMINISTIC.format('deterministic')}"
+    ),
+    "a checkpoint": "y = checkpoint(layer, x, use_reentrant=False)",
+    "an outer no_grad() that enable_grad() ends": (
+        "with torch.no_grad(), torch.enable_grad():\n    y = layer(x)"
+    ),
+}
+_WITHOUT_GRAPH = ("inference_mode()", "no_grad()")
+
+
+@law(("float32", "bfloat16"), share=0.05, frozen=True, momentum=False, layouts=CONTIGUOUS)
+def surroundings(trial: LawTrial, case: Case) -> None:
+    """In eval what surrounds a call changes neither output nor gradients.
+
+    Tried are gradient modes, default dtype and device, deterministic algorithms, threads,
+    checkpoints, and hooks of saved tensors.
+    """
+    for name in _SURROUNDINGS:
+        one = trial.for_case(case)
+        twin = build_in_mode(one, training=False)
+        expected = _call_within(one, twin, name)
+        one.check_close("y", expected.output, axis=1)
+        if name not in _WITHOUT_GRAPH:
+            one.check_close("x.grad", expected.gradients(one.run_backward(0))[0], axis=1)
+
+
+@law(FLOAT32_ONLY, share=0.05, layouts=CONTIGUOUS)
+def training_surroundings(trial: LawTrial, case: Case) -> None:
+    """In training what surrounds a call changes neither output, statistics nor gradients."""
+    for name in _SURROUNDINGS:
+        if name == "a checkpoint":  # it runs forward twice
+            continue
+        one = trial.for_case(case)
+        twin = build_in_mode(one, training=True)
+        expected = _call_within(one, twin, name)
+        check_training_results(one, twin, expected)
+        if name not in _WITHOUT_GRAPH:
+            gradients = expected.gradients(one.run_backward(0))
+            one.check_close("x.grad", gradients[0], axis=1)
+            one.check_close("layer.weight.grad", gradients[1])
+
+
+def _call_within(trial: LawTrial, twin: ReferenceTwin, name: str) -> BatchExpectation:
+    """Call the layer within what surrounds it, as `y`, and return what it must give."""
+    trial.run(
+        "from concurrent.futures import ThreadPoolExecutor",
+        "from torch.utils.checkpoint import checkpoint",
+        "default = torch.get_default_dtype()",
+        "deterministic = torch.are_deterministic_algorithms_enabled()",
+    )
+    x = trial.bind_batch(trial.case.batches[0], grad=name not in _WITHOUT_GRAPH)
+    trial.run(_SURROUNDINGS[name])
+    trial.require(
+        "(y.dtype, y.device) == (x.dtype, x.device)",
+        f"under {name} the output is {{y.dtype}} on {{y.device}}",
+    )
+    if name in _WITHOUT_GRAPH:
+        trial.require("not y.requires_grad", f"under {name} the output requires a gradient")
+    return twin.expect(x)

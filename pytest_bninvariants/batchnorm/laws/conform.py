@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from pytest_bninvariants.batchnorm.cases import Case
 from pytest_bninvariants.batchnorm.laws import Law, choose_laws
-from pytest_bninvariants.batchnorm.laws.first_look import require_what_laws_need
+from pytest_bninvariants.batchnorm.laws.registry import require_what_laws_need
 from pytest_bninvariants.batchnorm.trials.comparison import ComparisonTally
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest

@@ -28,6 +28,11 @@ _GRADIENTS = (  # as indexing, splitting and global pooling behind the layer lea
     "torch.cat((g.new_zeros(3), g.flatten()))[3:].view(g.shape)",
     "g[..., :1].expand(g.shape)",
 )
+_OTHER_FORMATS = (  # of gradients for batches with memory formats
+    "g.contiguous(memory_format=torch.{})",
+    "torch.cat((g[:1], g)).contiguous(memory_format=torch.{})[1:]",
+    "g.contiguous()",
+)
 # torch itself refuses with any of these, by layer and version
 _REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, AssertionError)
 
@@ -178,39 +183,63 @@ def _after_first(each: BoundedValue, axis: int) -> BoundedValue:
 @law(("float64", "float32", "bfloat16"), share=0.3)
 def layouts(trial: LawTrial, case: Case) -> None:
     """Layout and strides of input and gradient change only rounding; channels_last stays so."""
-    rank = len(case.batches[0].shape)
     for index, layout in enumerate(_possible_layouts(case)):
         batch = replace(case.batches[0], layout=layout)
-        trial.case = replace(case, batches=(batch,), plain_gradient=False)
-        twin = build_in_mode(trial, training=True)
-        expected = run_forward(trial, twin, grad=True)
-        check_training_results(trial, twin, expected)
-        trial.bind_gradient()
-        last = batch.view_name if layout == "channels_last" and rank >= 4 else None
-        trial.run(
-            f"g = {_GRADIENTS[(index + batch.seed) % len(_GRADIENTS)]}"
-            if last is None
-            else f"g = g.contiguous(memory_format=torch.{last})",
-            "y.backward(g)",
-        )
-        of_input, of_weight, _ = expected.gradients(trial.evaluate("g"))
-        trial.check_close("x.grad", of_input, axis=1)
-        trial.check_close("layer.weight.grad", of_weight)
-        _keeps_format(trial, last)
+        one = trial.for_case(replace(case, batches=(batch,), plain_gradient=False))
+        for gradient in _gradient_layouts(batch, index):
+            _check_layout(one, gradient)
+        _keeps_format(one, _memory_format(batch))
+
+
+def _gradient_layouts(batch: Batch, index: int) -> tuple[str, ...]:
+    """Return code of layouts of the gradient for a batch; those of a memory format are all tried.
+
+    Where an axis of length 1 leaves open which format it is, torch itself takes one for the other.
+    """
+    n, _, *positions = batch.shape
+    clear = len(positions) > 1 and min(n, *positions) > 1
+    last = "channels_last" if len(positions) == 2 else "channels_last_3d"
+    formats = tuple(each.format(last) for each in _OTHER_FORMATS)
+    if _memory_format(batch):
+        return formats if clear else formats[:1]
+    other = (_GRADIENTS[(index + batch.seed) % len(_GRADIENTS)],)
+    return (*other, *formats[:2]) if clear and batch.layout in DENSE else other
+
+
+def _check_layout(trial: LawTrial, gradient: str) -> None:
+    """Check training on the case's batch, with a gradient of this layout."""
+    twin = build_in_mode(trial, training=True)
+    expected = run_forward(trial, twin, grad=True)
+    check_training_results(trial, twin, expected)
+    trial.bind_gradient()
+    trial.run(f"g = {gradient}", "y.backward(g)")
+    of_input, of_weight, of_bias = expected.gradients(trial.evaluate("g"))
+    trial.check_close("x.grad", of_input, axis=1)
+    trial.check_close("layer.weight.grad", of_weight)
+    trial.check_close("layer.bias.grad", of_bias)
+
+
+def _memory_format(batch: Batch) -> str | None:
+    """Return the memory format of a batch that is dense in channels_last; None for others."""
+    if len(batch.shape) < 4 or batch.layout not in ("channels_last", "later"):
+        return None
+    return "channels_last" if len(batch.shape) == 4 else "channels_last_3d"
 
 
 @law(("float64", "float32", "bfloat16"), share=0.3, frozen=True, **EVAL_CASES)
 def eval_layouts(trial: LawTrial, case: Case) -> None:
     """In eval layout and strides of the input change only rounding; channels_last stays so."""
     for layout in _possible_layouts(case):
-        trial.case = replace(case, batches=(replace(case.batches[0], layout=layout),))
-        twin = build_in_mode(trial, training=False)
-        expected = run_forward(trial, twin).output
-        trial.check_close("y", expected, axis=1)
-        trial.run("with torch.no_grad():\n    y = layer(x)")
-        trial.check_close("y", expected, axis=1)
-        dense = layout == "channels_last" and len(case.batches[0].shape) >= 4
-        _keeps_format(trial, trial.case.batches[0].view_name if dense else None)
+        batch = replace(case.batches[0], layout=layout)
+        one = trial.for_case(replace(case, batches=(batch,)))
+        twin = build_in_mode(one, training=False)
+        expected = run_forward(one, twin, grad=True)
+        one.check_close("y", expected.output, axis=1)
+        gradients = expected.gradients(one.run_backward(0))
+        one.check_close("x.grad", gradients[0], axis=1)
+        one.run("with torch.no_grad():\n    y = layer(x)")
+        one.check_close("y", expected.output, axis=1)
+        _keeps_format(one, _memory_format(batch))
 
 
 def _keeps_format(trial: LawTrial, memory_format: str | None) -> None:

@@ -13,6 +13,7 @@ from hypothesis.strategies import SearchStrategy
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
 from pytest_bninvariants.batchnorm.strategies import bn_cases
 from pytest_bninvariants.batchnorm.trials.declaration import SETTING_NAMES
+from pytest_bninvariants.batchnorm.trials.first_look import require_names
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
 from pytest_bninvariants.devices import has_float64
@@ -22,7 +23,7 @@ LAWS: dict[str, Law] = {}
 _FIRST = ("construction", "training_output", "eval_output")
 _FAMILIES = (  # the files of laws: one that is broken breaks many of those behind it
     *("values", "state", "gradients", "inputs", "switches", "saving", "calls"),
-    *("sizes", "compiling"),
+    *("derivatives", "sizes", "compiling"),
 )
 ALL_DTYPES = DTYPES
 FLOAT32_ONLY = ("float32",)
@@ -137,6 +138,16 @@ def law(
         return check
 
     return register
+
+
+def require_what_laws_need(subject: LayerUnderTest, laws: Iterable[Law]) -> None:
+    """Refuse a layer that lacks what some of the laws need, unless that is declared.
+
+    Raises:
+        ValueError: if it does; the message says how to go on.
+    """
+    chosen = [law for law in laws if not law.reason_to_leave_out(subject)]
+    require_names(subject, {name for law in chosen for name in law.needs | law.draws})
 
 
 def _varied_settings(drawn: dict[str, Any]) -> tuple[list[str], list[str]]:

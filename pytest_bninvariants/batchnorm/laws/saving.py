@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pytest_bninvariants.batchnorm.cases import Case
+from pytest_bninvariants.batchnorm.expectation import ReferenceTwin
 from pytest_bninvariants.batchnorm.laws.registry import FEW_CASES, FLOAT32_ONLY, law
 from pytest_bninvariants.batchnorm.laws.steps import (
     KEEP_TENSORS,
@@ -12,7 +13,9 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     build_in_mode,
     check_same_tensors,
     check_state_unchanged,
+    check_training_results,
     run_forward,
+    set_mode,
 )
 from pytest_bninvariants.batchnorm.trials.declaration import STATE_NAMES
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
@@ -164,3 +167,77 @@ def copies_keep_momentum(trial: LawTrial, case: Case) -> None:
     run_forward(trial, twin, 1)
     trial.check_close("layer.running_mean", twin.running_mean)
     trial.check_close("layer.running_var", twin.running_var)
+
+
+_VALUES = "new = {k: v.detach().flip(0) + 0.5 for k, v in layer.state_dict().items() if v.dim()}"
+_COUNTED = "new |= {k: v for k, v in layer.state_dict().items() if not v.dim()}"
+_ARRIVALS = {  # lines by which the values in `new` become those of `layer`
+    "load_state_dict(assign=True)": "layer.load_state_dict(new, assign=True)",
+    "load_state_dict() of a model": (
+        "model = torch.nn.Sequential(torch.nn.ModuleDict({'bn': layer}))\n"
+        "model.load_state_dict({f'0.bn.{k}': v for k, v in new.items()})"
+    ),
+    "other tensors put in their place": (
+        "for k in new:\n"
+        "    parameter = isinstance(getattr(layer, k), torch.nn.Parameter)\n"
+        "    setattr(layer, k, torch.nn.Parameter(new[k]) if parameter else new[k])"
+    ),
+    "writing into .data": "for k in new:\n    getattr(layer, k).data.copy_(new[k])",
+    "views of one flat tensor": (
+        "flat = torch.cat([torch.zeros(1), *(new[k].flatten().float() for k in new)])\n"
+        "at = 1\n"
+        "for k in new:\n"
+        "    if new[k].dim():\n"
+        "        getattr(layer, k).data = flat[at : at + len(new[k])]\n"
+        "    at += new[k].numel()"
+    ),
+    "a deep copy of a model that has it": (
+        "import copy\n"
+        "layer.load_state_dict(new)\n"
+        "layer = copy.deepcopy(torch.nn.Sequential(layer, torch.nn.ReLU()))[0]"
+    ),
+    "a cast and back": "layer.load_state_dict(new)\nlayer = layer.double()\nlayer = layer.float()",
+    "to_empty()": (
+        "layer = layer.to('meta').to_empty(device={device!r})\nlayer.load_state_dict(new)"
+    ),
+    "parameters that another layer has, too": (
+        "import copy\n"
+        "layer.load_state_dict(new)\n"
+        "other, layer = layer, copy.deepcopy(layer)\n"
+        "layer.weight, layer.bias = other.weight, other.bias"
+    ),
+}
+
+
+@law(FLOAT32_ONLY, **FEW_CASES | {"share": 0.04, "average": True})
+def state_arrives(trial: LawTrial, case: Case) -> None:
+    """However its state arrives, a layer goes on from it: in eval, in training and in backward.
+
+    Tried are assigning loads, other tensors, views of a flat one, casts, copies and parameters that
+    are shared.
+    """
+    case = replace(case, count=case.count % 8)
+    for name, lines in _ARRIVALS.items():
+        one = trial.for_case(case)
+        twin = build_in_mode(one, training=False)
+        run_forward(one, twin)
+        one.run("layer.train()", _VALUES, _COUNTED)
+        one.run(lines.replace("{device!r}", repr(case.device)))
+        _goes_on(one, twin, name)
+
+
+def _goes_on(trial: LawTrial, twin: ReferenceTwin, way: str) -> None:
+    values = {k: v.detach().double().cpu() for k, v in trial.evaluate("new").items()}
+    twin.reference.load_state_dict(values, strict=False)
+    trial.require("layer.training", f"after {way} the layer is not in training mode")
+    set_mode(trial, twin, training=False)
+    trial.check_close("y", run_forward(trial, twin).output, axis=1)
+    set_mode(trial, twin, training=True)
+    expected = run_forward(trial, twin, grad=True)
+    check_training_results(trial, twin, expected)
+    of_input, of_weight, of_bias = expected.gradients(trial.run_backward(0))
+    trial.check_close("x.grad", of_input, axis=1)
+    trial.check_close("layer.weight.grad", of_weight)
+    trial.check_close("layer.bias.grad", of_bias)
+    set_mode(trial, twin, training=False)
+    trial.check_close("y", run_forward(trial, twin).output, axis=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
+from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, DENSE, Case
 from pytest_bninvariants.batchnorm.expectation import ReferenceTwin
 from pytest_bninvariants.batchnorm.laws.registry import law
 from pytest_bninvariants.batchnorm.laws.steps import (
@@ -16,6 +16,7 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     set_mode,
 )
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
+from pytest_bninvariants.option_values import HALF
 
 
 @law(
@@ -41,12 +42,24 @@ def settings_are_read(trial: LawTrial, case: Case) -> None:
     trial.check_close("y", run_forward(trial, twin, 1).output, axis=1)
 
 
-@law(("float64", "float32"), share=0.5, affine=False, tracking=None)
+@law(share=0.3, affine=False, tracking=None, layouts=DENSE)
 def affine_off(trial: LawTrial, case: Case) -> None:
     """With affine=False there are no parameters, and the output is as with weight 1 and bias 0.
 
     With bias=False, where the constructor takes that, there is a weight and no bias.
     """
+    for each in _in_precisions(trial, case):
+        _check_without_affine(each, each.case)
+
+
+def _in_precisions(trial: LawTrial, case: Case) -> list[LawTrial]:
+    """Return a trial of the case, and for half input one with the state in float32, if any."""
+    has_state = case.affine or case.track_running_stats
+    mixed = [replace(case, state_dtype="float32")] if case.dtype in HALF and has_state else []
+    return [trial.for_case(each) for each in (case, *mixed)]
+
+
+def _check_without_affine(trial: LawTrial, case: Case) -> None:
     twin = build_in_mode(trial, training=True)
     trial.require(
         "layer.weight is None and layer.bias is None and not list(layer.parameters())",
@@ -64,30 +77,46 @@ def affine_off(trial: LawTrial, case: Case) -> None:
 
 
 def _hold_outputs(trial: LawTrial, twin: ReferenceTwin) -> None:
-    """Check output and gradients in training, and, if statistics are stored, the output in eval."""
+    """Check a pass in training, and, if statistics are stored, one in eval."""
+    _check_pass(trial, twin)
+    if trial.case.track_running_stats:
+        set_mode(trial, twin, training=False)
+        _check_pass(trial, twin)
+
+
+def _check_pass(trial: LawTrial, twin: ReferenceTwin) -> None:
+    """Check output and gradients, and, in training, the statistics if they are tracked."""
+    if trial.case.affine:
+        trial.run("layer.zero_grad()")
     expected = run_forward(trial, twin, grad=True)
+    trial.require("y.dtype == x.dtype", "the output is {y.dtype}, the input {x.dtype}")
     trial.check_close("y", expected.output, axis=1)
-    of_input, of_weight, _ = expected.gradients(trial.run_backward(0))
+    if trial.case.track_running_stats:
+        trial.check_close("layer.running_mean", twin.running_mean)
+        trial.check_close("layer.running_var", twin.running_var)
+    g = trial.bind_gradient()
+    trial.run("y.backward(torch.empty_like(y).copy_(g))")  # laid out as the output is
+    of_input, of_weight, _ = expected.gradients(g)
     trial.check_close("x.grad", of_input, axis=1)
     if trial.case.affine:
         trial.check_close("layer.weight.grad", of_weight)
-    if trial.case.track_running_stats:
-        set_mode(trial, twin, training=False)
-        trial.check_close("y", run_forward(trial, twin).output, axis=1)
 
 
-@law(("float64", "float32"), share=0.5, tracking=False)
+@law(share=0.3, affine=None, tracking=False, layouts=DENSE)
 def tracking_off(trial: LawTrial, case: Case) -> None:
     """With track_running_stats=False there are no buffers, and eval uses batch statistics, too."""
+    for each in _in_precisions(trial, case):
+        _check_without_tracking(each)
+
+
+def _check_without_tracking(trial: LawTrial) -> None:
     twin = build_in_mode(trial, training=True)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         trial.require(f"layer.{name} is None", f"{name} is {{layer.{name}}}, expected None")
     trial.require("not list(layer.buffers())", "there are buffers")
     for training in (True, False):
         set_mode(trial, twin, training=training)
-        expected = run_forward(trial, twin, grad=True)
-        trial.check_close("y", expected.output, axis=1)
-        trial.check_close("x.grad", expected.gradients(trial.run_backward(0))[0], axis=1)
+        _check_pass(trial, twin)
 
 
 @law(("float32",), share=0.5)

@@ -13,6 +13,7 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     KEEP_VALUES,
     build_in_mode,
     check_state_unchanged,
+    check_training_results,
     run_forward,
     set_mode,
 )
@@ -40,11 +41,27 @@ def eps_values(trial: LawTrial, case: Case) -> None:
     for eps in (1.0, 0.1, 1e-3, 1e-5, 1e-8, 1e-12, 1e-16):
         if eps >= least:
             near = replace(case.batches[0], sigma=eps**0.5, kappa=0.0)
-            trial.case = replace(case, eps=eps, batches=(near,), seed=3 * (case.seed or 0) + 1)
-            twin = build_in_mode(trial, training=True)
-            trial.check_close("y", run_forward(trial, twin).output, axis=1)
-            twin = build_in_mode(trial, training=False)
-            trial.check_close("y", run_forward(trial, twin).output, axis=1)
+            varied = replace(case, eps=eps, batches=(near,), seed=3 * (case.seed or 0) + 1)
+            for training in (True, False):
+                one = trial.for_case(varied)
+                twin = build_in_mode(one, training=training)
+                one.check_close("y", run_forward(one, twin).output, axis=1)
+
+
+@law(share=0.1, momentum=False, layouts=CONTIGUOUS, max_values=256)
+def constant_channels(trial: LawTrial, case: Case) -> None:
+    """A channel without variance gives its bias, finite gradients, and running_var shrinks."""
+    case = replace(case, batches=(replace(case.batches[0], kappa=0.0, sigma=1.0),))
+    for constant in ("0", "2", "-0.5"):
+        one = trial.for_case(case)
+        twin = build_in_mode(one, training=True)
+        one.bind_batch(case.batches[0])
+        one.run(f"x = x.clone()\nx[:, 0] = {constant}", "x.requires_grad_()", "y = layer(x)")
+        expected = twin.expect(one.evaluate("x.detach()"))
+        check_training_results(one, twin, expected)
+        gradients = expected.gradients(one.run_backward(0))
+        one.check_close("x.grad", gradients[0], axis=1)
+        one.check_close("layer.weight.grad", gradients[1])
 
 
 @law(frozen=True, **EVAL_CASES)

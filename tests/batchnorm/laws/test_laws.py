@@ -63,7 +63,7 @@ def check_snippet(found: LawBroken, layer: type[nn.Module], snippets: SnippetRun
     cause = found.__cause__
     expected = "AssertionError" if cause is None else f"{type(cause).__name__}: {cause}"[:1000]
     assert error.startswith(expected), found.snippet
-    if layer is not nn.BatchNorm2d:
+    if found.law not in ("frozen_output", "output_written_in_place"):  # torch refuses there, too
         name = layer.__name__
         healed = found.snippet.replace(
             f"from {layer.__module__} import {name}", f"from torch.nn import BatchNorm2d as {name}"

@@ -48,6 +48,17 @@ class Norm(nn.BatchNorm2d):
     """Its name has no rank, and it needs none."""
 
 
+class Wrapper2d(nn.Module):
+    """A BatchNorm inside of another module."""
+
+    def __init__(self, channels, *settings, **keywords):
+        super().__init__()
+        self.inner = nn.BatchNorm2d(channels, *settings, **keywords)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
 number = 3
 layer = Norm(3)
 '''

@@ -78,3 +78,15 @@ class WritesIntoTheGradientItGets(ChangesItsGradient):
         result = grad.clone()
         grad.mul_(0.5)
         return result
+
+
+@breaks("surroundings", "training_surroundings")
+class MakesTensorsOfTheDefaultKind(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.zeros(1)
+
+
+@breaks("surroundings")
+class AsksForGradientsInEval(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else super().forward(x).requires_grad_()

@@ -116,3 +116,23 @@ class ReadsItsGradientFromTheStart(ChangesItsGradient):
 class ReturnsAnEmptyBatch(Composed):
     def of_nothing(self, x: Tensor) -> Tensor:
         return x
+
+
+@breaks("layouts", "eval_layouts")
+class ForgetsTheOffsetOfChannelsLast(Composed):
+    def forward(self, x: Tensor) -> Tensor:
+        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        if last and not x.is_contiguous() and x.storage_offset():
+            x = x.as_strided(x.shape, x.stride(), 0)
+        return super().forward(x)
+
+
+@breaks("layouts")
+class TakesItsGradientForChannelsLast(ChangesItsGradient):
+    def change(self, grad: Tensor) -> Tensor:
+        last = grad.dim() == 4 and grad.is_contiguous(memory_format=torch.channels_last)
+        return grad.flip(3) if last and not grad.is_contiguous() and self.contiguous else grad
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.contiguous = x.is_contiguous()
+        return super().forward(x)

@@ -127,3 +127,21 @@ class ResetsWhatIsNotLoaded(nn.BatchNorm2d):
         if f"{prefix}running_mean" not in state:
             self.reset_running_stats()
         super()._load_from_state_dict(state, prefix, *rest)
+
+
+@breaks("state_arrives")
+class HoldsItsFirstWeight(Composed):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.held = [self.weight]
+
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        changed = self.held[0] is not self.weight and self.weight is not None
+        return super().affine_map(x, values, mean, var) + changed
+
+
+@breaks("state_arrives")
+class ReadsItsWeightFromTheStart(Composed):
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        y = super().affine_map(x, values, mean, var)
+        return y + 1 if self.weight is not None and self.weight.storage_offset() else y

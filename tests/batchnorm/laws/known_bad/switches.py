@@ -83,3 +83,11 @@ class NeedsItsStatisticsInEval(Composed):
         if not self.training and self.num_batches_tracked is not None:
             x = x + 0 * column(self.running_mean, x)
         return super().forward(x)
+
+
+@breaks("affine_off", "tracking_off")
+class NeedsAWeightInHalf(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight is None and x.dtype in (torch.float16, torch.bfloat16):
+            raise RuntimeError("expected scalar type Half but found Float")
+        return super().forward(x)

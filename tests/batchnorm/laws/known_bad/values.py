@@ -158,3 +158,9 @@ class ClampsItsMomentum(UsesAnotherMomentum):
 class FloorsItsVariance(Composed):
     def scale(self, var: Tensor) -> Tensor:
         return (var + self.eps).clamp(min=1e-12).rsqrt()
+
+
+@breaks("constant_channels")
+class TakesTheRootOfTheVariance(Composed):
+    def var(self, values: Tensor, mean: Tensor, dims: list[int]) -> Tensor:
+        return super().var(values, mean, dims).sqrt().square()

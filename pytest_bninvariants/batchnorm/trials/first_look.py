@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 from torch import Tensor
 
-from pytest_bninvariants.batchnorm.laws.registry import Law
 from pytest_bninvariants.batchnorm.trials.declaration import SETTING_NAMES, STATE_NAMES
 from pytest_bninvariants.batchnorm.trials.layer_under_test import CHANNELS, LayerUnderTest
 
 _HOW = "; declare it, as in {}, or write an adapter: docs/conformance.md"
 
 
-def require_what_laws_need(subject: LayerUnderTest, laws: Iterable[Law]) -> None:
+def require_names(subject: LayerUnderTest, needs: Collection[str]) -> None:
     """Refuse a layer that lacks what laws need and is not declared.
 
     Args:
         subject: the layer.
-        laws: the laws to check on it.
+        needs: names of settings, and of parts of the state beside those of every BatchNorm.
 
     Raises:
         ValueError: if it lacks any; the message names them all, and says how to go on.
     """
-    needs = {
-        name
-        for law in laws
-        if not law.reason_to_leave_out(subject)
-        for name in law.needs | law.draws
-    }
     missing = list(_missing(subject, needs))
     if missing:
         example = f"{subject.label}[{missing[0][1]}]"
@@ -36,7 +29,7 @@ def require_what_laws_need(subject: LayerUnderTest, laws: Iterable[Law]) -> None
         raise ValueError(f"{news}{_HOW.format(repr(example))}")
 
 
-def _missing(subject: LayerUnderTest, needs: set[str]) -> Iterator[tuple[str, str]]:
+def _missing(subject: LayerUnderTest, needs: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield what is missing, each with an example of a declaration."""
     declaration = subject.declaration
     settings = [
@@ -56,7 +49,7 @@ def _missing(subject: LayerUnderTest, needs: set[str]) -> Iterator[tuple[str, st
         yield text, f"{name}=None" if nowhere else f"{name}='path.of.it'"
 
 
-def _absent_state(subject: LayerUnderTest, needs: set[str]) -> Iterator[str]:
+def _absent_state(subject: LayerUnderTest, needs: Collection[str]) -> Iterator[str]:
     layer = subject.make()
     for name in STATE_NAMES[:4]:
         value = _read(layer, name)
