@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from pytest_bninvariants.batchnorm.cases import LAYOUTS, Batch, Case
+from pytest_bninvariants.batchnorm.cases import LAYOUTS, LEAST_DIMS, Batch, Case
 from pytest_bninvariants.batchnorm.strategies import (
     DTYPES,
     batch_sizes,
@@ -83,8 +83,7 @@ def test_dtypes_are_names_of_torchs() -> None:
 
 @pytest.mark.parametrize("dims", [2, 3, 4, 5])
 def test_memory_formats_are_those_of_the_rank(dims: int) -> None:
-    of_images = {"channels_last", "cropped"}
-    lacking = {2: {"swapped", *of_images}, 3: of_images}.get(dims, set())
+    lacking = {layout for layout, least in LEAST_DIMS.items() if dims < least}
     expected = set(LAYOUTS) - lacking
     assert set(drawn(memory_formats(dims))) == expected
     assert set(drawn(memory_formats(dims, ["offset"]))) == {"offset"}

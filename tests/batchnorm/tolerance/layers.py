@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.batchnorm.arithmetic import Arithmetic
-from pytest_bninvariants.batchnorm.cases import DENSE, LAYOUTS, Batch
+from pytest_bninvariants.batchnorm.cases import DENSE, LAYOUTS, LEAST_DIMS, Batch
 from pytest_bninvariants.batchnorm.expectation import BatchExpectation, BoundedValue, ReferenceTwin
 from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm
 
@@ -177,8 +177,7 @@ def settings_of(precision: str, count: int, seed: int = 0) -> Iterator[Setting]:
         # torch itself rounds gradients to half in between where input and layer differ in dtype and
         # the input is not dense; in float16 (var + eps)^-3/2 must not overflow
         layouts = set(LAYOUTS if dtype is state else DENSE)
-        if len(shape) < 4:
-            layouts -= {"channels_last", "cropped"}
+        layouts -= {layout for layout, least in LEAST_DIMS.items() if len(shape) < least}
         sigmas = (1.0, 4.0, 0.5) if state is F16 else (1.0, 0.05, 30.0, 0.003)
         usual = (1e-5, 1e-3, 0.1) if dtype is F16 else (1e-5, 1e-3, 1e-8)
         eps = chance.choice((1e-3, 1e-2, 0.1) if state is F16 else usual)
