@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -92,10 +92,13 @@ class GradientPass:
         reached: set[str] = set()
         for part in parts:
             model.zero_grad(set_to_none=True)
-            with self._errors_explained(_describe_loss(part, dtype)), observer, computing_in(dtype):
-                value = self._scalar(self.loss(called, cast_batch(part.batch, dtype)))
-                value = value * part.share
-                torch.autograd.backward(value)
+            with self._errors_explained(_describe_loss(part, dtype)), observer:
+                with computing_in(dtype):
+                    value = self._scalar(self.loss(called, cast_batch(part.batch, dtype)))
+                    value = value * part.share
+                # a wrapper's own casts, such as a compressing hook's, are what is to be judged
+                with nullcontext() if self.wrap else computing_in(dtype):
+                    torch.autograd.backward(value)
             total += float(value.detach())
             for name, gradient in self._gradients(model, sums).items():
                 reached.add(name)
