@@ -62,3 +62,27 @@ def test_strided_half_inputs_are_computed_in_float32() -> None:
     expected = ReferenceBatchNorm(1).gradients(x, g).input
     assert x.grad is not None
     torch.testing.assert_close(x.grad.double(), expected, rtol=0, atol=1e-5)
+
+
+@fails
+def test_a_strided_weight_of_a_channels_last_batch_is_read_with_its_strides() -> None:
+    layer = nn.BatchNorm2d(2, dtype=torch.float64)
+    x, g, expected = _drawn((2, 2, 2, 2), torch.float64)
+    layer.weight.data = torch.tensor([[1.0, 9.0], [1.0, 9.0]], dtype=torch.float64)[:, 0]
+    last = torch.channels_last
+    layer(x.contiguous(memory_format=last)).backward(g.contiguous(memory_format=last))
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, expected, rtol=1e-3, atol=1e-3)
+
+
+@fails
+def test_a_forward_derivative_in_training_can_be_differentiated_by_the_input() -> None:
+    layer = nn.BatchNorm2d(2, track_running_stats=False, dtype=torch.float64)
+    twin = ReferenceBatchNorm(2, track_running_stats=False)
+    x, t, _ = _drawn((2, 2, 2, 2), torch.float64)
+
+    def tangent_gradient(module: nn.Module) -> Tensor:
+        derivative = torch.func.jvp(module, (x,), (t,))[1]
+        return torch.autograd.grad((derivative * t).sum(), x)[0]
+
+    torch.testing.assert_close(tangent_gradient(layer), tangent_gradient(twin))
