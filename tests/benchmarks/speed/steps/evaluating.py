@@ -55,10 +55,11 @@ class Evaluated:
     Args:
         model: the network.
         size: height and width of its images.
+        examples: how many batches `batch_invariant` draws.
     """
 
-    def __init__(self, model: nn.Module, size: int = 64) -> None:
-        self.model = model.eval()
+    def __init__(self, model: nn.Module, size: int = 64, examples: int = EXAMPLES) -> None:
+        self.model, self.examples = model.eval(), examples
         self.average = copy.deepcopy(model)
         self.batch = torch.randn(8, 3, size, size), torch.arange(8)
 
@@ -96,7 +97,7 @@ class Evaluated:
 
     def check_batches(self) -> None:
         """Check that samples do not depend on each other."""
-        batch_invariant(self.model, self.batch[0], examples=EXAMPLES)
+        batch_invariant(self.model, self.batch[0], examples=self.examples)
 
     def run_batches(self) -> None:
         """Run the whole batch in both dtypes, and as many samples as the examples have at most."""
@@ -104,7 +105,7 @@ class Evaluated:
         with torch.no_grad():
             self.model(images)
             copy.deepcopy(self.model).double()(images.double())
-            for _ in range(EXAMPLES):
+            for _ in range(self.examples):
                 self.model(images)
 
     def check_gradients(self) -> None:
@@ -133,7 +134,10 @@ def rows(work: Evaluated, rounds: int = ROUNDS) -> Iterator[Row]:
             work.guard_average,
             work.average_by_hand,
         ),
-        (f"batch_invariant(model, x, examples={EXAMPLES})", "22 forwards, one in float64"): (
+        (
+            f"batch_invariant(model, x, examples={work.examples})",
+            f"{work.examples + 2} forwards, one in float64",
+        ): (
             work.check_batches,
             work.run_batches,
         ),
