@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from pytest_bninvariants.batchnorm.cases import DEFAULTS
-from pytest_bninvariants.checks import is_int
 
 SETTING_NAMES = ("eps", "momentum", "affine", "track_running_stats")
 STATE_NAMES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -24,13 +23,11 @@ class Declaration:
         state: where parts of its state are, by nn.BatchNorm's names: `inner.running_mean`; None
             for a counter that is not there.
         without: patterns of laws to leave out, each with the reason.
-        least_batch: the fewest samples of a batch that it takes.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, str | None] = field(default_factory=dict)
     without: Mapping[str, str] = field(default_factory=dict)
-    least_batch: int = 1
 
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> Declaration:
@@ -45,7 +42,6 @@ class Declaration:
             settings={name: keywords[name] for name in SETTING_NAMES if name in keywords},
             state={name: keywords[name] for name in STATE_NAMES if name in keywords},
             without=keywords.get("without", {}),
-            least_batch=keywords.get("least_batch", 1),
         )
 
     @property
@@ -61,11 +57,9 @@ class Declaration:
 
 def _check(name: str, value: object) -> None:
     """Refuse what cannot be declared."""
-    every = (*SETTING_NAMES, *STATE_NAMES, "without", "least_batch")
+    every = (*SETTING_NAMES, *STATE_NAMES, "without")
     if name not in every:
         raise ValueError(f"nothing is declared as {name!r}; accepted: {', '.join(every)}")
-    if name == "least_batch" and not (is_int(value) and value > 0):
-        raise ValueError(f"least_batch={value!r}: expected a whole number >= 1")
     if name == "without" and not _are_reasons(value):
         raise ValueError(f"without={value!r}: expected {{'PATTERN OF LAWS': 'REASON'}}")
     if name in STATE_NAMES and not _is_path(value) and (name, value) != (STATE_NAMES[-1], None):
