@@ -83,7 +83,7 @@ class BatchSummary(NamedTuple):
     @property
     def variance_error(self) -> Tensor:
         """Return how far off the variance may be, shape (C,)."""
-        return gamma(4, self.unit) * self.statistics.var
+        return variance_error(self.statistics.var, self.unit)
 
     @property
     def is_constant(self) -> bool:
@@ -128,9 +128,7 @@ class BatchSums(NamedTuple):
     @property
     def summary(self) -> BatchSummary:
         """Return the summary."""
-        mean = self.total / self.values
-        var = self.squares / self.values - (mean - self.shift).square()
-        magnitude = (var + mean.square()).sqrt()  # at least that of the values
+        mean, var, magnitude = moments_of(self.total, self.shift, self.squares, self.values)
         varies = torch.full_like(mean, not self.is_constant)
         vectors = torch.stack([mean, var, magnitude, varies])
         return BatchSummary(vectors, self.values, self.depth, self.dtype, _UNIT)
@@ -159,6 +157,23 @@ class BatchSums(NamedTuple):
     def key(self) -> Tensor:
         """Return a tensor that equals that of another batch if, and as good as only if, both do."""
         return torch.stack([self.total, self.squares])
+
+
+def variance_error(var: Tensor, unit: float) -> Tensor:
+    """Return how far off a variance may be, by the rounding of deviations and squares."""
+    return gamma(4, unit) * var
+
+
+def moments_of(
+    total: Tensor, shift: Tensor, squares: Tensor, values: int | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, biased variance and mean magnitude, or more, of channels with these sums.
+
+    See `BatchSums` for the arguments; `values` may differ from channel to channel.
+    """
+    mean = total / values
+    var = squares / values - (mean - shift).square()
+    return mean, var, (var + mean.square()).sqrt()
 
 
 def summarise(x: Tensor, depth: int) -> BatchSummary:

@@ -156,6 +156,15 @@ def output_bound(batch: Normalisation, y: Tensor) -> Tensor:
     return a.with_reference_error(bound).masked_fill(~bounds.posed[:, None], math.inf)
 
 
+def mixing_error(a: Arithmetic) -> float:
+    """Return the relative error of mixing a batch into a running statistic.
+
+    Args:
+        a: the layer's arithmetic.
+    """
+    return gamma(5, max(a.unit, UNIT[a.state]))
+
+
 def running_bound(
     old: Tensor,
     old_bound: Tensor,
@@ -176,7 +185,7 @@ def running_bound(
         m: the batch's weight.
         a: the layer's arithmetic.
     """
-    own = gamma(5, max(a.unit, UNIT[a.state]))
+    own = mixing_error(a)
     reach = abs(1 - m) + abs(m)  # old + m (batch - old) rounds m old, too
     mixing = own * (reach * (old.abs() + old_bound) + abs(m) * (batch.abs() + batch_bound))
     bound = abs(1 - m) * old_bound + abs(m) * batch_bound + mixing

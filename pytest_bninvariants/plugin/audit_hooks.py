@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_bninvariants.errors import FrozenStateChanged
-from pytest_bninvariants.plugin.outcomes.raise_at_test import raise_at
+from pytest_bninvariants.plugin.outcomes.raise_at_test import function_of, raise_at
 from pytest_bninvariants.reporting.audit_summary import AuditTally
 from pytest_bninvariants.reporting.verdict_text import render
 from pytest_bninvariants.verdict import Verdict
@@ -122,7 +122,7 @@ def _fail(item: Any, verdicts: tuple[Verdict, ...]) -> None:
         item._excinfo.clear()
         item.addExpectedFailure(item.instance, (type(failure), failure, None))
     else:
-        function = getattr(item, "obj", None) or item.runtest
+        function = function_of(item)
         raise_at(function, failure, getattr(item, "funcargs", None) or {})
 
 

@@ -18,7 +18,7 @@ from pytest_bninvariants.invariants.guard import Guard
 from pytest_bninvariants.plugin.marker_guards import MarkerRequest, make_guard
 from pytest_bninvariants.plugin.markers import as_written
 from pytest_bninvariants.plugin.model_lookup import FoundModel, collect_values
-from pytest_bninvariants.plugin.outcomes.raise_at_test import line_of, raise_at
+from pytest_bninvariants.plugin.outcomes.raise_at_test import function_of, line_of, raise_at
 from pytest_bninvariants.snapshot.model_state.restore import ModelState
 
 
@@ -132,7 +132,7 @@ def around_call(item: pytest.Item, marks: list[pytest.Mark]) -> Generator[None, 
     under `@given` it is each example.
     """
     __tracebackhide__ = True
-    function: Any = getattr(item, "obj", None) or item.runtest
+    function: Any = function_of(item)
     handle: Any = getattr(function, "hypothesis", None)
     if hasattr(handle, "inner_test"):
         inner = handle.inner_test

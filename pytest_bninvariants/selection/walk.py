@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -38,16 +38,20 @@ def all_tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def all_parameters(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the parameters of a module and of all its submodules.
+    """Yield the parameters of a module and of all its submodules, as `stored_tensors` does.
 
-    In place of what FSDP has gathered for a while there are the shards. Unlike the method of
-    `nn.Module`, nobody observes it.
+    Unlike the method of `nn.Module`, nobody observes it.
     """
-    stored = stored_parameters(each for _, each in named_modules(module))
-    for _, submodule in named_modules(module):
-        for name, parameter in submodule._parameters.items():
-            if parameter is not None:
-                yield stored.get((id(submodule), name), parameter) if stored else parameter
+    modules = [each for _, each in named_modules(module)]
+    return (tensor for kind, tensor in stored_tensors(modules) if kind == "parameter")
+
+
+def stored_tensors(modules: Sequence[nn.Module]) -> Iterator[tuple[Kind, Tensor]]:
+    """Yield the own tensors of modules, shards in place of what FSDP has gathered for a while."""
+    stored = stored_parameters(modules)
+    for module in modules:
+        for kind, name, tensor in own_tensors(module):
+            yield kind, stored.get((id(module), name), tensor) if stored else tensor
 
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[Kind, str, Tensor]]:

@@ -217,14 +217,6 @@ def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
     return () if tensor.layout is torch.strided and tensor.is_nested else tuple(tensor.shape)
 
 
-def is_readable(tensor: Tensor) -> bool:
-    """Tell whether a tensor has values that can be read."""
-    try:
-        return bool([as_bytes(part) for part in parts(tensor)])
-    except READ_ERRORS:
-        return False
-
-
 def as_bytes(part: Tensor) -> Tensor:
     """View a plain dense tensor as a flat uint8 tensor; copy only where its layout forbids it.
 

@@ -339,12 +339,12 @@ def test_values_are_among_the_parts_and_can_be_read(kind: str) -> None:
     values = tensor_bytes.values_of(tensor)
     assert 0 < len(values) <= len(tensor_bytes.parts(tensor))
     assert all(tensor_bytes.is_plain(each) for each in values)
-    assert tensor_bytes.is_readable(tensor)
+    assert tensor_bytes.content_of(tensor)
 
 
 def test_a_tensor_without_values_is_not_readable_nor_dense() -> None:
     for tensor in (torch.ones(2, device="meta"), nn.UninitializedParameter()):
-        assert not tensor_bytes.is_readable(tensor)
+        assert not tensor_bytes.content_of(tensor)
         assert tensor_bytes.dense_values(tensor) is None
     with pytest.raises(tensor_bytes.UnreadableTensor, match="meta device"):
         tensor_bytes.values_of(torch.ones(2, device="meta"))

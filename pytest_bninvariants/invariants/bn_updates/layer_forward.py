@@ -20,6 +20,7 @@ from pytest_bninvariants.batchnorm.batch_summary import (
     summarise,
 )
 from pytest_bninvariants.devices import has_float64, is_capturing
+from pytest_bninvariants.evaluation.rank_exchange import is_distributed
 from pytest_bninvariants.invariants.bn_updates.statistics_snapshot import (
     StatisticsReader,
     StatisticsReading,
@@ -288,9 +289,8 @@ def _momentum_of(layer: nn.Module) -> float | None:
 
 def _is_synchronised(layer: nn.Module) -> bool:
     """Tell whether a layer's statistics are those of all processes' batches together."""
-    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return (
         isinstance(layer, nn.SyncBatchNorm)
-        and is_distributed
+        and is_distributed()
         and torch.distributed.get_world_size(layer.process_group) > 1
     )

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pytest_bninvariants.batchnorm.arithmetic import UNIT, gamma
-from pytest_bninvariants.batchnorm.batch_summary import BatchSums
+from pytest_bninvariants.batchnorm.arithmetic import UNIT, Arithmetic, gamma
+from pytest_bninvariants.batchnorm.batch_summary import BatchSums, moments_of, variance_error
+from pytest_bninvariants.batchnorm.tolerance import mixing_error
 from pytest_bninvariants.invariants.bn_updates.layer_forward import EndedForward
 from pytest_bninvariants.invariants.bn_updates.reference_check import weight_of
 from pytest_bninvariants.invariants.bn_updates.statistics_snapshot import StatisticsSnapshot
@@ -16,6 +17,7 @@ from pytest_bninvariants.selection.bn_layers import STATISTICS
 
 _FLOAT32 = torch.float32
 _UNIT = UNIT[_FLOAT32]
+_ARITHMETIC = Arithmetic.for_dtypes(_FLOAT32, _FLOAT32)
 
 
 def find_surely_right(forwards: Sequence[EndedForward]) -> set[int]:
@@ -36,15 +38,13 @@ def find_surely_right(forwards: Sequence[EndedForward]) -> set[int]:
     table = torch.tensor(numbers, dtype=torch.float64, device="cpu").T
     n, weight, sum_error = table.repeat_interleave(sizes, 1)
     total, shift, squares = map(torch.cat, zip(*map(_vectors, sums), strict=True))
-    mean = total / n
-    var = squares / n - (mean - shift).square()
-    magnitude = (var + mean.square()).sqrt()
+    mean, var, magnitude = moments_of(total, shift, squares, n)
     var *= n / (n - 1)
-    of_batch = torch.stack([sum_error * magnitude, (sum_error + gamma(4, _UNIT)) * var])
+    of_batch = torch.stack([sum_error * magnitude, sum_error * var + variance_error(var, _UNIT)])
     expected = torch.lerp(
         _floats([each.before for each in plain]), torch.stack([mean, var]), weight
     )
-    bound = gamma(5, _UNIT) * expected.abs() + weight.abs() * of_batch
+    bound = mixing_error(_ARITHMETIC) * expected.abs() + weight.abs() * of_batch
     off = (_floats([each.after for each in plain]) - expected).abs()
     right = torch.split((off <= bound).all(0), sizes.tolist())
     return {id(each) for each, channels in zip(plain, right, strict=True) if channels.all()}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor
-
 from pytest_bninvariants.evaluation.gradient_pass import PassGradients
-from pytest_bninvariants.invariants.rank_invariant.shard_pass import OneProcess, buffer_distance
+from pytest_bninvariants.invariants.rank_invariant.shard_pass import (
+    OneProcess,
+    buffer_distance,
+    largest,
+)
 from pytest_bninvariants.verdict import Change, ChangeKind
 
 
@@ -48,7 +50,7 @@ def differences_from(one: OneProcess, left: PassGradients) -> list[ProcessDiffer
     whole = one.whole
     gradients = [
         ProcessDifference(
-            name, "gradient", whole.distance(left, name), _largest(whole.sums[name]), bound
+            name, "gradient", whole.distance(left, name), largest(whole.sums[name]), bound
         )
         for name, bound in one.gradient_bounds.items()
     ]
@@ -57,7 +59,7 @@ def differences_from(one: OneProcess, left: PassGradients) -> list[ProcessDiffer
             name,
             "values",
             buffer_distance(whole, left, name),
-            _largest(whole.buffers[name]),
+            largest(whole.buffers[name]),
             bound,
         )
         for name, bound in one.buffer_bounds.items()
@@ -77,7 +79,3 @@ def worst_of_ranks(
             if key not in found or found[key][1].excess < each.excess:
                 found[key] = rank, each
     return list(found.values())
-
-
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0

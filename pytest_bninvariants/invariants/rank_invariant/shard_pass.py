@@ -126,16 +126,17 @@ def run_on_ranks(
 
 def _buffer_bounds(whole: PassGradients, rough: PassGradients) -> dict[str, float]:
     errors = {name: buffer_distance(whole, rough, name) for name in whole.buffers}
-    sizes = {name: _largest(buffer) for name, buffer in whole.buffers.items()}
+    sizes = {name: largest(buffer) for name, buffer in whole.buffers.items()}
     return rounding_bounds(errors, sizes)
 
 
 def buffer_distance(one: PassGradients, other: PassGradients, name: str) -> float:
     """Return the largest difference between a buffer after two passes."""
-    return _largest(_wide(one.buffers[name]) - _wide(other.buffers[name]))
+    return largest(_wide(one.buffers[name]) - _wide(other.buffers[name]))
 
 
-def _largest(tensor: Tensor) -> float:
+def largest(tensor: Tensor) -> float:
+    """Return the largest magnitude in a tensor; 0 if it has no values."""
     return float(_wide(tensor).abs().max()) if tensor.numel() else 0.0
 
 

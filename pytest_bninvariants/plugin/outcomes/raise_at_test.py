@@ -34,6 +34,11 @@ def raise_at(
     raise AssertionError("the code above raises")
 
 
+def function_of(item: Any) -> Any:
+    """Return the function of a pytest item, or what stands for it in items of other plugins."""
+    return getattr(item, "obj", None) or item.runtest
+
+
 def line_of(function: Callable[..., Any]) -> tuple[str, int]:
     """Return the file of a test, and the line of its `def`."""
     code = code_of(function)

@@ -8,7 +8,7 @@ from pytest_bninvariants import guard_registry
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.plugin.markers import as_written, guard_marks, marker_key, wrong_marks
 from pytest_bninvariants.plugin.outcomes import lost_findings
-from pytest_bninvariants.plugin.outcomes.raise_at_test import raise_at
+from pytest_bninvariants.plugin.outcomes.raise_at_test import function_of, raise_at
 from pytest_bninvariants.plugin.ranks.request import late_marks
 
 
@@ -42,7 +42,7 @@ def refuse_wrong_marks(item: pytest.Item) -> None:
     __tracebackhide__ = True
     wrong = "; ".join([*wrong_marks(item), *late_marks(item)])
     if wrong:
-        raise_at(getattr(item, "obj", None) or item.runtest, GateError(wrong), {})
+        raise_at(function_of(item), GateError(wrong), {})
 
 
 def fail_if_left_open(item: pytest.Item, before: set[int]) -> None:
@@ -90,4 +90,4 @@ def _fail_for(item: pytest.Item, complaints: list[str]) -> None:
     failure = join_failures(broken, list(dict.fromkeys([*texts, *unjudged])))
     assert failure is not None
     (getattr(item, "_excinfo", None) or []).clear()  # such as unittest's unexpected success
-    raise_at(getattr(item, "obj", None) or item.runtest, failure, {})
+    raise_at(function_of(item), failure, {})

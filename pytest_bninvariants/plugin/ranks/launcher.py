@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_bninvariants.errors import GateError
-from pytest_bninvariants.plugin.outcomes.raise_at_test import raise_at
+from pytest_bninvariants.plugin.outcomes.raise_at_test import function_of, raise_at
 from pytest_bninvariants.plugin.ranks.merged_reports import merge_reports
 from pytest_bninvariants.plugin.ranks.request import (
     RAN_ELSEWHERE,
@@ -74,7 +74,7 @@ class RankLauncher:
             request = read_request(item)
             _refuse_debuggers(item.config, request)
         except GateError as error:
-            raise_at(getattr(item, "obj", None) or item.runtest, error, {})
+            raise_at(function_of(item), error, {})
         if not item.config.getoption("setupplan", False):
             item.stash[_REPORTS] = run_on_ranks(item, request)
 

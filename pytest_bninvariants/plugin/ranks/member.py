@@ -10,7 +10,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 from pytest_bninvariants.errors import GateError
-from pytest_bninvariants.plugin.outcomes.raise_at_test import raise_at
+from pytest_bninvariants.plugin.outcomes.raise_at_test import function_of, raise_at
 from pytest_bninvariants.plugin.ranks.request import (
     JOINED,
     RanksRequest,
@@ -65,7 +65,7 @@ class RankMember:
             self._refuse_other_number(request)
             self.membership = self._join(item, request)
         except GateError as error:
-            raise_at(_function(item), error, {})
+            raise_at(function_of(item), error, {})
         item.stash[JOINED] = True
         self.joined()
         if draws_examples(item):
@@ -143,13 +143,9 @@ class RankMember:
                     if exchange.refusal is None:
                         raise
                 if exchange.refusal is not None:  # hypothesis may have made something else of it
-                    raise_at(_function(item), exchange.refusal, {})
+                    raise_at(function_of(item), exchange.refusal, {})
 
         item.runtest = run
-
-
-def _function(item: Any) -> Any:
-    return getattr(item, "obj", None) or item.runtest
 
 
 def _is_of_another_rank(error: BaseException) -> bool:

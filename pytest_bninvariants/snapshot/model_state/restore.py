@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants.selection.walk import named_modules, own_tensors
+from pytest_bninvariants.selection.walk import named_modules, stored_tensors
 from pytest_bninvariants.snapshot.budget import allows
 from pytest_bninvariants.snapshot.model_state.plain_state import PlainState
 from pytest_bninvariants.snapshot.tensor_bytes import (
@@ -19,7 +19,7 @@ from pytest_bninvariants.snapshot.tensor_bytes import (
     is_plain,
     is_uninitialised,
 )
-from pytest_bninvariants.torch_internals.sharding import gathered_modules, stored_parameters
+from pytest_bninvariants.torch_internals.sharding import gathered_modules
 
 
 class ModelState:
@@ -35,7 +35,7 @@ class ModelState:
         self._modules = list({id(m): m for m in (*named, *self._plain.modules)}.values())
         self._modes = [(module, module.training) for module in self._modules]
         self._gathered = set(map(id, gathered_modules(self._modules)))
-        registered = {id(t): t for t in _stored_tensors(self._modules)}
+        registered = {id(t): t for _, t in stored_tensors(self._modules)}
         others = {id(t): t for t in self._plain.tensors if is_plain(t) and are_backed([t])}
         tensors = [t for t in (others | registered).values() if not is_uninitialised(t)]
         with torch.no_grad():
@@ -52,14 +52,6 @@ class ModelState:
         for tensor, kept in self._tensors:
             with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                 _fill(tensor, kept)
-
-
-def _stored_tensors(modules: list[nn.Module]) -> Iterator[Tensor]:
-    """Yield the parameters and buffers of modules, shards in place of what FSDP has gathered."""
-    stored = stored_parameters(modules)
-    for module in modules:
-        for _, name, tensor in own_tensors(module):
-            yield stored.get((id(module), name), tensor)
 
 
 class _Copy(NamedTuple):

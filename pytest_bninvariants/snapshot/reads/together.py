@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pytest_bninvariants.devices import wait_for
-from pytest_bninvariants.snapshot.buckets import fit_in_buckets
-from pytest_bninvariants.snapshot.host_copies import keep_on_host
-from pytest_bninvariants.snapshot.tensor_bytes import OUT_OF_MEMORY, READ_ERRORS
+from pytest_bninvariants.snapshot.tensor_bytes import OUT_OF_MEMORY
 
 
 def read_together(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -46,17 +44,3 @@ def move_to_host(pieces: list[Tensor]) -> list[Tensor]:
     except OUT_OF_MEMORY:  # of the device, to join them
         return [piece.cpu() for piece in pieces]
     return list(torch.split_with_sizes(joined, [piece.numel() for piece in pieces]))
-
-
-def keep_together(tensors: Iterable[Tensor]) -> None:
-    """Keep copies of tensors of devices for all who read them in this `reading_once`."""
-    plain = []
-    for tensor in tensors:
-        try:
-            if tensor.device.type != "cpu" and fit_in_buckets([tensor]):
-                plain.append(tensor)
-        except READ_ERRORS:
-            continue  # who reads it is told why
-    values = [tensor.detach().resolve_neg() for tensor in plain]
-    for tensor, copy in zip(plain, read_together(values), strict=True):
-        keep_on_host(tensor, copy)
