@@ -13,6 +13,7 @@ STACK_SIGNAL = getattr(signal, "SIGUSR2", None)
 """The signal at which a rank writes its stack; None where there is none, as on Windows."""
 
 _FRAME = re.compile(r'  File "(.+)", line (\d+|\?\?\?) in (.+)')
+_WRITING = "Current thread "
 _WRAPPERS = ("c10d_logger.py", "_contextlib.py", "contextlib.py", "eval_frame.py")
 _INNERMOST = 3  # frames that are shown of a stack without the user's code
 _MAIN = "rank_main.py"
@@ -37,8 +38,10 @@ def main_stack(written: str) -> list[StackFrame]:
 
     Args:
         written: what faulthandler wrote of all threads; of several stacks, the last one counts.
+            Where no thread is known to run the test, the one that wrote counts.
     """
     threads: list[list[StackFrame]] = []
+    writing: list[list[StackFrame]] = []
     for line in written.splitlines():
         frame = _FRAME.fullmatch(line)
         if frame is not None and threads:
@@ -46,8 +49,10 @@ def main_stack(written: str) -> list[StackFrame]:
             threads[-1].append(StackFrame(frame[1], number, frame[3]))
         elif "(most recent call first)" in line:
             threads.append([])
+            if line.startswith(_WRITING):
+                writing.append(threads[-1])
     of_test = [frames for frames in threads if any(_MAIN in frame.file for frame in frames)]
-    return next(reversed(of_test or threads), [])
+    return next(reversed(of_test or writing or threads), [])
 
 
 def whereabouts(frames: list[StackFrame]) -> str:

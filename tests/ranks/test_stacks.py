@@ -31,6 +31,15 @@ def test_the_stack_of_the_thread_that_runs_the_test_counts() -> None:
     assert len(frames) == 7
 
 
+def test_without_such_a_thread_the_one_that_wrote_counts_wherever_it_stands() -> None:
+    written = (
+        'Current thread 0x1 (most recent call first):\n  File "/home/me/a.py", line 3 in here\n\n'
+        'Thread 0x2 (most recent call first):\n  File "/lib/socket.py", line 7 in accept\n'
+    )
+    assert main_stack(written) == [StackFrame("/home/me/a.py", 3, "here")]
+    assert main_stack(written.replace("Current thread", "Thread"))[0].function == "accept"
+
+
 def test_a_rank_is_in_the_library_function_that_the_users_line_calls() -> None:
     assert whereabouts(main_stack(WRITTEN)) == "in all_reduce at /home/me/test_it.py:31"
     assert (
