@@ -14,6 +14,10 @@ if TYPE_CHECKING:
         TrainBatch as TrainBatch,
         train_batches as train_batches,
     )
+    from pytest_bninvariants.description.describe import (
+        ModelDescription as ModelDescription,
+        describe as describe,
+    )
     from pytest_bninvariants.errors import (
         FrozenStateChanged as FrozenStateChanged,
         GateError as GateError,
@@ -50,11 +54,13 @@ _HOMES = {name: invariant.module for name, invariant in catalogue.INVARIANTS.ite
     "InvariantBroken": "errors",
     "InvariantHazard": "errors",
     "LawBroken": "errors",
+    "ModelDescription": "description.describe",
     "ReferenceBatchNorm": "batchnorm.reference",
     "TrainBatch": "batchnorm.train_batches",
     "Verdict": "verdict",
     "assert_bn_conforms": "batchnorm.laws.conform",
     "assert_same_output": "invariants.same_output.guard",
+    "describe": "description.describe",
     "train_batches": "batchnorm.train_batches",
 }
 if not TYPE_CHECKING:  # type checkers cannot compute it, and take the imports above

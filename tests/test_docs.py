@@ -80,11 +80,13 @@ def folder(page: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
+
+
+def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     return subprocess.run(
-        command,
+        [sys.executable, *arguments],
         cwd=folder,
         env=environment | {"COLUMNS": "80"},
         capture_output=True,
@@ -96,29 +98,33 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 def test_python_blocks_pass_or_fail_as_the_page_says(page: Path, folder: Path) -> None:
     tests = sorted(str(file.relative_to(folder)) for file in folder.rglob("test_*.py"))
     if not tests:
-        assert "```python" not in page.read_text()
+        scripts = {block.name for block in blocks(page) if block.language == "python"}
+        shown = set(re.findall(r"^\$ python (\S+)$", page.read_text(), re.MULTILINE))
+        assert scripts <= shown, "a block is neither a test nor run by a command"
         return
     failing = FAILING.get(page.name, set())
-    run = run_pytest(folder, "-q", "-rA", *tests)
+    run = run_python(folder, *PYTEST, "-q", "-rA", *tests)
     passed = set(re.findall(r"^PASSED (\S+?)::", run.stdout, re.MULTILINE))
     failed = set(re.findall(r"^FAILED (\S+?)::", run.stdout, re.MULTILINE))
     assert (failed, passed) == (failing, set(tests) - failing), run.stdout + run.stderr
 
 
-def test_shown_output_is_what_pytest_prints(page: Path, folder: Path) -> None:
+def test_shown_output_is_what_the_command_prints(page: Path, folder: Path) -> None:
     printed: dict[str, str] = {}
     for block in blocks(page):
         if block.language == "text":
             command, *expected = block.text.splitlines()
-            assert command.startswith("$ pytest "), command
+            prompt, program, *arguments = command.split()
+            assert (prompt, program) in (("$", "pytest"), ("$", "python")), command
             if command not in printed:
-                printed[command] = output_of(folder, *command.removeprefix("$ pytest ").split())
+                before = PYTEST if program == "pytest" else ()
+                printed[command] = output_of(folder, *before, *arguments)
             assert "\n".join(expected) in printed[command], f"{command} prints:\n{printed[command]}"
 
 
 def output_of(folder: Path, *arguments: str) -> str:
-    """Return what pytest prints, without what depends on its version."""
-    lines = run_pytest(folder, *arguments).stdout.splitlines()
+    """Return what Python prints, without what depends on pytest's version."""
+    lines = run_python(folder, *arguments).stdout.splitlines()
     printed = [re.sub(r" +\[ *\d+%\]$", "", line).rstrip() for line in lines]
     printed = [line.replace("broadcast_buffers=", "forward_sync_buffers=") for line in printed]
     return "\n".join(line for line in printed if set(line.strip()) != {"^"})
