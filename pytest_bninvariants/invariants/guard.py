@@ -157,6 +157,15 @@ class Guard:
         return " and ".join(filter(None, self.sources))
 
     @property
+    def watched_layers(self) -> frozenset[str]:
+        """Return the names of the layers that it watches, without wrapper prefixes.
+
+        It knows them once it has started; there are none if it judges outputs, or only what the
+        step leaves.
+        """
+        return frozenset()
+
+    @property
     def left_open(self) -> str:
         """Return the text reported when the guard is never left."""
         return f"{self._described} {_NEVER_LEFT}"

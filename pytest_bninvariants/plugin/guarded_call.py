@@ -80,7 +80,7 @@ class GuardedStep:
     def _start(self) -> None:
         values = collect_values(self._item, self._arguments)
         for mark in self._marks:
-            with _naming(mark):
+            with naming(mark):
                 request = MarkerRequest.from_mark(mark)
                 guard, models = make_guard(request, values)
             self._found += [(mark, model) for model in models]
@@ -91,7 +91,7 @@ class GuardedStep:
             all_models = {id(model): model for guard in self._guards for model in guard.models}
             self._states = [ModelState(model) for model in all_models.values()]
         for mark, guard in zip(self._marks, self._guards, strict=True):
-            with _naming(mark):
+            with naming(mark):
                 guard.start()
 
     def _exchanged_models(self) -> list[str]:
@@ -113,7 +113,7 @@ class GuardedStep:
 
 
 @contextmanager
-def _naming(mark: pytest.Mark) -> Generator[None]:
+def naming(mark: pytest.Mark) -> Generator[None]:
     """Name the marker in gate errors, since it may be on a class or a module."""
     try:
         yield

@@ -48,7 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_bninvariants.plugin.trace_rerun import TraceRerunner
 
         config.pluginmanager.register(TraceRerunner(), "bninvariants-trace-rerunner")
-    if settings.bn_audit:
+    if settings.bn_list:
+        from pytest_bninvariants.plugin.listing.watch_list import register_watch_list
+
+        register_watch_list(config)
+    elif settings.bn_audit:
         from pytest_bninvariants.plugin.audit_hooks import register_audit
 
         register_audit(config, settings.bn_audit)
@@ -77,7 +81,9 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if launched_world() is None and any(map(runs_on_ranks, session.items)):
+    if session.config.stash[SETTINGS].bn_list or launched_world() is not None:
+        return
+    if any(map(runs_on_ranks, session.items)):
         from pytest_bninvariants.plugin.ranks.launcher import RankLauncher
 
         plugins = session.config.pluginmanager
@@ -113,7 +119,7 @@ def pytest_runtest_setup() -> None:
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     __tracebackhide__ = True
-    if RAN_ELSEWHERE in item.stash:
+    if RAN_ELSEWHERE in item.stash or item.config.stash[SETTINGS].bn_list:
         return (yield)
     from pytest_bninvariants.invariants.frozen import earlier_runs
     from pytest_bninvariants.plugin.outcomes import reports, unjudged_guards

@@ -34,6 +34,7 @@ class Settings:
         bn_dtypes: names of dtypes; empty: each law's own.
         bn_xfails: the file of expected failures.
         bn_examples: how many cases each law is checked on.
+        bn_list: list what guarded tests watch, and run none.
         bn_trace: which run is traced, one of `TRACES`; None: no run.
     """
 
@@ -44,6 +45,7 @@ class Settings:
     bn_dtypes: tuple[str, ...]
     bn_xfails: str | None
     bn_examples: int
+    bn_list: bool
     bn_trace: str | None
 
     @property
@@ -80,6 +82,7 @@ def parse_settings(config: pytest.Config) -> Settings:
         bn_dtypes=_read_dtypes(option("bn_dtype")),
         bn_xfails=_read_file_name("--bn-xfails", option("bn_xfails")),
         bn_examples=_read_examples(option("bn_examples")),
+        bn_list=option("bn_list"),
         bn_trace=bn_trace,
     )
 
@@ -252,6 +255,11 @@ def add_options(parser: pytest.Parser, arguments: Iterable[str]) -> None:
         dest="bn_audit",
         help="audit every test: report, in the summary, frozen BN layers whose statistics move "
         "(the default), or fail the tests in which they do",
+    )
+    group.addoption(
+        "--bn-list",
+        action="store_true",
+        help="list for each guarded test what is watched and how it is set, and run no test's body",
     )
     kit = "of `--pyargs pytest_bninvariants.conformance`: "
     group.addoption(

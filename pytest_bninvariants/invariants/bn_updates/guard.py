@@ -69,6 +69,11 @@ class UpdatesGuard(Guard):
         )
         self._log.start()
 
+    @property
+    def watched_layers(self) -> frozenset[str]:
+        """Return the names of the layers whose updates it counts."""
+        return frozenset(self._layers)
+
     def _end(self) -> None:
         if self._log is not None:
             self._log.stop()

@@ -67,6 +67,13 @@ class FrozenGuard(Guard):
         self._witness.start()
         self._kept = now.kept
 
+    @property
+    def watched_layers(self) -> frozenset[str]:
+        """Return the names of the layers of which something must stay."""
+        assert self._before is not None
+        bare = self._before.selection.names.bare
+        return frozenset(bare[name] for name in self._before.layers)
+
     def _traced(self) -> Mapping[str, KeptTensor]:
         return self._kept
 

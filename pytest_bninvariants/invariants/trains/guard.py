@@ -104,6 +104,12 @@ class TrainsGuard(Guard):
         self._parameter_log.start()
         self._update_log.start()
 
+    @property
+    def watched_layers(self) -> frozenset[str]:
+        """Return the names of the layers of which something must train."""
+        owners = {key.rpartition(".")[0] for key in self._kept}
+        return frozenset(owners.union(self._layers))
+
     def _must_train(self, parameter: Tensor) -> bool:
         return bool(self._scope.modules) or parameter.requires_grad
 

@@ -1,0 +1,1 @@
+"""`--bn-list`: what the tests of a session watch."""
