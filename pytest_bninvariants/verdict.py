@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 ChangeKind = Literal[
     "values",
@@ -167,6 +167,10 @@ class Verdict:
         ('0.running_mean', '0.running_var', '0.num_batches_tracked')
         >>> verdict.causes[0].name
         'mode-flip'
+        >>> print(str(verdict).splitlines()[0])
+        1 of 1 frozen BN layer changed: 0 (mode-flip)
+        >>> verdict.to_dict()["causes"][0]["place"]["call"]
+        'Sequential.train(True)'
     """
 
     guard: str
@@ -197,3 +201,21 @@ class Verdict:
     def changed_tensors(self) -> tuple[str, ...]:
         """Return the names of the tensors that changed, in the model's order."""
         return tuple(dict.fromkeys(c.name for c in self.changes if c.of_tensor))
+
+    def __str__(self) -> str:
+        """Return the text of the failure, or a line that says what was watched if it holds."""
+        from pytest_bninvariants.reporting.verdict_text import text_of
+
+        return text_of(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the verdict as plain JSON types; docs/verdict.md has the schema."""
+        from pytest_bninvariants.reporting.verdict_data import as_data
+
+        return as_data(self)
+
+    def _repr_html_(self) -> str:
+        """Return the verdict for a notebook, which asks for it under this name."""
+        from pytest_bninvariants.reporting.verdict_html import as_html
+
+        return as_html(self)

@@ -1,1 +1,1 @@
-"""Turn verdicts into text."""
+"""Turn verdicts into text, HTML and plain data."""

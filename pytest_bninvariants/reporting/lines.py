@@ -9,8 +9,9 @@ from pytest_bninvariants.frames import relative_path
 from pytest_bninvariants.verdict import Place
 
 WIDTH = 76  # pytest puts "E   " before each line
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_INDENT = " " * 5  # as wide as a label, such as "why  "
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+INDENT = " " * 5
+"""What stands before a line without a label; as wide as a label, such as `why  `."""
 
 
 def wrap(text: str, *, first: str, rest: str) -> list[str]:
@@ -32,18 +33,21 @@ def wrap(text: str, *, first: str, rest: str) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Return a text with its control characters escaped, since a name may contain any."""
-    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
+    """Return a text with what cannot be printed escaped, since a name may contain anything.
+
+    That is control characters, and halves of surrogate pairs, which no encoding can write.
+    """
+    return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def labelled(label: str, text: str) -> list[str]:
     """Wrap a text into indented lines, the first of which starts with a label."""
-    return wrap(text, first=label.ljust(len(_INDENT)), rest=_INDENT)
+    return wrap(text, first=label.ljust(len(INDENT)), rest=INDENT)
 
 
 def count_hidden(number: int) -> list[str]:
     """Return a line that says how many similar entries are not shown, if any."""
-    return [f"{_INDENT}and {number} more like these; -v shows all"] if number else []
+    return [f"{INDENT}and {number} more like these; -v shows all"] if number else []
 
 
 def describe_place(place: Place) -> str:

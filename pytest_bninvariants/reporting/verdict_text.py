@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pytest_bninvariants.diagnosis.wording import counted, first_few
 from pytest_bninvariants.reporting.lines import describe_place, labelled, printable, wrap
 from pytest_bninvariants.reporting.trace_text import write_lines
-from pytest_bninvariants.verdict import Cause, Change, Hazard, Verdict
+from pytest_bninvariants.verdict import Cause, Change, Hazard, Place, Verdict
 
 _TRACED = "traced in this run, in which code compiled by torch.compile ran eagerly"
 _UNFOLDED_ROWS = 30
@@ -52,6 +52,16 @@ def render(verdicts: Sequence[Verdict], *, verbose: bool = False) -> str:
     return printable("\n\n".join(sections))
 
 
+def text_of(verdict: Verdict) -> str:
+    """Return what a verdict says: the text of the failure, or in a line what held."""
+    if not verdict.holds:
+        return render((verdict,))
+    watched = [counted(verdict.layers, verdict.noun)]
+    watched += [] if verdict.tensors is None else [counted(verdict.tensors, "tensor")]
+    lines = wrap(f"{subject(verdict)} holds: {' and '.join(watched)}", first="", rest="  ")
+    return printable("\n".join([*lines, *_remarks(verdict)]))
+
+
 def first_line(verdicts: Sequence[Verdict]) -> str:
     """Return the first line of broken verdicts' text."""
     verdict = verdicts[0]
@@ -63,27 +73,37 @@ def _named_headline(verdict: Verdict) -> str:
 
 
 def _body(verdict: Verdict, *, verbose: bool) -> str:
-    source = f" ({verdict.source})" if verdict.source else ""
-    subject = f"{verdict.guard} on {verdict.model}{source}{_tensor_count(verdict)}"
     lines = [
-        *wrap(subject, first="", rest="  "),
+        *wrap(f"{subject(verdict)}{tensor_count(verdict)}", first="", rest="  "),
         "",
         *_table(verdict, verbose=verbose),
         "",
+        *_remarks(verdict, verbose=verbose),
     ]
-    for cause in verdict.causes:
-        lines += cause_lines(cause)
-    if verdict.writes:
-        lines += write_lines(verdict.writes, verbose=verbose)
-        lines += labelled("", _TRACED)
-    for text in _hazard_texts(verdict.hazards):
-        lines += labelled("also", text)
-    for note in verdict.notes:
-        lines += labelled("note", note)
     return "\n".join(lines).rstrip()
 
 
-def _tensor_count(verdict: Verdict) -> str:
+def subject(verdict: Verdict) -> str:
+    """Return the guard, and the model that it judged."""
+    source = f" ({verdict.source})" if verdict.source else ""
+    return f"{verdict.guard} on {verdict.model}{source}"
+
+
+def _remarks(verdict: Verdict, *, verbose: bool = False) -> list[str]:
+    """Return the lines below the table: why, who wrote, what else, and how it was judged."""
+    lines = [line for cause in verdict.causes for line in cause_lines(cause)]
+    if verdict.writes:
+        lines += write_lines(verdict.writes, verbose=verbose)
+        lines += labelled("", _TRACED)
+    for text in hazard_texts(verdict.hazards):
+        lines += labelled("also", text)
+    for note in verdict.notes:
+        lines += labelled("note", note)
+    return lines
+
+
+def tensor_count(verdict: Verdict) -> str:
+    """Return how many of the watched tensors changed, as the end of a sentence."""
     if verdict.tensors is None:
         return ""
     changed = len(verdict.changed_tensors)
@@ -91,12 +111,18 @@ def _tensor_count(verdict: Verdict) -> str:
     return f": {changed} of {counted(watched, 'watched tensor')} changed"
 
 
-def _table(verdict: Verdict, *, verbose: bool) -> list[str]:
+def table_rows(verdict: Verdict, *, verbose: bool = False) -> list[tuple[str, str]]:
+    """Return the names of what changed, each with how; similar changes of many are one row."""
     changes = verdict.changes
     rows = [(change.name or "the model", change.text) for change in changes]
     if not verbose and len(rows) > _UNFOLDED_ROWS:
         foldings = (_fold(changes, depth) for depth in (2, 1, 0))
         rows = next((fold for fold in foldings if len(fold) <= _FOLDED_ROWS), _fold(changes, 0))
+    return rows
+
+
+def _table(verdict: Verdict, *, verbose: bool) -> list[str]:
+    rows = table_rows(verdict, verbose=verbose)
     column = min(max(len(name) for name, _ in [(verdict.column, ""), *rows]), _COLUMN)
     lines = [f"  {verdict.column:{column}}  change"]
     for name, text in rows:
@@ -126,16 +152,22 @@ def cause_lines(cause: Cause) -> list[str]:
     """Return the lines that say why, where, and how to fix it."""
     lines = labelled("why", f"{cause.name}: {cause.why}")
     if cause.place is not None:
-        lines += labelled("", f"{cause.did} {cause.place.call} at {describe_place(cause.place)}")
+        lines += labelled("", deed(cause, cause.place))
     return lines + labelled("fix", cause.fix)
+
+
+def deed(cause: Cause, place: Place) -> str:
+    """Return what happened at a cause's place, and where that is."""
+    return f"{cause.did} {place.call} at {describe_place(place)}"
 
 
 def hazards_in_a_line(hazards: Iterable[Hazard]) -> str:
     """Return hazards as the end of a sentence."""
-    return printable("; ".join(_hazard_texts(hazards)))
+    return printable("; ".join(hazard_texts(hazards)))
 
 
-def _hazard_texts(hazards: Iterable[Hazard]) -> list[str]:
+def hazard_texts(hazards: Iterable[Hazard]) -> list[str]:
+    """Return a text for each kind of hazard, with the first of the names that it threatens."""
     grouped: dict[str, list[str]] = {}
     for hazard in hazards:
         grouped.setdefault(hazard.text, []).append(hazard.name or "the model")
