@@ -54,6 +54,8 @@ class Change:
         text: the change in words, e.g. `0 -> 1`.
         same_object: whether the name still holds the same tensor object.
         exact: whether the snapshot kept its bytes, and not only fingerprints.
+        drift: on the first change of a layer's `running_mean` and `running_var`, how far the two
+            drifted together, in nats; None on other changes, and where their values are unknown.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Change:
     text: str
     same_object: bool = True
     exact: bool = True
+    drift: float | None = None
 
     @property
     def of_statistics(self) -> bool:

@@ -14,6 +14,7 @@ from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.selection.bn_layers import BN_STATE, STATISTICS
 from pytest_bninvariants.selection.tensor_table import WatchedTensor
 from pytest_bninvariants.snapshot.changes import changes_since
+from pytest_bninvariants.snapshot.reads.layer_drift import with_drift
 from pytest_bninvariants.snapshot.snapshot import Snapshot, take_snapshot
 from pytest_bninvariants.snapshot.tensor_bytes import is_uninitialised
 from pytest_bninvariants.torch_internals.isolation import in_transform, undisturbed
@@ -34,6 +35,7 @@ class FrozenPeriod:
         kept: its statistics before the first of these forwards.
         buffers: its buffers by name, as they are now; the layer itself may be gone at the end.
         parameters: its parameters, or its holder's.
+        eps: what it adds to its variance.
         context: the context of the first forward, or, in training mode, of the first that used
             batch statistics; None before that.
         batches: how many forwards used batch statistics.
@@ -45,6 +47,7 @@ class FrozenPeriod:
     kept: Snapshot
     buffers: Mapping[str, Tensor | None]
     parameters: FrozenParameters
+    eps: object
     context: CallContext | None = None
     batches: int = 0
     trained_beside: bool = False
@@ -57,6 +60,7 @@ class FrozenPeriod:
                 for key, kept in self.kept.items()
             }
             changes = changes_since(self.kept, watched, ())
+            changes = with_drift(changes, self.kept, watched, {"": self.eps})
         moved = {change.name for change in changes if change.kind == "values"}
         return changes if moved & {*STATISTICS} and not self.parameters.averaged else []
 
@@ -106,4 +110,5 @@ def begin_frozen_period(
     except GateError:
         return None
     parameters = parameters or FrozenParameters(holder)
-    return FrozenPeriod(stay, type(layer).__name__, kept, buffers, parameters)
+    eps = getattr(layer, "eps", None)
+    return FrozenPeriod(stay, type(layer).__name__, kept, buffers, parameters, eps)

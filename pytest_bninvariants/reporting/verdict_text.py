@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import inf
+from operator import itemgetter
 
 from pytest_bninvariants.diagnosis.wording import counted, first_few
 from pytest_bninvariants.reporting.lines import describe_place, labelled, printable, wrap
@@ -114,11 +116,13 @@ def tensor_count(verdict: Verdict) -> str:
 def table_rows(verdict: Verdict, *, verbose: bool = False) -> list[tuple[str, str]]:
     """Return the names of what changed, each with how; similar changes of many are one row."""
     changes = verdict.changes
-    rows = [(change.name or "the model", change.text) for change in changes]
-    if not verbose and len(rows) > _UNFOLDED_ROWS:
-        foldings = (_fold(changes, depth) for depth in (2, 1, 0))
-        rows = next((fold for fold in foldings if len(fold) <= _FOLDED_ROWS), _fold(changes, 0))
-    return rows
+    if verbose or len(changes) <= _UNFOLDED_ROWS:
+        return [(change.name or "the model", _with_drift(change)) for change in changes]
+    foldings = (_fold(changes, depth) for depth in (2, 1, 0))
+    rows = next((fold for fold in foldings if len(fold) <= _FOLDED_ROWS), _fold(changes, 0))
+    drifts = [(each.drift, each.layer) for each in changes if each.drift is not None]
+    largest, layer = max(drifts, default=(0.0, ""), key=itemgetter(0))
+    return [*rows, (layer, f"{_in_nats(largest)}, the largest")] if drifts else rows
 
 
 def _table(verdict: Verdict, *, verbose: bool) -> list[str]:
@@ -146,6 +150,14 @@ def _fold(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
         like = f" and {len(group) - 1} like it" + (f" in {module}" if module else "")
         rows.append((group[0].name + (like if len(group) > 1 else ""), group[0].text))
     return rows
+
+
+def _with_drift(change: Change) -> str:
+    return change.text if change.drift is None else f"{change.text}; {_in_nats(change.drift)}"
+
+
+def _in_nats(drift: float) -> str:
+    return f"drift {drift:.2g} nats" if drift < inf else "infinite drift"
 
 
 def cause_lines(cause: Cause) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,10 +13,11 @@ from pytest_bninvariants.selection.model_tree import ModelTree
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.selection.selection_plan import Selection
-from pytest_bninvariants.selection.tensor_table import TensorTable
+from pytest_bninvariants.selection.tensor_table import TensorTable, WatchedTensor
 from pytest_bninvariants.snapshot.changes import changes_since
 from pytest_bninvariants.snapshot.extra_state.compare import ExtraValue
 from pytest_bninvariants.snapshot.extra_state.read import read_extra_state
+from pytest_bninvariants.snapshot.reads.layer_drift import with_drift
 from pytest_bninvariants.snapshot.snapshot import Snapshot, take_snapshot
 from pytest_bninvariants.state_change.layer_settings import read_settings
 from pytest_bninvariants.torch_internals.isolation import undisturbed
@@ -50,11 +51,30 @@ class StateBefore:
         bn_layers = {self.selection.bn_names[key] for key in self.selection.bn_layers}
         return bn_layers.union(self.kept.tensors.columns.layers)
 
+    @property
+    def eps(self) -> dict[str, object]:
+        """Return what each watched BN layer added to its variance, by the layer's name."""
+        settings = self.settings.items()
+        return {self.selection.bn_names[key]: each.get("eps") for key, each in settings}
+
     def changes(self, now: Selection) -> list[Change]:
         """Return how the watched tensors differ from those that a selection covers now."""
         new = [key for key in now.tensors if key not in self.names.tensors]
         with undisturbed():
-            return changes_since(self.kept, now.names.tensors, new)
+            return self.changes_to(now.names.tensors, new)
+
+    def changes_to(
+        self,
+        now: Mapping[str, WatchedTensor],
+        new: Iterable[str],
+        unchanged: Collection[str] | None = None,
+    ) -> list[Change]:
+        """Return the changes to tensors as they are now; arguments as `changes_since`.
+
+        The caller must hold `undisturbed()`.
+        """
+        changes = changes_since(self.kept, now, new, unchanged)
+        return with_drift(changes, self.kept, now, self.eps) if changes else []
 
 
 def read_state_before(

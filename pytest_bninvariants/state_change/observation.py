@@ -10,7 +10,7 @@ from torch import nn
 from pytest_bninvariants.diagnosis.wording import span
 from pytest_bninvariants.selection.bn_layers import counts_batches
 from pytest_bninvariants.selection.scope import Scope
-from pytest_bninvariants.snapshot.changes import changes_since, compare_buckets
+from pytest_bninvariants.snapshot.changes import compare_buckets
 from pytest_bninvariants.snapshot.extra_state.compare import extra_changes
 from pytest_bninvariants.snapshot.extra_state.read import read_extra_state
 from pytest_bninvariants.state_change.before_after import (
@@ -56,7 +56,7 @@ def observe(before: StateBefore, witness: Witness, scope: Scope) -> Observation:
     """
     after = read_state_after(witness.model, scope, before.selection)
     buckets = compare_buckets(before.kept, after.tensors)
-    changes = changes_since(before.kept, after.tensors, after.new_keys, buckets.unchanged)
+    changes = before.changes_to(after.tensors, after.new_keys, buckets.unchanged)
     moved = {change.layer for change in changes if change.of_statistics}
     changes += _eps_changes(before, after)
     if before.extra:

@@ -40,6 +40,15 @@ def test_a_write_is_told() -> None:
     assert "30 of 30 values" in str(broken.value)
 
 
+def test_a_drift_is_told() -> None:
+    model, x = small_model(), batch()
+    with pytest.raises(FrozenStateChanged) as broken, frozen(model):
+        model(x)
+    drifts = [change.drift for change in broken.value.verdict.changes if change.drift is not None]
+    assert drifts
+    assert all(0 < drift < 10 for drift in drifts)
+
+
 def test_weight_decay_is_told() -> None:
     model, x = small_model().eval().requires_grad_(False), batch()
     for parameter in model.parameters():

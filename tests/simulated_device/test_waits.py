@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, InvariantBroken, bn_updates, frozen_bn, trains
+from pytest_bninvariants.state_change import before_after
 from tests.simulated_device.device import Counted, counted
 from tests.simulated_device.models import DEVICE, batch, deep_model, sgd, train_step
 
@@ -106,7 +107,22 @@ def test_frozen_bn_that_is_broken_by_a_forward_waits_a_few_times_more() -> None:
     with counted() as happened, pytest.raises(FrozenStateChanged) as broken, frozen_bn(model):
         step()
     assert "training-mode" in str(broken.value)
+    assert sum(change.drift is not None for change in broken.value.verdict.changes) == LAYERS
     assert happened.waits <= 12
+
+
+def test_the_drift_of_large_statistics_is_read_with_one_wait_more() -> None:
+    model, x = nn.Sequential(*[nn.BatchNorm1d(5000) for _ in range(8)]).to(DEVICE), batch(5000)
+    with counted() as happened, pytest.raises(FrozenStateChanged) as broken, frozen_bn(model):
+        model(x)
+    drifts = [change.drift for change in broken.value.verdict.changes if change.drift is not None]
+    assert len(drifts) == 8
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(before_after, "with_drift", lambda changes, *_: changes)
+        model = nn.Sequential(*[nn.BatchNorm1d(5000) for _ in range(8)]).to(DEVICE)
+        with counted() as without, pytest.raises(FrozenStateChanged), frozen_bn(model):
+            model(x)
+    assert happened.waits <= without.waits + 2
 
 
 def test_trains_waits_a_few_times_in_a_step() -> None:
