@@ -86,3 +86,37 @@ def test_a_forward_derivative_in_training_can_be_differentiated_by_the_input() -
         return torch.autograd.grad((derivative * t).sum(), x)[0]
 
     torch.testing.assert_close(tangent_gradient(layer), tangent_gradient(twin))
+
+
+@fails
+def test_a_forward_derivative_in_training_can_be_derived_forward_again() -> None:
+    layer = nn.BatchNorm2d(2, track_running_stats=False, dtype=torch.float64)
+    twin = ReferenceBatchNorm(2, track_running_stats=False)
+    x, t, _ = _drawn((2, 2, 2, 2), torch.float64)
+
+    def second_derivative(module: nn.Module) -> Tensor:
+        def first(x: Tensor) -> Tensor:
+            derivative: Tensor = torch.func.jvp(module, (x,), (t,))[1]
+            return derivative
+
+        second: Tensor = torch.func.jvp(first, (x.detach(),), (t,))[1]
+        return second
+
+    torch.testing.assert_close(second_derivative(layer), second_derivative(twin))
+
+
+@fails
+def test_a_call_in_training_leaves_the_graph_of_one_in_eval() -> None:
+    layer = nn.BatchNorm2d(2, dtype=torch.float64).eval()
+    x, g, _ = _drawn((2, 2, 2, 2), torch.float64)
+    expected = ReferenceBatchNorm(2).eval().gradients(x, g).input
+    y = layer(x)
+    layer.train()(3 * g + 1)
+    torch.testing.assert_close(torch.autograd.grad(y, x, g)[0], expected)
+
+
+@fails
+def test_values_whose_squares_are_past_float32_are_normalised() -> None:
+    x = 1e20 * _drawn((2, 2, 2, 2), torch.float32)[0]
+    expected = ReferenceBatchNorm(2)(x)
+    torch.testing.assert_close(nn.BatchNorm2d(2)(x).double(), expected, rtol=1e-3, atol=1e-3)
