@@ -29,6 +29,8 @@ LAYOUTS = (
     "cropped",
     "later",
     "batch_last",
+    "one_channel",
+    "windows",
 )
 LEAST_DIMS = {
     "channels_last": 4,
@@ -61,6 +63,9 @@ _VIEWS = {
     "later": _LATER.format("channels_last"),
     "later_3d": _LATER.format("channels_last_3d"),
     "batch_last": "x.movedim(0, -1).contiguous().movedim(-1, 0)",
+    "one_channel": "x[:, :1].expand(x.shape)",
+    "windows": "x.flatten().repeat(2)[: len(x) + x[0].numel()].unfold(0, x[0].numel(), 1)"
+    "[: len(x)].view(x.shape)",
 }
 _COMPILED_VIEWS = {name: compile(code, "<layout>", "eval") for name, code in _VIEWS.items()}
 

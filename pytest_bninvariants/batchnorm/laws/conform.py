@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from pytest_bninvariants.batchnorm.cases import Case
 from pytest_bninvariants.batchnorm.laws import Law, choose_laws
 from pytest_bninvariants.batchnorm.laws.registry import require_what_laws_need
+from pytest_bninvariants.batchnorm.laws.steps import one_thread
 from pytest_bninvariants.batchnorm.trials.comparison import ComparisonTally
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
@@ -65,7 +66,7 @@ def check_law(
         tally.add_case(case_tally)
 
     try:
-        with _thread_count(law.threads), _no_logs():
+        with nullcontext() if law.threads else one_thread(), _no_logs():
             run_cases()
     except LawBroken as broken:
         broken.__notes__ = []  # hypothesis adds the falsifying example, which the report has
@@ -78,18 +79,6 @@ def check_law(
             f"{MOST_UNJUDGED:.0%}, so the law was not judged"
         )
     return tally
-
-
-@contextmanager
-def _thread_count(shared: bool) -> Iterator[None]:
-    """Use one thread, small tensors being slow with more, except where threads are the point."""
-    count = torch.get_num_threads()
-    try:
-        if not shared:
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(count)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ def double_backward(trial: LawTrial, case: Case) -> None:
     case = _well_conditioned(case)
     for training in (True, False):
         _differentiate_twice(trial.for_case(case), training=training)
+        _differentiate_without_weight(trial.for_case(case), training=training)
     _differentiate_thrice(trial.for_case(case))
 
 
@@ -53,6 +54,23 @@ def _differentiate_twice(trial: LawTrial, *, training: bool) -> None:
     seconds = torch.autograd.grad(loss, (x64, g64, weight), materialize_grads=True)
     for index, value in enumerate(seconds):
         trial.check_close(f"second[{index}]", _half_the_digits(value), axis=int(index < 2))
+
+
+def _differentiate_without_weight(trial: LawTrial, *, training: bool) -> None:
+    """Check the second derivative, as a gradient penalty takes it, where the weight is None."""
+    twin = build_in_mode(trial, training=training)
+    twin.reference.weight = twin.reference.bias = None
+    x = trial.bind_batch(trial.case.batches[0], grad=True)
+    g = trial.bind_gradient()
+    trial.run("layer.weight = layer.bias = None", "g.requires_grad_()", "y = layer(x)")
+    trial.run("(of_x,) = torch.autograd.grad(y, x, g, create_graph=True)")
+    trial.run("loss = (of_x * of_x).sum()")
+    trial.run("second = torch.autograd.grad(loss, (x, g), materialize_grads=True)")
+    x64, g64 = x.cpu().clone().requires_grad_(), g.detach().cpu().clone().requires_grad_()
+    (of_x,) = torch.autograd.grad(twin.reference(x64), x64, g64, create_graph=True)
+    seconds = torch.autograd.grad(of_x.square().sum(), (x64, g64), materialize_grads=True)
+    for index, value in enumerate(seconds):
+        trial.check_close(f"second[{index}]", _half_the_digits(value), axis=1)
 
 
 def _differentiate_thrice(trial: LawTrial) -> None:
@@ -129,7 +147,15 @@ def _derive(trial: LawTrial, twin: ReferenceTwin, x: torch.Tensor, t: torch.Tens
         "    derivative = forward_ad.unpack_dual("
         "torch.func.functional_call(layer, twice, (x,))).tangent",
     )
-    trial.check_close("derivative", _half_the_digits(2 * twin.reference(x.cpu()).detach()), axis=1)
+    of_parameters = 2 * twin.reference(x.cpu()).detach()
+    trial.check_close("derivative", _half_the_digits(of_parameters), axis=1)
+    trial.run(
+        "with forward_ad.dual_level():\n"
+        "    twice = {k: forward_ad.make_dual(v, 2 * v) for k, v in layer.named_parameters()}\n"
+        "    derivative = forward_ad.unpack_dual("
+        "torch.func.functional_call(layer, twice, (forward_ad.make_dual(x, t),))).tangent",
+    )
+    trial.check_close("derivative", _half_the_digits(value + of_parameters), axis=1)
 
 
 def _derive_gradients_forward(trial: LawTrial) -> None:
@@ -213,6 +239,71 @@ def vmap(trial: LawTrial, case: Case) -> None:
     trial.run("_, pull = torch.func.vjp(layer, x)", "of_x = torch.vmap(pull)(gs)[0]")
     trial.check_close("of_x[0]", first.gradients(g)[0], axis=1)
     trial.check_close("of_x[1]", first.gradients(g.sin())[0], axis=1)
+
+
+@law(("float64",), share=0.1, **_SMALL | {"needs": ("eps", "track_running_stats")})
+def vmap_parameters(trial: LawTrial, case: Case) -> None:
+    """torch.vmap over parameters, and gradients for each of some batches, are as single calls give.
+
+    So it is with a batch of tangents; in training without stored statistics, too. A layer that
+    torch refuses, as with `vmap`, may be.
+    """
+    case = _well_conditioned(case)
+    for training in (False, True):
+        one = trial.for_case(replace(case, track_running_stats=not training))
+        twin = build_in_mode(one, training=training)
+        x = one.bind_batch(case.batches[0])
+        one.bind_gradient()
+        one.run(
+            "xs, gs = torch.stack((x, x.flip(0) + 1)), torch.stack((g, g.sin()))",
+            "parameters = {k: v.detach() for k, v in layer.named_parameters()}",
+            "call = lambda p, x: torch.func.functional_call(layer, p, (x,))",
+        )
+        if _vmap_weights(one, twin, x):
+            _vmap_gradients(one, twin, x)
+            _vmap_tangents(one, twin, x)
+
+
+def _vmap_weights(trial: LawTrial, twin: ReferenceTwin, x: Tensor) -> bool:
+    """Check a call with two weights and biases at once, and tell whether torch makes it."""
+    trial.run("two = {k: torch.stack((v, 2 * v + 1)) for k, v in parameters.items()}")
+    if not _transform(trial, "ys = torch.vmap(call, in_dims=(0, None))(two, x)"):
+        return False
+    trial.check_close("ys[0]", twin.expect(x).output, axis=1)
+    kept = [each.detach().clone() for each in twin.reference.parameters()]
+    for each in twin.reference.parameters():
+        each.data.mul_(2).add_(1)
+    trial.check_close("ys[1]", twin.expect(x).output, axis=1)
+    for each, value in zip(twin.reference.parameters(), kept, strict=True):
+        each.data.copy_(value)
+    return True
+
+
+def _vmap_gradients(trial: LawTrial, twin: ReferenceTwin, x: Tensor) -> None:
+    """Check the gradients of parameters and input for each of two batches."""
+    trial.run("loss = lambda p, x, g: (call(p, x) * g).sum()")
+    gradient = "torch.vmap(torch.func.grad(loss, (0, 1)), in_dims=(None, 0, 0))"
+    if not _transform(trial, f"of, of_x = {gradient}(parameters, xs, gs)"):
+        return
+    g = trial.evaluate("g")
+    for index, (batch, each) in enumerate(((x, g), (x.flip(0) + 1, g.sin()))):
+        of_input, of_weight, of_bias = twin.expect(batch).gradients(each)
+        trial.check_close(f"of_x[{index}]", of_input, axis=1)
+        trial.check_close(f"of['weight'][{index}]", of_weight)
+        trial.check_close(f"of['bias'][{index}]", of_bias)
+
+
+def _vmap_tangents(trial: LawTrial, twin: ReferenceTwin, x: Tensor) -> None:
+    """Check forward-mode AD along two tangents at once."""
+    push = "torch.func.jvp(lambda x: call(parameters, x), (x,), (t,))[1]"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns when it first loads its jvp decompositions
+        if not _transform(trial, f"pushed = torch.vmap(lambda t: {push})(gs)"):
+            return
+    g = trial.evaluate("g").cpu()
+    for index, t in enumerate((g, g.sin())):
+        (value,) = _tangents(lambda x: (twin.reference(x),), x.cpu(), t)
+        trial.check_close(f"pushed[{index}]", _half_the_digits(value.detach()), axis=1)
 
 
 def _transform(trial: LawTrial, line: str) -> bool:

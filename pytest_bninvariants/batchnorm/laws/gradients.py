@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
+
+import torch
+
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
-from pytest_bninvariants.batchnorm.expectation import BoundedValue
+from pytest_bninvariants.batchnorm.expectation import (
+    BatchExpectation,
+    BoundedValue,
+    ReferenceTwin,
+)
 from pytest_bninvariants.batchnorm.laws.registry import law
-from pytest_bninvariants.batchnorm.laws.steps import EVAL_CASES, build_in_mode, run_forward
+from pytest_bninvariants.batchnorm.laws.steps import (
+    EVAL_CASES,
+    build_in_mode,
+    check_training_results,
+    run_forward,
+)
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
+
+_OF_LAYER = "layer.weight, layer.bias"
 
 
 def _gradients(
@@ -63,6 +79,32 @@ def eval_bias_gradient(trial: LawTrial, case: Case) -> None:
     trial.check_close("layer.bias.grad", gradients[2])
 
 
+@law(("float32",), share=0.05, layouts=CONTIGUOUS, max_values=256)
+def needed_gradients(trial: LawTrial, case: Case) -> None:
+    """Whichever of input, weight and bias need gradients, these are right, and others have none.
+
+    Output and statistics do not depend on that.
+    """
+    needs = [needed for needed in product((True, False), repeat=3) if any(needed)]
+    for training, needed in product((True, False), needs):
+        _need(trial.for_case(case), needed, training=training)
+
+
+def _need(trial: LawTrial, needed: tuple[bool, ...], *, training: bool) -> None:
+    twin = build_in_mode(trial, training=training)
+    trial.run(
+        f"layer.weight.requires_grad_({needed[1]})", f"layer.bias.requires_grad_({needed[2]})"
+    )
+    expected = run_forward(trial, twin, grad=needed[0])
+    check_training_results(trial, twin, expected)
+    gradients = expected.gradients(trial.run_backward(0))
+    for index, name in enumerate(("x", "layer.weight", "layer.bias")):
+        if needed[index]:
+            trial.check_close(f"{name}.grad", gradients[index], axis=int(index == 0))
+        else:
+            trial.require(f"{name}.grad is None", f"{name}, which needs none, has a gradient")
+
+
 @law(("float32",), share=0.3, layouts=CONTIGUOUS, max_values=256)
 def gradients_accumulate(trial: LawTrial, case: Case) -> None:
     """A second backward adds to the gradients that are there, of a new graph or a kept one."""
@@ -82,7 +124,7 @@ def gradients_accumulate(trial: LawTrial, case: Case) -> None:
 def graphs_are_independent(trial: LawTrial, case: Case) -> None:
     """Each forward has its own graph, which autograd differentiates without touching .grad.
 
-    It is the graph of the mode that the layer was in then.
+    It is the graph of the mode and the settings that the layer had then.
     """
     twin = build_in_mode(trial, training=True)
     expected = run_forward(trial, twin, grad=True)
@@ -90,6 +132,7 @@ def graphs_are_independent(trial: LawTrial, case: Case) -> None:
     run_forward(trial, twin, 1)
     g = trial.bind_gradient()
     trial.run("layer.eval()")  # as a validation between forward and backward does
+    trial.run("layer.eps, layer.momentum = 7.0, 0.7")
     wanted = "(first, layer.weight, layer.bias)"
     trial.run(f"gradients = torch.autograd.grad(y_of_first, {wanted}, g)")
     for index, gradient in enumerate(expected.gradients(g)):
@@ -141,3 +184,70 @@ def _input_written(trial: LawTrial, written: str, *, training: bool) -> None:
         of_input, of_weight, _ = twin.expect(x).gradients(g)
         trial.check_close("x.grad", of_input, axis=1)
         trial.check_close("layer.weight.grad", of_weight)
+
+
+@law(("float32",), share=0.05, layouts=CONTIGUOUS, max_values=256)
+def workspaces(trial: LawTrial, case: Case) -> None:
+    """Of two layers and batches of one shape, no call or backward changes what another one gives.
+
+    That holds whatever order they run in, in training and in eval.
+    """
+    for training in (True, False):
+        _interleave(trial.for_case(case), training=training)
+        _interleave_without_graph(trial.for_case(case), training=training)
+
+
+def _interleave(trial: LawTrial, *, training: bool) -> None:
+    """Run forward on three batches, two of them on one layer; then backward in another order."""
+    other, twin = _two_layers(trial, training=training)
+    x = trial.bind_batch(trial.case.batches[0])
+    g = trial.bind_gradient()
+    trial.run(
+        "xs = [x.clone().requires_grad_(), (x.flip(0) + 1).requires_grad_(), "
+        "(2 * x - 1).requires_grad_()]",
+        "gs = [g, g.cos(), g.flip(0)]",
+        "ys = [layer(xs[0]), other(xs[1]), layer(xs[2])]",
+    )
+    expected = [twin.expect(x), other.expect(x.flip(0) + 1), twin.expect(2 * x - 1)]
+    for index, owner in ((1, "other"), (2, "layer"), (0, "layer")):
+        of = f"(xs[{index}], {_OF_LAYER.replace('layer', owner)})"
+        trial.run(f"of_{index} = torch.autograd.grad(ys[{index}], {of}, gs[{index}])")
+    for index, gradient in enumerate((g, g.cos(), g.flip(0))):
+        trial.check_close(f"ys[{index}]", expected[index].output, axis=1)
+        for which, value in enumerate(expected[index].gradients(gradient)):
+            trial.check_close(f"of_{index}[{which}]", value, axis=int(which == 0))
+    _add_up(trial, expected[::2], (g, g.flip(0)))
+
+
+def _add_up(
+    trial: LawTrial, expected: list[BatchExpectation], gradients: tuple[torch.Tensor, ...]
+) -> None:
+    """Check that .grad adds up what two backwards give, the second of another batch."""
+    trial.run("for i in (0, 2):\n    layer(xs[i]).backward(gs[i])")
+    pairs = [each.gradients(g) for each, g in zip(expected, gradients, strict=True)]
+    for which, name in ((1, "weight"), (2, "bias")):
+        (one, one_bound), (two, two_bound) = (each[which] for each in pairs)
+        rounding = (one.abs() + two.abs()) * 2.0**-23
+        total = BoundedValue(one + two, one_bound + two_bound + rounding)
+        trial.check_close(f"layer.{name}.grad", total)
+
+
+def _interleave_without_graph(trial: LawTrial, *, training: bool) -> None:
+    other, twin = _two_layers(trial, training=training)
+    x = trial.bind_batch(trial.case.batches[0])
+    trial.run("with torch.no_grad():\n    ys = [layer(x), other(x.flip(0) + 1), layer(2 * x - 1)]")
+    expected = [twin.expect(x), other.expect(x.flip(0) + 1), twin.expect(2 * x - 1)]
+    for index, each in enumerate(expected):
+        trial.check_close(f"ys[{index}]", each.output, axis=1)
+
+
+def _two_layers(trial: LawTrial, *, training: bool) -> tuple[ReferenceTwin, ReferenceTwin]:
+    """Make `other` and `layer`, of other states and another eps, and return their twins."""
+    case = trial.case
+    eps = case.eps if "eps" in trial.subject.fixed else min(1.0, 4 * case.eps)
+    seed = None if case.seed is None else case.seed + 5  # the same special values of the weight
+    trial.case = replace(case, eps=eps, seed=seed)
+    other = build_in_mode(trial, training=training)
+    trial.run("other = layer")
+    trial.case = case
+    return other, build_in_mode(trial, training=training)

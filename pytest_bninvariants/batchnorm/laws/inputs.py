@@ -19,6 +19,7 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     run_forward,
     set_mode,
 )
+from pytest_bninvariants.batchnorm.trials.declaration import STATE_NAMES
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 from pytest_bninvariants.option_values import HALF
 
@@ -137,7 +138,10 @@ def _refused(trial: LawTrial, shape: tuple[int, ...]) -> None:
 
 @law(("float32", "float64"), share=0.4, layouts=CONTIGUOUS, max_values=512)
 def nonfinite_input(trial: LawTrial, case: Case) -> None:
-    """In training NaN and Inf reach output and statistics of their channel, and no other."""
+    """In training NaN and Inf reach output and statistics of their channel, and no other.
+
+    So does NaN in the gradient of the output.
+    """
     for bad in ("nan", "inf", "-inf"):
         twin = build_in_mode(trial, training=True)
         clean = trial.bind_batch(case.batches[0])
@@ -153,6 +157,7 @@ def nonfinite_input(trial: LawTrial, case: Case) -> None:
             trial.run("(of_input,) = torch.autograd.grad(y, x, g)")
             of_input = expected.gradients(case.gradient(0))[0]
             trial.check_close("of_input[:, 1:]", _after_first(of_input, 1), axis=1)
+            _nonfinite_gradient(trial.for_case(case))
         if case.momentum != 0:
             for name in ("running_mean", "running_var"):
                 trial.require(
@@ -161,11 +166,29 @@ def nonfinite_input(trial: LawTrial, case: Case) -> None:
                 )
 
 
+def _nonfinite_gradient(trial: LawTrial) -> None:
+    twin = build_in_mode(trial, training=True)
+    expected = run_forward(trial, twin, grad=True)
+    gradients = expected.gradients(trial.bind_gradient())
+    trial.run("g[0, 0] = float('nan')", "y.backward(g)")
+    for index, name in enumerate(("x", "layer.weight", "layer.bias")):
+        rest = _after_first(gradients[index], int(index == 0))
+        channels = "[:, 1:]" if index == 0 else "[1:]"
+        trial.check_close(f"{name}.grad{channels}", rest, axis=int(index == 0))
+        trial.require(
+            f"bool({name}.grad.transpose(0, {int(index == 0)})[0].isnan().any())",
+            f"NaN in a channel's gradient does not reach {name}.grad",
+        )
+
+
 @law(
     ("float32", "float64"), share=0.4, frozen=True, max_values=512, layouts=CONTIGUOUS, **EVAL_CASES
 )
 def eval_nonfinite_input(trial: LawTrial, case: Case) -> None:
-    """In eval NaN and Inf reach their own place of the output, and no other."""
+    """In eval NaN and Inf reach their own place of the output, and no other.
+
+    NaN in the state reaches the output of its channel, and no other.
+    """
     twin = build_in_mode(trial, training=False)
     clean = trial.bind_batch(case.batches[0])
     expected = twin.expect(clean).output
@@ -174,6 +197,11 @@ def eval_nonfinite_input(trial: LawTrial, case: Case) -> None:
         trial.require("not y.reshape(-1)[0].isfinite()", f"{bad} comes out as {{y.reshape(-1)[0]}}")
         rest = BoundedValue(*(each.reshape(-1)[1:] for each in expected))
         trial.check_close("y.reshape(-1)[1:]", rest)
+    for name in STATE_NAMES[:4] if case.channels > 1 else ():
+        trial.run(f"value = layer.{name}.data[0].item()", f"layer.{name}.data[0] = float('nan')")
+        trial.run("y = layer(x)", f"layer.{name}.data[0] = value")
+        trial.check_close("y[:, 1:]", _after_first(expected, 1), axis=1)
+        trial.require("y[:, 0].isnan().all()", f"NaN in {name} does not reach the output")
 
 
 def _after_first(each: BoundedValue, axis: int) -> BoundedValue:

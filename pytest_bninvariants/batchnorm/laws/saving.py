@@ -25,9 +25,14 @@ from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 def state_dict_keys(trial: LawTrial, case: Case) -> None:
     """state_dict() holds weight, bias, running_mean, running_var and the counter, in their dtypes.
 
-    A layer with frozen statistics may do without the counter.
+    A layer with frozen statistics may do without the counter. Its parameters come in the order
+    weight, bias, by which optimizers number what they save.
     """
     trial.build_layer()
+    trial.require(
+        "[k for k, _ in layer.named_parameters() if k in ('weight', 'bias')] != ['bias', 'weight']",
+        "its parameters come in the order {[k for k, _ in layer.named_parameters()]}",
+    )
     counted = trial.evaluate("hasattr(layer, 'num_batches_tracked')")
     keys = sorted(STATE_NAMES if counted else STATE_NAMES[:4])
     trial.require(
@@ -94,6 +99,20 @@ def state_dict_versions(trial: LawTrial, case: Case) -> None:
     trial.check_raises("layer.load_state_dict(new)", RuntimeError)
     trial.run("new._metadata = {'': {'version': 2}}")
     trial.check_raises("layer.load_state_dict(new)", RuntimeError)
+
+
+@law(FLOAT32_ONLY, **FEW_CASES)
+def state_dict_strictness(trial: LawTrial, case: Case) -> None:
+    """A state that lacks a part, has one more, or one of another shape, is refused by name."""
+    trial.build_layer()
+    for name in STATE_NAMES[:4]:
+        trial.run("state = layer.state_dict()", f"del state[{name!r}]")
+        trial.check_raises("layer.load_state_dict(state)", RuntimeError)
+        trial.run("state = dict(layer.state_dict())")
+        trial.run(f"state[{name!r}] = torch.ones({case.channels + 2}, device={case.device!r})")
+        trial.check_raises("layer.load_state_dict(state)", RuntimeError)
+    trial.run("state = layer.state_dict()", "state['running_std'] = state['running_var'].sqrt()")
+    trial.check_raises("layer.load_state_dict(state)", RuntimeError)
 
 
 _COPIES = {
@@ -182,6 +201,11 @@ _ARRIVALS = {  # lines by which the values in `new` become those of `layer`
         "    parameter = isinstance(getattr(layer, k), torch.nn.Parameter)\n"
         "    setattr(layer, k, torch.nn.Parameter(new[k]) if parameter else new[k])"
     ),
+    "columns of one matrix": (
+        "matrix = torch.stack([new[k].float() for k in new if new[k].dim()], 1)\n"
+        "for i, k in enumerate(k for k in new if new[k].dim()):\n"
+        "    getattr(layer, k).data = matrix[:, i]"
+    ),
     "writing into .data": "for k in new:\n    getattr(layer, k).data.copy_(new[k])",
     "views of one flat tensor": (
         "flat = torch.cat([torch.zeros(1), *(new[k].flatten().float() for k in new)])\n"
@@ -213,8 +237,8 @@ _ARRIVALS = {  # lines by which the values in `new` become those of `layer`
 def state_arrives(trial: LawTrial, case: Case) -> None:
     """However its state arrives, a layer goes on from it: in eval, in training and in backward.
 
-    Tried are assigning loads, other tensors, views of a flat one, casts, copies and parameters that
-    are shared.
+    Tried are assigning loads, other tensors, views of a flat one, columns of a matrix, casts,
+    copies and parameters that are shared.
     """
     case = replace(case, count=case.count % 8)
     for name, lines in _ARRIVALS.items():

@@ -18,9 +18,19 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     check_state_unchanged,
     check_training_results,
     run_forward,
+    set_mode,
 )
 from pytest_bninvariants.batchnorm.trials.declaration import SETTING_NAMES, STATE_NAMES
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
+
+_GIVEN = (
+    "given = {k: v.detach().flip(0) + 0.5 if v.dim() else v + 3 "
+    "for k, v in layer.state_dict().items()}"
+)
+_SOFTPLUS = (
+    "from torch.nn.utils.parametrize import register_parametrization",
+    "register_parametrization(layer, 'weight', torch.nn.Softplus())",
+)
 
 
 @law(FLOAT32_ONLY, needs=(*SETTING_NAMES, "num_batches_tracked"), **FEW_CASES)
@@ -249,3 +259,68 @@ def _follow_changes(trial: LawTrial, twin: ReferenceTwin) -> None:
     )
     trial.check_close("called", twin.expect(trial.evaluate("x")).output, axis=1)
     trial.check_close("layer(x)", twin.expect(trial.evaluate("x")).output, axis=1)
+
+
+@law(FLOAT32_ONLY, **FEW_CASES | {"share": 0.1})
+def optimizer_steps(trial: LawTrial, case: Case) -> None:
+    """After a step of an optimizer a layer goes on from the new parameters, in both modes."""
+    for options in ("", ", foreach=True"):
+        for training in (True, False):
+            _step(trial.for_case(case), options, training=training)
+
+
+def _step(trial: LawTrial, options: str, *, training: bool) -> None:
+    twin = build_in_mode(trial, training=training)
+    trial.run(f"optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9{options})")
+    for _ in range(2):
+        expected = run_forward(trial, twin, grad=True)
+        trial.check_close("y", expected.output, axis=1)
+        gradients = expected.gradients(trial.run_backward(0))
+        trial.check_close("x.grad", gradients[0], axis=1)
+        trial.run("optimizer.step()", "optimizer.zero_grad()")
+        for name in ("weight", "bias"):
+            tensor = getattr(twin.reference, name)
+            tensor.data.copy_(trial.evaluate(f"layer.{name}"))
+    trial.run("with torch.no_grad():\n    y = layer(x)")
+    trial.check_close("y", twin.expect(trial.evaluate("x")).output, axis=1)
+
+
+@law(FLOAT32_ONLY, needs=("num_batches_tracked",), **FEW_CASES | {"share": 0.1})
+def functional_call(trial: LawTrial, case: Case) -> None:
+    """torch.func.functional_call uses the state that it is given, and in training updates that one.
+
+    A parametrization of the weight is used, too.
+    """
+    case = replace(case, count=case.count % 8)
+    for training in (True, False):
+        one = trial.for_case(case)
+        twin = build_in_mode(one, training=training)
+        run_forward(one, twin)
+        one.run(_GIVEN, KEEP_VALUES)
+        given = {k: v.double().cpu() for k, v in one.evaluate("given").items()}
+        twin.reference.load_state_dict(given, strict=False)
+        twin = ReferenceTwin(twin.reference, twin.arithmetic)  # what is given is exact
+        one.run("y = torch.func.functional_call(layer, given, (x,))")
+        one.check_close("y", twin.expect(one.evaluate("x")).output, axis=1)
+        for name in ("running_mean", "running_var"):
+            one.check_close(f"given[{name!r}]", getattr(twin, name))
+        counted = int(twin.reference.num_batches_tracked or 0)
+        one.require(
+            f"int(given['num_batches_tracked']) == {counted}",
+            f"num_batches_tracked is {{given['num_batches_tracked']}}, expected {counted}",
+        )
+        check_state_unchanged(one, "functional_call() with another state")
+    _parametrized(trial.for_case(case))
+
+
+def _parametrized(trial: LawTrial) -> None:
+    twin = build_in_mode(trial, training=True)
+    trial.run(*_SOFTPLUS)
+    weight = twin.reference.weight
+    assert weight is not None
+    weight.data.copy_(trial.evaluate("layer.weight"))
+    for training in (True, False):
+        set_mode(trial, twin, training=training)
+        expected = run_forward(trial, twin, grad=True)
+        check_training_results(trial, twin, expected)
+        trial.check_close("x.grad", expected.gradients(trial.run_backward(0))[0], axis=1)

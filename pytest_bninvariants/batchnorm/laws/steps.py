@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from pytest_bninvariants.batchnorm.expectation import BatchExpectation, ReferenceTwin
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 EVAL_CASES: dict[str, Any] = {"modes": (False,), "momentum": False}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Use one thread of torch: small tensors are slow with more."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def build_in_mode(trial: LawTrial, *, training: bool) -> ReferenceTwin:

@@ -46,7 +46,8 @@ def settings_are_read(trial: LawTrial, case: Case) -> None:
 def affine_off(trial: LawTrial, case: Case) -> None:
     """With affine=False there are no parameters, and the output is as with weight 1 and bias 0.
 
-    With bias=False, where the constructor takes that, there is a weight and no bias.
+    With bias=False, where the constructor takes that, there is a weight and no bias. With a weight
+    that is set to None, the bias is left.
     """
     for each in _in_precisions(trial, case):
         _check_without_affine(each, each.case)
@@ -75,6 +76,20 @@ def _check_without_affine(trial: LawTrial, case: Case) -> None:
         )
         _hold_outputs(without, twin)
 
+    if case.dtype == "float32":
+        _check_bias_alone(trial.for_case(replace(case, affine=True)))
+
+
+def _check_bias_alone(trial: LawTrial) -> None:
+    twin = build_in_mode(trial, training=True)
+    trial.run("layer.weight = None")
+    twin.reference.weight = None
+    expected = run_forward(trial, twin, grad=True)
+    trial.check_close("y", expected.output, axis=1)
+    of_input, _, of_bias = expected.gradients(trial.run_backward(0))
+    trial.check_close("x.grad", of_input, axis=1)
+    trial.check_close("layer.bias.grad", of_bias)
+
 
 def _hold_outputs(trial: LawTrial, twin: ReferenceTwin) -> None:
     """Check a pass in training, and, if statistics are stored, one in eval."""
@@ -102,7 +117,7 @@ def _check_pass(trial: LawTrial, twin: ReferenceTwin) -> None:
         trial.check_close("layer.weight.grad", of_weight)
 
 
-@law(share=0.3, affine=None, tracking=False, layouts=DENSE)
+@law(share=0.3, affine=None, tracking=False, average=True, layouts=DENSE)
 def tracking_off(trial: LawTrial, case: Case) -> None:
     """With track_running_stats=False there are no buffers, and eval uses batch statistics, too."""
     for each in _in_precisions(trial, case):

@@ -36,7 +36,10 @@ def training_output(trial: LawTrial, case: Case) -> None:
     needs=("eps",),
 )
 def eps_values(trial: LawTrial, case: Case) -> None:
-    """eps is added to the variance before the root, whatever its value, in training and in eval."""
+    """eps is added to the variance before the root, whatever its value, in training and in eval.
+
+    A layer may refuse 0 in training, as torch.nn does, but not take it for another value.
+    """
     least = 1e-16 if case.dtype == "float64" else 1e-8
     for eps in (1.0, 0.1, 1e-3, 1e-5, 1e-8, 1e-12, 1e-16):
         if eps >= least:
@@ -46,6 +49,23 @@ def eps_values(trial: LawTrial, case: Case) -> None:
                 one = trial.for_case(varied)
                 twin = build_in_mode(one, training=training)
                 one.check_close("y", run_forward(one, twin).output, axis=1)
+    _check_without_eps(trial, case)
+
+
+def _check_without_eps(trial: LawTrial, case: Case) -> None:
+    """Check eps=0, with a variance that is far from 0 beside any eps but that one."""
+    near = replace(case.batches[0], sigma=1e-3, kappa=0.0)
+    trial.case = replace(case, eps=0.0, batches=(near,), seed=None)
+    twin = build_in_mode(trial, training=False)
+    trial.run("layer.running_var.fill_(1e-6)")
+    assert twin.reference.running_var is not None
+    twin.reference.running_var.fill_(trial.evaluate("layer.running_var")[0].item())
+    trial.check_close("y", run_forward(trial, twin).output, axis=1)
+    set_mode(trial, twin, training=True)
+    x = trial.bind_batch(near)
+    trial.run("refused = False", "try:\n    y = layer(x)\nexcept ValueError:\n    refused = True")
+    if not trial.evaluate("refused"):
+        trial.check_close("y", twin.expect(x).output, axis=1)
 
 
 @law(share=0.1, momentum=False, layouts=CONTIGUOUS, max_values=256)

@@ -56,11 +56,16 @@ def test_the_source_of_a_drawn_batch_makes_exactly_its_tensor(batch: Batch) -> N
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_changes_no_value_but_where_samples_are_one(layout: str) -> None:
+def test_a_layout_changes_no_value_but_where_values_share_memory(layout: str) -> None:
     plain, laid = Batch(shape=(4, 3, 2, 5)), Batch(shape=(4, 3, 2, 5), layout=layout)
     expected = plain.tensor()
     if layout == "expanded":
         expected = expected[:1].expand(4, 3, 2, 5)
+    if layout == "one_channel":
+        expected = expected[:, :1].expand(4, 3, 2, 5)
+    if layout == "windows":
+        signal = expected.flatten()
+        expected = torch.stack([signal[i : i + 30].view(3, 2, 5) for i in range(4)])
     assert torch.equal(laid.tensor(), expected)
     dense = layout in ("contiguous", "offset")
     assert laid.tensor().is_contiguous() == dense

@@ -94,3 +94,60 @@ class _Detached(torch.autograd.Function):
 class ForwardDerivativeIsConstant(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         return _Detached.apply(super().forward(x))
+
+
+@breaks("double_backward")
+class SecondDerivativeOffWithoutWeight(ChangesItsGradient):
+    def change(self, grad: Tensor) -> Tensor:
+        return grad.clone() if self.weight is not None else _SecondOff.apply(grad)
+
+
+@breaks("forward_derivative")
+class TangentOfItsWeightReplacesThatOfItsInput(Composed):
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        unpack = torch.autograd.forward_ad.unpack_dual
+        if self.weight is None or unpack(self.weight).tangent is None:
+            return super().affine_map(x, values, mean, var)
+        return super().affine_map(x, *(unpack(each).primal for each in (values, mean, var)))
+
+
+class _ReversesWeights(_ReversesBatches):
+    generate_vmap_rule = False
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], w: Tensor) -> tuple[Tensor, int]:
+        return w.flip(in_dims[0]), in_dims[0]
+
+
+@breaks("vmap_parameters")
+class MixesUpBatchedWeights(Composed):
+    def weight_for(self, x: Tensor) -> Tensor:
+        return _ReversesWeights.apply(self.weight)
+
+
+@breaks("vmap_parameters")
+class MixesUpGradientsPerSample(Composed):
+    def weight_for(self, x: Tensor) -> Tensor:
+        return _ReversesBatches.apply(self.weight)
+
+
+@breaks("vmap_parameters")
+class MixesUpBatchesInTraining(Composed):
+    def mean(self, values: Tensor, dims: list[int]) -> Tensor:
+        return _ReversesWeights.apply(super().mean(values, dims))
+
+
+class _ReversesTangents(_ReversesBatches):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g.clone()
+
+    @staticmethod
+    def jvp(ctx: Any, t: Tensor) -> Tensor:
+        return _Reversed.apply(t)
+
+
+@breaks("vmap_parameters")
+class MixesUpBatchedTangents(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return _ReversesTangents.apply(super().forward(x))

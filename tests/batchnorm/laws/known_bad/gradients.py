@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from tests.batchnorm.laws.known_bad.bases import ChangesItsGradient, Composed, column
+from tests.batchnorm.laws.known_bad.bases import (
+    ChangesItsGradient,
+    Composed,
+    at_backward,
+    column,
+)
 from tests.batchnorm.laws.known_bad.registry import breaks
 
 
@@ -183,3 +188,95 @@ class TakesItsBiasForConstant(Composed):
     def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
         without = super().affine_map(x, values, mean, var) - column(self.bias, x)
         return without + column(_NoTangent.apply(self.bias), x)
+
+
+@breaks("needed_gradients")
+class NeedsItsWeightToGiveAGradient(ChangesItsGradient):
+    """Take the path of a frozen layer if the weight alone is frozen."""
+
+    def change(self, grad: Tensor) -> Tensor:
+        frozen = not self.weight.requires_grad and self.bias.requires_grad
+        return grad * 1.5 if frozen else grad.clone()
+
+
+@breaks("needed_gradients")
+class NeedsItsBiasToGiveAGradient(ChangesItsGradient):
+    def change(self, grad: Tensor) -> Tensor:
+        frozen = self.weight.requires_grad and not self.bias.requires_grad
+        return grad * 1.5 if frozen else grad.clone()
+
+
+@breaks("needed_gradients")
+class TracksNothingWhenFrozen(Composed):
+    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+        if any(p.requires_grad for p in self.parameters()):
+            super().track(mean, var, n)
+
+
+@breaks("graphs_are_independent")
+class ReadsItsEpsInBackward(Composed):
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        y, mine = super().affine_map(x, values, mean, var), self.scale(var.detach())
+        return at_backward(y, lambda g: g * column(self.scale(var.detach()) / mine, g).to(g.dtype))
+
+
+@breaks("workspaces")
+class KeepsItsScaleByShape(Composed):
+    """Keep what backward needs in a workspace, of which there is one a shape, for all layers."""
+
+    kept: ClassVar[dict[torch.Size, Tensor]] = {}
+
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        mine = self.scale(var.detach().to(values.dtype))
+        self.kept[x.shape] = mine
+        y = super().affine_map(x, values, mean, var)
+        return at_backward(y, lambda g: g * column(self.kept[x.shape] / mine, g))
+
+
+@breaks("workspaces")
+class WritesItsOutputByShape(nn.BatchNorm2d):
+    """Give an output's memory to the next layer that makes one of the same shape."""
+
+    last: ClassVar[dict[Any, tuple[nn.Module, Tensor]]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if not y.requires_grad:
+            owner, memory = self.last.get((y.shape, y.dtype, y.stride()), (self, y))
+            y = y if owner is self else memory.copy_(y)
+            self.last[y.shape, y.dtype, y.stride()] = (self, y)
+        return y
+
+
+@breaks("workspaces")
+class ReusesItsInputGradient(nn.BatchNorm2d):
+    """Write each gradient of an input into the memory of the last one of its shape."""
+
+    last: ClassVar[dict[Any, Tensor]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(at_backward(x, self.keep))
+
+    def keep(self, g: Tensor) -> Tensor:
+        return self.last.setdefault((g.shape, g.dtype, g.stride()), torch.empty_like(g)).copy_(g)
+
+
+@breaks("workspaces")
+class ReusesItsWeightGradient(Composed):
+    held: Tensor | None = None
+
+    def weight_for(self, x: Tensor) -> Tensor:
+        return at_backward(super().weight_for(x), self.keep)
+
+    def keep(self, g: Tensor) -> Tensor:
+        if self.held is None or self.held.dtype != g.dtype:
+            self.held = torch.empty_like(g)
+        return self.held.copy_(g)
+
+
+@breaks("workspaces")
+class EpsIsMissingFromACacheKey(Composed):
+    cached: ClassVar[dict[int, float]] = {}
+
+    def scale(self, var: Tensor) -> Tensor:
+        return (var + self.cached.setdefault(len(var), self.eps)).rsqrt()

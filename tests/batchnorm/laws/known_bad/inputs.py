@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from tests.batchnorm.laws.known_bad.bases import ChangesItsGradient, Composed
+from tests.batchnorm.laws.known_bad.bases import (
+    ChangesItsGradient,
+    Composed,
+    at_backward,
+    column,
+)
 from tests.batchnorm.laws.known_bad.registry import breaks
 
 
@@ -136,3 +143,55 @@ class TakesItsGradientForChannelsLast(ChangesItsGradient):
     def forward(self, x: Tensor) -> Tensor:
         self.contiguous = x.is_contiguous()
         return super().forward(x)
+
+
+@breaks("nonfinite_input")
+class SumsItsGradientByAProduct(ChangesItsGradient):
+    """Add up by a product with ones and zeros, in which 0 times NaN is NaN."""
+
+    def change(self, grad: Tensor) -> Tensor:
+        return grad + 0 * grad.sum()
+
+
+@breaks("eval_nonfinite_input")
+class ScalesByADiagonalMatrix(Composed):
+    def scale(self, var: Tensor) -> Tensor:
+        scale = super().scale(var)
+        return scale if self.training else torch.eye(len(scale), dtype=scale.dtype) @ scale
+
+
+@breaks("layouts")
+class TakesAnExpandedChannelForOne(Composed):
+    def mean(self, values: Tensor, dims: list[int]) -> Tensor:
+        mean = super().mean(values, dims)
+        return mean + 1 if values.shape[1] > 1 and values.stride(1) == 0 else mean
+
+
+@breaks("layouts", "eval_layouts")
+class CopiesItsStorage(Composed):
+    """Take the storage for the batch, which windows of one signal share."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c = x.shape[:2]
+        if x.stride(0) == 1 and n > 1 and x[0].is_contiguous() and c > 1:
+            x = x.as_strided(x.shape, (0, *x.stride()[1:]))
+        return super().forward(x)
+
+
+@breaks("mixed_precision")
+class RoundsBeforeItsWeight(Composed):
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        xh = (values - column(mean.to(values.dtype), x)) * column(self.scale(var), x)
+        return xh.to(x.dtype) * column(self.weight, x) + column(self.bias, x)
+
+
+@breaks("mixed_precision")
+class SquaresInHalf(Composed):
+    def var(self, values: Tensor, mean: Tensor, dims: list[int]) -> Tensor:
+        return (values - column(mean, values)).half().square().to(values.dtype).mean(dims)
+
+
+@breaks("mixed_precision")
+class WeightGradientInHalf(Composed):
+    def weight_for(self, x: Tensor) -> Tensor:
+        return at_backward(self.weight, lambda g: g.to(x.dtype).to(g.dtype))

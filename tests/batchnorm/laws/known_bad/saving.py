@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tests.batchnorm.laws.known_bad.bases import Composed
@@ -145,3 +146,30 @@ class ReadsItsWeightFromTheStart(Composed):
     def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
         y = super().affine_map(x, values, mean, var)
         return y + 1 if self.weight is not None and self.weight.storage_offset() else y
+
+
+@breaks("state_arrives")
+class WritesStatisticsIntoACopy(Composed):
+    """Make the buffers contiguous for a kernel that writes into them."""
+
+    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+        m = self.factor()
+        with torch.no_grad():
+            self.running_mean.contiguous().mul_(1 - m).add_(m * mean)
+            self.running_var.contiguous().mul_(1 - m).add_(m * self.unbias(n) * var)
+
+
+@breaks("state_dict_strictness")
+class LoadsPartsSilently(Composed):
+    def _load_from_state_dict(self, *args: Any) -> None:
+        *_, missing, unexpected, errors = args
+        super()._load_from_state_dict(*args)
+        for each in (missing, unexpected, errors):
+            each.clear()
+
+
+@breaks("state_dict_keys")
+class BiasComesFirst(nn.BatchNorm2d):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._parameters["weight"] = self._parameters.pop("weight")

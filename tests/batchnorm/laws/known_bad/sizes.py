@@ -33,3 +33,29 @@ class CountsInItsOwnDtype(Composed):
     def track(self, mean: Tensor, var: Tensor, n: int) -> None:
         count = torch.tensor(n, dtype=self.running_var.dtype)
         super().track(mean, var * (count / count), n)
+
+
+@breaks("batch_sizes")
+class LaunchesOneBlockPerSample(Composed):
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 65535:
+            raise RuntimeError("invalid configuration argument")
+        return super().forward(x)
+
+
+@breaks("channel_counts")
+class LaunchesOneBlockPerChannel(Composed):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > 65535:
+            raise RuntimeError("invalid configuration argument")
+        return super().forward(x)
+
+
+@breaks("channel_counts")
+class ForgetsTheTailOfChannelsLast(Composed):
+    """Leave out channels past the last whole vector, where those of a position lie together."""
+
+    def mean(self, values: Tensor, dims: list[int]) -> Tensor:
+        mean, c = super().mean(values, dims), values.shape[1]
+        tail = c % 4 if c > 4 and values.stride(1) == 1 and values.stride(3) == c else 0
+        return torch.cat((mean[: c - tail], 0 * mean[c - tail :]))

@@ -140,3 +140,40 @@ class PassesItsDeviceOnButForTheCounter(nn.BatchNorm2d):
         super().__init__(*arguments, **keywords)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked = torch.tensor(0, device="cpu")
+
+
+@breaks("optimizer_steps")
+class CastsItsWeightOnce(Composed):
+    """Keep a cast of the weight until the mode is set again."""
+
+    held: Tensor | None = None
+
+    def train(self, mode: bool = True) -> CastsItsWeightOnce:
+        self.held = None
+        return super().train(mode)
+
+    def weight_for(self, x: Tensor) -> Tensor:
+        weight = super().weight_for(x)
+        if self.held is None or self.held.shape != weight.shape:
+            self.held = weight.detach().clone()
+        return weight + (self.held - weight).detach()
+
+
+@breaks("functional_call")
+class ReadsItsParameterByName(Composed):
+    def weight_for(self, x: Tensor) -> Tensor:
+        assert self._parameters["weight"] is not None
+        return super().weight_for(x)
+
+
+@breaks("functional_call")
+class UpdatesTheBuffersItWasMadeWith(Composed):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.made_with = [self.running_mean]
+
+    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+        super().track(mean, var, n)
+        (first,) = self.made_with
+        if first is not self.running_mean and first.shape == self.running_mean.shape:
+            first.copy_(self.running_mean)

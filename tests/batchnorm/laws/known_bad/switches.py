@@ -91,3 +91,22 @@ class NeedsAWeightInHalf(nn.BatchNorm2d):
         if self.weight is None and x.dtype in (torch.float16, torch.bfloat16):
             raise RuntimeError("expected scalar type Half but found Float")
         return super().forward(x)
+
+
+@breaks("tracking_off")
+class NeedsItsCounterToAverage(Composed):
+    def count_of(self) -> int:
+        return int(self.num_batches_tracked)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.momentum is None:
+            self.count_of()
+        return super().forward(x)
+
+
+@breaks("affine_off")
+class BiasNeedsAWeight(Composed):
+    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
+        y = super().affine_map(x, values, mean, var)
+        alone = self.weight is None and self.bias is not None
+        return y - column(self.bias, x) if alone else y

@@ -164,3 +164,9 @@ class FloorsItsVariance(Composed):
 class TakesTheRootOfTheVariance(Composed):
     def var(self, values: Tensor, mean: Tensor, dims: list[int]) -> Tensor:
         return super().var(values, mean, dims).sqrt().square()
+
+
+@breaks("eps_values")
+class TakesNoEpsForTheDefault(Composed):
+    def scale(self, var: Tensor) -> Tensor:
+        return (var + (self.eps or 1e-5)).rsqrt()
