@@ -30,6 +30,7 @@ LAYOUTS = (
     "later",
     "batch_last",
     "one_channel",
+    "narrowed",
     "windows",
 )
 LEAST_DIMS = {
@@ -38,6 +39,7 @@ LEAST_DIMS = {
     "cropped": 4,
     "later": 4,
     "batch_last": 3,
+    "narrowed": 4,
 }  # of the others: 2
 DEFAULTS: dict[str, Any] = {  # of nn.BatchNorm's constructor
     "eps": 1e-5,
@@ -47,6 +49,7 @@ DEFAULTS: dict[str, Any] = {  # of nn.BatchNorm's constructor
     "bias": True,
 }
 _CROPPED = "torch.cat((x, x), -1).contiguous(memory_format=torch.{})[..., : x.shape[-1]]"
+_NARROWED = "torch.cat((x, x), 1).contiguous(memory_format=torch.{})[:, : x.shape[1]]"
 _LATER = "torch.cat((x[:1], x)).contiguous(memory_format=torch.{})[1:]"
 _VIEWS = {
     "contiguous": "x",
@@ -64,6 +67,8 @@ _VIEWS = {
     "later_3d": _LATER.format("channels_last_3d"),
     "batch_last": "x.movedim(0, -1).contiguous().movedim(-1, 0)",
     "one_channel": "x[:, :1].expand(x.shape)",
+    "narrowed": _NARROWED.format("channels_last"),
+    "narrowed_3d": _NARROWED.format("channels_last_3d"),
     "windows": "x.flatten().repeat(2)[: len(x) + x[0].numel()].unfold(0, x[0].numel(), 1)"
     "[: len(x)].view(x.shape)",
 }

@@ -311,9 +311,13 @@ def mixed_precision(trial: LawTrial, case: Case) -> None:
     trial.check_close("layer.weight.grad", of_weight)
     trial.check_close("layer.bias.grad", of_bias)
     set_mode(trial, twin, training=False)
-    eval_output = run_forward(trial, twin).output
+    expected = run_forward(trial, twin, grad=True)
     trial.require("y.dtype == x.dtype", "in eval the output is {y.dtype}, the input {x.dtype}")
-    trial.check_close("y", eval_output, axis=1)
+    trial.check_close("y", expected.output, axis=1)
+    trial.run("layer.zero_grad()", "y.backward(torch.empty_like(y).copy_(g))")
+    of_input, of_weight, _ = expected.gradients(g)
+    trial.check_close("x.grad", of_input, axis=1)
+    trial.check_close("layer.weight.grad", of_weight)
     if case.dtype == "float16":
         trial.run("layer.bias.data.fill_(1e10)", "y = layer(x)")
         trial.require("y.isinf().all()", "1e10 comes out as {y.min()}, float16 ends at 65504")

@@ -95,6 +95,13 @@ def state_dict_versions(trial: LawTrial, case: Case) -> None:
     trial.run("old = {f'0.{name}': value for name, value in old.items()}")
     trial.run("layer.running_mean.add_(1)", "torch.nn.Sequential(layer).load_state_dict(old)")
     check_state_unchanged(trial, "loading a state without a counter into a model")
+    trial.run("old = {name.removeprefix('0.'): value for name, value in old.items()}")
+    trial.run("layer = layer.to('meta')", "layer.load_state_dict(old, assign=True)")
+    trial.require(
+        "not layer.num_batches_tracked.is_meta",
+        "a state without a counter, assigned to a layer on 'meta', leaves the counter there",
+    )
+    trial.build_layer()
     trial.run("new = layer.state_dict()", "del new['num_batches_tracked']")
     trial.check_raises("layer.load_state_dict(new)", RuntimeError)
     trial.run("new._metadata = {'': {'version': 2}}")

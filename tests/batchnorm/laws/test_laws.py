@@ -151,6 +151,16 @@ def test_the_page_lists_each_law_with_what_it_states() -> None:
     assert listed == {law.name: (law.frozen, law.statement) for law in LAWS.values()}
 
 
+def test_the_page_of_mistakes_names_the_law_that_catches_each() -> None:
+    page = (ROOT / "docs" / "kernel-mistakes.md").read_text()
+    rows = re.findall(r"\| `(\w+)` \| `(\w+)` \|$", page, re.MULTILINE)
+    caught = {(law, layer.__name__) for law, layer in PAIRS}
+    assert rows
+    assert [row for row in rows if row not in caught] == []
+    tables, _, _ = page.partition("## What no law catches")
+    assert len(rows) == sum(line.startswith("| ") for line in tables.splitlines()) - 5  # headings
+
+
 def test_a_pattern_without_a_law_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="'nonsense' matches no law"):
         choose_laws(["nonsense"])

@@ -90,3 +90,18 @@ class MakesTensorsOfTheDefaultKind(nn.BatchNorm2d):
 class AsksForGradientsInEval(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if self.training else super().forward(x).requires_grad_()
+
+
+@breaks("surroundings")
+class KeepsACastFromInferenceMode(Composed):
+    """Cast the weight once for each of its versions, be it under inference_mode()."""
+
+    held: tuple[int, Tensor] | None = None
+
+    def weight_for(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.weight
+        version = self.weight._version
+        if self.held is None or self.held[0] != version or self.held[1].dtype != self.weight.dtype:
+            self.held = version, self.weight.detach().clone()
+        return self.held[1]

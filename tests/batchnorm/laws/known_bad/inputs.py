@@ -195,3 +195,22 @@ class SquaresInHalf(Composed):
 class WeightGradientInHalf(Composed):
     def weight_for(self, x: Tensor) -> Tensor:
         return at_backward(self.weight, lambda g: g.to(x.dtype).to(g.dtype))
+
+
+@breaks("mixed_precision")
+class RefusesHalfGradientsInEval(ChangesItsGradient):
+    def change(self, grad: Tensor) -> Tensor:
+        if not self.training and grad.dtype != self.weight.dtype:
+            raise RuntimeError("expected scalar type Half but found Float")
+        return grad.clone()
+
+
+@breaks("layouts", "eval_layouts")
+class ReadsPixelsAsNeighbours(Composed):
+    """Read rows of C values from where a batch in channels_last begins, narrowed or not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        c, h, w = x.shape[1:]
+        if c > 1 and x.stride() == (2 * h * w * c, 1, 2 * w * c, 2 * c):
+            x = x.as_strided(x.shape, (h * w * c, 1, w * c, c))
+        return super().forward(x)

@@ -173,3 +173,20 @@ class BiasComesFirst(nn.BatchNorm2d):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._parameters["weight"] = self._parameters.pop("weight")
+
+
+@breaks("deepcopy")
+class CopiesCallTheOriginal(nn.BatchNorm2d):
+    """Replace forward on the instance, as tools for mixed precision do."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        forward = self.forward
+        self.__dict__["forward"] = lambda x: forward(x)
+
+
+@breaks("state_dict_versions")
+class LeavesItsCounterOnMeta(nn.BatchNorm2d):
+    def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
+        state.setdefault(f"{prefix}num_batches_tracked", self.num_batches_tracked)
+        super()._load_from_state_dict(state, prefix, *args)

@@ -170,3 +170,13 @@ class TakesTheRootOfTheVariance(Composed):
 class TakesNoEpsForTheDefault(Composed):
     def scale(self, var: Tensor) -> Tensor:
         return (var + (self.eps or 1e-5)).rsqrt()
+
+
+@breaks("running_mean")
+class TracksOneBatchLate(Composed):
+    waiting: tuple[Tensor, Tensor, int] | None = None
+
+    def track(self, mean: Tensor, var: Tensor, n: int) -> None:
+        late, self.waiting = self.waiting, (mean.detach(), var.detach(), n)
+        if late is not None:
+            super().track(*late)
