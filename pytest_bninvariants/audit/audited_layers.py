@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from pytest_bninvariants.audit.averaging_check import FrozenParameters
-from pytest_bninvariants.audit.call_context import call_context_of
+from pytest_bninvariants.audit.call_context import CallContext, call_context_of
 from pytest_bninvariants.audit.finding import AuditFinding
 from pytest_bninvariants.audit.frozen_period import FrozenPeriod
 from pytest_bninvariants.instrumentation.call_sites import ModeHistory
@@ -24,7 +24,12 @@ class AuditedLayer(ModeHistory):
     Args:
         layer: the layer.
         holder: the module whose parameters decide whether it is frozen, if it has none itself.
+        kind: its class name.
+        buffers: its buffers by name, as they are now; the layer itself may be gone at the end.
+        ran: whether it ran at all.
         ran_in_training: whether it ran in training mode.
+        context: where it was when it first did.
+        recomputed: how many batches it normalised again in backward.
         was_frozen: whether it was ever frozen when it did.
         trains: whether it ran in training mode with gradients, or an optimizer holds its
             parameters.
@@ -36,7 +41,12 @@ class AuditedLayer(ModeHistory):
 
     layer: weakref.ref[nn.Module]
     holder: weakref.ref[nn.Module] | None = None
+    kind: str
+    buffers: Mapping[str, Tensor | None]
+    ran: bool = False
     ran_in_training: bool = False
+    context: CallContext | None = None
+    recomputed: int = 0
     was_frozen: bool = False
     trains: bool = False
     early: FrozenParameters | None = None
@@ -89,7 +99,11 @@ class AuditedLayers:
         def note_death(_: object) -> None:
             dead.append(key)
 
-        record = self.by_id[key] = AuditedLayer(layer=weakref.ref(layer, note_death))
+        record = self.by_id[key] = AuditedLayer(
+            layer=weakref.ref(layer, note_death),
+            kind=type(layer).__name__,
+            buffers=layer._buffers,
+        )
         return record
 
     def take_dead(self) -> Iterator[AuditedLayer]:

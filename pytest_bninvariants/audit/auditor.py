@@ -10,7 +10,7 @@ when the layer is no longer frozen, or at the end.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -24,18 +24,27 @@ from pytest_bninvariants.audit.audited_layers import (
     layers_in,
 )
 from pytest_bninvariants.audit.averaging_check import FrozenParameters
-from pytest_bninvariants.audit.call_context import call_context_of, running_modules
-from pytest_bninvariants.audit.finding_log import FindingLog
+from pytest_bninvariants.audit.call_context import (
+    CallContext,
+    call_context_of,
+    running_modules,
+)
+from pytest_bninvariants.audit.end_state import not_finite, recomputed
+from pytest_bninvariants.audit.finding import AuditFinding
+from pytest_bninvariants.audit.finding_log import FindingLog, RuleVerdict
 from pytest_bninvariants.audit.frozen_period import (
     FrozenPeriod,
     Stay,
     begin_frozen_period,
 )
 from pytest_bninvariants.audit.judging import leak_of, stuck_layer
+from pytest_bninvariants.audit.layer_places import LayerPlaces
+from pytest_bninvariants.audit.unheld_layers import UnheldLayers
+from pytest_bninvariants.audit_rules import AUDIT_RULES, DEFAULT_CHOICE
 from pytest_bninvariants.instrumentation import installation, observer_api
 from pytest_bninvariants.instrumentation.module_map import ModuleMap
 from pytest_bninvariants.instrumentation.observer_api import AfterCall, ForwardKind, Observer
-from pytest_bninvariants.instrumentation.optimizers import held_by
+from pytest_bninvariants.instrumentation.optimizers import has_gradients, held_by
 from pytest_bninvariants.selection.bn_layers import (
     has_known_forward,
     has_stored_statistics,
@@ -45,53 +54,66 @@ from pytest_bninvariants.selection.bn_layers import (
 from pytest_bninvariants.selection.walk import all_parameters, named_modules, registered
 from pytest_bninvariants.snapshot.addresses import addresses
 from pytest_bninvariants.torch_internals.dynamo import skipped_by_dynamo
+from pytest_bninvariants.torch_internals.isolation import in_transform
 from pytest_bninvariants.torch_internals.private_api import (
     DisableTorchFunction,
     count_function_modes,
+    current_graph_task_id,
 )
-from pytest_bninvariants.verdict import Verdict
 
-
-class IdleWatcher(installation.Watcher):
-    """Observe nothing, but keep torch's functions wrapped between one auditor and the next.
-
-    Wrapping them takes as long as a small test.
-    """
-
-    @skipped_by_dynamo
-    def ignores(self, module: nn.Module) -> bool:
-        """Ignore all calls."""
-        return True
-
-    def observes_layer(self, layer: nn.Module) -> bool:
-        """Observe no layer."""
-        return False
+_FROZEN = AUDIT_RULES["frozen-moved"].noun
 
 
 class Auditor(Observer):
-    """Watch every BN layer that runs, from `start` to `stop`."""
+    """Watch every BN layer that runs, from `start` to `stop`.
 
-    def __init__(self) -> None:
-        self.layers = 0
-        """How many BN layers have run in training mode."""
-        self.frozen = 0
-        """How many of them were frozen then."""
+    Args:
+        rules: the names of the rules to go by.
+        is_expected: tells whether a finding is expected, by its id; it is then left out.
+
+    Attributes:
+        ran: how many BN layers have run.
+        layers: how many of them have run in training mode.
+        frozen: how many of these were frozen then.
+        expected: the ids of the expected findings that were made.
+    """
+
+    def __init__(
+        self,
+        rules: Collection[str] = DEFAULT_CHOICE.all,
+        is_expected: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self.ran = self.layers = self.frozen = 0
+        self.expected: dict[str, None] = {}
+        self._rules = rules
+        self._is_expected = is_expected
         self._records = AuditedLayers()
+        self._places = LayerPlaces()
+        self._unheld = UnheldLayers(self._places)
         self._read = ModuleMap[None]()
         """The modules whose parameters somebody has read."""
-        self._log = FindingLog()
+        self._log = FindingLog(self._is_wanted)
 
     def start(self) -> None:
         """Start watching."""
         installation.add(self)
 
-    def stop(self) -> tuple[Verdict, ...]:
-        """Stop watching, and return a verdict for each model with a finding."""
+    def stop(self) -> tuple[RuleVerdict, ...]:
+        """Stop watching, and return a verdict for each rule and model with a finding."""
         installation.discard(self)
-        for record in self._records:
-            self._end(record)
+        self._end(list(self._records))
         self._records.clear()
+        for finding in self._unheld.findings():
+            self._log.add(finding)
         return self._log.verdicts()
+
+    def _is_wanted(self, finding: AuditFinding) -> bool:
+        if finding.rule not in self._rules:
+            return False
+        if self._is_expected(finding.id):
+            self.expected[finding.id] = None
+            return False
+        return True
 
     @skipped_by_dynamo
     def ignores(self, module: nn.Module) -> bool:
@@ -99,6 +121,8 @@ class Auditor(Observer):
         record = self._records.by_id.get(id(module))
         if record is None or record.period is not None or record.layer() is not module:
             return super().ignores(module)
+        if module.training and current_graph_task_id() != -1:
+            return super().ignores(module)  # a checkpoint may compute it again
         known = record.ran_in_training and record.trains if module.training else record.ran_in
         if not known:
             return super().ignores(module)
@@ -120,7 +144,9 @@ class Auditor(Observer):
     def observes_layer(self, layer: nn.Module) -> bool:
         """Tell whether a BN layer that is about to run may leak in this forward."""
         record = self._records.by_id.get(id(layer))
-        return record is not None and record.period is not None and layer.training
+        if record is None or not layer.training:
+            return False
+        return record.period is not None or current_graph_task_id() != -1
 
     def saw_batch_statistics(
         self, layer: nn.Module, kind: ForwardKind, values: Tensor | None
@@ -128,7 +154,10 @@ class Auditor(Observer):
         """Count a batch that a BN layer normalises."""
         if not has_stored_statistics(layer):
             return
+        ran_before = self._entry(layer).ran_in_training
         record = self._look_at(layer)
+        if ran_before and kind == "batches" and self._is_recomputed(record, layer):
+            record.recomputed += 1
         if record.period is not None and not self._count_batch(record.period, layer, kind):
             record.period = None
         if kind == "own_forwards":
@@ -164,7 +193,9 @@ class Auditor(Observer):
         """Note that an optimizer is about to write: with a gradient, that is not an average."""
         held = held_by(optimizer)
         self._note_held(held)
-        trains = closure or _has_gradients(optimizer)
+        trains = closure or has_gradients(optimizer)
+        if trains:
+            self._unheld.before_step(optimizer, held, frame)
         finishes = []
         for record in self._records:
             if trains and record.ran_in and record.stuck is None:
@@ -206,6 +237,7 @@ class Auditor(Observer):
         return _combine(each.exclude_operation(values=True) for each in exchanged)
 
     def _note_held(self, held: set[int]) -> None:
+        self._unheld.note_held(held)
         for record in self._records:
             layer = record.layer()
             if layer is not None and not record.trains:
@@ -215,17 +247,32 @@ class Auditor(Observer):
     def _look_at(self, layer: nn.Module) -> AuditedLayer:
         """Count a layer that runs in training mode, and begin or end its period."""
         record = self._entry(layer)
+        self._count_run(record)
         with DisableTorchFunction():  # a user's mode must not see our calls
             self._follow(record, layer, self._stay_of(record, layer))
         record.stuck = None
         if not record.ran_in_training:
             record.ran_in_training = True
             self.layers += 1
+            record.context = self._place(layer)
         return record
+
+    def _place(self, layer: nn.Module) -> CallContext | None:
+        """Return where a layer that runs is, which is noted for what is told of its model."""
+        with DisableTorchFunction():
+            context = None if in_transform() else self._places.of_running(layer)
+        if context is not None:
+            self._log.saw("BN layer", context)
+        return context
+
+    def _count_run(self, record: AuditedLayer) -> None:
+        self.ran += not record.ran
+        record.ran = True
 
     def _look_at_eval(self, layer: nn.Module) -> None:
         """Begin the period of a frozen layer in eval; note where one ran that is not frozen."""
         record = self._entry(layer)
+        self._count_run(record)
         with DisableTorchFunction():
             if record.is_frozen(layer):
                 if record.period is None:
@@ -271,7 +318,7 @@ class Auditor(Observer):
             period.context = call_context_of(layer)
             if period.context is None:
                 return None
-            self._log.saw_frozen(period.context)
+            self._log.saw(_FROZEN, period.context)
         return period
 
     def _entry(self, layer: nn.Module) -> AuditedLayer:
@@ -279,15 +326,23 @@ class Auditor(Observer):
         record = self._records.get(layer)
         if record is not None:
             return record
-        for dead in self._records.take_dead():
+        dead = list(self._records.take_dead())
+        if dead:
             self._end(dead)
         return self._records.add(layer)
+
+    def _is_recomputed(self, record: AuditedLayer, layer: nn.Module) -> bool:
+        """Tell whether a batch of a layer that ran before updates its statistics in backward."""
+        if record.period is not None or current_graph_task_id() == -1:
+            return False
+        updates = getattr(layer, "momentum", None) != 0
+        return updates and getattr(layer, "track_running_stats", True) and not _expected(layer)
 
     def _count_batch(self, period: FrozenPeriod, layer: nn.Module, kind: ForwardKind) -> bool:
         """Count a batch of a frozen layer; return whether the batch may be a leak."""
         if kind == "own_forwards" and not period.moved():
             return False  # only what these forwards have written tells what they did
-        if any(observer.expects_updates(layer) for observer in observer_api.observers_here()):
+        if _expected(layer):
             return False
         if period.context is None and not self._is_copy(layer):
             with DisableTorchFunction():
@@ -295,7 +350,7 @@ class Auditor(Observer):
         if period.context is None:
             return False
         period.batches += 1
-        self._log.saw_frozen(period.context)
+        self._log.saw(_FROZEN, period.context)
         return True
 
     def _is_copy(self, layer: nn.Module) -> bool:
@@ -305,11 +360,16 @@ class Auditor(Observer):
         running = (each for each in others if each is not None and each.context is not None)
         return any(mean is not None and period.keeps(mean) for period in running)
 
-    def _end(self, record: AuditedLayer) -> None:
-        """Judge all that was seen of a layer."""
-        self._end_period(record)
-        if record.stuck is not None:
-            self._log.add(record.stuck)
+    def _end(self, records: list[AuditedLayer]) -> None:
+        """Judge all that was seen of some layers."""
+        findings = []
+        for record in records:
+            self._end_period(record)
+            findings += [record.stuck, recomputed(record)]
+        findings += not_finite(records) if "not-finite" in self._rules else ()
+        for finding in findings:
+            if finding is not None:
+                self._log.add(finding)
 
     def _end_period(self, record: AuditedLayer) -> None:
         """End a layer's period, and note it if it leaked."""
@@ -319,10 +379,9 @@ class Auditor(Observer):
             self._log.add(leak)
 
 
-def _has_gradients(optimizer: Optimizer) -> bool:
-    return any(
-        each.grad is not None for group in optimizer.param_groups for each in group["params"]
-    )
+def _expected(layer: nn.Module) -> bool:
+    """Tell whether a guard expects that a layer is updated, and judges that by itself."""
+    return any(observer.expects_updates(layer) for observer in observer_api.observers_here())
 
 
 def _combine(finishes: Iterable[AfterCall]) -> AfterCall | None:

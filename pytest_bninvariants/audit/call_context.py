@@ -68,6 +68,16 @@ def contains(module: nn.Module, layer: nn.Module) -> bool:
     return any(each is layer for _, each in named_modules(module))
 
 
+def contexts_in(model: nn.Module) -> dict[int, CallContext]:
+    """Return the contexts of a model and of all modules in it, by id, without holder and place."""
+    names = ModelNames.from_model(model)
+    unwrapped = _class_name(names)
+    return {
+        id(module): CallContext(unwrapped, names.bare[full], position, None, None)
+        for position, (full, module) in reversed(list(enumerate(names.modules.items())))
+    }
+
+
 def context_in(outermost: nn.Module, layer: nn.Module, caller: FrameType | None) -> CallContext:
     """Return the context of a layer in the outermost module that runs.
 
@@ -84,8 +94,7 @@ def context_in(outermost: nn.Module, layer: nn.Module, caller: FrameType | None)
         if name in ("", full) or full.startswith(f"{name}.")
     ]
     holding = [module for module in around if next(all_parameters(module), None) is not None]
-    unwrapped = [module for name, module in names.modules.items() if names.bare[name] == ""]
-    model = type(unwrapped[-1]).__name__
+    model = _class_name(names)
     return CallContext(
         model=model,
         name=names.bare[full],
@@ -93,6 +102,12 @@ def context_in(outermost: nn.Module, layer: nn.Module, caller: FrameType | None)
         holder=weakref.ref(holding[-1]) if holding else None,
         place=place_of(caller, f"{model}()"),
     )
+
+
+def _class_name(names: ModelNames) -> str:
+    """Return the class name of a model; of a wrapper, that of its module."""
+    unwrapped = [module for name, module in names.modules.items() if names.bare[name] == ""]
+    return type(unwrapped[-1]).__name__
 
 
 def _running_module(frame: FrameType) -> nn.Module | None:

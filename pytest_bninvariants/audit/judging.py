@@ -8,11 +8,12 @@ from types import FrameType
 from torch.optim import Optimizer
 
 from pytest_bninvariants.audit.audited_layers import AuditedLayer
-from pytest_bninvariants.audit.call_context import contains, context_in
+from pytest_bninvariants.audit.call_context import CallContext, contains, context_in
 from pytest_bninvariants.audit.finding import AuditFinding, How
 from pytest_bninvariants.audit.frozen_period import FrozenPeriod
 from pytest_bninvariants.instrumentation.optimizers import place_of_step
 from pytest_bninvariants.selection.walk import all_parameters, join
+from pytest_bninvariants.verdict import Change
 
 
 def leak_of(record: AuditedLayer, period: FrozenPeriod) -> AuditFinding | None:
@@ -74,10 +75,17 @@ def stuck_layer(
     outermost = next((module for module in modules if contains(module, layer)), None)
     if outermost is None or outermost.training:
         return None
+    context = context_in(outermost, layer, None)
     return AuditFinding(
-        context=context_in(outermost, layer, None),
+        context=context,
         kind=type(layer).__name__,
         how="stuck",
+        changes=(_trained_in_eval(context, optimizer),),
         optimizer=type(optimizer).__name__,
         stepped_at=place_of_step(frame, optimizer),
     )
+
+
+def _trained_in_eval(context: CallContext, optimizer: Optimizer) -> Change:
+    text = f"in eval while {type(optimizer).__name__} trained it"
+    return Change(name=context.name, layer=context.name, kind="still", text=text)

@@ -123,6 +123,38 @@ def _explain_stuck(findings: list[AuditFinding]) -> tuple[str, str]:
     )
 
 
+def _explain_recomputed(findings: list[AuditFinding]) -> tuple[str, str]:
+    names = layer_names(findings)
+    again = span([finding.batches for finding in findings], "time", "times")
+    return (
+        f"{_layers(findings)} {_was(findings)} updated {again} in backward, where activation "
+        "checkpointing runs a forward again, with the same batch",
+        "leave BN layers out of what is checkpointed, or run the recomputation with "
+        f"{one_or_many(names, 'its', 'their')} momentum at 0",
+    )
+
+
+def _explain_not_finite(findings: list[AuditFinding]) -> tuple[str, str]:
+    return (
+        f"the statistics of {_layers(findings)} hold NaN, infinity or a negative variance at the "
+        "end of the test, and no later batch can undo that: every eval will give NaN",
+        "look for the first batch with such values; where a step is skipped, as GradScaler does, "
+        "put the statistics back, too",
+    )
+
+
+def _explain_unheld(findings: list[AuditFinding]) -> tuple[str, str]:
+    names, first = layer_names(findings), findings[0]
+    has = one_or_many(names, "has", "have")
+    return (
+        f"{_layers(findings)} {has} gradients when {first.optimizer} first trains "
+        f"{first.context.model}, and no optimizer holds {one_or_many(names, 'its', 'their')} "
+        "parameters",
+        f"give the optimizer the parameters of {name_list(names)}; if they are to stay, call "
+        "requires_grad_(False) on them, which also saves their gradients",
+    )
+
+
 RULES: tuple[Rule[AuditFinding], ...] = (
     Rule(cause="reset", applies=_is("reset"), explain=_explain_reset),
     Rule(cause="in-place", applies=_is("written"), explain=_explain_written),
@@ -130,6 +162,15 @@ RULES: tuple[Rule[AuditFinding], ...] = (
         cause="stuck-in-eval",
         applies=_is("stuck"),
         explain=_explain_stuck,
+        place=lambda finding: finding.stepped_at,
+        did="stepped by",
+    ),
+    Rule(cause="recomputation", applies=_is("recomputed"), explain=_explain_recomputed),
+    Rule(cause="not-finite", applies=_is("not-finite"), explain=_explain_not_finite),
+    Rule(
+        cause="not-in-optimizer",
+        applies=_is("unheld"),
+        explain=_explain_unheld,
         place=lambda finding: finding.stepped_at,
         did="stepped by",
     ),

@@ -11,7 +11,6 @@ from torch import nn
 from pytest_bninvariants import errors
 from pytest_bninvariants.description.holdings import Holdings
 from pytest_bninvariants.description.next_step import next_step
-from pytest_bninvariants.description.statistics_state import statistics_states
 from pytest_bninvariants.diagnosis.wording import counted
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.reporting.lines import printable, wrap
@@ -20,6 +19,7 @@ from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.layers_to_train import layers_to_train
 from pytest_bninvariants.selection.model_names import ModelNames
 from pytest_bninvariants.selection.walk import own_tensors
+from pytest_bninvariants.snapshot.reads.statistics_state import statistics_states
 
 _HEADINGS = ("layer", "type", "mode", "grad", "optimizer", "momentum", "statistics")
 
@@ -147,7 +147,7 @@ def describe(
     named = dict(_described(model, all_layers=all_layers))
     holdings = Holdings(optimizer)
     to_train = layers_to_train(model)
-    states = statistics_states(list(named.values()))
+    states = statistics_states([layer._buffers for layer in named.values()])
     layers = tuple(
         LayerDescription(
             name=name,

@@ -25,6 +25,13 @@ def held_by(optimizer: Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
+def has_gradients(optimizer: Optimizer) -> bool:
+    """Tell whether any of its parameters has a gradient."""
+    return any(
+        each.grad is not None for group in optimizer.param_groups for each in group["params"]
+    )
+
+
 def gradients_of(tensors: Sequence[Tensor]) -> list[Gradient]:
     """Tell whether tensors have a gradient, and whether that is all zeros."""
     gradients: list[Gradient] = ["none" if tensor.grad is None else "zero" for tensor in tensors]

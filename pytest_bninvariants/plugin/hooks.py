@@ -53,9 +53,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
         register_watch_list(config)
     elif settings.bn_audit:
-        from pytest_bninvariants.plugin.audit_hooks import register_audit
+        from pytest_bninvariants.plugin.audit.audit_hooks import register_audit
 
-        register_audit(config, settings.bn_audit)
+        register_audit(config, settings)
     if settings.run.bn_layer_types:
         from pytest_bninvariants.plugin.layer_type_hooks import register_layer_types
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pytest_bninvariants.audit_rules import AUDIT_RULES, RuleChoice, choose_rules
 from pytest_bninvariants.option_values import DTYPES, EFFORTS, count_cases
 from pytest_bninvariants.ranks.environment import launched_world
 from pytest_bninvariants.run_config import RunConfig, Trace
@@ -29,6 +30,9 @@ class Settings:
     Args:
         run: the part that the engine reads.
         bn_audit: `report` or `fail`; None: no audit.
+        bn_audit_rules: the rules that an audit goes by.
+        bn_audit_xfails: the file of findings that an audit expects.
+        bn_audit_write_xfails: the file to write that expects what this run finds.
         bn_impls: layers that the conformance kit checks; empty: torch's own.
         bn_laws: patterns of laws; empty: all.
         bn_dtypes: names of dtypes; empty: each law's own.
@@ -40,6 +44,9 @@ class Settings:
 
     run: RunConfig
     bn_audit: str | None
+    bn_audit_rules: RuleChoice
+    bn_audit_xfails: str | None
+    bn_audit_write_xfails: str | None
     bn_impls: tuple[str, ...]
     bn_laws: tuple[str, ...]
     bn_dtypes: tuple[str, ...]
@@ -76,7 +83,14 @@ def parse_settings(config: pytest.Config) -> Settings:
             trace=Trace() if bn_trace else None,
             traces=bool(bn_trace),
         ),
-        bn_audit=_read_audit(option("bn_audit"), ini("bn_audit")),
+        bn_audit=_read_audit(config),
+        bn_audit_rules=_read_audit_rules(
+            _split_names("--bn-audit-rules", option("bn_audit_rules")), ini("bn_audit_rules")
+        ),
+        bn_audit_xfails=_read_file_name("--bn-audit-xfails", option("bn_audit_xfails")),
+        bn_audit_write_xfails=_read_file_name(
+            "--bn-audit-write-xfails", option("bn_audit_write_xfails")
+        ),
         bn_impls=tuple(option("bn_impl") or ()),
         bn_laws=_split_names("--bn-laws", option("bn_laws")),
         bn_dtypes=_read_dtypes(option("bn_dtype")),
@@ -109,9 +123,23 @@ def _read_layer_types(names: list[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_audit(given: str | None, by_ini: str) -> str | None:
-    option, value = ("bn_audit", by_ini or None) if given is None else ("--bn-audit", given)
-    return _one_of(_AUDITS, option, value)
+def _read_audit(config: pytest.Config) -> str | None:
+    given, by_ini = config.getoption("bn_audit"), config.getini("bn_audit") or None
+    option, value = ("bn_audit", by_ini) if given is None else ("--bn-audit", given)
+    mode = _one_of(_AUDITS, option, value)
+    for further in ("rules", "xfails", "write_xfails"):
+        if mode is None and config.getoption(f"bn_audit_{further}") is not None:
+            name = f"--bn-audit-{further.replace('_', '-')}"
+            raise pytest.UsageError(f"{name} is for an audit: give --bn-audit, too")
+    return mode
+
+
+def _read_audit_rules(given: Sequence[str], by_ini: Sequence[str]) -> RuleChoice:
+    option = "--bn-audit-rules" if given else "bn_audit_rules"
+    try:
+        return choose_rules(given or by_ini)
+    except ValueError as error:
+        raise pytest.UsageError(f"{option}: {error}") from None
 
 
 def _one_of(words: Sequence[str], option: str, given: str | None) -> str | None:
@@ -257,6 +285,27 @@ def add_options(parser: pytest.Parser, arguments: Iterable[str]) -> None:
         "(the default), or fail the tests in which they do",
     )
     group.addoption(
+        "--bn-audit-rules",
+        action="append",
+        default=None,
+        metavar="RULES",
+        help="the rules that the audit goes by, repeatable or with commas: NAME or all (these "
+        f"alone), +NAME (also), -NAME (not); names: {', '.join(AUDIT_RULES)}",
+    )
+    group.addoption(
+        "--bn-audit-xfails",
+        default=None,
+        metavar="FILE",
+        help="findings of the audit that are expected, a line each: "
+        "'TEST[RULE-MODEL-LAYER]: REASON'; one that is no longer found fails the run",
+    )
+    group.addoption(
+        "--bn-audit-write-xfails",
+        default=None,
+        metavar="FILE",
+        help="write a file for --bn-audit-xfails that expects what this run finds",
+    )
+    group.addoption(
         "--bn-list",
         action="store_true",
         help="list for each guarded test what is watched and how it is set, and run no test's body",
@@ -302,6 +351,9 @@ def add_options(parser: pytest.Parser, arguments: Iterable[str]) -> None:
         "bn_device", "devices for the `bn_device` fixture, as --bn-device", type="args", default=[]
     )
     parser.addini("bn_audit", "report or fail, as --bn-audit", default="")
+    parser.addini(
+        "bn_audit_rules", "the audit's rules, as --bn-audit-rules", type="args", default=[]
+    )
     parser.addini(
         "bn_snapshot_budget",
         "memory that a guard may take for what it compares, such as 512MB; above it fingerprints "

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytest_bninvariants.audit_rules import AUDIT_RULES
 from pytest_bninvariants.diagnosis.wording import counted, first_few
 from pytest_bninvariants.reporting.lines import labelled, wrap
 from pytest_bninvariants.reporting.verdict_text import cause_lines
@@ -20,41 +21,56 @@ class FindingGroup:
     """Layers of one model of which one thing is to be told.
 
     Args:
+        rule: the rule that found it.
+        fails: whether the run takes it for a fault, rather than for worth saying.
         model: the model's class name.
+        marker: the marker that guards against it, as code.
         cause: what, as found in the first of the tests.
         tests: ids of the tests in which it was found.
     """
 
+    rule: str
+    fails: bool
     model: str
+    marker: str
     cause: Cause
     tests: dict[str, None] = field(default_factory=dict)
-
-    @property
-    def leaked(self) -> bool:
-        """Tell whether statistics moved: then the cause explains tensors."""
-        return bool(self.cause.tensors)
 
 
 class AuditTally:
     """Add up the findings of all tests, in whichever process each ran."""
 
     def __init__(self) -> None:
-        self._tests: dict[str, tuple[int, int]] = {}
+        self._tests: dict[str, Mapping[str, Any]] = {}
         self._groups: dict[tuple[object, ...], FindingGroup] = {}
 
-    def add(self, test: str, findings: Mapping[str, Any]) -> None:
+    def add(self, test: str, found: Mapping[str, Any]) -> None:
         """Add a test's findings.
 
         Args:
             test: its id.
-            findings: plain data: how many BN `layers` ran in training mode, how many of these were
-                `frozen`, and the `causes` of what was found, each with the class name of its model.
+            found: plain data: how many BN layers `ran`, how many of these `layers` in training
+                mode, how many of those were `frozen`; the `findings`, each with its `rule`, whether
+                it `fails`, its `ids`, its `marker`, the class name of its `model` and its `causes`;
+                and the ids of the `expected` findings.
         """
-        self._tests[test] = findings["layers"], findings["frozen"]
-        for model, plain in findings["causes"]:
-            cause = _rebuild_cause(plain)
-            key = (model, cause.name, cause.layers, cause.place)
-            self._groups.setdefault(key, FindingGroup(model, cause)).tests[test] = None
+        self._tests[test] = found
+        for finding in found["findings"]:
+            rule, fails, model = finding["rule"], finding["fails"], finding["model"]
+            for plain in finding["causes"]:
+                cause = _rebuild_cause(plain)
+                key = (rule, model, cause.name, cause.layers, cause.place)
+                group = FindingGroup(rule, fails, model, finding["marker"], cause)
+                self._groups.setdefault(key, group).tests[test] = None
+
+    def ids(self) -> list[tuple[str, str]]:
+        """Return the test and the id of each finding that was not expected."""
+        return [
+            (test, each)
+            for test, found in self._tests.items()
+            for finding in found["findings"]
+            for each in finding["ids"]
+        ]
 
     def lines(self, *, verbose: bool) -> Iterator[str]:
         """Yield the summary's lines.
@@ -62,47 +78,60 @@ class AuditTally:
         Args:
             verbose: name all layers and all tests.
         """
-        for group in self._groups.values():
+        groups = sorted(self._groups.values(), key=lambda group: not group.fails)
+        for group in groups:
             yield from _group_lines(group, verbose=verbose)
+            yield ""
+        markers: dict[str, None] = {group.marker: None for group in groups if group.fails}
+        if markers:
+            yield "once mended, these markers keep it so:"
+            yield from (f"  {marker}" for marker in markers)
             yield ""
         yield from wrap(self._total(), first="", rest="  ")
 
     def _total(self) -> str:
-        total = f"bn audit: {counted(len(self._tests), 'test')}, "
-        ran = [layers for layers, _ in self._tests.values() if layers]
-        layers = counted(sum(ran), "BN layer")
-        in_training = f"{layers} ran in training mode in {len(ran)} of them"
-        parts = [in_training if ran else "no BN layer ran in training mode"]
-        leaking, stuck = self._tests_with(leaked=True), self._tests_with(leaked=False)
-        if leaking:
-            parts.append(f"frozen layers moved in {leaking}")
-        if stuck:
-            parts.append(f"a model was trained in eval in {stuck}")
-        frozen = sum(layers for _, layers in self._tests.values())
-        if ran and not leaking:
-            seen = f"{frozen} of them frozen, and no leak was seen"
-            parts.insert(1, seen if frozen else "none of them frozen")
-        nothing = "" if ran or leaking or stuck else ": there was nothing to audit"
-        return f"{total}{', '.join(parts)}{nothing}"
+        parts = [counted(len(self._tests), "test"), self._what_ran()]
+        if self._count("ran") or self._groups:
+            parts.append(self._what_was_found())
+        return f"bn audit: {'; '.join(parts)}"
 
-    def _tests_with(self, *, leaked: bool) -> int:
-        """Count the tests with a leak, or with another finding."""
-        groups = (group for group in self._groups.values() if group.leaked == leaked)
-        return len({test for group in groups for test in group.tests})
+    def _what_was_found(self) -> str:
+        found = []
+        for rule in dict.fromkeys(group.rule for group in self._groups.values()):
+            tests = {t for g in self._groups.values() if g.rule == rule for t in g.tests}
+            found.append(f"{rule} in {counted(len(tests), 'test')}")
+        expected = sum(len(each["expected"]) for each in self._tests.values())
+        if expected:
+            found.append(f"{counted(expected, 'finding')} as expected")
+        return f"found {', '.join(found)}" if found else "nothing was found"
+
+    def _what_ran(self) -> str:
+        ran, training, frozen = map(self._count, ("ran", "layers", "frozen"))
+        if not ran:
+            return "no BN layer ran: there was nothing to audit"
+        tests = sum(bool(found["ran"]) for found in self._tests.values())
+        layers = f"{counted(ran, 'BN layer')} ran in {tests} of them"
+        frozen_ones = f", {frozen or 'none'} of these frozen" if training else ""
+        return f"{layers}, {training or 'none'} in training mode{frozen_ones}"
+
+    def _count(self, what: str) -> int:
+        return sum(found[what] for found in self._tests.values())
 
 
 def _rebuild_cause(plain: Mapping[str, Any]) -> Cause:
     """Rebuild a cause from the plain data that crossed processes, where tuples became lists."""
     place = plain["place"] and Place(**plain["place"])
-    return Cause(**{**plain, "layers": tuple(plain["layers"]), "place": place})
+    lists = {name: tuple(plain[name]) for name in ("layers", "tensors")}
+    return Cause(**{**plain, **lists, "place": place})
 
 
 def _group_lines(group: FindingGroup, *, verbose: bool) -> Iterator[str]:
+    rule = AUDIT_RULES[group.rule]
     layers, tests = list(group.cause.layers), list(group.tests)
     named = [layer or "the model" for layer in layers]
     names = first_few(named, len(named) if verbose else _NAMED_LAYERS)
-    what, did = ("frozen BN layer", "moved") if group.leaked else ("BN layer", "trained in eval")
-    found = f"{counted(len(layers), what)} {did}: {names}"
-    yield from wrap(f"{group.model}: {found}", first="", rest="  ")
+    also = "" if group.fails else "also "
+    title = f"{also}{group.model}: {counted(len(layers), rule.noun)} {rule.did}: {names}"
+    yield from wrap(title, first="", rest="  ")
     yield from labelled("in", first_few(tests, len(tests) if verbose else _NAMED_TESTS))
     yield from cause_lines(group.cause)

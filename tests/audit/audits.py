@@ -19,6 +19,8 @@ class Audited:
     layers: int = -1
     frozen: int = -1
     verdicts: tuple[Verdict, ...] = ()
+    rules: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -28,7 +30,10 @@ def audited() -> Iterator[Audited]:
     try:
         yield said
     finally:
-        said.verdicts = auditor.stop()
+        found = auditor.stop()
+        said.verdicts = tuple(each.verdict for each in found)
+        said.rules = tuple(each.rule for each in found)
+        said.markers = tuple(each.marker for each in found)
         said.layers, said.frozen = auditor.layers, auditor.frozen
 
 

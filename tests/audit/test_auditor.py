@@ -218,9 +218,9 @@ def test_ten_thousand_steps_are_kept_as_one(batch: Tensor) -> None:
     for _ in range(10_000):
         layer(batch)
     seen = list(auditor._records)
-    (verdict,) = auditor.stop()
+    (found,) = auditor.stop()
     assert len(seen) == 1
-    assert "normalised 10000 batches" in verdict.causes[0].why
+    assert "normalised 10000 batches" in found.verdict.causes[0].why
 
 
 def test_what_was_seen_of_models_that_are_gone_is_dropped(batch: Tensor) -> None:

@@ -108,7 +108,13 @@ def test_a_reset_before_the_layer_runs_in_training_mode_is_told_of_that_layer(
         model.backbone.bn.reset_running_stats()
         train(model, batch)
 
-    assert only_cause(step).name == "reset"
+    with audited() as said:
+        step()
+    assert said.rules == ("frozen-moved", "frozen-reset")
+    assert [cause.name for verdict in said.verdicts for cause in verdict.causes] == [
+        "mode-flip",
+        "reset",
+    ]
 
 
 def test_other_writes_in_eval_are_told(batch: Tensor) -> None:
@@ -157,7 +163,8 @@ def test_a_model_that_is_trained_in_eval_is_told_and_nothing_moved(batch: Tensor
     with audited() as said:
         train_as_it_is(Net().eval(), batch)
     (verdict,) = said.verdicts
-    assert verdict.holds
+    assert said.rules == ("stuck-in-eval",)
+    assert not verdict.changed_tensors
     (cause,) = verdict.causes
     assert (cause.name, cause.layers) == ("stuck-in-eval", ("backbone.bn", "neck"))
     assert "as all of Net was, while SGD trained Net" in cause.why

@@ -12,7 +12,6 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim.swa_utils import AveragedModel, update_bn
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
 from pytest_bninvariants import bn_updates
@@ -137,13 +136,6 @@ def run_without_gradients_beside_no_training(batch: Tensor) -> None:
         Net()(batch)
 
 
-def recomputed_in_backward(batch: Tensor) -> None:
-    model = Net()
-    batch = batch.clone().requires_grad_()
-    checkpoint(model, batch, use_reentrant=True).mean().backward()
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
-
-
 def in_eval_and_loaded(batch: Tensor) -> None:
     model, other = frozen_backbone().eval(), Net()
     other(batch)
@@ -215,7 +207,6 @@ SILENT = [
     a_generator_whose_optimizer_waits,
     a_generator_that_is_trained_later,
     run_without_gradients_beside_no_training,
-    recomputed_in_backward,
     in_eval_and_loaded,
     in_eval_and_averaged_with_its_buffers,
     in_eval_thawed_and_reset,

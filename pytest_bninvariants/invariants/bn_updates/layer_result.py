@@ -26,6 +26,7 @@ from pytest_bninvariants.selection.bn_layers import (
     holds_weight_as_buffer,
 )
 from pytest_bninvariants.selection.submodules import modules_by_name
+from pytest_bninvariants.snapshot.reads.statistics_state import unusable_values
 from pytest_bninvariants.verdict import Change
 
 
@@ -304,10 +305,5 @@ def _unusable(statistics: StatisticsSnapshot) -> Iterator[tuple[str, str]]:
         if values is None or not len(values):
             continue
         least, most = (float(each) for each in values.aminmax())
-        if isfinite(least) and isfinite(most) and not (name == "running_var" and least < 0):
-            continue
-        bad, negative = ~values.isfinite(), values < 0
-        if bool(bad.any()):
-            yield name, f"{int(bad.sum())} of {len(bad)} values are not finite"
-        elif name == "running_var" and bool(negative.any()):
-            yield name, f"{int(negative.sum())} of {len(bad)} values are negative"
+        if not (isfinite(least) and isfinite(most)) or (name == "running_var" and least < 0):
+            yield name, unusable_values(name, values)

@@ -136,8 +136,11 @@ def _add_what_ranks_recorded(report: pytest.TestReport, results: list[PhaseResul
 
 def _join_audits(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the findings of all ranks as those of one test."""
-    counts = {name: max(each[name] for each in found) for name in ("layers", "frozen")}
-    causes: list[Any] = []
-    for each in found:
-        causes += [cause for cause in each["causes"] if cause not in causes]
-    return {**counts, "causes": causes}
+    joined: dict[str, Any] = {
+        name: max(each[name] for each in found) for name in ("ran", "layers", "frozen")
+    }
+    for name in ("findings", "expected"):
+        values = joined[name] = []
+        for each in found:
+            values += [value for value in each[name] if value not in values]
+    return joined

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.plugin.options.audit_summary import summary_of
+from tests.plugin.audit.audit_summary import summary_of
 from tests.plugin.sessions import Sessions
 
 LIGHTNING = """

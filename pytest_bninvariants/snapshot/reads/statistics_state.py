@@ -1,14 +1,15 @@
-"""Whether the running statistics of layers are new or have seen data, and whether they can be."""
+"""Whether running statistics are new or have seen data, and whether they can be used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pytest_bninvariants.selection.bn_layers import STATISTICS, has_stored_statistics
+from pytest_bninvariants.selection.bn_layers import STATISTICS
+from pytest_bninvariants.selection.walk import registered
 from pytest_bninvariants.snapshot.host_copies import read_flags
 from pytest_bninvariants.snapshot.tensor_bytes import READ_ERRORS, is_uninitialised, values_of
 
@@ -18,11 +19,13 @@ StatisticsState = Literal[
 
 
 @torch.no_grad()
-def statistics_states(layers: Sequence[nn.Module]) -> list[StatisticsState]:
+def statistics_states(
+    buffers: Sequence[Mapping[str, Tensor | None]],
+) -> list[StatisticsState]:
     """Return the state of each layer's running statistics; the host waits once for each device.
 
     Args:
-        layers: any modules.
+        buffers: the buffers of each layer by name.
 
     Returns:
         For each: `new` if running_mean is 0 and running_var is 1 throughout, `warm` if they are
@@ -31,8 +34,8 @@ def statistics_states(layers: Sequence[nn.Module]) -> list[StatisticsState]:
     states: list[StatisticsState] = []
     flags: list[Tensor] = []
     asked: list[int] = []
-    for number, layer in enumerate(layers):
-        known, questions = _ask(layer)
+    for number, each in enumerate(buffers):
+        known, questions = _ask(each)
         states.append(known)
         flags += questions
         if questions:
@@ -43,13 +46,11 @@ def statistics_states(layers: Sequence[nn.Module]) -> list[StatisticsState]:
     return states
 
 
-def _ask(layer: nn.Module) -> tuple[StatisticsState, list[Tensor]]:
+def _ask(buffers: Mapping[str, Tensor | None]) -> tuple[StatisticsState, list[Tensor]]:
     """Return what is known without a look at values, and what has to be asked of the device."""
-    if not has_stored_statistics(layer):
+    mean, var = (registered(buffers, name) for name in STATISTICS)
+    if mean is None or var is None:
         return "none", []
-    mean, var = (layer._buffers[name] for name in STATISTICS)
-    assert mean is not None
-    assert var is not None
     if is_uninitialised(mean) or is_uninitialised(var):
         return "not yet made", []
     try:
@@ -67,3 +68,17 @@ def _judge(finite: bool, negative: bool, initial: bool) -> StatisticsState:
     if negative:
         return "negative variance"
     return "new" if initial else "warm"
+
+
+def unusable_values(name: str, values: Tensor) -> str:
+    """Return what is wrong with the values of a layer's statistics; empty if nothing is.
+
+    Args:
+        name: `running_mean` or `running_var`.
+        values: the values, of shape (C,), on the host.
+    """
+    bad = int((~values.isfinite()).sum())
+    if bad:
+        return f"{bad} of {len(values)} values are not finite"
+    negative = int((values < 0).sum()) if name == "running_var" else 0
+    return f"{negative} of {len(values)} values are negative" if negative else ""
