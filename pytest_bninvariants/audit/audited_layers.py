@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants.audit.averaging_check import FrozenParameters
 from pytest_bninvariants.audit.call_context import CallContext, call_context_of
-from pytest_bninvariants.audit.finding import AuditFinding
+from pytest_bninvariants.audit.findings.finding import AuditFinding
 from pytest_bninvariants.audit.frozen_period import FrozenPeriod
 from pytest_bninvariants.instrumentation.call_sites import ModeHistory
 from pytest_bninvariants.selection.bn_layers import has_stored_statistics

@@ -30,8 +30,8 @@ from pytest_bninvariants.audit.call_context import (
     running_modules,
 )
 from pytest_bninvariants.audit.end_state import not_finite, recomputed
-from pytest_bninvariants.audit.finding import AuditFinding
-from pytest_bninvariants.audit.finding_log import FindingLog, RuleVerdict
+from pytest_bninvariants.audit.findings.finding import AuditFinding
+from pytest_bninvariants.audit.findings.finding_log import FindingLog, RuleVerdict
 from pytest_bninvariants.audit.frozen_period import (
     FrozenPeriod,
     Stay,

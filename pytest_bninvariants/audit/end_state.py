@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from pytest_bninvariants.audit.audited_layers import AuditedLayer
-from pytest_bninvariants.audit.finding import AuditFinding
+from pytest_bninvariants.audit.findings.finding import AuditFinding
 from pytest_bninvariants.selection.bn_layers import STATISTICS
 from pytest_bninvariants.selection.walk import join, registered
 from pytest_bninvariants.snapshot.host_copies import widen

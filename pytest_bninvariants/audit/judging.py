@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants.audit.audited_layers import AuditedLayer
 from pytest_bninvariants.audit.call_context import CallContext, contains, context_in
-from pytest_bninvariants.audit.finding import AuditFinding, How
+from pytest_bninvariants.audit.findings.finding import AuditFinding, How
 from pytest_bninvariants.audit.frozen_period import FrozenPeriod
 from pytest_bninvariants.instrumentation.optimizers import place_of_step
 from pytest_bninvariants.selection.walk import all_parameters, join

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pytest_bninvariants.audit.call_context import CallContext
-from pytest_bninvariants.audit.finding import AuditFinding
+from pytest_bninvariants.audit.findings.finding import AuditFinding
 from pytest_bninvariants.audit.layer_places import LayerPlaces
 from pytest_bninvariants.instrumentation.optimizers import place_of_step
 from pytest_bninvariants.selection.walk import all_parameters, join, named_modules

@@ -16,7 +16,7 @@ from pytest_bninvariants.diagnosis.rule import Rule
 
 PAGE = (Path(__file__).parents[2] / "docs" / "causes.md").read_text()
 FROZEN = "pytest_bninvariants.state_change.rules.order"
-AUDIT = "pytest_bninvariants.audit.leaks"
+AUDIT = "pytest_bninvariants.audit.findings.leaks"
 
 
 def tables() -> Iterator[tuple[str, tuple[Rule[Any], ...]]]:

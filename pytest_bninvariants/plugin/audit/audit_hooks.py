@@ -20,7 +20,7 @@ from pytest_bninvariants.verdict import Verdict
 
 if TYPE_CHECKING:
     from pytest_bninvariants.audit.auditor import Auditor
-    from pytest_bninvariants.audit.finding_log import RuleVerdict
+    from pytest_bninvariants.audit.findings.finding_log import RuleVerdict
     from pytest_bninvariants.audit.idle_watcher import IdleWatcher
 
 _NOT_FAILURES = (KeyboardInterrupt, GeneratorExit, InvariantBroken)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pytest_bninvariants.audit.finding import AuditFinding, How, layer_names
+from pytest_bninvariants.audit.findings.finding import AuditFinding, How, layer_names
 from pytest_bninvariants.diagnosis.rule import Rule
 from pytest_bninvariants.diagnosis.wording import (
     NOT_STOPPED,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pytest_bninvariants.audit import leaks
 from pytest_bninvariants.audit.call_context import CallContext
-from pytest_bninvariants.audit.finding import AuditFinding, layer_names
-from pytest_bninvariants.audit.guarding_marker import guarding_marker
+from pytest_bninvariants.audit.findings import leaks
+from pytest_bninvariants.audit.findings.finding import AuditFinding, layer_names
+from pytest_bninvariants.audit.findings.guarding_marker import guarding_marker
 from pytest_bninvariants.audit_rules import AUDIT_RULES
 from pytest_bninvariants.diagnosis.rule import explain
 from pytest_bninvariants.verdict import AUDIT, Verdict
