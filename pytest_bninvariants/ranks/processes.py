@@ -46,6 +46,10 @@ class RankProcesses:
             rank: handler.proc for rank, handler in launched.subprocess_handlers.items()
         }
 
+    def post(self, key: str, text: str) -> None:
+        """Set a key of the store that this process serves and the ranks read."""
+        self._store.set(key, text)
+
     def exit_code(self, rank: int) -> int | None:
         """Return a rank's exit code, negative if a signal ended it; None while it runs."""
         return self._processes[rank].poll()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import linecache
 import re
 import signal
+from pathlib import Path
 from typing import NamedTuple
 
 from pytest_bninvariants.frames import is_user_file, relative_path
@@ -16,7 +18,7 @@ _FRAME = re.compile(r'  File "(.+)", line (\d+|\?\?\?) in (.+)')
 _WRITING = "Current thread "
 _WRAPPERS = ("c10d_logger.py", "_contextlib.py", "contextlib.py", "eval_frame.py")
 _INNERMOST = 3  # frames that are shown of a stack without the user's code
-_MAIN = "rank_main.py"
+_MAIN = ("rank_main.py", "team_main.py")
 
 
 class StackFrame(NamedTuple):
@@ -31,6 +33,13 @@ class StackFrame(NamedTuple):
     file: str
     line: int
     function: str
+
+
+def write_stacks_on_request(file: Path) -> None:
+    """Have this process write its stacks to a file, whenever it gets `STACK_SIGNAL`."""
+    stacks = file.open("w", encoding="utf-8")
+    if STACK_SIGNAL is not None:
+        faulthandler.register(STACK_SIGNAL, file=stacks, all_threads=True)
 
 
 def main_stack(written: str) -> list[StackFrame]:
@@ -51,7 +60,7 @@ def main_stack(written: str) -> list[StackFrame]:
             threads.append([])
             if line.startswith(_WRITING):
                 writing.append(threads[-1])
-    of_test = [frames for frames in threads if any(_MAIN in frame.file for frame in frames)]
+    of_test = [frames for frames in threads if any(f.file.endswith(_MAIN) for f in frames)]
     return next(reversed(of_test or writing or threads), [])
 
 

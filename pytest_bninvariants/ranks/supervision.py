@@ -175,7 +175,7 @@ class Supervisor:
     def _stop(self, records: list[RankRecord], reason: str) -> None:
         """End ranks, once each has told where it is."""
         unfinished = [record for record in records if "ended" not in record.said]
-        self._collect_stacks(unfinished)
+        collect_stacks(self._processes, unfinished)
         for record in records:
             if record in unfinished and record.exit_code is None:
                 record.stopped = reason
@@ -184,19 +184,21 @@ class Supervisor:
             record.ended_at = time.time()
         self._take(self._inbox.receive(0))  # what arrived meanwhile
 
-    def _collect_stacks(self, records: Iterable[RankRecord]) -> None:
-        asked = [
-            record
-            for record in records
-            if "started" in record.said and self._processes.request_stack(record.rank)
-        ]
-        limit = time.monotonic() + _STACK_SECONDS
-        sizes: dict[int, int] = {}
-        while asked and time.monotonic() < limit:
-            time.sleep(_POLL_SECONDS)
-            for record in [*asked]:
-                written = _read(stack_of(record.folder, record.rank))
-                if written and len(written) == sizes.get(record.rank):
-                    record.stack = main_stack(written)
-                    asked.remove(record)
-                sizes[record.rank] = len(written)
+
+def collect_stacks(processes: RankProcesses, records: Iterable[RankRecord]) -> None:
+    """Ask ranks that have started where they are, and wait a while for their stacks."""
+    asked = [
+        record
+        for record in records
+        if "started" in record.said and processes.request_stack(record.rank)
+    ]
+    limit = time.monotonic() + _STACK_SECONDS
+    sizes: dict[int, int] = {}
+    while asked and time.monotonic() < limit:
+        time.sleep(_POLL_SECONDS)
+        for record in [*asked]:
+            written = _read(stack_of(record.folder, record.rank))
+            if written and len(written) == sizes.get(record.rank):
+                record.stack = main_stack(written)
+                asked.remove(record)
+            sizes[record.rank] = len(written)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -27,18 +25,6 @@ from pytest_bninvariants.plugin.ranks.request import (
 if TYPE_CHECKING:
     from pytest_bninvariants.ranks.supervision import RankRecord
 
-_BOOTSTRAP = """
-import json, os, sys
-with open(sys.argv[1], encoding="utf-8") as file:
-    order = json.load(file)
-if not order["shows_output"]:
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        file = os.path.join(order["folder"], "rank" + os.environ["RANK"] + "." + name)
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
-sys.path[:] = order["sys_path"]
-from pytest_bninvariants.plugin.ranks.rank_main import main
-main(order)
-"""
 _REPORTS = pytest.StashKey[dict[str, pytest.TestReport]]()
 
 
@@ -98,6 +84,7 @@ def _refuse_debuggers(config: pytest.Config, request: RanksRequest) -> None:
 
 def run_on_ranks(item: pytest.Function, request: RanksRequest) -> dict[str, pytest.TestReport]:
     """Run a test on its ranks, and return its reports by phase."""
+    from pytest_bninvariants.ranks.bootstrap import write_order
     from pytest_bninvariants.ranks.messages import Inbox
     from pytest_bninvariants.ranks.processes import RankProcesses
     from pytest_bninvariants.ranks.supervision import Supervisor
@@ -105,11 +92,7 @@ def run_on_ranks(item: pytest.Function, request: RanksRequest) -> dict[str, pyte
     with tempfile.TemporaryDirectory(prefix="ranks-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with Inbox() as inbox:
-            file = folder / "order.json"
-            file.touch(0o600)  # it holds the inbox's token
-            file.write_text(json.dumps(_order(item, folder, *inbox.address)), encoding="utf-8")
-            flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-            arguments = [*flags, "-P", "-c", _BOOTSTRAP, str(file)]
+            arguments = write_order(folder, _order(item, folder, *inbox.address))
             processes = RankProcesses(request.size, arguments, name)
             try:
                 watching = Supervisor(processes, inbox, request.size, request.timeout, folder)
@@ -125,6 +108,7 @@ def _order(item: pytest.Function, folder: Path, port: int, token: str) -> dict[s
     invocation = item.config.invocation_params
     temporary = getattr(item.config, "_tmp_path_factory", None)
     return {
+        "module": "pytest_bninvariants.plugin.ranks.rank_main",
         "port": port,
         "token": token,
         "folder": str(folder),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import io
 import os
 import sys
@@ -17,7 +16,7 @@ from pytest_bninvariants.plugin.ranks.member import RankMember
 from pytest_bninvariants.plugin.ranks.request import RanksRequest
 from pytest_bninvariants.ranks.environment import World
 from pytest_bninvariants.ranks.messages import Line
-from pytest_bninvariants.ranks.stacks import STACK_SIGNAL
+from pytest_bninvariants.ranks.stacks import write_stacks_on_request
 from pytest_bninvariants.ranks.supervision import stack_of
 
 _SECONDS = 1800.0  # torch's own default; the parent's timeout comes first
@@ -51,9 +50,7 @@ def main(order: Mapping[str, Any]) -> None:
     """
     rank, folder = int(os.environ["RANK"]), Path(order["folder"])
     line = Line(rank, order["port"], order["token"])
-    stacks = stack_of(folder, rank).open("w", encoding="utf-8")
-    if STACK_SIGNAL is not None:
-        faulthandler.register(STACK_SIGNAL, file=stacks, all_threads=True)
+    write_stacks_on_request(stack_of(folder, rank))
     line.send("started", order["nodeid"])
     os.chdir(order["cwd"])
     for name in ("pytest_bninvariants", "pytest_bninvariants.plugin"):
