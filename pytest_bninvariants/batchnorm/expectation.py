@@ -73,20 +73,28 @@ class ReferenceTwin:
         Args:
             x: the batch as the layer gets it, shape (N, C, *).
         """
-        batch, old = self._normalisation(x), self._state()
+        return BatchExpectation(*self._follow(x, depth_of(x)))
+
+    def _follow(self, x: Tensor, depth: int) -> tuple[Normalisation, Tensor]:
+        """Follow the layer through a batch; return how it normalises that, and the true output."""
+        batch, old = self._normalisation(x, depth), self._state()
         y = self.reference(x)
         if old is not None and x.numel() and self.reference.tracks:
             self._advance(old, batch)
-        return BatchExpectation(batch, y)
+        return batch, y
 
-    def _normalisation(self, x: Tensor) -> Normalisation:
+    def _batch_errors(self, values: Tensor, true: Statistics, depth: int) -> Statistics:
+        """Return how far off the layer's statistics of a batch may be."""
+        return statistics_bounds(values, true, depth, self.arithmetic)
+
+    def _normalisation(self, x: Tensor, depth: int) -> Normalisation:
         """Return how the layer normalises a batch in its present mode and state."""
-        bn, values, depth = self.reference, rows(x), depth_of(x)
+        bn, values = self.reference, rows(x)
         from_batch = bn.uses_batch_statistics
         statistics = Statistics(*(each.clone() for each in bn.statistics(values)))
         errors = self._state_errors
         if from_batch:
-            errors = statistics_bounds(values, statistics, depth, self.arithmetic)
+            errors = self._batch_errors(values, statistics, depth)
         ones = torch.ones(bn.num_features, dtype=torch.float64, device="cpu")
         return Normalisation(
             values=values,

@@ -118,6 +118,28 @@ def bounds_by_magnitude(
     return Statistics(mean, var)
 
 
+def combining_error(true: Statistics, eps: float, depth: int, a: Arithmetic) -> Tensor:
+    """Return how far off a variance is, besides, that is combined from those of ranks, shape (C,).
+
+    The squares of the distances between the ranks' means enter it, and a rank may tell the scale
+    (var + eps)^-1/2 in the place of its variance: docs/tolerance.md, "Over several ranks".
+
+    Args:
+        true: the statistics of the whole batch.
+        eps: the layer's.
+        depth: of a channel's sums over all ranks.
+        a: the layer's arithmetic.
+    """
+    g = gamma(depth, a.sum_unit)
+    between = 2 * (g + a.gamma(2)) * (true.var * (true.var + true.mean.square())).sqrt()
+    return between + a.gamma(8) * (true.var + eps)
+
+
+def sums_of_squares_error(true: Statistics, depth: int, a: Arithmetic) -> Tensor:
+    """Return how far off avg(x^2) - mean^2 is as a variance, shape (C,); see `combining_error`."""
+    return (3 * gamma(depth, a.sum_unit) + a.gamma(8)) * (true.var + true.mean.square())
+
+
 def _unbounded(value: Tensor) -> Tensor:
     """Return infinite bounds; computing them as an infinite gamma times 0 would give NaN."""
     return torch.full_like(value, math.inf)

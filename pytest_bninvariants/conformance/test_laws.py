@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_bninvariants.plugin.conformance_plan import Check, checks_as_params
+
+if TYPE_CHECKING:
+    from pytest_bninvariants.ranks.team import RankTeams
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -14,9 +18,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("check", checks_as_params(metafunc.config))
 
 
-def test_law(check: Check, record_property: Callable[[str, object], None]) -> None:
+@pytest.fixture(scope="session")
+def bn_rank_teams() -> Iterator[RankTeams]:
+    """Return the ranks on which laws of several processes run; the first of these starts them."""
+    from pytest_bninvariants.ranks.team import RankTeams
+
+    with RankTeams() as teams:
+        yield teams
+
+
+def test_law(
+    check: Check, record_property: Callable[[str, object], None], bn_rank_teams: RankTeams
+) -> None:
     """Check that a layer satisfies a law."""
     from pytest_bninvariants.batchnorm.laws.conform import check_law
+    from pytest_bninvariants.batchnorm.trials.rank_trial import LawNotTried
     from pytest_bninvariants.errors import LawBroken
 
     try:
@@ -26,7 +42,10 @@ def test_law(check: Check, record_property: Callable[[str, object], None]) -> No
             dtype=check.dtype,
             device=check.device,
             examples=check.examples,
+            teams=bn_rank_teams,
         )
+    except LawNotTried as reason:
+        pytest.skip(str(reason))
     except LawBroken as broken:
         report = str(broken)
     else:

@@ -101,7 +101,10 @@ def make_plan(config: pytest.Config) -> ConformancePlan:
     subjects = list(_subjects(settings, laws))
     checks = tuple(_checks(laws, subjects, settings))
     if not checks:
-        raise pytest.UsageError("--bn-laws, --bn-dtype and the ranks of --bn-impl leave no test")
+        message = "--bn-laws, --bn-dtype and the ranks of --bn-impl leave no test"
+        if all(law.across_ranks for law in laws):
+            message += "; synced_* are laws of layers that synchronise: declare [ranks=2]"
+        raise pytest.UsageError(message)
     every = [check.id for check in _checks(list(LAWS.values()), subjects, settings)]
     plan = ConformancePlan(checks, tuple(_read_xfails(settings.bn_xfails, every)))
     config.stash[_PLAN] = plan
@@ -147,7 +150,7 @@ def _subjects(settings: Settings, laws: list[Law]) -> Iterator[LayerUnderTest]:
 
 def _checks(laws: list[Law], subjects: list[LayerUnderTest], settings: Settings) -> Iterator[Check]:
     for device, law, subject in product(settings.run.devices, laws, subjects):
-        if not law.ranks(subject.dims):
+        if not law.applies_to(subject):
             continue
         for dtype in law.dtypes_on(device, settings.bn_dtypes or None):
             left_out = law.reason_to_leave_out(subject)

@@ -22,6 +22,11 @@ from pytest_bninvariants.batchnorm.laws import (  # noqa: F401, which puts them 
     switches,
     values,
 )
+from pytest_bninvariants.batchnorm.laws.across_ranks import (  # noqa: F401
+    even_shards,
+    groups,
+    uneven_shards,
+)
 from pytest_bninvariants.batchnorm.laws.registry import LAWS, Law, choose_laws
 
 __all__ = ["LAWS", "Law", "choose_laws"]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -19,9 +20,17 @@ from pytest_bninvariants.batchnorm.laws.steps import one_thread
 from pytest_bninvariants.batchnorm.trials.comparison import ComparisonTally
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
+from pytest_bninvariants.batchnorm.trials.rank_trial import (
+    LawNotTried,
+    RankTrial,
+    SparedTeam,
+    require_importable,
+)
 from pytest_bninvariants.errors import GateError, LawBroken, describe
 from pytest_bninvariants.option_values import DTYPES, EFFORTS, count_cases
+from pytest_bninvariants.ranks.team import RankTeams
 
+_TrialMaker = Callable[[Case, ComparisonTally], LawTrial | RankTrial]
 MOST_UNJUDGED = 0.5  # of the cases; the drawn data give a few in a hundred
 
 
@@ -32,6 +41,7 @@ def check_law(
     dtype: str = "float32",
     device: str = "cpu",
     examples: int = 100,
+    teams: RankTeams | None = None,
 ) -> ComparisonTally:
     """Run one law on a layer, and return what was compared.
 
@@ -41,11 +51,47 @@ def check_law(
         dtype: name of the inputs' dtype.
         device: where to run.
         examples: the number of cases; laws that sweep sizes run a share of it.
+        teams: the ranks of a law that needs several; None: they are started for this law alone.
 
     Raises:
         LawBroken: if the layer breaks it; the message is a report of the smallest case found.
+        LawNotTried: if a law needs several ranks, and the layer has no path on this device.
         GateError: if too many of the drawn cases could not be judged.
     """
+    if not law.across_ranks:
+        make_trial: _TrialMaker = partial(LawTrial, law.name, law.statement, subject)
+        return _run_cases(law, subject, dtype, device, examples, make_trial)
+    with RankTeams() as own:
+        return _check_on_ranks(law, subject, dtype, device, examples, teams or own)
+
+
+def _check_on_ranks(
+    law: Law, subject: LayerUnderTest, dtype: str, device: str, examples: int, teams: RankTeams
+) -> ComparisonTally:
+    require_importable(subject)
+    key = (subject.import_line(), device)
+    if key in teams.notes:
+        raise LawNotTried(teams.notes[key])
+    team = SparedTeam(teams.team(subject.ranks, device))
+
+    def make_trial(case: Case, tally: ComparisonTally) -> RankTrial:
+        return RankTrial(law.name, law.statement, subject, case, tally, team)
+
+    try:
+        return _run_cases(law, subject, dtype, device, examples, make_trial)
+    except LawNotTried as reason:
+        teams.notes[key] = str(reason)
+        raise LawNotTried(str(reason)) from None
+
+
+def _run_cases(
+    law: Law,
+    subject: LayerUnderTest,
+    dtype: str,
+    device: str,
+    examples: int,
+    make_trial: _TrialMaker,
+) -> ComparisonTally:
     tally = ComparisonTally()
 
     @settings(
@@ -57,12 +103,12 @@ def check_law(
         print_blob=False,
         suppress_health_check=list(HealthCheck),
     )
-    @given(law.cases(dims=law.ranks(subject.dims), dtype=dtype, device=device))
+    @given(law.cases_for(subject, dtype, device))
     def run_cases(drawn: Case) -> None:
         case, case_tally = replace(drawn, **subject.fixed), ComparisonTally()
         # a layer that switches gradients off does so for this case only
         with torch.enable_grad(), _default_device(device):
-            law.check(LawTrial(law.name, law.statement, subject, case, case_tally), case)
+            law.check(make_trial(case, case_tally), case)
         tally.add_case(case_tally)
 
     try:
@@ -138,7 +184,7 @@ def assert_bn_conforms(
 
     Raises:
         LawBroken: if the layer breaks a law; the message reports each broken law.
-        GateError: if nothing could be judged.
+        GateError: if nothing could be judged, or a law of several ranks not on this device.
         TypeError: if the factory is a layer instead of a class, or cannot be called.
         ValueError: if an argument is unknown, the class makes no layer from its arguments, or the
             layer lacks what the laws need.
@@ -163,7 +209,7 @@ def assert_bn_conforms(
     wanted = [
         law
         for law in choose_laws(_names("laws", laws))
-        if law.ranks(subject.dims) and not law.reason_to_leave_out(subject)
+        if law.applies_to(subject) and not law.reason_to_leave_out(subject)
     ]
     require_what_laws_need(subject, wanted)
     wanted_dtypes = None if dtypes is None else _names("dtypes", dtypes)
@@ -172,15 +218,20 @@ def assert_bn_conforms(
             raise ValueError(f"dtype {name!r} is unknown; accepted: {', '.join(DTYPES)}")
     effort = count_cases("examples=", examples)
     broken: list[LawBroken] = []
+    untried: dict[str, str] = {}
     count = 0
-    for law in wanted:
-        for dtype in law.dtypes_on(str(device), wanted_dtypes):
-            count += 1
-            try:
-                check_law(law, subject, dtype=dtype, device=str(device), examples=effort)
-            except LawBroken as error:
-                broken.append(error)
-                break
+    with RankTeams() as teams:
+        check = partial(check_law, device=str(device), examples=effort, teams=teams)
+        for law in wanted:
+            for dtype in law.dtypes_on(str(device), wanted_dtypes):
+                count += 1
+                try:
+                    check(law, subject, dtype=dtype)
+                except LawBroken as error:
+                    broken.append(error)
+                    break
+                except LawNotTried as reason:
+                    untried[law.name] = str(reason)
     if not count:
         raise GateError(
             f"no law is left to run in these dtypes, on a layer of these ranks, on {device}"
@@ -189,6 +240,11 @@ def assert_bn_conforms(
         failure = _joined_failure(subject, broken, len(wanted))
         failure.__cause__ = failure.__context__ = None
         raise failure.with_traceback(None)
+    if untried:
+        raise GateError(
+            f"{subject.label}: {', '.join(untried)}: {next(iter(untried.values()))}; from a test "
+            "device='cuda', or declared={'without': {'synced_*': 'the reason'}}"
+        )
 
 
 def _names(option: str, value: object) -> tuple[Any, ...]:

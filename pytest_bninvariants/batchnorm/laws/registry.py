@@ -11,11 +11,13 @@ from typing import Any
 from hypothesis.strategies import SearchStrategy
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
+from pytest_bninvariants.batchnorm.sharded_cases import sharded_cases
 from pytest_bninvariants.batchnorm.strategies import bn_cases
 from pytest_bninvariants.batchnorm.trials.declaration import SETTING_NAMES
 from pytest_bninvariants.batchnorm.trials.first_look import require_names
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
+from pytest_bninvariants.batchnorm.trials.rank_trial import RankTrial
 from pytest_bninvariants.devices import has_float64
 from pytest_bninvariants.option_values import DTYPES
 
@@ -23,7 +25,7 @@ LAWS: dict[str, Law] = {}
 _FIRST = ("construction", "training_output", "eval_output")
 _FAMILIES = (  # the files of laws: one that is broken breaks many of those behind it
     *("values", "state", "gradients", "inputs", "switches", "saving", "calls"),
-    *("derivatives", "sizes", "compiling"),
+    *("derivatives", "sizes", "compiling", "even_shards", "uneven_shards", "groups"),
 )
 ALL_DTYPES = DTYPES
 FLOAT32_ONLY = ("float32",)
@@ -49,9 +51,10 @@ class Law:
         least_rank: the lowest rank of inputs that it applies to.
         draws: names of settings that its cases vary.
         needs: names of settings that it sets itself, and of state, without which it says nothing.
+        across_ranks: whether it is of layers that synchronise, and runs on several ranks.
     """
 
-    check: Callable[[LawTrial, Case], None]
+    check: Callable[[Any, Case], None]
     cases: Callable[..., SearchStrategy[Case]]
     dtypes: tuple[str, ...]
     share: float
@@ -61,6 +64,16 @@ class Law:
     least_rank: int
     draws: frozenset[str]
     needs: frozenset[str]
+    across_ranks: bool = False
+
+    def applies_to(self, subject: LayerUnderTest) -> bool:
+        """Tell whether it is a law for layers of this kind."""
+        return bool(self.ranks(subject.dims)) and (subject.ranks > 1 or not self.across_ranks)
+
+    def cases_for(self, subject: LayerUnderTest, dtype: str, device: str) -> SearchStrategy[Case]:
+        """Return the strategy for cases of a layer, with inputs of a dtype, on a device."""
+        size = {"size": subject.ranks} if self.across_ranks else {}
+        return self.cases(dims=self.ranks(subject.dims), dtype=dtype, device=device, **size)
 
     def reason_to_leave_out(self, subject: LayerUnderTest) -> str | None:
         """Return why it says nothing of a layer, as declared; None if it does."""
@@ -69,6 +82,9 @@ class Law:
                 return f"{name} is fixed at {subject.fixed[name]!r}"
         if "num_batches_tracked" in self.needs and not subject.counts:
             return "there is no num_batches_tracked"
+        group = subject.declaration.process_group
+        if "process_group" in self.needs and not subject.takes(group):
+            return f"its constructor takes no {group}"
         return subject.declaration.leaves_out(self.name)
 
     def ranks(self, dims: Iterable[int]) -> tuple[int, ...]:
@@ -140,13 +156,52 @@ def law(
     return register
 
 
+def rank_law(
+    dtypes: tuple[str, ...] = ("float32", "float64"),
+    *,
+    share: float = 0.3,
+    needs: Iterable[str] = (),
+    **drawn: Any,
+) -> Callable[[Callable[[RankTrial, Case], None]], Callable[[RankTrial, Case], None]]:
+    """Register a function as a law of layers that synchronise; arguments as for `law`.
+
+    Args:
+        dtypes: names of the inputs' dtypes to check it in.
+        share: its share of a run's examples.
+        needs: names of settings that it sets itself, and of state, without which it says nothing.
+        drawn: arguments of `sharded_cases`.
+    """
+
+    def register(check: Callable[[RankTrial, Case], None]) -> Callable[[RankTrial, Case], None]:
+        arguments = _PLAIN_CASES | drawn
+        draws, switched_off = _varied_settings(arguments)
+        LAWS[check.__name__] = Law(
+            check=check,
+            cases=partial(sharded_cases, **arguments),
+            dtypes=dtypes,
+            share=share,
+            frozen=False,
+            full=True,
+            threads=False,
+            least_rank=2,
+            draws=frozenset(draws),
+            needs=frozenset([*needs, *switched_off]),
+            across_ranks=True,
+        )
+        return check
+
+    return register
+
+
 def require_what_laws_need(subject: LayerUnderTest, laws: Iterable[Law]) -> None:
     """Refuse a layer that lacks what some of the laws need, unless that is declared.
 
     Raises:
         ValueError: if it does; the message says how to go on.
     """
-    chosen = [law for law in laws if not law.reason_to_leave_out(subject)]
+    chosen = [
+        law for law in laws if law.applies_to(subject) and not law.reason_to_leave_out(subject)
+    ]
     require_names(subject, {name for law in chosen for name in law.needs | law.draws})
 
 

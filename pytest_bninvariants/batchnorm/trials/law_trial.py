@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NoReturn
 
@@ -19,9 +20,43 @@ from pytest_bninvariants.batchnorm.expectation import BoundedValue, ReferenceTwi
 from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm
 from pytest_bninvariants.batchnorm.trials.comparison import ComparisonTally, TensorComparison
 from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
-from pytest_bninvariants.batchnorm.trials.report import brief, law_report
+from pytest_bninvariants.batchnorm.trials.report import brief, describe_case, law_report
 from pytest_bninvariants.batchnorm.trials.script import Script
 from pytest_bninvariants.errors import GateError, LawBroken
+
+
+def layer_line(subject: LayerUnderTest, case: Case, arguments: Mapping[str, Any]) -> str:
+    """Return the line that makes the layer of a case, as `layer`, in a new layer's state.
+
+    Args:
+        subject: the layer under test.
+        case: the case.
+        arguments: arguments of the constructor, in place of the case's.
+    """
+    defaults = subject.declaration.defaults  # a snippet leaves them out
+    settings = case.settings() | dict(arguments)
+    settings = {k: each for k, each in settings.items() if k not in defaults or each != defaults[k]}
+    device = "" if case.device == "cpu" else f"'{case.device}', "
+    cast = f".to({device}torch.{case.state_dtype})"
+    if cast == ".to(torch.float32)":
+        cast = ""
+    return f"layer = {subject.call(case.channels, **settings)}{cast}"
+
+
+def reference_in_state(
+    case: Case, arguments: Mapping[str, Any]
+) -> tuple[ReferenceBatchNorm, Arithmetic]:
+    """Return the reference in a case's state, and the arithmetic of the case's dtypes."""
+    reference = ReferenceBatchNorm(case.channels, **case.settings() | dict(arguments))
+    with torch.no_grad():
+        for name, value in case.state().items():
+            tensor = getattr(reference, name)
+            if tensor is not None:
+                tensor.copy_(value)
+        if reference.num_batches_tracked is not None:
+            reference.num_batches_tracked.fill_(case.count)
+    input_dtype, state_dtype = (getattr(torch, n) for n in (case.dtype, case.state_dtype))
+    return reference, Arithmetic.for_dtypes(input_dtype, state_dtype)
 
 
 class LawTrial:
@@ -77,15 +112,7 @@ class LawTrial:
         Args:
             arguments: arguments of the constructor, in place of the case's.
         """
-        case = self.case
-        defaults = self.subject.declaration.defaults  # a snippet leaves them out
-        settings = case.settings() | arguments
-        settings = {name: each for name, each in settings.items() if each != defaults[name]}
-        device = "" if case.device == "cpu" else f"'{case.device}', "
-        cast = f".to({device}torch.{case.state_dtype})"
-        if cast == ".to(torch.float32)":
-            cast = ""
-        self.run(f"layer = {self.subject.call(case.channels, **settings)}{cast}")
+        self.run(layer_line(self.subject, self.case, arguments))
 
     def build_layer(self, **arguments: Any) -> None:
         """Make the layer of the case, in its state, as `layer`; arguments as `make_layer`."""
@@ -102,17 +129,7 @@ class LawTrial:
 
     def make_twin(self, **arguments: Any) -> ReferenceTwin:
         """Return the reference in the case's state, with bounds; arguments as `make_layer`."""
-        case = self.case
-        reference = ReferenceBatchNorm(case.channels, **case.settings() | arguments)
-        with torch.no_grad():
-            for name, value in case.state().items():
-                tensor = getattr(reference, name)
-                if tensor is not None:
-                    tensor.copy_(value)
-            if reference.num_batches_tracked is not None:
-                reference.num_batches_tracked.fill_(case.count)
-        input_dtype, state_dtype = (getattr(torch, n) for n in (case.dtype, case.state_dtype))
-        return ReferenceTwin(reference, Arithmetic.for_dtypes(input_dtype, state_dtype))
+        return ReferenceTwin(*reference_in_state(self.case, arguments))
 
     def bind_value(self, name: str, value: Tensor) -> None:
         """Bind a name to a copy of a tensor; a report prints the values that it has now."""
@@ -242,5 +259,6 @@ class LawTrial:
         headline = f"{self.subject.label} breaks the law {self.law}: {news}"
         snippet = self._script.text(check)
         layer = self._script.get("layer")
-        report = law_report(headline, self.statement, self.case, layer, table or [], snippet)
+        described = describe_case(self.case, layer)
+        report = law_report(headline, self.statement, described, table or [], snippet)
         raise LawBroken(report, self.law, "\n".join(snippet)) from cause

@@ -100,6 +100,14 @@ class LayerUnderTest:
         return self.declaration.state.get("num_batches_tracked", "") is not None
 
     @property
+    def ranks(self) -> int:
+        """Return over how many processes it is tried; 1 if it does not synchronise."""
+        if self.declaration.ranks is not None:
+            return self.declaration.ranks
+        mro = getattr(self.base or self.factory, "__mro__", (self.factory,))
+        return 2 if any("sync" in getattr(c, "__name__", "").lower() for c in mro) else 1
+
+    @property
     def name(self) -> str:
         """Return the name by which a snippet calls the factory."""
         name = str(getattr(self.factory, "__name__", ""))

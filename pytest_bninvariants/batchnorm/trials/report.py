@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pytest_bninvariants.batchnorm.cases import DEFAULTS, Case
+from pytest_bninvariants.batchnorm.cases import DEFAULTS, Batch, Case
 
 _SHOWN_VALUES = 8
 
@@ -12,8 +12,7 @@ _SHOWN_VALUES = 8
 def law_report(
     headline: str,
     statement: str,
-    case: Case,
-    layer: object,
+    described: str,
     table: list[str],
     snippet: list[str],
 ) -> str:
@@ -22,32 +21,55 @@ def law_report(
     Args:
         headline: what is wrong, in one line.
         statement: the law's statement.
-        case: the case that broke the law.
-        layer: the layer as it is now; None if there is none.
+        described: the case that broke the law.
         table: the expected and the actual values, if tensors were compared.
         snippet: code that reproduces the failure.
     """
-    lines = [headline, "", f"law   {statement}", f"case  {_description(case, layer)}"]
+    lines = [headline, "", f"law   {statement}", f"case  {described}"]
     lines += ["", *table] if table else []
     lines += ["", "this reproduces it:", "", *(f"    {line}" for line in snippet)]
     return "\n".join(lines)
 
 
-def _description(case: Case, layer: object) -> str:
-    """Return dtypes, batches and modes, and what else differs from a new layer's defaults."""
-    shapes = ", ".join(
-        f"{batch.shape} {batch.layout}" + (f" at {batch.kappa:g} sigma" if batch.kappa else "")
-        for batch in case.batches
-    )
-    parts = [
+def describe_case(case: Case, layer: object) -> str:
+    """Return dtypes, batches and modes, and what else differs from a new layer's defaults.
+
+    Args:
+        case: the case.
+        layer: the layer as it is now; None if there is none.
+    """
+    batches = f"batches {', '.join(map(_describe_batch, case.batches))}"
+    return "; ".join([*_case_parts(case, batches, _modes(case, layer)), *_frozen_parameters(layer)])
+
+
+def describe_ranks(case: Case, size: int) -> str:
+    """Return what `describe_case` does, for batches of which each rank has its own.
+
+    Args:
+        case: the case.
+        size: how many ranks there are; each step has so many batches.
+    """
+    shards = [
+        f"rank {rank}: " + ", ".join(map(_describe_batch, case.batches[rank::size]))
+        for rank in range(size)
+    ]
+    return "; ".join(_case_parts(case, f"{size} ranks", *shards))
+
+
+def _describe_batch(batch: Batch) -> str:
+    """Return a batch's shape, layout and offset."""
+    offset = f" at {batch.kappa:g} sigma" if batch.kappa else ""
+    return f"{batch.shape} {batch.layout}{offset}"
+
+
+def _case_parts(case: Case, *batches: str) -> list[str]:
+    """Return dtypes, what is said of the batches, and settings other than the defaults."""
+    return [
         f"{case.dtype} on {case.device}, state in {case.state_dtype}",
-        f"batches {shapes}",
-        _modes(case, layer),
+        *batches,
         *(f"{name}={value}" for name, value in case.settings().items() if value != DEFAULTS[name]),
         *([f"num_batches_tracked={case.count}"] if case.count else []),
-        *_frozen_parameters(layer),
     ]
-    return "; ".join(parts)
 
 
 def _modes(case: Case, layer: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,24 +11,33 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]  # snippets import the layers of `tests`
 # torch is imported once; a child is forked for each snippet, before torch starts any thread
 _DRIVER = """
-import json, os, sys
+import json, os, sys, time
 import torch
 
+def run(snippet, environment, writing):
+    error = ""
+    os.environ.update(environment)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    try:
+        exec(compile(snippet, "<snippet>", "exec"), {"__name__": "__main__"})
+        time.sleep(0.3 if environment else 0)  # other ranks may still read what this one sent
+    except BaseException as raised:
+        error = f"{type(raised).__name__}: {raised}"[:2000]
+    os.write(writing, json.dumps(error).encode())
+    os._exit(0)
+
 for line in sys.stdin:
-    reading, writing = os.pipe()
-    if not os.fork():
-        error = ""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        try:
-            exec(compile(json.loads(line), "<snippet>", "exec"), {"__name__": "__main__"})
-        except BaseException as raised:
-            error = f"{type(raised).__name__}: {raised}"[:2000]
-        os.write(writing, json.dumps(error).encode())
-        os._exit(0)
-    os.close(writing)
-    os.wait()
-    with open(reading) as answer:
-        print(answer.read(), flush=True)
+    snippet, environments = json.loads(line)
+    readings = []
+    for environment in environments:
+        reading, writing = os.pipe()
+        readings.append(reading)
+        if not os.fork():
+            run(snippet, environment, writing)
+        os.close(writing)
+    for each in environments:
+        os.wait()
+    print(json.dumps([json.loads(open(each).read() or '"died"') for each in readings]), flush=True)
 """
 
 
@@ -45,12 +55,24 @@ class SnippetRunner:
 
     def run(self, snippet: str) -> str:
         """Return the error that a snippet ends with, as a traceback has it; empty if none."""
+        return self._run(snippet, [{}])[0]
+
+    def run_on_ranks(self, snippet: str, size: int) -> list[str]:
+        """Return the errors that a snippet ends with on each rank, in torchrun's environment."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        every = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environments = [{**every, "RANK": rank, "OMP_NUM_THREADS": 1} for rank in range(size)]
+        return self._run(snippet, [{k: str(v) for k, v in e.items()} for e in environments])
+
+    def _run(self, snippet: str, environments: list[dict[str, str]]) -> list[str]:
+        """Return the errors of processes, one for each environment."""
         assert self._driver.stdin
         assert self._driver.stdout
-        self._driver.stdin.write(json.dumps(snippet) + "\n")
+        self._driver.stdin.write(json.dumps([snippet, environments]) + "\n")
         self._driver.stdin.flush()
-        error: str = json.loads(self._driver.stdout.readline())
-        return error
+        errors: list[str] = json.loads(self._driver.stdout.readline())
+        return errors
 
     def close(self) -> None:
         """End the process."""

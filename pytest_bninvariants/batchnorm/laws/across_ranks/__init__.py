@@ -1,0 +1,1 @@
+"""The laws of layers that synchronise over processes."""
