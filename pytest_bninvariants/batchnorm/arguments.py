@@ -28,6 +28,18 @@ def check_whole_number(name: str, value: object, least: int = 0) -> int:
     return value
 
 
+def check_samples(least: object, max_values: int) -> int:
+    """Return a least number of samples, of which a batch of one channel has so many values.
+
+    Raises:
+        InvalidArgument: if it is not a whole number up to max_values.
+    """
+    samples = check_whole_number("min_samples", least)
+    if samples > max_values:
+        raise InvalidArgument(f"min_samples={samples} is above max_values={max_values}")
+    return samples
+
+
 def check_fraction(name: str, value: object) -> None:
     """Refuse a value that is not a number from 0 to 1."""
     if not is_number(value) or not 0 <= value <= 1:

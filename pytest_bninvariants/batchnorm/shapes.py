@@ -33,14 +33,17 @@ class BatchLimits:
     Args:
         min_values: fewest values per channel.
         max_values: most values in all.
+        min_samples: fewest samples.
     """
 
     min_values: int
     max_values: int
+    min_samples: int = 0
 
     def channels(self) -> tuple[int, ...]:
         """Return the numbers of channels that some batch within the limits has."""
-        return tuple(c for c in _CHANNELS if c * self.min_values <= self.max_values)
+        least = max(self.min_values, self.min_samples)
+        return tuple(c for c in _CHANNELS if c * least <= self.max_values)
 
     def positions(self, dims: int, channels: int) -> tuple[tuple[int, ...], ...]:
         """Return the shapes of a sample's positions that some batch within the limits has."""
@@ -49,6 +52,6 @@ class BatchLimits:
 
     def samples(self, channels: int, positions: int) -> tuple[int, ...]:
         """Return the batch sizes within the limits; empty if there is none."""
-        least = -(-self.min_values // positions)
+        least = max(-(-self.min_values // positions), self.min_samples)
         most = self.max_values // (positions * channels)
         return sizes_between(least, max(least, min(MOST_SAMPLES, most))) if least <= most else ()

@@ -21,6 +21,7 @@ from pytest_bninvariants.batchnorm.arguments import (
     check_fraction,
     check_known,
     check_list,
+    check_samples,
     check_whole_number,
     layouts_for_rank,
 )
@@ -260,6 +261,7 @@ def bn_cases(
     tracking: bool | None = True,
     min_values: int = 2,
     max_values: int = 4096,
+    min_samples: int = 0,
     layouts: Sequence[str] = LAYOUTS,
 ) -> st.SearchStrategy[Case]:
     """Return a strategy for whole cases: constructor arguments, initial state, batches, modes.
@@ -276,6 +278,7 @@ def bn_cases(
         tracking: whether there are running statistics; None: drawn.
         min_values: fewest values per channel in each batch.
         max_values: most values in a batch.
+        min_samples: fewest samples in a batch.
         layouts: how batches may lie in memory.
 
     Raises:
@@ -308,7 +311,7 @@ def bn_cases(
     either = st.booleans()
     return _cases(
         layouts={rank: layouts_for_rank(rank, layouts) for rank in dims},
-        limits=BatchLimits(min_values, max_values),
+        limits=BatchLimits(min_values, max_values, check_samples(min_samples, max_values)),
         modes=st.lists(either, min_size=1, max_size=5) if modes is None else st.just(modes),
         eps=epsilons(1e-5 if half else 1e-8 if dtype != "float64" else 1e-16),
         momentum=momenta(none=average) if momentum else st.just(0.1),

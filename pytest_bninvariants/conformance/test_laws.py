@@ -48,6 +48,7 @@ def test_law(
         pytest.skip(str(reason))
     except LawBroken as broken:
         report = str(broken)
+        record_property("bn_broken", [check.subject.label, check.law.name])
     else:
         record_property("bn_law", check.law.name)
         record_property("bn_examples", tally.examples)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+_PAGE = 50  # lines of reports that are shown of a layer; the simplest law's is shown whole
 _NOTABLE = 0.1  # of a law's comparisons; the drawn data give a few in a hundred
 
 
@@ -63,3 +65,59 @@ def summary_lines(passed: Iterable[pytest.TestReport]) -> Iterator[str]:
     notable = [f"{name} {law.share:.0%}" for name, law in laws.items() if law.share > _NOTABLE]
     if notable:
         yield f"bn conformance: notably ill-posed: {', '.join(sorted(notable))}"
+
+
+@contextmanager
+def shorten_failures(reporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Show at most a page of reports of each layer's broken laws, and name the other laws after it.
+
+    One cause breaks many laws. With `-v` all reports are shown.
+    """
+    failed = reporter.stats.get("failed", [])
+    broken = defaultdict[str, list[tuple[str, pytest.TestReport]]](list)
+    for report in failed:
+        layer, law = dict(report.user_properties).get("bn_broken", (None, None))
+        if layer is not None:
+            broken[layer].append((law, report))
+    if not broken or reporter.config.get_verbosity() > 0:
+        yield
+        return
+    shown = {layer: _first_page(reports) for layer, reports in broken.items()}
+    hidden = {id(report) for layer in broken for _, report in broken[layer][len(shown[layer]) :]}
+    reporter.stats["failed"] = [report for report in failed if id(report) not in hidden]
+    try:
+        yield
+    finally:
+        reporter.stats["failed"] = failed
+    for layer, reports in broken.items():
+        for line in _rest_lines(layer, reports, len(shown[layer])):
+            reporter.write_line(line)
+
+
+def _first_page(reports: list[tuple[str, pytest.TestReport]]) -> list[pytest.TestReport]:
+    """Sort reports, the simplest law first, and return those that fit on a page."""
+    from pytest_bninvariants.batchnorm.laws import choose_laws
+
+    order = [law.name for law in choose_laws(["*"])]
+    reports.sort(key=lambda each: order.index(each[0]))
+    shown: list[pytest.TestReport] = []
+    lines = 0
+    for _, report in reports:
+        lines += report.longreprtext.count("\n") + 1
+        if shown and lines > _PAGE:
+            break
+        shown.append(report)
+    return shown
+
+
+def _rest_lines(
+    layer: str, reports: list[tuple[str, pytest.TestReport]], shown: int
+) -> Iterator[str]:
+    """Yield a line that names the laws whose reports are not shown; none if all are."""
+    laws = list(dict.fromkeys(law for law, _ in reports))
+    rest = list(dict.fromkeys(law for law, _ in reports[shown:]))
+    if rest:
+        yield (
+            f"bn conformance: {layer} breaks {len(laws)} laws, of which the simplest is shown; "
+            f"-v shows also {', '.join(rest)}"
+        )

@@ -180,11 +180,15 @@ def pytest_runtest_makereport(
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    passed = terminalreporter.getreports("passed")
-    if not passed:
-        return
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter,
+) -> Generator[None, None, None]:
+    if not (terminalreporter.getreports("passed") or terminalreporter.getreports("failed")):
+        return (yield)
     from pytest_bninvariants.plugin import conformance_summary
 
-    for line in conformance_summary.summary_lines(passed):
+    with conformance_summary.shorten_failures(terminalreporter):
+        yield
+    for line in conformance_summary.summary_lines(terminalreporter.getreports("passed")):
         terminalreporter.write_line(line)

@@ -317,7 +317,7 @@ def add_options(parser: pytest.Parser, arguments: Iterable[str]) -> None:
         default=None,
         metavar="MODULE:CLASS",
         help=f"{kit}a layer to hold against the laws of BatchNorm, with further arguments as "
-        "'MODULE:CLASS(name=literal)', and its rank as @1d, @2d, @3d or @nd; repeatable; "
+        "'MODULE:CLASS(name=literal)', and its rank as @0d to @3d or @nd; repeatable; "
         "default: torch's BatchNorm1d, 2d and 3d",
     )
     group.addoption(

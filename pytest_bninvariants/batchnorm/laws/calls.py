@@ -87,7 +87,9 @@ def _in_gradient_mode(code: str, grad: str) -> str:
     return code if grad == "enable_grad" else f"with torch.{grad}():\n    {within}"
 
 
-@law(("float32", "float64"), frozen=True, **FEW_CASES | {"momentum": False})
+@law(
+    ("float32", "float64"), frozen=True, needs=("small_batches",), **FEW_CASES | {"momentum": False}
+)
 def no_side_effects(trial: LawTrial, case: Case) -> None:
     """A call touches neither random states, nor grad mode, nor flags, nor .grad, nor settings.
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeGuard
 
+import hypothesis
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
@@ -42,6 +43,7 @@ def check_law(
     device: str = "cpu",
     examples: int = 100,
     teams: RankTeams | None = None,
+    seed: int | None = None,
 ) -> ComparisonTally:
     """Run one law on a layer, and return what was compared.
 
@@ -52,6 +54,7 @@ def check_law(
         device: where to run.
         examples: the number of cases; laws that sweep sizes run a share of it.
         teams: the ranks of a law that needs several; None: they are started for this law alone.
+        seed: the seed of what is drawn, for a law in one process; None: each run draws anew.
 
     Raises:
         LawBroken: if the layer breaks it; the message is a report of the smallest case found.
@@ -60,7 +63,7 @@ def check_law(
     """
     if not law.across_ranks:
         make_trial: _TrialMaker = partial(LawTrial, law.name, law.statement, subject)
-        return _run_cases(law, subject, dtype, device, examples, make_trial)
+        return _run_cases(law, subject, dtype, device, examples, make_trial, seed)
     with RankTeams() as own:
         return _check_on_ranks(law, subject, dtype, device, examples, teams or own)
 
@@ -91,6 +94,7 @@ def _run_cases(
     device: str,
     examples: int,
     make_trial: _TrialMaker,
+    seed: int | None = None,
 ) -> ComparisonTally:
     tally = ComparisonTally()
 
@@ -113,7 +117,7 @@ def _run_cases(
 
     try:
         with nullcontext() if law.threads else one_thread(), _no_logs():
-            run_cases()
+            (run_cases if seed is None else hypothesis.seed(seed)(run_cases))()
     except LawBroken as broken:
         broken.__notes__ = []  # hypothesis adds the falsifying example, which the report has
         raise
@@ -176,8 +180,8 @@ def assert_bn_conforms(
         dtypes: names of the inputs' dtypes; None: each law's own.
         examples: how many cases to run for each law: a number >= 1, `quick` (6), `default` (100)
             or `thorough` (2000).
-        rank: the rank of inputs, `1d`, `2d`, `3d` or `nd` for all; None: the class's name tells it,
-            or all ranks are tried out.
+        rank: the rank of inputs, `0d` for (N, C), `1d`, `2d`, `3d`, or `nd` for all; None: the
+            class's name tells it, or all ranks are tried out.
         declared: where the layer is another than nn.BatchNorm on purpose, by name and value; the
             names are in docs/conformance.md.
         keywords: further arguments for the factory.

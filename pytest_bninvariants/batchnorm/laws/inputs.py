@@ -38,7 +38,7 @@ _OTHER_FORMATS = (  # of gradients for batches with memory formats
 _REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, AssertionError)
 
 
-@law(FLOAT32_ONLY, needs=("track_running_stats",), **FEW_CASES)
+@law(FLOAT32_ONLY, needs=("track_running_stats", "small_batches"), **FEW_CASES)
 def one_value_per_channel(trial: LawTrial, case: Case) -> None:
     """In training one value per channel raises ValueError, and statistics stay; eval takes it."""
     shape = (1, case.channels, *[1] * (len(case.batches[0].shape) - 2))
@@ -63,7 +63,7 @@ def _statistics_stay(trial: LawTrial, what: str) -> None:
     trial.check_same("layer.running_var", "kept[1]", f"{what} changed running_var")
 
 
-@law(FLOAT32_ONLY, needs=("num_batches_tracked",), **FEW_CASES)
+@law(FLOAT32_ONLY, needs=("num_batches_tracked", "small_batches"), **FEW_CASES)
 def empty_batch(trial: LawTrial, case: Case) -> None:
     """An empty batch is counted, leaves statistics and gradients, and gives an empty output."""
     _, c, *positions = case.batches[0].shape

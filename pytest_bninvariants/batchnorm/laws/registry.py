@@ -50,7 +50,9 @@ class Law:
         threads: whether it runs with all threads of torch.
         least_rank: the lowest rank of inputs that it applies to.
         draws: names of settings that its cases vary.
-        needs: names of settings that it sets itself, and of state, without which it says nothing.
+        needs: what it says nothing without: settings that it sets itself, `num_batches_tracked`,
+            `small_batches` (it trains on batches of its own), `state_names` (it goes by the names
+            in state_dict()).
         across_ranks: whether it is of layers that synchronise, and runs on several ranks.
     """
 
@@ -72,7 +74,8 @@ class Law:
 
     def cases_for(self, subject: LayerUnderTest, dtype: str, device: str) -> SearchStrategy[Case]:
         """Return the strategy for cases of a layer, with inputs of a dtype, on a device."""
-        size = {"size": subject.ranks} if self.across_ranks else {}
+        least = subject.declaration.least_batch
+        size = {"size": subject.ranks} if self.across_ranks else {"min_samples": least}
         return self.cases(dims=self.ranks(subject.dims), dtype=dtype, device=device, **size)
 
     def reason_to_leave_out(self, subject: LayerUnderTest) -> str | None:
@@ -85,6 +88,10 @@ class Law:
         group = subject.declaration.process_group
         if "process_group" in self.needs and not subject.takes(group):
             return f"its constructor takes no {group}"
+        if "small_batches" in self.needs and subject.declaration.least_batch > 1:
+            return f"a batch has at least {subject.declaration.least_batch} samples"
+        if "state_names" in self.needs and subject.base is not None:
+            return "state_dict() has other names"
         return subject.declaration.leaves_out(self.name)
 
     def ranks(self, dims: Iterable[int]) -> tuple[int, ...]:
@@ -132,7 +139,7 @@ def law(
         full: whether it belongs to the set for whole BatchNorms.
         threads: whether it runs with all threads of torch.
         least_rank: the lowest rank of inputs that it applies to.
-        needs: names of settings that it sets itself, and of state, without which it says nothing.
+        needs: what it says nothing without, as `Law` has it.
         drawn: arguments of `bn_cases`.
     """
 

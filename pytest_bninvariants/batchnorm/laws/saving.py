@@ -21,7 +21,9 @@ from pytest_bninvariants.batchnorm.trials.declaration import STATE_NAMES
 from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
 
 
-@law(("float32", "bfloat16"), frozen=True, **FEW_CASES | {"momentum": False})
+@law(
+    ("float32", "bfloat16"), frozen=True, needs=("state_names",), **FEW_CASES | {"momentum": False}
+)
 def state_dict_keys(trial: LawTrial, case: Case) -> None:
     """state_dict() holds weight, bias, running_mean, running_var and the counter, in their dtypes.
 
@@ -52,7 +54,7 @@ def state_dict_keys(trial: LawTrial, case: Case) -> None:
         )
 
 
-@law(FLOAT32_ONLY, frozen=True, **FEW_CASES | {"momentum": False})
+@law(FLOAT32_ONLY, frozen=True, needs=("state_names",), **FEW_CASES | {"momentum": False})
 def state_dict_round_trip(trial: LawTrial, case: Case) -> None:
     """A state that is saved and loaded into a new layer is the same state, loaded in place."""
     trial.build_layer()
@@ -85,7 +87,7 @@ def state_dict_round_trip(trial: LawTrial, case: Case) -> None:
     check_same_tensors(trial, "load_state_dict() of float64")
 
 
-@law(FLOAT32_ONLY, needs=("num_batches_tracked",), **FEW_CASES)
+@law(FLOAT32_ONLY, needs=("num_batches_tracked", "state_names"), **FEW_CASES)
 def state_dict_versions(trial: LawTrial, case: Case) -> None:
     """A state from before the counter loads, and keeps the counter; a newer one must have it."""
     trial.build_layer()
@@ -240,7 +242,7 @@ _ARRIVALS = {  # lines by which the values in `new` become those of `layer`
 }
 
 
-@law(FLOAT32_ONLY, **FEW_CASES | {"share": 0.04, "average": True})
+@law(FLOAT32_ONLY, needs=("state_names",), **FEW_CASES | {"share": 0.04, "average": True})
 def state_arrives(trial: LawTrial, case: Case) -> None:
     """However its state arrives, a layer goes on from it: in eval, in training and in backward.
 

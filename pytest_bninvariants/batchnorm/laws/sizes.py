@@ -69,7 +69,7 @@ def _positions(dims: int) -> tuple[int, ...]:
     return {2: (), 3: (3,), 4: (1, 3), 5: (1, 1, 3)}[dims]
 
 
-@law(("float32",), **_SWEEP)
+@law(("float32",), needs=("small_batches",), **_SWEEP)
 def batch_sizes(trial: LawTrial, case: Case) -> None:
     """Every batch size is right: all to 67, those around powers of two to 1025, and 131073."""
     rank = len(case.batches[0].shape)
@@ -79,7 +79,7 @@ def batch_sizes(trial: LawTrial, case: Case) -> None:
     _sweep_channels_last(trial, case, ((n, 3) for n in _LAST_SIZES))
 
 
-@law(("float32",), **_SWEEP)
+@law(("float32",), needs=("small_batches",), **_SWEEP)
 def channel_counts(trial: LawTrial, case: Case) -> None:
     """Every number of channels is right: all to 67, those around powers of two to 1025, and 65537.
 
@@ -93,7 +93,7 @@ def channel_counts(trial: LawTrial, case: Case) -> None:
     _sweep_channels_last(trial, case, ((265, 65),))
 
 
-@law(("float32", "float16"), least_rank=3, **_SWEEP)
+@law(("float32", "float16"), least_rank=3, needs=("small_batches",), **_SWEEP)
 def spatial_sizes(trial: LawTrial, case: Case) -> None:
     """Every number of positions is right: all to 67, and those around powers of two to 1025."""
     rank = len(case.batches[0].shape)

@@ -166,7 +166,7 @@ def instances_are_independent(trial: LawTrial, case: Case) -> None:
     trial.require("layer.weight.grad is None", "training another layer gave this one a gradient")
 
 
-@law(FLOAT32_ONLY, needs=("num_batches_tracked",), **FEW_CASES)
+@law(FLOAT32_ONLY, needs=("num_batches_tracked", "state_names"), **FEW_CASES)
 def reset(trial: LawTrial, case: Case) -> None:
     """reset_running_stats() makes mean 0, var 1, count 0; reset_parameters() weight 1, bias 0."""
     trial.build_layer()
@@ -195,7 +195,7 @@ def _starts(trial: LawTrial, call: str, names: tuple[str, ...], values: tuple[in
         )
 
 
-@law(ALL_DTYPES, share=0.3, layouts=CONTIGUOUS, needs=("num_batches_tracked",))
+@law(ALL_DTYPES, share=0.3, layouts=CONTIGUOUS, needs=("num_batches_tracked", "state_names"))
 def state_dtype(trial: LawTrial, case: Case) -> None:
     """Training leaves dtype, shape and device of the state as they were; the counter is int64."""
     build_in_mode(trial, training=True)
@@ -215,7 +215,7 @@ def state_dtype(trial: LawTrial, case: Case) -> None:
     )
 
 
-@law(FLOAT32_ONLY, frozen=True, **FEW_CASES | EVAL_CASES)
+@law(FLOAT32_ONLY, frozen=True, needs=("state_names",), **FEW_CASES | EVAL_CASES)
 def eval_follows_state(trial: LawTrial, case: Case) -> None:
     """In eval the output follows changes of the state, a cast too: nothing is cached."""
     for mode in ("enable_grad", "no_grad"):

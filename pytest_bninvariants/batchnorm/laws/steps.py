@@ -71,12 +71,13 @@ def check_state_unchanged(trial: LawTrial, what: str) -> None:
         )
 
 
-KEEP_TENSORS = "held = {k: getattr(layer, k) for k in layer.state_dict()}"
+KEEP_TENSORS = "held = dict(layer.state_dict(keep_vars=True))"
 
 
 def check_same_tensors(trial: LawTrial, call: str) -> None:
     """Check that the state's tensors are those that `KEEP_TENSORS` kept."""
     for name in list(trial.evaluate("held")):
         trial.require(
-            f"layer.{name} is held[{name!r}]", f"{call} put another tensor in {name}'s place"
+            f"layer.state_dict(keep_vars=True)[{name!r}] is held[{name!r}]",
+            f"{call} put another tensor in {name}'s place",
         )

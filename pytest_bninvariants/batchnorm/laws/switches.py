@@ -134,7 +134,7 @@ def _check_without_tracking(trial: LawTrial) -> None:
         _check_pass(trial, twin)
 
 
-@law(("float32",), share=0.5)
+@law(("float32",), share=0.5, needs=("track_running_stats",))
 def tracking_switched_off(trial: LawTrial, case: Case) -> None:
     """With track_running_stats set to False later, training updates no statistics; eval uses them.
 

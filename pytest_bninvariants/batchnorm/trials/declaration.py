@@ -14,12 +14,15 @@ SETTING_NAMES = ("eps", "momentum", "affine", "track_running_stats")
 SHARES = ("own", "sum", "mean")
 STATE_NAMES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _MOST_RANKS = 16
-_OVER_RANKS: Mapping[str, Callable[[object], bool]] = {
+_MOST_LEAST = 64  # a batch of so many samples is still small
+_CHECKS: Mapping[str, Callable[[object], bool]] = {
+    "least_batch": lambda value: is_int(value) and 1 <= value <= _MOST_LEAST,
     "ranks": lambda value: is_int(value) and 1 <= value <= _MOST_RANKS,
     "parameter_gradients": lambda value: value in SHARES,
     "process_group": lambda value: isinstance(value, str) and value.isidentifier(),
 }
 _EXPECTED = {
+    "least_batch": f"a number of samples, 1 to {_MOST_LEAST}",
     "ranks": f"how many processes to try it on, a number from 1 to {_MOST_RANKS}",
     "parameter_gradients": f"one of {', '.join(map(repr, SHARES))}",
     "process_group": "the name of the argument of its constructor that takes the group",
@@ -35,6 +38,7 @@ class Declaration:
             constructor does not take is fixed at that value.
         state: where parts of its state are, by nn.BatchNorm's names: `inner.running_mean`; None
             for a counter that is not there.
+        least_batch: the fewest samples of a batch that it takes in training.
         ranks: over how many processes the laws of several try it; 1: it does not synchronise; None:
             2 if its class's name says that it does.
         parameter_gradients: what weight and bias get on each rank: the sum over its own samples, or
@@ -45,6 +49,7 @@ class Declaration:
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, str | None] = field(default_factory=dict)
+    least_batch: int = 1
     ranks: int | None = None
     parameter_gradients: str = "own"
     process_group: str = "process_group"
@@ -62,7 +67,7 @@ class Declaration:
         return cls(
             settings={name: keywords[name] for name in SETTING_NAMES if name in keywords},
             state={name: keywords[name] for name in STATE_NAMES if name in keywords},
-            **{name: keywords[name] for name in (*_OVER_RANKS, "without") if name in keywords},
+            **{name: keywords[name] for name in (*_CHECKS, "without") if name in keywords},
         )
 
     @property
@@ -78,12 +83,12 @@ class Declaration:
 
 def _check(name: str, value: object) -> None:
     """Refuse what cannot be declared."""
-    every = (*SETTING_NAMES, *STATE_NAMES, *_OVER_RANKS, "without")
+    every = (*SETTING_NAMES, *STATE_NAMES, *_CHECKS, "without")
     if name not in every:
         raise ValueError(f"nothing is declared as {name!r}; accepted: {', '.join(every)}")
     if name == "without" and not _are_reasons(value):
         raise ValueError(f"without={value!r}: expected {{'PATTERN OF LAWS': 'REASON'}}")
-    if name in _OVER_RANKS and not _OVER_RANKS[name](value):
+    if name in _CHECKS and not _CHECKS[name](value):
         raise ValueError(f"{name}={value!r}: expected {_EXPECTED[name]}")
     if name in STATE_NAMES and not _is_path(value) and (name, value) != (STATE_NAMES[-1], None):
         raise ValueError(f"{name}={value!r}: expected where it is, such as 'inner.{name}'")

@@ -11,7 +11,7 @@ from pytest_bninvariants.batchnorm.trials.layer_under_test import LayerUnderTest
 
 SPELLING = (
     "MODULE:CLASS, MODULE:CLASS(name=literal, ...), each with [declared=literal, ...] or without, "
-    "and with @1d, @2d, @3d or @nd or without"
+    "and with @0d, @1d, @2d, @3d or @nd or without"
 )
 
 

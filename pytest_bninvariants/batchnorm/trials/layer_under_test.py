@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
+from pytest_bninvariants.batchnorm.cases import DEFAULTS
 from pytest_bninvariants.batchnorm.trials.declaration import Declaration
 from pytest_bninvariants.batchnorm.trials.renamed_state import rename_state, renaming_source
 from pytest_bninvariants.errors import describe
 
-RANKS = {"1d": (2, 3), "2d": (4,), "3d": (5,), "nd": (2, 3, 4, 5)}
+RANKS = {"0d": (2,), "1d": (2, 3), "2d": (4,), "3d": (5,), "nd": (2, 3, 4, 5)}
 _TRIED_SETTINGS: Mapping[str, Any] = {
     "eps": 0.25,
     "momentum": 0.5,
@@ -25,6 +26,7 @@ _TRIED_SETTINGS: Mapping[str, Any] = {
     "track_running_stats": False,
 }
 CHANNELS = 3  # of the layers that are made to look at
+HOW_TO_ADAPT = "write an adapter: docs/conformance.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class LayerUnderTest:
         keywords: arguments of the factory besides nn.BatchNorm's.
         label: its name in test ids.
         declaration: where it is another than nn.BatchNorm on purpose.
-        fixed: settings that are declared and that its constructor does not take.
+        fixed: settings that are declared and that its constructor does not take, or takes with
+            nn.BatchNorm's default alone, since else there would be nothing to declare.
         base: the class whose state the factory renames; None: it renames nothing.
     """
 
@@ -86,7 +89,11 @@ class LayerUnderTest:
         if subject.declaration.state:
             subject = subject._with_renamed_state()
         given = subject.declaration.settings
-        fixed = {name: value for name, value in given.items() if not subject.accepts(name)}
+        fixed = {
+            name: value
+            for name, value in given.items()
+            if value == DEFAULTS[name] or not subject.accepts(name)
+        }
         subject = replace(subject, fixed=fixed)
         return subject if subject.dims else replace(subject, dims=subject._find_ranks(device))
 
@@ -119,7 +126,8 @@ class LayerUnderTest:
         try:
             layer = self.make()
         except Exception as error:  # a user's class may raise anything
-            raise ValueError(f"{call} raised {type(error).__name__}: {error}") from error
+            news = f"{call} raised {type(error).__name__}: {error}"
+            raise ValueError(f"{news}; {self._how_to_make(error)}") from error
         if not isinstance(layer, nn.Module):
             raise ValueError(f"{call} makes no torch.nn.Module, but {describe(layer)}")
         lazy = [p for p in layer.parameters() if is_lazy(p)]
@@ -130,6 +138,17 @@ class LayerUnderTest:
                 f"{self.name} is lazy: its state is uninitialized until its first batch; "
                 f"give {instead}"
             )
+
+    def _how_to_make(self, error: Exception) -> str:
+        """Return how to go on when the laws' way of making a layer fails."""
+        missing = _required_names(self.factory)[1:] if isinstance(error, TypeError) else []
+        missing = [name for name in missing if name not in self.keywords]
+        if missing:
+            given = "".join(f"{name}=..., " for name in missing)[:-2]
+            return (
+                f"give what it needs beside channels, as in {self.name}({given}), or {HOW_TO_ADAPT}"
+            )
+        return f"if it takes no number of channels first, {HOW_TO_ADAPT}"
 
     def _with_renamed_state(self) -> LayerUnderTest:
         """Return the layer with its state under nn.BatchNorm's names."""
@@ -209,6 +228,16 @@ class LayerUnderTest:
         if self.base is not None:
             tail += "\n".join(renaming_source(name, self.declaration.state))
         return f"from {module} import {outer[0]}{tail}"
+
+
+def _required_names(factory: Callable[..., Any]) -> list[str]:
+    """Return the names of the arguments without a default; none if they are unknown."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # some callables have no signature
+        return []
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
 
 
 def _declared_ranks(factory: Callable[..., Any]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 
@@ -29,10 +30,24 @@ def _property(name: str, path: str) -> list[str]:
     ]
 
 
-def rename_state(factory: type[Any], state: Mapping[str, str | None]) -> type[Any]:
-    """Return a class that extends another by properties for its state."""
+def rename_state(factory: Any, state: Mapping[str, str | None]) -> type[Any]:
+    """Return a class that extends another by properties for its state; pickle takes its layers."""
+    renamed: type[Any] = _renamed(factory, tuple(state.items()))
+    return renamed
+
+
+@cache
+def _renamed(factory: Any, state: tuple[tuple[str, str | None], ...]) -> Any:
     base = factory.__name__
     names: dict[str, Any] = {base: factory}
-    exec("\n".join(renaming_source(base, state)), names)
-    renamed: type[Any] = names[f"{base}_"]
+    exec("\n".join(renaming_source(base, dict(state))), names)
+    renamed = names[f"{base}_"]
+    # pickle would look for the class in a module; a snippet has it in one
+    renamed.__reduce__ = lambda layer: (_new_layer, (factory, state), vars(layer))
     return renamed
+
+
+def _new_layer(factory: Any, state: tuple[tuple[str, str | None], ...]) -> Any:
+    """Return a layer that pickle will fill."""
+    renamed = _renamed(factory, state)
+    return renamed.__new__(renamed)

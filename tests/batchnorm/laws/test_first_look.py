@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from pytest_bninvariants.batchnorm.laws import LAWS, choose_laws
 from pytest_bninvariants.batchnorm.laws.conform import assert_bn_conforms, check_law
@@ -62,7 +63,8 @@ INNER = {
 def test_what_is_missing_is_told_in_one_sentence() -> None:
     told = (
         r"^its constructor takes no eps; a new layer of 3 channels has no weight of shape \(3,\); "
-        r"declare it, as in 'FixedEps2d\[eps=1e-05\]', or write an adapter: docs/conformance\.md$"
+        r"declare it, as in \"FixedEps2d\[eps=1e-05,weight='path\.of\.it'\]\", or write an "
+        r"adapter: docs/conformance\.md$"
     )
     with pytest.raises(ValueError, match=told):
         assert_bn_conforms(FixedEps2d, laws="frozen")
@@ -70,6 +72,105 @@ def test_what_is_missing_is_told_in_one_sentence() -> None:
         assert_bn_conforms(FixedEps2d)
     with pytest.raises(ValueError, match=r"no running_var of shape \(3,\), no num_batches_tracked"):
         assert_bn_conforms(Wrapped2d, laws="counter")
+
+
+def test_what_to_declare_is_told_as_a_whole_and_state_is_found_by_its_name() -> None:
+    places = ",".join(f"{name}='{path}'" for name, path in INNER.items())
+    with pytest.raises(ValueError, match=re.escape(f'as in "Wrapped2d[{places}]", or')):
+        assert_bn_conforms(Wrapped2d, laws="counter")
+
+
+def test_a_layer_whose_statistics_stay_in_training_is_told_of_the_laws_for_it() -> None:
+    with pytest.raises(ValueError, match="if it is frozen on purpose, choose the laws frozen"):
+        assert_bn_conforms(FrozenBatchNorm2d)
+    assert_bn_conforms(FrozenBatchNorm2d, laws="frozen", examples=2)
+
+
+def test_a_layer_whose_statistics_move_is_not_called_frozen() -> None:
+    class FixedMomentum2d(Composed):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels)
+
+    with pytest.raises(ValueError, match="takes no eps or momentum") as refused:
+        assert_bn_conforms(FixedMomentum2d, rank="2d")
+    assert "frozen" not in str(refused.value)
+
+
+class NeedsTypes(nn.BatchNorm1d):
+    def __init__(self, channels: int, types: int, *, kind: str = "a") -> None:
+        super().__init__(channels * types)
+
+
+class OfConfig(nn.BatchNorm1d):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config.channels)
+
+
+@pytest.mark.parametrize(
+    ("factory", "told"),
+    [
+        (NeedsTypes, "give what it needs beside channels, as in NeedsTypes(types=...), or write"),
+        (OfConfig, "if it takes no number of channels first, write an adapter"),
+    ],
+)
+def test_a_class_that_needs_other_arguments_is_told_how_to_go_on(
+    factory: type[nn.Module], told: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        assert_bn_conforms(factory)
+
+
+class InTwo2d(nn.BatchNorm2d):
+    """It normalises the first two samples, and the others, by themselves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        return torch.cat([super(InTwo2d, self).forward(part) for part in (x[:2], x[2:])])
+
+
+class AtLeastThree2d(nn.BatchNorm2d):
+    """It refuses small batches in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) < 3:
+            raise ValueError("too few")
+        return super().forward(x)
+
+
+def test_the_least_batch_is_declared() -> None:
+    laws = ["training_output", "counter", "one_value_per_channel", "state_dict_round_trip"]
+    assert_bn_conforms(AtLeastThree2d, laws=laws, declared={"least_batch": 3}, examples=10)
+    with pytest.raises(LawBroken, match="too few"):
+        assert_bn_conforms(AtLeastThree2d, laws=laws, declared={"least_batch": 2}, examples=10)
+    with pytest.raises(LawBroken, match="training_output: y is off") as broken:
+        assert_bn_conforms(InTwo2d, laws="training_output", declared={"least_batch": 4})
+    assert re.search(r"batches \(4, 1, 1, 1\)", str(broken.value))
+
+
+def test_a_declared_default_of_batchnorm_is_the_only_value() -> None:
+    class Affine2d(nn.BatchNorm2d):
+        def __init__(self, channels: int, affine: bool = True) -> None:
+            assert affine, "it has weight and bias"
+            super().__init__(channels)
+
+    fixed = {"eps": 1e-5, "momentum": 0.1, "affine": True, "track_running_stats": True}
+    assert LayerUnderTest.from_factory(Affine2d, declared=fixed).fixed == fixed
+    laws = ["eval_output", "affine_off"]
+    assert_bn_conforms(Affine2d, laws=laws, declared=fixed, examples=3)
+    declared = {name: value for name, value in fixed.items() if name != "affine"}
+    with pytest.raises(LawBroken, match="it has weight and bias"):
+        assert_bn_conforms(Affine2d, laws=laws, declared=declared, examples=3)
+
+
+def test_a_wrapper_is_held_to_all_laws_that_do_not_go_by_names_of_its_state() -> None:
+    subject = LayerUnderTest.from_factory(Wrapped2d, declared=INNER)
+    left_out = {law.name for law in choose_laws() if law.reason_to_leave_out(subject)}
+    assert "state_dict_keys" in left_out
+    assert "reset" in left_out
+    assert not {"pickle", "deepcopy", "state_in_place", "counter"} & left_out
+    declared = INNER | {"momentum": 0.01}
+    assert_bn_conforms(Wrapped2d, laws=["pickle", "deepcopy"], declared=declared, examples=3)
 
 
 @pytest.mark.parametrize("name", ["LazyBatchNorm1d", "LazyBatchNorm2d"])
@@ -120,6 +221,8 @@ def test_a_law_that_a_declaration_leaves_out_has_a_reason(
         ({"without": {"compile": ""}}, "without={'compile': ''}: expected"),
         ({"weight": None}, "weight=None: expected where it is, such as 'inner.weight'"),
         ({"running_mean": "a b"}, "running_mean='a b': expected where it is"),
+        ({"least_batch": 0}, "least_batch=0: expected a number of samples, 1 to 64"),
+        ({"least_batch": True}, "least_batch=True: expected a number of samples"),
     ],
 )
 def test_what_cannot_be_declared_is_refused_by_name(declared: dict[str, Any], told: str) -> None:

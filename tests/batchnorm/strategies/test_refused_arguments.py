@@ -116,6 +116,8 @@ BAD_CASES = [
     ({"modes": (True, 0)}, "a mode must be True or False, not 0 (int)"),
     ({"modes": ("train",)}, "a mode must be True or False, not 'train' (str)"),
     ({"momentum": 0.1}, "momentum must be True or False, not 0.1 (float)"),
+    ({"min_samples": -1}, "min_samples must be a whole number >= 0, not -1 (int)"),
+    ({"min_samples": 5000}, "min_samples=5000 is above max_values=4096"),
     ({"momentum": None}, "momentum must be True or False, not None (NoneType)"),
     ({"average": 1}, "average must be True or False, not 1 (int)"),
     ({"affine": "yes"}, "affine must be True, False or None, not 'yes' (str)"),

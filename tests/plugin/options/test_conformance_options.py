@@ -71,7 +71,7 @@ WRONG = {  # option: what the message says besides
     "--bn-impl=torch.nn:Embedding(embedding_dim=2)": "takes no input of 2 to 5 dimensions",
     "--bn-impl=mine:Told2d": "Told2d(3) raised RuntimeError: I was told None",
     f"{NORM}(foo=1)@2d": "Norm(3, foo=1) raised TypeError: ",
-    f"{NORM}@4d": "rank '4d' is unknown; accepted: 1d, 2d, 3d, nd",
+    f"{NORM}@4d": "rank '4d' is unknown; accepted: 0d, 1d, 2d, 3d, nd",
     f"{NORM}@": "cannot be read",
     f"{NORM}(0.1)": "(0.1)",
     f"{NORM}(0.1, momentum=0.2)": "by name",
