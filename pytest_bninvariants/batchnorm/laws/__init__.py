@@ -25,6 +25,7 @@ from pytest_bninvariants.batchnorm.laws import (  # noqa: F401, which puts them 
 from pytest_bninvariants.batchnorm.laws.across_ranks import (  # noqa: F401
     even_shards,
     groups,
+    training,
     uneven_shards,
 )
 from pytest_bninvariants.batchnorm.laws.registry import LAWS, Law, choose_laws

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis.strategies import SearchStrategy
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
-from pytest_bninvariants.batchnorm.sharded_cases import sharded_cases
+from pytest_bninvariants.batchnorm.laws.across_ranks.sharded_cases import sharded_cases
 from pytest_bninvariants.batchnorm.strategies import bn_cases
 from pytest_bninvariants.batchnorm.trials.declaration import SETTING_NAMES
 from pytest_bninvariants.batchnorm.trials.first_look import require_names
@@ -25,7 +25,7 @@ LAWS: dict[str, Law] = {}
 _FIRST = ("construction", "training_output", "eval_output")
 _FAMILIES = (  # the files of laws: one that is broken breaks many of those behind it
     *("values", "state", "gradients", "inputs", "switches", "saving", "calls"),
-    *("derivatives", "sizes", "compiling", "even_shards", "uneven_shards", "groups"),
+    *("derivatives", "sizes", "compiling", "even_shards", "uneven_shards", "training", "groups"),
 )
 ALL_DTYPES = DTYPES
 FLOAT32_ONLY = ("float32",)

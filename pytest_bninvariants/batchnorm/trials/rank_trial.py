@@ -142,7 +142,7 @@ class RankTrial:
         self.run(layer_line(self.subject, case, arguments))
         for name, value in case.state().items():
             self.run(*case.state_source(name, value), f"layer.{name}.data.copy_(value)")
-        if case.count and self.subject.counts:
+        if case.count and case.track_running_stats and self.subject.counts:
             self.run(f"layer.num_batches_tracked.fill_({case.count})")
 
     def make_twin(self, *, squares: bool = True) -> WholeBatchTwin:
@@ -151,7 +151,7 @@ class RankTrial:
 
     def bind_shards(self, step: int = 0, *, grad: bool = False) -> list[Tensor]:
         """Bind `x` on each rank to its shard of a step's batch, and return the shards."""
-        batches = self.case.batches[step * self.size : (step + 1) * self.size]
+        batches = [self.case.batches[index] for index in self._indices(step)]
         for rank, batch in enumerate(batches):
             self.run_on(rank, *batch.source(self.case.device))
         if grad:
@@ -160,15 +160,22 @@ class RankTrial:
 
     def run_backward(self, step: int = 0) -> list[Tensor]:
         """Run the backward of the case's loss, and return the gradients of the ranks' outputs."""
-        case, first = self.case, step * self.size
-        indices = range(first, first + self.size)
-        if case.plain_gradient:
+        if self.case.plain_gradient:
             self.run("y.sum().backward()")
-            return [torch.ones(case.batches[each].shape) for each in indices]
-        for rank, index in enumerate(indices):
-            self.run_on(rank, f"g = {case.gradient_source(index)}")
+            return [torch.ones(self.case.batches[each].shape) for each in self._indices(step)]
+        grads = self.bind_gradients(step)
         self.run("y.backward(g)")
-        return [case.gradient(index).cpu() for index in indices]
+        return grads
+
+    def bind_gradients(self, step: int = 0, name: str = "g") -> list[Tensor]:
+        """Bind a name on each rank to a random gradient of its output, and return these."""
+        for rank, index in enumerate(self._indices(step)):
+            self.run_on(rank, f"{name} = {self.case.gradient_source(index)}")
+        return [self.case.gradient(index).cpu() for index in self._indices(step)]
+
+    def _indices(self, step: int) -> range:
+        """Return the places of a step's batches among the case's."""
+        return range(step * self.size, (step + 1) * self.size)
 
     def gather(self, *expressions: str) -> None:
         """Run the lines so far on all ranks, and keep what expressions give on each.

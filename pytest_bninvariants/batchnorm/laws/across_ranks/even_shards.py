@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from pytest_bninvariants.batchnorm.cases import DENSE, Case
 from pytest_bninvariants.batchnorm.expectation import BoundedValue
+from pytest_bninvariants.batchnorm.laws.across_ranks.sharded_cases import alike
 from pytest_bninvariants.batchnorm.laws.across_ranks.steps import (
     GRADIENTS,
     STATISTICS,
@@ -14,7 +15,6 @@ from pytest_bninvariants.batchnorm.laws.across_ranks.steps import (
     run_forward,
 )
 from pytest_bninvariants.batchnorm.laws.registry import rank_law
-from pytest_bninvariants.batchnorm.sharded_cases import alike
 from pytest_bninvariants.batchnorm.trials.rank_trial import RankTrial
 from pytest_bninvariants.batchnorm.whole_batch import WholeBatchTwin
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
+from pytest_bninvariants.batchnorm.laws.across_ranks.sharded_cases import one_empty, single, unequal
 from pytest_bninvariants.batchnorm.laws.across_ranks.steps import build_in_training, check_step
 from pytest_bninvariants.batchnorm.laws.registry import rank_law
-from pytest_bninvariants.batchnorm.sharded_cases import one_empty, single, unequal
 from pytest_bninvariants.batchnorm.trials.rank_trial import RankTrial
 
 
