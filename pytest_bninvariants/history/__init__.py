@@ -1,0 +1,1 @@
+"""Samples of running statistics over the steps of a run, or over checkpoints, as a history."""
