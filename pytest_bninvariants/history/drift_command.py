@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import IO
 
 from pytest_bninvariants.diagnosis.wording import counted
+from pytest_bninvariants.drift_history import DriftHistory, LayerHistory
 from pytest_bninvariants.errors import GateError
 from pytest_bninvariants.history.checkpoint_files import read_statistics
 from pytest_bninvariants.history.samples import MOST_SAMPLES, Sample, layer_histories, spread_out
 from pytest_bninvariants.reporting.page.document import document, history_section
 from pytest_bninvariants.reporting.tables import text_table
-from pytest_bninvariants.statistics_history import LayerHistory, StatisticsHistory
 
 _HEADINGS = ("layer", "drift", "largest", "between", "mean", "var")
 _COLUMNS = (
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace, output: IO[str]) -> int:
     return 0
 
 
-def history_of(files: Sequence[Path], eps: float) -> StatisticsHistory:
+def history_of(files: Sequence[Path], eps: float) -> DriftHistory:
     """Return the history of the statistics in some checkpoints.
 
     Args:
@@ -90,7 +90,7 @@ def history_of(files: Sequence[Path], eps: float) -> StatisticsHistory:
     layers = layer_histories(samples, {}, default_eps=eps, points=MOST_SAMPLES)
     if not layers:
         raise GateError("no BN layer is in all of these checkpoints, with one number of channels")
-    return StatisticsHistory(by="checkpoint", samples=_labels(chosen), layers=layers)
+    return DriftHistory(by="checkpoint", samples=_labels(chosen), layers=layers)
 
 
 def _labels(files: Sequence[Path]) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ def _labels(files: Sequence[Path]) -> tuple[str, ...]:
     return tuple(map(str, files))
 
 
-def table_lines(history: StatisticsHistory) -> Iterator[str]:
+def table_lines(history: DriftHistory) -> Iterator[str]:
     """Yield a table with a row for each layer: how far it drifted, and where most."""
     first, last = history.samples[0], history.samples[-1]
     layers = counted(len(history.layers), "BN layer")
@@ -124,7 +124,7 @@ def _row(layer: LayerHistory, samples: Sequence[str]) -> tuple[str, ...]:
     return (name, f"{sum(drifts):.3g}", f"{drifts[most]:.3g}", between, *values)
 
 
-def _csv_lines(history: StatisticsHistory) -> Iterator[str]:
+def _csv_lines(history: DriftHistory) -> Iterator[str]:
     lines: list[str] = []
     writer = csv.writer(_Lines(lines))
     writer.writerow(_COLUMNS)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pytest_bninvariants.checks import is_number
+from pytest_bninvariants.drift_history import DriftHistory, Lane, Mark
 from pytest_bninvariants.history.samples import (
     MOST_SAMPLES,
     LayerStatistics,
@@ -26,7 +27,6 @@ from pytest_bninvariants.reporting.lines import describe_place
 from pytest_bninvariants.selection.bn_layers import STATISTICS
 from pytest_bninvariants.selection.walk import registered
 from pytest_bninvariants.snapshot.tensor_bytes import READ_ERRORS, dense_values, is_uninitialised
-from pytest_bninvariants.statistics_history import Lane, Mark, StatisticsHistory
 from pytest_bninvariants.torch_internals.isolation import in_transform, undisturbed
 from pytest_bninvariants.torch_internals.private_api import current_graph_task_id
 
@@ -167,14 +167,14 @@ class StatisticsRecorder(Observer):
             if len(both) == len(STATISTICS)
         }
 
-    def history(self) -> StatisticsHistory:
+    def history(self) -> DriftHistory:
         """Return what was recorded, after `stop`."""
         added = ((name, getattr(layer, "eps", None)) for name, layer in self._layers.items())
         eps = {name: float(each) for name, each in added if is_number(each)}
         with undisturbed():
             layers = layer_histories(self._samples, eps)
         kinds = [kind for kind, count in self._counts.items() if count]
-        return StatisticsHistory(
+        return DriftHistory(
             by={"step": "optimizer step", "forward": "forward"}[kinds[0]]
             if len(kinds) == 1
             else "optimizer step or forward",

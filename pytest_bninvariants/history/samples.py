@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pytest_bninvariants.batchnorm.drift import statistics_drift
+from pytest_bninvariants.drift_history import Band, ChannelHistory, LayerHistory
 from pytest_bninvariants.snapshot.tensor_bytes import as_bytes, same_bytes
-from pytest_bninvariants.statistics_history import Band, ChannelHistory, LayerHistory
 
 MOST_SAMPLES = 257
 _CURVE_POINTS = 129

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pytest_bninvariants.drift_history import DriftHistory
 from pytest_bninvariants.history.recorder import StatisticsRecorder
 from pytest_bninvariants.history.samples import MOST_SAMPLES
-from pytest_bninvariants.statistics_history import StatisticsHistory
 from tests.engine import Net, everything_wrapped
 
 
@@ -27,7 +27,7 @@ def train(model: nn.Module, batch: Tensor, steps: int) -> None:
 class Recorded:
     """A recording that ends with its block."""
 
-    history: StatisticsHistory
+    history: DriftHistory
 
     def __init__(self, model: nn.Module) -> None:
         self._recorder = StatisticsRecorder(layers_of(model))

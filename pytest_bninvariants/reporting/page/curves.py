@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pytest_bninvariants.drift_history import Band, DriftHistory, LayerHistory
 from pytest_bninvariants.reporting.page.markup import Markup, element, joined, number
 from pytest_bninvariants.reporting.page.scales import finite_range, short
-from pytest_bninvariants.statistics_history import Band, LayerHistory, StatisticsHistory
 
 _WIDTH, _HEIGHT, _LEFT, _EDGE = 380, 96, 62, 6
 
 
-def curves(history: StatisticsHistory) -> Markup:
+def curves(history: DriftHistory) -> Markup:
     """Return a panel of curves for each layer that moved, closed until somebody opens it."""
     moved = [layer for layer in history.layers if any(each is not None for each in layer.drifts)]
     still = [layer.name or "the model" for layer in history.layers if layer not in moved]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pytest_bninvariants.drift_history import DriftHistory
 from pytest_bninvariants.reporting.page.curves import curves
 from pytest_bninvariants.reporting.page.heat_strip import heat_strip
 from pytest_bninvariants.reporting.page.lanes import lanes
 from pytest_bninvariants.reporting.page.markup import Markup, element, joined
-from pytest_bninvariants.statistics_history import StatisticsHistory
 
 _FOLDER = Path(__file__).parent
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -38,7 +38,7 @@ def _asset(name: str) -> Markup:
     return Markup((_FOLDER / name).read_text(encoding="utf-8"))
 
 
-def history_section(history: StatisticsHistory) -> Markup:
+def history_section(history: DriftHistory) -> Markup:
     """Return all pictures of a history: the strip, the lanes and the curves."""
     parts = []
     if len(history.samples) > 1 and history.layers:

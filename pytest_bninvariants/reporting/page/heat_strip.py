@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from pytest_bninvariants.drift_history import DriftHistory, LayerHistory
 from pytest_bninvariants.reporting.page.markup import Markup, element, joined
 from pytest_bninvariants.reporting.page.scales import drift_level, level_labels, short
-from pytest_bninvariants.statistics_history import LayerHistory, StatisticsHistory
 
 MOST_COLUMNS = 256
 _ROW, _LABELS, _WIDTH, _TOP, _BOTTOM = 14, 220, 720, 6, 20
 _LETTERS = 34
 
 
-def heat_strip(history: StatisticsHistory) -> Markup:
+def heat_strip(history: DriftHistory) -> Markup:
     """Return the strip as SVG, with its legend; rows are layers, columns are steps."""
     columns = max(len(history.samples) - 1, 1)
     width = _WIDTH / columns
@@ -35,7 +35,7 @@ def heat_strip(history: StatisticsHistory) -> Markup:
     return joined(svg, _legend())
 
 
-def _row(layer: LayerHistory, top: float, width: float, history: StatisticsHistory) -> Markup:
+def _row(layer: LayerHistory, top: float, width: float, history: DriftHistory) -> Markup:
     name = layer.name or "the model"
     shown = name if len(name) <= _LETTERS else "…" + name[-_LETTERS:]
     label = element(
@@ -69,7 +69,7 @@ def _said(run: list[tuple[int, float | None]]) -> str:
     return most if len(drifts) == 1 else f"up to {most} in each of {len(drifts)}"
 
 
-def _axis(history: StatisticsHistory, width: float, height: float) -> Markup:
+def _axis(history: DriftHistory, width: float, height: float) -> Markup:
     last = len(history.samples) - 1
     ends = [(0, "start"), (last, "end")] if last > 0 else []
     return element(
@@ -87,7 +87,7 @@ def _axis(history: StatisticsHistory, width: float, height: float) -> Markup:
     )
 
 
-def _marks(history: StatisticsHistory, width: float, height: float) -> list[Markup]:
+def _marks(history: DriftHistory, width: float, height: float) -> list[Markup]:
     return [
         element(
             "g",

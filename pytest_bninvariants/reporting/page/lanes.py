@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from pytest_bninvariants.drift_history import DriftHistory
 from pytest_bninvariants.reporting.page.markup import Markup, element, joined
-from pytest_bninvariants.statistics_history import StatisticsHistory
 
 _ROW, _LABELS, _WIDTH, _TOP = 16, 220, 720, 4
 _LETTERS = 34
 
 
-def lanes(history: StatisticsHistory) -> Markup:
+def lanes(history: DriftHistory) -> Markup:
     """Return the lanes as SVG, with their legend; time goes from event to event."""
     width = _WIDTH / max(history.events, 1)
     height = _TOP + _ROW * len(history.lanes)

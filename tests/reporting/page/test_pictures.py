@@ -8,28 +8,28 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pytest_bninvariants.drift_history import (
+    Band,
+    ChannelHistory,
+    DriftHistory,
+    Lane,
+    LayerHistory,
+    Mark,
+)
 from pytest_bninvariants.reporting.page.document import document, history_section, table
 from pytest_bninvariants.reporting.page.heat_strip import heat_strip
 from pytest_bninvariants.reporting.page.lanes import lanes
 from pytest_bninvariants.reporting.page.markup import Markup, element
 from pytest_bninvariants.reporting.page.scales import drift_level, finite_range
-from pytest_bninvariants.statistics_history import (
-    Band,
-    ChannelHistory,
-    Lane,
-    LayerHistory,
-    Mark,
-    StatisticsHistory,
-)
 
 EVIL = "</svg><script>alert('\"&')</script>\x1b[0m\ud800"
 
 
-def history(*drifts: float | None, name: str = "bn1", mark: str = "") -> StatisticsHistory:
+def history(*drifts: float | None, name: str = "bn1", mark: str = "") -> DriftHistory:
     line = tuple(float(place) for place in range(len(drifts) + 1))
     band = Band(line, line, line)
     channels = (ChannelHistory(0, line, line),)
-    return StatisticsHistory(
+    return DriftHistory(
         by="optimizer step",
         samples=tuple(f"step {place}" for place in range(len(drifts) + 1)),
         layers=(LayerHistory(name, drifts, band, band, channels, 3),),
@@ -107,7 +107,7 @@ def test_a_page_loads_nothing() -> None:
 
 
 def test_a_history_without_columns_or_layers_has_no_picture() -> None:
-    nothing = StatisticsHistory(by="forward", samples=("start",), layers=())
+    nothing = DriftHistory(by="forward", samples=("start",), layers=())
     assert history_section(nothing) == ""
 
 
@@ -115,7 +115,7 @@ def test_curves_leave_out_what_is_not_finite() -> None:
     odd = (0.0, math.nan, math.inf, 1.0)
     band = Band(odd, odd, odd)
     layer = LayerHistory("bn", (0.1, math.inf, math.inf), band, band, (), 1)
-    made = StatisticsHistory(by="forward", samples=("a", "b", "c", "d"), layers=(layer,))
+    made = DriftHistory(by="forward", samples=("a", "b", "c", "d"), layers=(layer,))
     assert "nan" not in history_section(made).replace("nats", "")
     assert finite_range([math.nan]) == (0.0, 1.0)
 
@@ -140,7 +140,7 @@ def test_a_history_is_rebuilt_from_its_data() -> None:
         "steps": [1, 3],
         "events": 4,
     }
-    assert StatisticsHistory.from_dict(data) == made
+    assert DriftHistory.from_dict(data) == made
 
 
 def test_an_attribute_without_a_value_and_one_that_is_none() -> None:

@@ -87,7 +87,7 @@ class Lane:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StatisticsHistory:
+class DriftHistory:
     """The statistics of a model's BN layers over the steps of a run.
 
     Args:
@@ -109,7 +109,7 @@ class StatisticsHistory:
     events: int = 0
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> StatisticsHistory:
+    def from_dict(cls, data: Mapping[str, Any]) -> DriftHistory:
         """Rebuild a history from plain data: lists for tuples, and texts for `inf` and `nan`."""
         return cls(
             by=data["by"],
