@@ -183,6 +183,7 @@ class RankTrial:
         Raises:
             LawBroken: if a rank does not come through them.
             LawNotTried: if the layer cannot compute on this device.
+            GateError: if a rank cannot import the layer.
         """
         job = RankJob(setup=(*self._setup,), lines=(*self._lines,), results=expressions)
         answers = self._team.run(job)
@@ -278,6 +279,8 @@ class RankTrial:
                 "torch.nn.SyncBatchNorm has no CPU path, so this law was not tried on ranks: give "
                 "--bn-device=cuda on a machine with a GPU"
             )
+        if trouble.line and trouble.line in self._setup[0].splitlines():
+            raise GateError(f"`{trouble.line}` on rank {trouble.rank} {trouble.trouble}")
         line = f"`{trouble.line}` on " if trouble.line else ""
         news = f"{line}rank {trouble.rank} {trouble.trouble}"
         others = [f"  rank {a.rank}: {a.trouble or 'came through'}" for a in answers]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from tests.batchnorm.laws.known_bad.bases import column
+from tests.batchnorm.laws.columns import column
 
 
 class SumOverRanks(torch.autograd.Function):

@@ -179,6 +179,14 @@ def test_a_layer_that_other_processes_cannot_import_is_refused() -> None:
         assert_bn_conforms(Local, rank="2d", laws="synced_output")
 
 
+def test_a_layer_whose_module_is_not_there_for_the_ranks_breaks_no_law(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Synced, "__module__", "absent_from_the_ranks")
+    with pytest.raises(GateError, match=r"import Synced` on rank \d raised ModuleNotFoundError"):
+        assert_bn_conforms(Synced, rank="2d", laws="synced_output")
+
+
 def test_a_group_that_the_constructor_does_not_take_is_left_out_with_the_reason() -> None:
     law = LAWS["synced_process_group"]
     assert law.reason_to_leave_out(subject(Synced)) is None

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tests.batchnorm.laws.known_bad.bases import Composed, column
+from tests.batchnorm.laws.columns import column
+from tests.batchnorm.laws.known_bad.bases import Composed
 
 DEFECTS: dict[str, type[Plain]] = {}
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from tests.batchnorm.laws.known_bad.bases import column
+from tests.batchnorm.laws.columns import column
 from tests.batchnorm.laws.known_bad.registry import breaks
 from tests.batchnorm.laws.synchronising import Synced
 

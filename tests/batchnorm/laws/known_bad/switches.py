@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.batchnorm.laws.known_bad.bases import Composed, UsesAnotherMomentum, column
+from tests.batchnorm.laws.columns import column
+from tests.batchnorm.laws.known_bad.bases import Composed, UsesAnotherMomentum
 from tests.batchnorm.laws.known_bad.registry import breaks
 
 
