@@ -1,0 +1,1 @@
+"""A survey of public norm layers: `python -m pytest_bninvariants.conformance.survey`."""

@@ -1,0 +1,90 @@
+"""Run the laws on public norm layers: `python -m pytest_bninvariants.conformance.survey`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from pytest_bninvariants.conformance.survey.entries import PublicLayer
+from pytest_bninvariants.conformance.survey.findings import unexpected_findings
+from pytest_bninvariants.conformance.survey.page import render_page
+from pytest_bninvariants.conformance.survey.public_layers import PUBLIC_LAYERS
+from pytest_bninvariants.conformance.survey.run import SurveyedLayer, survey_layers
+from pytest_bninvariants.option_values import count_cases
+
+_EXTRA = "pip install 'pytest-bninvariants[survey]'"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Survey the layers that the arguments name, and return the exit code.
+
+    It is 0 if the results are those that the list of public layers tells, and else 1.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        examples = count_cases("--effort=", _number_or_name(options.effort))
+        layers = _choose(options.layers)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    results = []
+    for result in survey_layers(layers, examples=examples, processes=options.processes):
+        results.append(result)
+        print(_line(result), flush=True)
+    results.sort(key=lambda each: layers.index(each.layer))
+    return _conclude(results, options.write, examples)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pytest_bninvariants.conformance.survey")
+    parser.add_argument("layers", nargs="*", help="patterns of paths, such as 'timm.*'; all")
+    parser.add_argument("--effort", default="quick", help="as --bn-examples has it")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the page")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    return parser
+
+
+def _number_or_name(effort: str) -> int | str:
+    return int(effort) if effort.isdecimal() else effort
+
+
+def _choose(patterns: Sequence[str]) -> list[PublicLayer]:
+    for pattern in patterns:
+        if not any(fnmatchcase(layer.name, pattern) for layer in PUBLIC_LAYERS):
+            names = ", ".join(layer.name for layer in PUBLIC_LAYERS)
+            raise ValueError(f"{pattern!r} matches no layer; there are {names}")
+    wanted = patterns or ["*"]
+    return [each for each in PUBLIC_LAYERS if any(fnmatchcase(each.name, p) for p in wanted)]
+
+
+def _line(result: SurveyedLayer) -> str:
+    if result.version is None:
+        return f"{result.layer.name}: {result.layer.package} is not installed"
+    told = f"{len(result.held)} laws held on {result.cases:,} cases, {len(result.broken)} did not"
+    return f"{result.layer.name} ({result.layer.package} {result.version}): {told}"
+
+
+def _conclude(results: list[SurveyedLayer], page: Path | None, examples: int) -> int:
+    """Tell what is missing and what is unexpected, write the page, and return the exit code."""
+    missing = [each for each in results if each.version is None]
+    unexpected = list(unexpected_findings(results))
+    surveyed = len(results) - len(missing)
+    print(f"\n{surveyed} of {len(results)} layers surveyed; {len(unexpected)} unexpected findings")
+    for line in unexpected:
+        print(f"  {line}")
+    if missing:
+        packages = ", ".join(sorted({each.layer.package for each in missing}))
+        print(f"not installed: {packages}; {_EXTRA} installs them")
+    if page is not None and (missing or unexpected):
+        print(f"{page} is not written: it has all layers, and what is found is judged")
+    elif page is not None:
+        page.write_text(render_page(results, examples), encoding="utf-8")
+    return 1 if unexpected or not surveyed or (page is not None and missing) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""docs/public-layers.md, from the list of public layers and the results of a run."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from pytest_bninvariants.conformance.survey.entries import Judgement
+from pytest_bninvariants.conformance.survey.run import BrokenLaw, SurveyedLayer
+
+_INTRODUCTION = """\
+# Public norm layers under the laws
+
+What the [laws of BatchNorm](conformance.md#the-laws) say of norm layers that packages publish, with
+the versions that are named. Each deviation was checked by hand, with torch alone, and is one of:
+
+- **on purpose**: the layer's documentation or code says so, or its constructor;
+- **undocumented**: it may be wanted, and nothing says so;
+- **fault**: it contradicts the layer's documentation, or there is no use for it;
+- **torch's own**: a function of torch that the layer calls does it, see
+  [what torch itself fails](torch-deviations.md).
+
+A law that says nothing of a layer, as declared, is counted neither as held nor as broken.
+"""
+_HOW = """\
+The page is written by a run on {examples} cases a law, on the CPU, with torch {torch} and Python
+{python}:
+
+```sh
+pip install 'pytest-bninvariants[survey]'
+python -m pytest_bninvariants.conformance.survey --effort={examples} --write docs/public-layers.md
+```
+
+The list of layers is `pytest_bninvariants/conformance/survey/public_layers.py`;
+[how to add one](conformance.md#the-survey-of-public-layers).
+"""
+_NOT_SURVEYED = """\
+## Not surveyed
+
+- `torch.ao.nn.quantized.BatchNorm2d` takes and gives 8-bit values, and the bounds are for floats.
+- `torch.ao.nn.intrinsic.qat.ConvBn2d` has a convolution inside, whose rounding no bound has.
+- `torch.nn.InstanceNorm2d` normalises each sample by itself: another law, and not a deviation.
+- What `torch.compile` makes of a layer is the law `compile`, which each layer above is held to.
+"""
+
+
+def render_page(results: Sequence[SurveyedLayer], examples: int) -> str:
+    """Return the page.
+
+    Args:
+        results: of all layers, none of them missing.
+        examples: the number of cases for each law.
+    """
+    how = _HOW.format(
+        examples=examples,
+        torch=torch.__version__.partition("+")[0],
+        python=platform.python_version(),
+    )
+    parts = [_INTRODUCTION, how, "\n".join(_table(results)) + "\n", "## Deviations\n"]
+    parts += ["\n".join(_section(each)) + "\n" for each in results if each.broken]
+    return "\n".join([*parts, _NOT_SURVEYED])
+
+
+def _table(results: Iterable[SurveyedLayer]) -> Iterator[str]:
+    yield "| class | version | laws held | on cases | laws broken | why |"
+    yield "|---|---|---|---|---|---|"
+    for each in results:
+        layer = each.layer
+        verdicts = ", ".join(dict.fromkeys(judgement.verdict for judgement in layer.judgements))
+        name = f"[`{layer.name}`](#{_anchor(layer.name)})" if each.broken else f"`{layer.name}`"
+        counts = f"{len(each.held)} | {each.cases:,} | {len(each.broken) or 'none'}"
+        yield f"| {name} | {layer.package} {each.version} | {counts} | {verdicts} |"
+
+
+def _anchor(name: str) -> str:
+    """Return the anchor that GitHub gives to a heading."""
+    return name.lower().replace(".", "")
+
+
+def _section(result: SurveyedLayer) -> Iterator[str]:
+    layer = result.layer
+    yield f"### {layer.name}"
+    yield ""
+    yield f"{layer.package} {result.version}" + (f", {layer.note}" if layer.note else "") + "."
+    for judgement in layer.judgements:
+        broken = [each for each in result.broken if judgement.covers(each.law)]
+        yield ""
+        yield from _deviation(judgement, broken)
+
+
+def _deviation(judgement: Judgement, broken: Sequence[BrokenLaw]) -> Iterator[str]:
+    laws = ", ".join(f"`{each.law}`" for each in broken)
+    yield f"**{judgement.verdict}**: {judgement.why} Broken: {laws}."
+    first = min(broken, key=lambda each: judgement.laws.split().index(each.law))
+    yield ""
+    yield f"The smallest case, of `{first.law}`: {first.headline}"
+    yield ""
+    yield from (
+        f"    {line}".rstrip() for line in re.sub(r"\n{3,}", "\n\n", first.snippet).split("\n")
+    )

@@ -1,0 +1,131 @@
+"""The survey of public layers: what it tells, and that its page and its list agree."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_bninvariants.batchnorm.laws import LAWS
+from pytest_bninvariants.conformance.survey import __main__ as command
+from pytest_bninvariants.conformance.survey.entries import Judgement, PublicLayer
+from pytest_bninvariants.conformance.survey.findings import unexpected_findings
+from pytest_bninvariants.conformance.survey.page import render_page
+from pytest_bninvariants.conformance.survey.public_layers import PUBLIC_LAYERS
+from pytest_bninvariants.conformance.survey.run import BrokenLaw, SurveyedLayer, survey_layer
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "public-layers.md").read_text(encoding="utf-8")
+OFF = Judgement(laws="running_var momentum", verdict="on purpose", why="it keeps the biased one.")
+LAYER = PublicLayer(
+    name="torch.nn.BatchNorm2d", package="torch", spec="torch.nn:BatchNorm2d", judgements=(OFF,)
+)
+BROKEN = BrokenLaw("momentum", ("float32",), "layer.running_var is off", "import torch")
+RESULT = SurveyedLayer(layer=LAYER, version="1.0", held=("counter",), cases=3, broken=(BROKEN,))
+
+
+def survey(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest_bninvariants.conformance.survey", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+    )
+
+
+def test_the_layers_that_ci_has_do_what_the_list_says() -> None:
+    layers = ("torchvision.*", "*.DetrFrozen*", "timm.*.FrozenBatchNormAct2d", "torch.nn.Lazy*")
+    done = survey(*layers, "--effort=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 of 4 layers surveyed; 0 unexpected findings" in done.stdout
+    assert re.search(
+        r"LazyBatchNorm2d \(torch .*\): \d+ laws held on .* cases, 1 did not", done.stdout
+    )
+
+
+def test_a_layer_that_the_list_does_not_tell_of_is_found() -> None:
+    off = replace(LAYER, spec="tests.conformance.off_layers:Biased2d", laws="running_*")
+    judged = replace(off, judgements=(OFF,))
+    assert list(unexpected_findings([survey_layer(judged, 10)])) == []
+    (told,) = unexpected_findings([survey_layer(replace(off, judgements=()), 10)])
+    assert told.startswith("torch.nn.BatchNorm2d breaks running_var, which no judgement covers: ")
+    right = replace(off, spec="torch.nn:BatchNorm2d")
+    (told,) = unexpected_findings([survey_layer(right, 10)])
+    assert told.startswith("torch.nn.BatchNorm2d no longer breaks running_var momentum, judged: ")
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        (RESULT, []),
+        (replace(RESULT, version=None, broken=()), []),
+        (replace(RESULT, error="no class"), ["torch.nn.BatchNorm2d: not judged: no class"]),
+    ],
+)
+def test_what_is_unexpected_is_told(result: SurveyedLayer, told: list[str]) -> None:
+    assert list(unexpected_findings([result])) == told
+
+
+def test_a_spec_that_cannot_be_read_is_an_error_of_the_layer() -> None:
+    result = survey_layer(replace(LAYER, spec="torch.nn:BatchNorm9d"), 1)
+    assert "torch.nn has no BatchNorm9d" in result.error
+
+
+def test_a_package_that_is_missing_is_told_and_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    missing = replace(LAYER, name="nowhere.Norm", package="no-such-distribution")
+    monkeypatch.setattr(command, "PUBLIC_LAYERS", (missing,))
+    assert command.main(["--effort=1", f"--write={tmp_path / 'page.md'}"]) == 1
+    said = capsys.readouterr().out
+    assert "nowhere.Norm: no-such-distribution is not installed" in said
+    assert "0 of 1 layers surveyed" in said
+    assert "pip install 'pytest-bninvariants[survey]' installs them" in said
+    assert not (tmp_path / "page.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [("nowhere.*", "'nowhere.*' matches no layer; there are torch.nn"), ("--effort=some", "some")],
+)
+def test_a_bad_argument_is_told(
+    argument: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([argument]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_page_has_each_deviation_with_its_reason_and_its_smallest_case() -> None:
+    page = render_page([RESULT], 6)
+    assert (
+        "| [`torch.nn.BatchNorm2d`](#torchnnbatchnorm2d) | torch 1.0 | 1 | 3 | 1 | on pur" in page
+    )
+    assert "**on purpose**: it keeps the biased one. Broken: `momentum`." in page
+    assert "The smallest case, of `momentum`: layer.running_var is off\n\n    import torch" in page
+
+
+@pytest.mark.parametrize("layer", PUBLIC_LAYERS, ids=lambda layer: layer.name)
+def test_the_page_in_docs_is_of_the_list(layer: PublicLayer) -> None:
+    assert f"`{layer.name}`" in PAGE
+    for judgement in layer.judgements:
+        assert f"**{judgement.verdict}**: {judgement.why}" in PAGE
+        assert [law for law in judgement.laws.split() if law not in LAWS] == []
+
+
+def test_the_extra_installs_each_package_of_the_list() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = {each.partition(">")[0] for each in extras["optional-dependencies"]["survey"]}
+    assert {layer.package for layer in PUBLIC_LAYERS} - {"torch"} == listed
+
+
+def test_the_list_is_as_wide_as_it_says() -> None:
+    assert len(PUBLIC_LAYERS) >= 15
+    assert len({layer.package for layer in PUBLIC_LAYERS}) >= 8
