@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ class RunConfig:
         snapshot_budget: how many bytes a snapshot may keep on each device; None: a quarter of the
             free ones.
         trace: what guards trace; None: nothing.
+        histories: of which guards the steps of statistics are kept: none, those that are broken, or
+            all.
         traces: whether `--bn-trace` is on, which traces this run or a second one of the test.
     """
 
@@ -41,6 +43,7 @@ class RunConfig:
     bn_layer_types: tuple[str, ...] = ()
     snapshot_budget: int | None = None
     trace: Trace | None = None
+    histories: Literal["none", "broken", "all"] = "none"
     traces: bool = False
 
 

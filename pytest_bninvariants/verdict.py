@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pytest_bninvariants.drift_history import DriftHistory
 
 ChangeKind = Literal[
     "values",
@@ -152,6 +155,8 @@ class Verdict:
         writes: the first write to each tensor that changed, if the step was traced; None if a write
             cannot break the invariant.
         notes: what is worth knowing about how it was judged.
+        history: how the statistics of its BN layers went in the step; None unless a report wants
+            that.
 
     Example:
         >>> import torch
@@ -187,6 +192,7 @@ class Verdict:
     hazards: tuple[Hazard, ...] = ()
     writes: tuple[Write, ...] | None = None
     notes: tuple[str, ...] = ()
+    history: DriftHistory | None = None
     broke: str = "changed"
     column: str = "tensor"
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pytest_bninvariants import run_config
 from pytest_bninvariants.checks import is_number
 from pytest_bninvariants.drift_history import DriftHistory, Lane, Mark
 from pytest_bninvariants.history.samples import (
@@ -189,6 +190,19 @@ class StatisticsRecorder(Observer):
             steps=tuple(self._steps),
             events=self._events,
         )
+
+
+def start_recording(layers: Mapping[str, nn.Module]) -> StatisticsRecorder | None:
+    """Start to record layers, if this run wants histories and there are any.
+
+    Args:
+        layers: BN layers, by name.
+    """
+    if run_config.current.histories == "none" or not layers:
+        return None
+    recorder = StatisticsRecorder(layers)
+    recorder.start()
+    return recorder
 
 
 def _values(tensor: Tensor) -> Tensor | None:

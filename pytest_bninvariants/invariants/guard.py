@@ -12,9 +12,11 @@ from typing import ClassVar, NoReturn
 
 from torch import nn
 
+from pytest_bninvariants import run_config
 from pytest_bninvariants.errors import GateError, InvariantBroken, InvariantHazard, Refusal
 from pytest_bninvariants.frames import relative_path, user_line
 from pytest_bninvariants.guard_registry import add_raised, complaints, open_guards
+from pytest_bninvariants.history.recorder import StatisticsRecorder, start_recording
 from pytest_bninvariants.invariants.conclude import conclude
 from pytest_bninvariants.reporting.verdict_text import hazards_in_a_line
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
@@ -91,6 +93,7 @@ class Guard:
         self.companion: Guard | None = None
         self._used = self._started = self._is_companion = False
         self._tracer: Tracer | None = None
+        self._recorder: StatisticsRecorder | None = None
         self._number = next(_numbers)
         self.made_at = user_line()
         file, line = self.made_at
@@ -200,6 +203,10 @@ class Guard:
         """Return what `_begin` kept of the tensors whose writers matter."""
         return {}
 
+    def _pictured_layers(self) -> Mapping[str, nn.Module]:
+        """Return the BN layers by name whose statistics a report shows."""
+        return {}
+
     def _written(self, verdict: Verdict) -> Iterable[Change]:
         """Return the changes of such tensors that broke the invariant."""
         return verdict.changes
@@ -224,6 +231,7 @@ class Guard:
             refuse_during_capture(self.models, "entered")
             self._begin()
             self._tracer = start_tracing(self._traced()) if self.broken_by_writes else None
+            self._recorder = start_recording(self._pictured_layers())
             self._started = True
             if self.companion is not None:
                 self.companion.start()
@@ -243,6 +251,8 @@ class Guard:
             self.companion.stop()
         if self._tracer is not None:
             self._tracer.stop()
+        if self._recorder is not None:
+            self._recorder.stop()
         self._end()
 
     def finish(self) -> Verdict:
@@ -257,10 +267,17 @@ class Guard:
         self._started = False
         try:
             refuse_during_capture(self.models, "left")
-            self.verdict = self._with_writes(self._judge())
+            self.verdict = self._with_history(self._with_writes(self._judge()))
         except Refusal as refusal:
             raise refusal.as_gate_error(self.spelling) from refusal.__cause__
         return self.verdict
+
+    def _with_history(self, verdict: Verdict) -> Verdict:
+        """Return a verdict with how statistics went in the step, if a report wants that."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is None or (verdict.holds and run_config.current.histories != "all"):
+            return verdict
+        return replace(verdict, history=recorder.history())
 
     def _with_writes(self, verdict: Verdict) -> Verdict:
         """Return a verdict with what the trace found, if a write can break the invariant."""

@@ -9,8 +9,9 @@ from typing import Any
 from pytest_bninvariants.audit_rules import AUDIT_RULES
 from pytest_bninvariants.diagnosis.wording import counted, first_few
 from pytest_bninvariants.reporting.lines import labelled, wrap
+from pytest_bninvariants.reporting.verdict_data import cause_from_data
 from pytest_bninvariants.reporting.verdict_text import cause_lines
-from pytest_bninvariants.verdict import Cause, Place
+from pytest_bninvariants.verdict import Cause
 
 _NAMED_TESTS = 3
 _NAMED_LAYERS = 2
@@ -58,7 +59,7 @@ class AuditTally:
         for finding in found["findings"]:
             rule, fails, model = finding["rule"], finding["fails"], finding["model"]
             for plain in finding["causes"]:
-                cause = _rebuild_cause(plain)
+                cause = cause_from_data(plain)
                 key = (rule, model, cause.name, cause.layers, cause.place)
                 group = FindingGroup(rule, fails, model, finding["marker"], cause)
                 self._groups.setdefault(key, group).tests[test] = None
@@ -116,13 +117,6 @@ class AuditTally:
 
     def _count(self, what: str) -> int:
         return sum(found[what] for found in self._tests.values())
-
-
-def _rebuild_cause(plain: Mapping[str, Any]) -> Cause:
-    """Rebuild a cause from the plain data that crossed processes, where tuples became lists."""
-    place = plain["place"] and Place(**plain["place"])
-    lists = {name: tuple(plain[name]) for name in ("layers", "tensors")}
-    return Cause(**{**plain, **lists, "place": place})
 
 
 def _group_lines(group: FindingGroup, *, verbose: bool) -> Iterator[str]:

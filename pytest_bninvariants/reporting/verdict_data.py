@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pytest_bninvariants.reporting.verdict_text import text_of
-from pytest_bninvariants.verdict import Verdict
+from pytest_bninvariants.verdict import Cause, Change, Hazard, Place, Verdict, Write
 
 SCHEMA = 1
 """Its number grows when a key goes or changes its meaning; new keys leave it as it is."""
@@ -27,6 +28,46 @@ def as_data(verdict: Verdict) -> dict[str, Any]:
         "changed_layers": _plain(verdict.changed_layers),
         "changed_tensors": _plain(verdict.changed_tensors),
     }
+
+
+def verdict_from_data(data: Mapping[str, Any]) -> Verdict:
+    """Rebuild a verdict from what `as_data` returns, also after a passage through JSON."""
+    return Verdict(
+        guard=data["guard"],
+        noun=data["noun"],
+        model=data["model"],
+        source=data["source"],
+        layers=data["layers"],
+        tensors=data["tensors"],
+        changes=tuple(_change(each) for each in data["changes"]),
+        causes=tuple(cause_from_data(each) for each in data["causes"]),
+        hazards=tuple(Hazard(**each) for each in data["hazards"]),
+        writes=None if data["writes"] is None else tuple(map(_write, data["writes"])),
+        notes=tuple(data["notes"]),
+        broke=data["broke"],
+        column=data["column"],
+    )
+
+
+def cause_from_data(data: Mapping[str, Any]) -> Cause:
+    """Rebuild a cause from its plain data."""
+    lists = {name: tuple(data[name]) for name in ("layers", "tensors")}
+    return Cause(**{**data, **lists, "place": _place(data["place"])})
+
+
+def _change(data: Mapping[str, Any]) -> Change:
+    drift = data["drift"]
+    return Change(**{**data, "drift": None if drift is None else float(drift)})
+
+
+def _write(data: Mapping[str, Any]) -> Write:
+    first, last = data["between"]
+    between = _place(first), _place(last)
+    return Write(**{**data, "place": _place(data["place"]), "between": between})
+
+
+def _place(data: Mapping[str, Any] | None) -> Place | None:
+    return None if data is None else Place(**data)
 
 
 def _plain(value: Any) -> Any:

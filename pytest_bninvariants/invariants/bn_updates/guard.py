@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -68,6 +68,9 @@ class UpdatesGuard(Guard):
             on_purpose=bool(self._scope.modules) and self._times != 0,
         )
         self._log.start()
+
+    def _pictured_layers(self) -> Mapping[str, nn.Module]:
+        return dict(self._layers.values())
 
     @property
     def watched_layers(self) -> frozenset[str]:

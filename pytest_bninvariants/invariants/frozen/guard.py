@@ -74,6 +74,11 @@ class FrozenGuard(Guard):
         bare = self._before.selection.names.bare
         return frozenset(bare[name] for name in self._before.layers)
 
+    def _pictured_layers(self) -> Mapping[str, nn.Module]:
+        assert self._before is not None
+        selection = self._before.selection
+        return {selection.bn_names[key]: layer for key, layer in selection.bn_layers.items()}
+
     def _traced(self) -> Mapping[str, KeptTensor]:
         return self._kept
 

@@ -104,6 +104,9 @@ class TrainsGuard(Guard):
         self._parameter_log.start()
         self._update_log.start()
 
+    def _pictured_layers(self) -> Mapping[str, nn.Module]:
+        return dict(self._layers.values())
+
     @property
     def watched_layers(self) -> frozenset[str]:
         """Return the names of the layers of which something must train."""
