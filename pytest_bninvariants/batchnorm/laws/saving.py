@@ -210,10 +210,10 @@ _ARRIVALS = {  # lines by which the values in `new` become those of `layer`
         "    parameter = isinstance(getattr(layer, k), torch.nn.Parameter)\n"
         "    setattr(layer, k, torch.nn.Parameter(new[k]) if parameter else new[k])"
     ),
-    "columns of one matrix": (
-        "matrix = torch.stack([new[k].float() for k in new if new[k].dim()], 1)\n"
-        "for i, k in enumerate(k for k in new if new[k].dim()):\n"
-        "    getattr(layer, k).data = matrix[:, i]"
+    "statistics that are columns of a matrix": (  # parameters that are so torch itself misreads
+        "layer.load_state_dict(new)\n"
+        "matrix = torch.stack((new['running_mean'], new['running_var']), 1).float()\n"
+        "layer.running_mean.data, layer.running_var.data = matrix[:, 0], matrix[:, 1]"
     ),
     "writing into .data": "for k in new:\n    getattr(layer, k).data.copy_(new[k])",
     "views of one flat tensor": (
@@ -246,7 +246,7 @@ _ARRIVALS = {  # lines by which the values in `new` become those of `layer`
 def state_arrives(trial: LawTrial, case: Case) -> None:
     """However its state arrives, a layer goes on from it: in eval, in training and in backward.
 
-    Tried are assigning loads, other tensors, views of a flat one, columns of a matrix, casts,
+    Tried are assigning loads, other tensors, views of a flat one, statistics with strides, casts,
     copies and parameters that are shared.
     """
     case = replace(case, count=case.count % 8)
