@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from pytest_bninvariants.errors import GateError, InvariantBroken
     from pytest_bninvariants.invariants.guard import Guard
+    from pytest_bninvariants.verdict import Verdict
 
 complaints: dict[int, str] = {}
 """Complaints about guards that were not entered yet, by the guards' numbers. The pytest layer fails
@@ -54,15 +55,45 @@ findings: list[Finding] | None = None
 read it."""
 
 
+verdicts: list[Verdict] | None = None
+"""The verdicts of guards that ended since somebody took them; None where nobody would."""
+
+
 @contextmanager
 def collect_findings() -> Iterator[None]:
-    """Collect findings for a while."""
-    global findings
-    before, findings = findings, []
+    """Collect findings and verdicts for a while."""
+    global findings, verdicts
+    before, findings, verdicts = (findings, verdicts), [], []
     try:
         yield
     finally:
-        findings = before
+        findings, verdicts = before
+
+
+@contextmanager
+def ignore_verdicts() -> Iterator[None]:
+    """Collect no verdicts for a while, as in a second run of a test."""
+    global verdicts
+    before, verdicts = verdicts, None
+    try:
+        yield
+    finally:
+        verdicts = before
+
+
+def add_verdict(verdict: Verdict) -> None:
+    """Add the verdict of a guard that has ended."""
+    if verdicts is not None:
+        verdicts.append(verdict)
+
+
+def take_verdicts() -> list[Verdict]:
+    """Return the verdicts that were added, and forget them."""
+    if not verdicts:
+        return []
+    taken = verdicts[:]
+    del verdicts[: len(taken)]
+    return taken
 
 
 def add_raised(failure: InvariantBroken | GateError) -> None:

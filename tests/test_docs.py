@@ -84,7 +84,7 @@ PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
 
 
 def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "GITHUB_"))}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,

@@ -67,12 +67,19 @@ def _raise_what_is_broken(guards: Sequence[Guard], also: Sequence[str]) -> None:
         raise joined
 
 
-def _failure_of(guard: Guard) -> InvariantBroken | GateError | None:
-    """Let a guard judge, and return its failure; None if the invariant holds."""
+def _failure_of(guard: Guard, *, counts: bool = True) -> InvariantBroken | GateError | None:
+    """Let a guard judge, and return its failure; None if the invariant holds.
+
+    Args:
+        guard: the guard.
+        counts: whether the step came so far that the verdict means something.
+    """
     try:
         verdict = guard.finish()
     except GateError as error:
         return error
+    if counts:
+        guard_registry.add_verdict(verdict)
     return None if verdict.holds else guard.failure(verdict)
 
 
@@ -115,7 +122,7 @@ def _add_notes(guards: Sequence[Guard], error: BaseException, *, every: bool) ->
         if not (every or guard.judges_halfway):
             guard.abandon(error)
             continue
-        failure = _failure_of(guard)
+        failure = _failure_of(guard, counts=guard.judges_halfway)
         if isinstance(failure, InvariantBroken):
             if guard.judges_halfway:
                 text = f"\nwhen this was raised, frozen state had changed:\n{failure}"

@@ -14,6 +14,8 @@ import pytest
 from pytest_bninvariants import guard_registry, run_config
 from pytest_bninvariants.plugin import fixtures, markers
 from pytest_bninvariants.plugin.options import SETTINGS, add_options, may_run_again, parse_settings
+from pytest_bninvariants.plugin.outputs import hookspecs
+from pytest_bninvariants.plugin.outputs.registration import register_outputs
 from pytest_bninvariants.plugin.ranks.request import RAN_ELSEWHERE, runs_on_ranks
 from pytest_bninvariants.ranks.environment import launched_world
 
@@ -26,6 +28,10 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     add_options(parser, config.invocation_params.args if config else ())
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(hookspecs)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fixtures, fixtures.__name__)  # `pytest_plugins` takes longer
     for line in markers.help_lines():
@@ -35,11 +41,12 @@ def pytest_configure(config: pytest.Config) -> None:
     until_unconfigured.enter_context(run_config.activate(settings.run))
     until_unconfigured.enter_context(guard_registry.collect_findings())
     config.add_cleanup(until_unconfigured.close)
-    world = launched_world()
+    world, is_sent = launched_world(), False
     if world is not None:
         from pytest_bninvariants.plugin.ranks.under_launcher import configure_launched
 
-        configure_launched(config, world)
+        is_sent = configure_launched(config, world)
+    register_outputs(config, is_sent=is_sent)
     if config.getoption("tbstyle") == "line":
         from pytest_bninvariants.plugin.outcomes.reports import OneLinePerFailure
 
@@ -64,6 +71,12 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_bninvariants.plugin import conformance_plan
 
         conformance_plan.make_plan(config)  # so that usage errors come before the session
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    from pytest_bninvariants.plugin.outputs.header import header_line
+
+    return header_line(config.stash[SETTINGS])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -114,6 +127,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     guard_registry.complaints.clear()
+    guard_registry.take_verdicts()  # of guards that no test had
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -168,15 +182,19 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     from pytest_bninvariants.plugin.outcomes import exceptions, lost_findings, reports
     from pytest_bninvariants.plugin.outcomes.health_checks import explain_health_check
+    from pytest_bninvariants.plugin.outputs import verdict_log
 
+    verdict_log.hand_out_verdicts(item, call)
     explain_health_check(item, call)
     lost_findings.drop_reported(item, call.excinfo.value if call.excinfo else None)
     exceptions.make_presentable(item, call, verbose=item.config.get_verbosity() > 0)
     report = yield
-    gate_error = exceptions.gate_error_in(call.excinfo.value if call.excinfo else None)
-    if gate_error is not None:
-        reports.report_as_failed(item, report, gate_error)
+    error = call.excinfo.value if call.excinfo else None
+    not_expected = exceptions.gate_error_in(error) or verdict_log.hook_error_of(item, error)
+    if not_expected is not None:
+        reports.report_as_failed(item, report, not_expected)
     reports.strip_prefix(report)
+    verdict_log.add_to_report(item, report, exceptions.verdicts_in(error))
     return report
 
 

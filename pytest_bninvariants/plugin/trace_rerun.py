@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
+from pytest_bninvariants.guard_registry import ignore_verdicts
 from pytest_bninvariants.invariants.frozen import earlier_runs
 from pytest_bninvariants.plugin.options import may_run_again
 from pytest_bninvariants.plugin.outcomes.exceptions import verdicts_in
@@ -78,7 +79,7 @@ class TraceRerunner:
             text = f"a test with subtests is not run again; {_INSTEAD}"
         else:
             trace = Trace(names=_sought_names(first.verdicts))
-            with override(trace=trace), earlier_runs.remembering(None):
+            with override(trace=trace), earlier_runs.remembering(None), ignore_verdicts():
                 reports, second = self._run_once(item, nextitem)
             ended = next((report for report in reports if not report.passed), None)
             text = "" if second.broken else _end_of_unbroken_run(ended)

@@ -11,6 +11,7 @@ from pytest_bninvariants.checks import is_int
 from pytest_bninvariants.errors import GateError, InvariantBroken, describe
 from pytest_bninvariants.evaluation.batches import samples_in
 from pytest_bninvariants.evaluation.precision import require_float64
+from pytest_bninvariants.guard_registry import add_verdict
 from pytest_bninvariants.invariants.accumulates.gradient_comparison import (
     GradientComparison,
     compare_gradients,
@@ -77,6 +78,7 @@ def accumulates(
     require_float64(all_tensors(model), "tell rounding from what does not add up")
     comparison = compare_gradients(model, batch, k, loss, weight)
     verdict = _judge(model, k, samples_in(batch), comparison)
+    add_verdict(verdict)
     if not verdict.holds:
         raise InvariantBroken(verdict)
     return verdict

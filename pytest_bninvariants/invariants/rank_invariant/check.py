@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pytest_bninvariants.errors import GateError, InvariantBroken, describe
 from pytest_bninvariants.evaluation.gradient_pass import Wrapper
 from pytest_bninvariants.evaluation.rank_exchange import Ranks, is_distributed
+from pytest_bninvariants.guard_registry import add_verdict
 from pytest_bninvariants.invariants.rank_invariant.judgement import RankJudgement
 from pytest_bninvariants.invariants.rank_invariant.shard_pass import CALLER
 from pytest_bninvariants.invariants.signature import refuse_wrong_calls
@@ -72,6 +73,7 @@ def rank_invariant(
     ranks = _ranks_of(group)
     wrap = wrap or _data_parallel(group)
     verdict = RankJudgement(ranks, model, batch, loss, wrap).verdict()
+    add_verdict(verdict)
     if not verdict.holds:
         raise InvariantBroken(verdict)
     return verdict

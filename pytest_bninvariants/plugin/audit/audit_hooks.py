@@ -183,4 +183,5 @@ def _as_data(found: RuleVerdict, rules: RuleChoice) -> dict[str, Any]:
         "marker": found.marker,
         "model": found.verdict.model,
         "causes": [asdict(cause) for cause in found.verdict.causes],
+        "verdict": found.verdict.to_dict(),
     }

@@ -40,8 +40,8 @@ def never_expect_gate_errors(item: Any) -> None:
     item.addExpectedFailure = add
 
 
-def report_as_failed(item: pytest.Item, report: pytest.TestReport, error: GateError) -> None:
-    """Report a gate error as failed, whatever xfail or expectedFailure made of it."""
+def report_as_failed(item: pytest.Item, report: pytest.TestReport, error: BaseException) -> None:
+    """Report an error as failed, whatever xfail or expectedFailure made of it."""
     if report.failed and not hasattr(report, "wasxfail"):
         return
     report.outcome = "failed"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_bninvariants.plugin.outputs.verdict_log import FAILURES, VERDICTS, join_verdicts
 from pytest_bninvariants.plugin.ranks.phase_results import (
     Outcome,
     PhaseResult,
@@ -129,6 +130,10 @@ def _add_what_ranks_recorded(report: pytest.TestReport, results: list[PhaseResul
         more = [(name, value) for name, value in each.user_properties if (name, value) not in first]
         report.user_properties = [*first, *((f"{name} (rank {rank})", v) for name, v in more)]
         first = report.user_properties
+    for name in (VERDICTS, FAILURES):
+        verdicts = join_verdicts((rank, getattr(each, name, [])) for rank, each in reports)
+        if verdicts:
+            setattr(report, name, verdicts)
     found = [getattr(each, _AUDIT) for _, each in reports if hasattr(each, _AUDIT)]
     if found:
         setattr(report, _AUDIT, _join_audits(found))

@@ -26,11 +26,14 @@ _END_SECONDS = 300.0  # that a rank waits for the others' last tests
 _FILES = ("xmlpath", "log_file")  # options that name a file to write
 
 
-def configure_launched(config: pytest.Config, world: World) -> None:
-    """Prepare the session of one rank, if it is not one that a test's marker started."""
+def configure_launched(config: pytest.Config, world: World) -> bool:
+    """Prepare the session of one rank, if it is not one that a test's marker started.
+
+    Return whether it is, and so sends its reports to another session.
+    """
     plugins = config.pluginmanager
     if any(isinstance(each, RankMember) for each in plugins.get_plugins()):
-        return
+        return True
     stderr = os.dup(2)  # pytest captures nothing yet
     config.add_cleanup(lambda: os.close(stderr))
     plugins.register(LaunchedMember(world, stderr), "bninvariants-rank-member")
@@ -41,6 +44,7 @@ def configure_launched(config: pytest.Config, world: World) -> None:
         if world.rank > 0:
             _name_own_files(config, world.rank)
             plugins.register(terminal, "bninvariants-quiet-terminal")
+    return False
 
 
 def _name_own_files(config: pytest.Config, rank: int) -> None:

@@ -1,0 +1,23 @@
+"""The line of a run's header: what versions judge, on which devices, and whether it is audited."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from pytest_bninvariants.plugin.options import Settings
+
+
+def header_line(settings: Settings) -> str:
+    """Return the line; it reads versions without importing torch."""
+    devices = ", ".join(settings.run.devices)
+    return (
+        f"bn-invariants {_version_of('pytest-bninvariants')}, torch {_version_of('torch')}, "
+        f"devices {devices}, audit {settings.bn_audit or 'off'}"
+    )
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # it is on the path, and was not installed
+        return "of unknown version"
