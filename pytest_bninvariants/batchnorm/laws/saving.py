@@ -110,7 +110,7 @@ def state_dict_versions(trial: LawTrial, case: Case) -> None:
     trial.check_raises("layer.load_state_dict(new)", RuntimeError)
 
 
-@law(FLOAT32_ONLY, **FEW_CASES)
+@law(FLOAT32_ONLY, needs=("state_names",), **FEW_CASES)
 def state_dict_strictness(trial: LawTrial, case: Case) -> None:
     """A state that lacks a part, has one more, or one of another shape, is refused by name."""
     trial.build_layer()

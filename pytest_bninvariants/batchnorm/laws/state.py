@@ -285,7 +285,7 @@ def _step(trial: LawTrial, options: str, *, training: bool) -> None:
     trial.check_close("y", twin.expect(trial.evaluate("x")).output, axis=1)
 
 
-@law(FLOAT32_ONLY, needs=("num_batches_tracked",), **FEW_CASES | {"share": 0.1})
+@law(FLOAT32_ONLY, needs=("num_batches_tracked", "state_names"), **FEW_CASES | {"share": 0.1})
 def functional_call(trial: LawTrial, case: Case) -> None:
     """torch.func.functional_call uses the state that it is given, and in training updates that one.
 

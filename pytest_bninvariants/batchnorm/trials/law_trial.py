@@ -230,6 +230,8 @@ class LawTrial:
         try:
             self._script.try_out(line)
         except kinds:
+            expected = ", ".join(kind.__name__ for kind in kinds)
+            self._script.keep(f"try: {line}\nexcept ({expected}): pass")
             return
         except Exception as error:  # another error is a finding, too
             raised = error

@@ -91,6 +91,17 @@ class TakesOneSampleInEval(nn.BatchNorm2d):
         return super().forward(x)
 
 
+@breaks("wrong_rank")
+class CountsWhatItRefuses(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return super().forward(x)
+        except ValueError:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+            raise
+
+
 @breaks("layouts")
 class TakesCropsForDense(Composed):
     def mean(self, values: Tensor, dims: list[int]) -> Tensor:
