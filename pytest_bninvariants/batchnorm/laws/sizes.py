@@ -23,8 +23,8 @@ _EDGES = (127, 128, 129, 191, 192, 193, 255, 256, 257, 300, 511, 512, 513, 768, 
 _SIZES = (*range(1, 68), *_EDGES, 1025)  # 67: past two warps of 32
 _LARGEST = (2**16 + 1, 2 * 2**16 + 1)  # past the grids of kernels
 _LAST_SIZES = (2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, *_EDGES[:11], 1000)
-# threads share these unevenly, or leave some without work; at all sizes they would only be slower
-_WITH_THREADS = (3, 5, 33, 65, 129, 257, 513, 1025, 4097, *_LARGEST)
+# shared unevenly by threads; with them at all sizes, two workers on two cores would mostly wait
+_WITH_THREADS = (5, 129, 1025)
 _SWEEP: dict[str, Any] = {
     "layouts": CONTIGUOUS,
     "momentum": False,
