@@ -213,13 +213,6 @@ class TracksNothingWhenFrozen(Composed):
             super().track(mean, var, n)
 
 
-@breaks("graphs_are_independent")
-class ReadsItsEpsInBackward(Composed):
-    def affine_map(self, x: Tensor, values: Tensor, mean: Any, var: Any) -> Tensor:
-        y, mine = super().affine_map(x, values, mean, var), self.scale(var.detach())
-        return at_backward(y, lambda g: g * column(self.scale(var.detach()) / mine, g).to(g.dtype))
-
-
 @breaks("workspaces")
 class KeepsItsScaleByShape(Composed):
     """Keep what backward needs in a workspace, of which there is one a shape, for all layers."""
