@@ -70,6 +70,7 @@ class Auditor(Observer):
     Args:
         rules: the names of the rules to go by.
         is_expected: tells whether a finding is expected, by its id; it is then left out.
+        held: returns the ids of the parameters that optimizers from before `start` hold.
 
     Attributes:
         ran: how many BN layers have run.
@@ -82,11 +83,13 @@ class Auditor(Observer):
         self,
         rules: Collection[str] = DEFAULT_CHOICE.all,
         is_expected: Callable[[str], bool] = lambda _: False,
+        held: Callable[[], set[int]] = set,
     ) -> None:
         self.ran = self.layers = self.frozen = 0
         self.expected: dict[str, None] = {}
         self._rules = rules
         self._is_expected = is_expected
+        self._held_before, self._held = held, set[int]()
         self._records = AuditedLayers()
         self._places = LayerPlaces()
         self._unheld = UnheldLayers(self._places)
@@ -96,6 +99,8 @@ class Auditor(Observer):
 
     def start(self) -> None:
         """Start watching."""
+        self._held = self._held_before()
+        self._unheld.note_held(self._held)
         installation.add(self)
 
     def stop(self) -> tuple[RuleVerdict, ...]:
@@ -140,6 +145,8 @@ class Auditor(Observer):
             for _, layer in named_modules(module):
                 if has_known_forward(layer) and uses_batch_statistics(layer):
                     self.saw_batch_statistics(layer, "batches", None)
+                elif has_stored_statistics(layer) and not layer.training:
+                    self._look_at_eval(layer)
 
     def observes_layer(self, layer: nn.Module) -> bool:
         """Tell whether a BN layer that is about to run may leak in this forward."""
@@ -290,8 +297,12 @@ class Auditor(Observer):
                 record.was_frozen = True
                 self.frozen += 1
             return "training"
-        record.trains = record.trains or torch.is_grad_enabled()
+        record.trains = record.trains or torch.is_grad_enabled() or self._was_held(record, layer)
         return None if record.trains else "no-grad"
+
+    def _was_held(self, record: AuditedLayer, layer: nn.Module) -> bool:
+        parameters = all_parameters(record.holder_of(layer)) if self._held else ()
+        return any(id(each) in self._held for each in parameters)
 
     def _follow(self, record: AuditedLayer, layer: nn.Module, stay: Stay | None) -> None:
         """Let a layer's period go on if its statistics should stay for the same reason."""

@@ -172,6 +172,16 @@ def test_a_model_that_is_trained_in_eval_is_told_and_nothing_moved(batch: Tensor
     assert (cause.place.call, cause.place.function) == ("SGD.step()", "train_as_it_is")
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_compiled_model_that_is_trained_in_eval_is_told(training: bool, batch: Tensor) -> None:
+    model = torch.compile(Net().train(training), backend="eager")
+    with audited() as said:
+        train_as_it_is(model, batch)
+    assert said.rules == (() if training else ("stuck-in-eval",))
+    for verdict in said.verdicts:
+        assert (verdict.model, verdict.changed_layers) == ("Net", ("backbone.bn", "neck"))
+
+
 def bn_layers_alone_in_eval(batch: Tensor) -> None:
     model = Net().train()
     model.backbone.bn.eval()

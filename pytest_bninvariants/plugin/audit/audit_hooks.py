@@ -61,7 +61,8 @@ class _AuditHooks:
         if self._standby is None:
             self._standby = IdleWatcher()
             self._standby.start()
-        auditor = Auditor(self._rules.all, partial(self._expected.expects, item.nodeid))
+        is_expected = partial(self._expected.expects, item.nodeid)
+        auditor = Auditor(self._rules.all, is_expected, self._standby.held)
         item.stash[_auditor] = auditor
         auditor.start()
         try:
