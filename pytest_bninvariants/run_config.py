@@ -46,6 +46,11 @@ class RunConfig:
     histories: Literal["none", "broken", "all"] = "none"
     traces: bool = False
 
+    @property
+    def is_reported(self) -> bool:
+        """Tell whether the run writes a report, for which more is kept and measured."""
+        return self.histories != "none"
+
 
 current = RunConfig()
 """Read it through the module, as in `run_config.current.trace`, since `activate` rebinds it."""

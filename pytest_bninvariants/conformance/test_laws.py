@@ -35,6 +35,7 @@ def test_law(
     from pytest_bninvariants.batchnorm.trials.rank_trial import LawNotTried
     from pytest_bninvariants.errors import LawBroken
 
+    record_property("bn_check", [check.law.name, check.subject.label, check.dtype, check.device])
     try:
         tally = check_law(
             check.law,
@@ -53,6 +54,7 @@ def test_law(
         record_property("bn_law", check.law.name)
         record_property("bn_examples", tally.examples)
         record_property("bn_ill_posed", [tally.ill_posed, tally.posed])
+        record_property("bn_worst", tally.worst)
         return
     # outside the except block, or pytest would show the report twice
     pytest.fail(report, pytrace=False)

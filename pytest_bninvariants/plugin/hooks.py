@@ -13,7 +13,8 @@ import pytest
 
 from pytest_bninvariants import guard_registry, run_config
 from pytest_bninvariants.plugin import fixtures, markers
-from pytest_bninvariants.plugin.options import SETTINGS, add_options, may_run_again, parse_settings
+from pytest_bninvariants.plugin.option_declarations import add_options
+from pytest_bninvariants.plugin.options import SETTINGS, may_run_again, parse_settings
 from pytest_bninvariants.plugin.outputs import hookspecs
 from pytest_bninvariants.plugin.outputs.registration import register_outputs
 from pytest_bninvariants.plugin.ranks.request import RAN_ELSEWHERE, runs_on_ranks

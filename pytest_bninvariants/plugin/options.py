@@ -1,22 +1,23 @@
-"""Declare the options, and read the command line and the ini file into one frozen Settings."""
+"""Read the command line and the ini file into one frozen Settings."""
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from pytest_bninvariants.audit_rules import AUDIT_RULES, RuleChoice, choose_rules
+from pytest_bninvariants.audit_rules import RuleChoice, choose_rules
 from pytest_bninvariants.option_values import DTYPES, EFFORTS, count_cases
 from pytest_bninvariants.ranks.environment import launched_world
 from pytest_bninvariants.run_config import RunConfig, Trace
 
 TRACES = ("rerun", "same-run")
-_AUDITS = ("report", "fail")
+PICTURES = ("broken", "all")
+AUDITS = ("report", "fail")
 _UNITS = {"": 1, **{f"{u}B": 1000**n for n, u in enumerate(("", "K", "M", "G", "T"))}}
 _UNITS |= {f"{u}iB": 1024**n for n, u in enumerate(("K", "M", "G", "T"), 1)}
 SETTINGS = pytest.StashKey["Settings"]()
@@ -38,6 +39,7 @@ class Settings:
         bn_dtypes: names of dtypes; empty: each law's own.
         bn_xfails: the file of expected failures.
         bn_examples: how many cases each law is checked on.
+        bn_report: the folder that a report is written to; None: none is.
         bn_list: list what guarded tests watch, and run none.
         bn_trace: which run is traced, one of `TRACES`; None: no run.
     """
@@ -52,6 +54,7 @@ class Settings:
     bn_dtypes: tuple[str, ...]
     bn_xfails: str | None
     bn_examples: int
+    bn_report: Path | None
     bn_list: bool
     bn_trace: str | None
 
@@ -82,6 +85,7 @@ def parse_settings(config: pytest.Config) -> Settings:
             snapshot_budget=_read_bytes("bn_snapshot_budget", ini("bn_snapshot_budget")),
             trace=Trace() if bn_trace else None,
             traces=bool(bn_trace),
+            histories=_read_histories(config),
         ),
         bn_audit=_read_audit(config),
         bn_audit_rules=_read_audit_rules(
@@ -96,6 +100,7 @@ def parse_settings(config: pytest.Config) -> Settings:
         bn_dtypes=_read_dtypes(option("bn_dtype")),
         bn_xfails=_read_file_name("--bn-xfails", option("bn_xfails")),
         bn_examples=_read_examples(option("bn_examples")),
+        bn_report=_read_folder(config),
         bn_list=option("bn_list"),
         bn_trace=bn_trace,
     )
@@ -126,7 +131,7 @@ def _read_layer_types(names: list[str]) -> tuple[str, ...]:
 def _read_audit(config: pytest.Config) -> str | None:
     given, by_ini = config.getoption("bn_audit"), config.getini("bn_audit") or None
     option, value = ("bn_audit", by_ini) if given is None else ("--bn-audit", given)
-    mode = _one_of(_AUDITS, option, value)
+    mode = _one_of(AUDITS, option, value)
     for further in ("rules", "xfails", "write_xfails"):
         if mode is None and config.getoption(f"bn_audit_{further}") is not None:
             name = f"--bn-audit-{further.replace('_', '-')}"
@@ -163,6 +168,25 @@ def _read_file_name(option: str, given: str | None) -> str | None:
     if given == "":
         raise pytest.UsageError(f"{option}= is empty: give a file, or leave it out")
     return given
+
+
+def _read_folder(config: pytest.Config) -> Path | None:
+    given = _read_file_name("--bn-report", config.getoption("bn_report"))
+    folder = None if given is None else config.invocation_params.dir / given
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise pytest.UsageError(f"--bn-report={given}: it is a file; give a folder to write to")
+    return folder
+
+
+def _read_histories(config: pytest.Config) -> Literal["none", "broken", "all"]:
+    given = config.getoption("bn_report_pictures")
+    if config.getoption("bn_report") is None:
+        if given is not None:
+            raise pytest.UsageError("--bn-report-pictures is for a report: give --bn-report=DIR")
+        return "none"
+    if given not in (None, *PICTURES):
+        raise pytest.UsageError(f"--bn-report-pictures={given}: expected {' or '.join(PICTURES)}")
+    return "all" if given == "all" else "broken"
 
 
 def _read_dtypes(given: list[str] | None) -> tuple[str, ...]:
@@ -224,146 +248,3 @@ def raise_usage_error(config: pytest.Config, option: str, message: str) -> None:
         raise pytest.UsageError(message)
     report = pytest.CollectReport(option, "failed", message, [])
     config.hook.pytest_collectreport(report=report)
-
-
-class _WordAction(argparse.Action):
-    """Read `--option` and `--option=WORD`, which are declared as separate option strings.
-
-    An option with an optional value would take the next argument, such as a path, as its value.
-    Without a word, the option means its `const`.
-    """
-
-    def __call__(self, parser: object, namespace: object, values: object, option: Any = "") -> None:
-        _, equals, word = str(option).partition("=")
-        setattr(namespace, self.dest, word if equals else self.const)
-
-
-def _spellings(option: str, words: Iterable[str], arguments: Iterable[str]) -> list[str]:
-    """Return the option strings of an option with its words, and with wrong ones that are given.
-
-    argparse would say of a wrong word that it ignores it, and not what it could be.
-    """
-    given = [each for each in arguments if each.startswith(f"{option}=")]
-    return list(dict.fromkeys([option, *(f"{option}={word}" for word in words), *given]))
-
-
-def add_options(parser: pytest.Parser, arguments: Iterable[str]) -> None:
-    """Declare the options; their defaults are None, so that the ini file can set them.
-
-    Args:
-        parser: pytest's parser.
-        arguments: the command line.
-    """
-    group = parser.getgroup("bninvariants", "frozen BatchNorm and other training invariants")
-    group.addoption(
-        "--bn-device",
-        action="append",
-        default=None,
-        metavar="DEVICE",
-        help="run tests that use the `bn_device` fixture on DEVICE: cpu (the default), cuda, "
-        "or any other kind of device that torch has, alone or with a number, as in cuda:1, or auto "
-        "(the best there is) or all (each kind there is); repeatable",
-    )
-    group.addoption(
-        *_spellings("--bn-trace", TRACES, arguments),
-        action=_WordAction,
-        nargs=0,
-        const=TRACES[0],
-        default=None,
-        dest="bn_trace",
-        help="find who wrote to what changed, by operator and line: run a test that broke a guard "
-        "again under tracing (`rerun`, the default), or trace every run (`same-run`)",
-    )
-    group.addoption(
-        *_spellings("--bn-audit", _AUDITS, arguments),
-        action=_WordAction,
-        nargs=0,
-        const=_AUDITS[0],
-        default=None,
-        dest="bn_audit",
-        help="audit every test: report, in the summary, frozen BN layers whose statistics move "
-        "(the default), or fail the tests in which they do",
-    )
-    group.addoption(
-        "--bn-audit-rules",
-        action="append",
-        default=None,
-        metavar="RULES",
-        help="the rules that the audit goes by, repeatable or with commas: NAME or all (these "
-        f"alone), +NAME (also), -NAME (not); names: {', '.join(AUDIT_RULES)}",
-    )
-    group.addoption(
-        "--bn-audit-xfails",
-        default=None,
-        metavar="FILE",
-        help="findings of the audit that are expected, a line each: "
-        "'TEST[RULE-MODEL-LAYER]: REASON'; one that is no longer found fails the run",
-    )
-    group.addoption(
-        "--bn-audit-write-xfails",
-        default=None,
-        metavar="FILE",
-        help="write a file for --bn-audit-xfails that expects what this run finds",
-    )
-    group.addoption(
-        "--bn-list",
-        action="store_true",
-        help="list for each guarded test what is watched and how it is set, and run no test's body",
-    )
-    kit = "of `--pyargs pytest_bninvariants.conformance`: "
-    group.addoption(
-        "--bn-impl",
-        action="append",
-        default=None,
-        metavar="MODULE:CLASS",
-        help=f"{kit}a layer to hold against the laws of BatchNorm, with further arguments as "
-        "'MODULE:CLASS(name=literal)', and its rank as @0d to @3d or @nd; repeatable; "
-        "default: torch's BatchNorm1d, 2d and 3d",
-    )
-    group.addoption(
-        "--bn-laws",
-        action="append",
-        default=None,
-        metavar="PATTERN",
-        help=f"{kit}which laws, by name or pattern, or `frozen`: those for layers with frozen "
-        "statistics; repeatable",
-    )
-    group.addoption(
-        "--bn-dtype",
-        action="append",
-        default=None,
-        metavar="DTYPE",
-        help=f"{kit}only inputs of this dtype: {', '.join(DTYPES)}; repeatable",
-    )
-    group.addoption(
-        "--bn-xfails",
-        default=None,
-        metavar="FILE",
-        help=f"{kit}expected failures, a line each: 'ID-PATTERN: REASON'",
-    )
-    group.addoption(
-        "--bn-examples",
-        default=None,
-        metavar="N",
-        help=f"{kit}cases for each law: a number, quick (6), default (100) or thorough (2000)",
-    )
-    parser.addini(
-        "bn_device", "devices for the `bn_device` fixture, as --bn-device", type="args", default=[]
-    )
-    parser.addini("bn_audit", "report or fail, as --bn-audit", default="")
-    parser.addini(
-        "bn_audit_rules", "the audit's rules, as --bn-audit-rules", type="args", default=[]
-    )
-    parser.addini(
-        "bn_snapshot_budget",
-        "memory that a guard may take for what it compares, such as 512MB; above it fingerprints "
-        "stand in for large tensors; default: a quarter of what is free",
-        default="",
-    )
-    parser.addini(
-        "bn_layer_types",
-        "types that count as BN layers besides those that are recognised: "
-        "Class, package.module.Class or package.module:Class",
-        type="args",
-        default=[],
-    )

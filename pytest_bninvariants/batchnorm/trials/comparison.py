@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pytest_bninvariants import run_config
 from pytest_bninvariants.batchnorm.cases import LITERAL_VALUES, literal
 from pytest_bninvariants.batchnorm.expectation import BoundedValue
+from pytest_bninvariants.errors import GateError
 
 _SHOWN_CHANNELS = 8
 
@@ -24,17 +26,28 @@ class ComparisonTally:
         ill_posed: how many comparisons could not be made, counted in the same way.
         examples: how many cases were run.
         unjudged: how many of them could not be judged, each counted as its ill-posed share.
+        worst: the largest error over its bound; None if none was measured.
     """
 
     posed: float = 0
     ill_posed: float = 0
     examples: int = 0
     unjudged: float = 0
+    worst: float | None = None
 
-    def add_comparison(self, ill_posed: float) -> None:
-        """Count a comparison, given its share of channels without a bound."""
+    def add_comparison(self, comparison: TensorComparison) -> None:
+        """Count a comparison; if the run is reported, measure its errors, too."""
+        ill_posed = comparison.unbounded_share()
+        if math.isnan(ill_posed):
+            raise GateError("a bound is NaN, so nothing was compared")
         self.ill_posed += ill_posed
         self.posed += 1 - ill_posed
+        if run_config.current.is_reported:
+            self._note_worst(comparison.largest_error())
+
+    def _note_worst(self, error: float | None) -> None:
+        if error is not None:
+            self.worst = error if self.worst is None else max(self.worst, error)
 
     def add_case(self, case: ComparisonTally) -> None:
         """Count what was compared in a case."""
@@ -42,6 +55,7 @@ class ComparisonTally:
         self.ill_posed += case.ill_posed
         self.examples += 1
         self.unjudged += case.ill_posed / (case.posed + case.ill_posed or 1)
+        self._note_worst(case.worst)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +93,13 @@ class TensorComparison:
             return math.nan
         unbounded = self._by_channel(self.bound).isinf().any(1)
         return int(unbounded.sum()) / self.bound.shape[self.axis]
+
+    def largest_error(self) -> float | None:
+        """Return the largest error over its bound; None if every bound is infinite or 0."""
+        bounded = self.bound.isfinite() & (self.bound > 0) & self.got.isfinite()
+        if not bool(bounded.any()):
+            return None
+        return float(((self.got - self.value).abs() / self.bound)[bounded].max())
 
     def wrong(self) -> Tensor:
         """Return where the layer's tensor is too far from its true value.

@@ -10,10 +10,14 @@ from pytest_bninvariants.plugin.options import Settings
 def header_line(settings: Settings) -> str:
     """Return the line; it reads versions without importing torch."""
     devices = ", ".join(settings.run.devices)
-    return (
-        f"bn-invariants {_version_of('pytest-bninvariants')}, torch {_version_of('torch')}, "
-        f"devices {devices}, audit {settings.bn_audit or 'off'}"
-    )
+    ours, torch = versions().values()
+    audit = settings.bn_audit or "off"
+    return f"bn-invariants {ours}, torch {torch}, devices {devices}, audit {audit}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what judges, by name."""
+    return {name: _version_of(name) for name in ("pytest-bninvariants", "torch")}
 
 
 def _version_of(package: str) -> str:

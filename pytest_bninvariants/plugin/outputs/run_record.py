@@ -28,6 +28,9 @@ class TestRecord:
         outcome: `passed`, `failed` or `skipped`; a rerun that is to come makes it `rerun`.
         verdicts: the verdicts of its guards.
         failures: the verdicts that failed it, an audit's among them.
+        law: what a test of the conformance kit checked: the `law`, the `layer`, the `dtype` and the
+            `device`; whether it `held`, and the `worst` error over its bound, if that was measured.
+            None of another test.
         audit: what the audit found: how many BN layers `ran`, how many of these `layers` in
             training mode, how many of those were `frozen`; and the `findings`, each with its
             `rule`, whether it `fails`, its `ids`, its `marker` and its `verdict`, as
@@ -42,6 +45,7 @@ class TestRecord:
     outcome: str = "passed"
     verdicts: list[RankedVerdict] = field(default_factory=list)
     failures: list[RankedVerdict] = field(default_factory=list)
+    law: dict[str, Any] | None = None
     audit: dict[str, Any] | None = None
 
 
@@ -71,6 +75,8 @@ class RunRecord:
         findings = getattr(report, _AUDIT, None)
         if findings is not None:
             record.audit = _audit(findings)
+        if report.when == "call":
+            record.law = _law(dict(report.user_properties))
         record.verdicts += getattr(report, VERDICTS, ())
         record.failures += getattr(report, FAILURES, ())
         if report.when == "teardown" and self._writes_properties:
@@ -81,9 +87,20 @@ def _properties(record: TestRecord) -> Iterator[tuple[str, object]]:
     """Yield the properties that junit's file has of a test; each value is a JSON text."""
     for each in record.verdicts:
         ranks = {"ranks": each["ranks"]} if each["ranks"] else {}
-        yield "bn_verdict", json.dumps(each["verdict"] | ranks)
+        verdict = {name: value for name, value in each["verdict"].items() if name != "history"}
+        yield "bn_verdict", json.dumps(verdict | ranks)
     if record.audit is not None and (record.audit["ran"] or record.audit["findings"]):
         yield "bn_audit", json.dumps(record.audit)
+
+
+def _law(recorded: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what a test of the conformance kit recorded; None of another one, or of a skip."""
+    held = "bn_law" in recorded
+    if not (held or "bn_broken" in recorded):
+        return None
+    law, layer, dtype, device = recorded["bn_check"]
+    names = {"law": law, "layer": layer, "dtype": dtype, "device": device}
+    return {**names, "held": held, "worst": recorded.get("bn_worst")}
 
 
 def _audit(found: dict[str, Any]) -> dict[str, Any]:

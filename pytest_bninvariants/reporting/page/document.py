@@ -66,4 +66,4 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> 
         "tbody", *(element("tr", *(element("td", cell) for cell in row)) for row in rows)
     )
     field = element("input", type="search", placeholder="filter", data_filters=name)
-    return joined(field, element("table", head, body, id=name))
+    return joined(field, element("div", element("table", head, body, id=name), class_="scroll"))

@@ -130,9 +130,10 @@ def _audited(audited: Sequence[Data]) -> Iterator[Markup]:
     rows: dict[tuple[str, ...], list[str]] = {}
     for test in audited:
         for finding in test["audit"]["findings"]:
-            for cause in finding["causes"]:
+            for cause in finding["verdict"]["causes"]:
                 layers = ", ".join(layer or "the model" for layer in cause["layers"])
-                key = finding["rule"], finding["model"], layers, cause["why"], finding["marker"]
+                model, marker = finding["verdict"]["model"], finding["marker"]
+                key = finding["rule"], model, layers, cause["why"], marker
                 rows.setdefault(key, []).append(test["test"])
     if not rows:
         yield element("p", f"Nothing was found in {counted(len(audited), 'test')}.", class_="soft")
