@@ -20,6 +20,7 @@ from pytest_bninvariants.history.samples import (
     LayerStatistics,
     Sample,
     layer_histories,
+    same_statistics,
 )
 from pytest_bninvariants.instrumentation import installation
 from pytest_bninvariants.instrumentation.call_sites import place_of_mode_call
@@ -63,6 +64,7 @@ class StatisticsRecorder(Observer):
         self._steps: list[int] = []
         self._counts = {"step": 0, "forward": 0}
         self._ran: set[int] = set()
+        self._has_ended = False
         self._events = self._stride = self._due = 0
 
     def start(self) -> None:
@@ -72,10 +74,17 @@ class StatisticsRecorder(Observer):
         installation.add(self)
 
     def stop(self) -> None:
-        """Stop watching, and take the last sample."""
+        """Stop watching, and take the last sample, the first time that it is called."""
+        if self._has_ended:
+            return
+        self._has_ended = True
         installation.discard(self)
         self._due = 0
         self._take("end")
+        with undisturbed():
+            ended_with_a_step = len(self._samples) > 2 and same_statistics(*self._samples[-2:])
+        if ended_with_a_step:
+            del self._samples[-1], self._labels[-1]
 
     def ignores(self, module: nn.Module) -> bool:
         """Ignore what is none of the layers."""

@@ -76,6 +76,11 @@ def _history(name: str, taken: list[LayerStatistics], eps: float, points: int) -
     )
 
 
+def same_statistics(one: Sample, other: Sample) -> bool:
+    """Tell whether two samples have the same layers, with the same bytes."""
+    return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+
+
 def _drift(old: LayerStatistics, new: LayerStatistics, eps: float) -> float | None:
     return None if _same(old, new) else statistics_drift(*old, *new, eps=eps)
 

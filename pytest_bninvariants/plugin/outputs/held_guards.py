@@ -26,7 +26,8 @@ class HeldGuards:
             held = [each["verdict"] for each in test.verdicts if each["verdict"]["holds"]]
             lines += [test.test] if held else []
             for verdict in held:
-                lines += wrap(str(verdict_from_data(verdict)), first="  ", rest="    ")
+                said = " ".join(str(verdict_from_data(verdict)).split())
+                lines += wrap(said, first="  ", rest="    ")
         if lines:
             terminalreporter.section("bn guards that held")
         for line in lines:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pytest_bninvariants.drift_history import DriftHistory
-from pytest_bninvariants.reporting.page.markup import Markup, element, joined
+from collections.abc import Iterable
+
+from pytest_bninvariants.diagnosis.wording import counted
+from pytest_bninvariants.drift_history import DriftHistory, Lane
+from pytest_bninvariants.reporting.page.markup import Markup, element, joined, number
 
 _ROW, _LABELS, _WIDTH, _TOP = 16, 220, 720, 4
 _LETTERS = 34
@@ -13,24 +16,11 @@ def lanes(history: DriftHistory) -> Markup:
     """Return the lanes as SVG, with their legend; time goes from event to event."""
     width = _WIDTH / max(history.events, 1)
     height = _TOP + _ROW * len(history.lanes)
-    drawn = [_bar(moment, width, height) for moment in history.steps]
-    for place, lane in enumerate(history.lanes):
-        top = _TOP + _ROW * place
-        name = lane.name or "the model"
-        shown = name if len(name) <= _LETTERS else "…" + name[-_LETTERS:]
-        label = element(
-            "text",
-            element("title", f"{name}: {len(lane.ticks)} updates"),
-            shown,
-            x=_LABELS - 6,
-            y=top + _ROW - 4,
-            text_anchor="end",
-        )
-        again = set(lane.in_backward)
-        ticks = [_tick(moment, top, width, backward=moment in again) for moment in lane.ticks]
-        drawn.append(element("g", label, *ticks))
+    bars = _lines(history.steps, width, 0, height, "step")
+    drawn = [_lane(lane, _TOP + _ROW * place, width) for place, lane in enumerate(history.lanes)]
     svg = element(
         "svg",
+        element("g", element("title", "optimizer steps"), bars),
         *drawn,
         class_="lanes",
         role="img",
@@ -40,25 +30,25 @@ def lanes(history: DriftHistory) -> Markup:
     return joined(svg, _legend())
 
 
-def _bar(moment: int, width: float, height: float) -> Markup:
-    x = _LABELS + (moment + 0.5) * width
+def _lane(lane: Lane, top: int, width: float) -> Markup:
+    name = lane.name or "the model"
+    shown = name if len(name) <= _LETTERS else "…" + name[-_LETTERS:]
+    said = f"{name}: {counted(len(lane.ticks), 'update')}, {len(lane.in_backward)} in backward"
+    again = set(lane.in_backward)
+    forward = [moment for moment in lane.ticks if moment not in again]
     return element(
-        "line", element("title", "optimizer step"), x1=x, x2=x, y1=0, y2=height, class_="step"
-    )
-
-
-def _tick(moment: int, top: float, width: float, *, backward: bool) -> Markup:
-    x = _LABELS + (moment + 0.5) * width
-    said = "updated in backward" if backward else "updated"
-    return element(
-        "line",
+        "g",
         element("title", said),
-        x1=x,
-        x2=x,
-        y1=float(top + 3),
-        y2=float(top + _ROW - 3),
-        class_="tick backward" if backward else "tick",
+        element("text", shown, x=_LABELS - 6, y=top + _ROW - 4, text_anchor="end"),
+        _lines(forward, width, top + 3, top + _ROW - 3, "tick"),
+        _lines(lane.in_backward, width, top + 3, top + _ROW - 3, "tick backward"),
     )
+
+
+def _lines(moments: Iterable[int], width: float, top: int, bottom: int, kind: str) -> Markup:
+    """Return vertical lines at some moments, as one path."""
+    places = (number(_LABELS + (moment + 0.5) * width) for moment in moments)
+    return element("path", d="".join(f"M{x} {top}V{bottom}" for x in places), class_=kind)
 
 
 def _legend() -> Markup:

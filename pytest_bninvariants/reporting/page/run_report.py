@@ -13,7 +13,7 @@ from pytest_bninvariants.reporting.page.markup import Markup, element
 from pytest_bninvariants.reporting.verdict_data import verdict_from_data
 from pytest_bninvariants.reporting.verdict_html import as_html
 
-_PICTURED = 20
+_PICTURES_SIZE = 3_000_000  # characters; the page must open in a second
 _OPEN = 3
 
 Data = Mapping[str, Any]
@@ -31,17 +31,18 @@ def run_report(report: Data) -> str:
         (test["test"], each)
         for test in tests
         for each in test["verdicts"]
-        if each["verdict"].get("history") and not _is_among(each, test["failures"])
+        if each["verdict"]["history"] and not _is_among(each, test["failures"])
     ]
     held = [(test["test"], each["verdict"]) for test in tests for each in test["verdicts"]]
     held = [(test, verdict) for test, verdict in held if verdict["holds"]]
+    pictures = _Pictures()
     audited = [test for test in tests if test["audit"] is not None]
     return document(
         "BatchNorm invariants",
         _subtitle(report["versions"]),
         _counts(broken, held, audited, report["laws"]),
-        *_broken(broken),
-        *_asked_for(asked),
+        *_broken(broken, pictures),
+        *_asked_for(asked, pictures),
         *_audited(audited),
         *_laws(report["laws"]),
         *_held(held),
@@ -80,7 +81,26 @@ def _count(number: int, what: str, kind: str) -> Markup:
     return element("li", element("b", str(number)), what, class_=kind)
 
 
-def _broken(broken: Sequence[tuple[str, Data]]) -> Iterator[Markup]:
+class _Pictures:
+    """Draw histories, until they take too much of the page."""
+
+    def __init__(self) -> None:
+        self._left = _PICTURES_SIZE
+
+    def of(self, verdict: Data) -> Iterator[Markup]:
+        """Yield the pictures of a verdict's history, or say that there is no room for them."""
+        if verdict["history"] is None:
+            return
+        drawn = history_section(DriftHistory.from_dict(verdict["history"]))
+        if len(drawn) <= self._left:
+            self._left -= len(drawn)
+            yield drawn
+        else:
+            text = "The page has no room for more pictures; report.json has the numbers of all."
+            yield element("p", text, class_="soft")
+
+
+def _broken(broken: Sequence[tuple[str, Data]], pictures: _Pictures) -> Iterator[Markup]:
     if broken:
         yield element("h2", "What broke")
     for place, (test, found) in enumerate(broken):
@@ -89,7 +109,7 @@ def _broken(broken: Sequence[tuple[str, Data]]) -> Iterator[Markup]:
             "details",
             _summary(test, found),
             Markup(as_html(verdict)),
-            *_pictures(found["verdict"], pictured=place < _PICTURED),
+            *pictures.of(found["verdict"]),
             class_="bad",
             open=place < _OPEN,
         )
@@ -103,24 +123,12 @@ def _summary(test: str, found: Data) -> Markup:
     return element("summary", element("code", test), headline)
 
 
-def _pictures(verdict: Data, *, pictured: bool) -> Iterator[Markup]:
-    history = verdict.get("history")
-    if history is not None and pictured:
-        yield history_section(DriftHistory.from_dict(history))
-    elif history is not None:
-        text = f"The first {_PICTURED} have pictures; report.json has the numbers of all."
-        yield element("p", text, class_="soft")
-
-
-def _asked_for(asked: Sequence[tuple[str, Data]]) -> Iterator[Markup]:
+def _asked_for(asked: Sequence[tuple[str, Data]], pictures: _Pictures) -> Iterator[Markup]:
     if asked:
         yield element("h2", "What held, with pictures")
-    for place, (test, found) in enumerate(asked):
-        yield element(
-            "details",
-            element("summary", element("code", test), " ", found["verdict"]["guard"]),
-            *_pictures(found["verdict"], pictured=place < _PICTURED),
-        )
+    for test, found in asked:
+        summary = element("summary", element("code", test), f" {found['verdict']['guard']}")
+        yield element("details", summary, *pictures.of(found["verdict"]))
 
 
 def _audited(audited: Sequence[Data]) -> Iterator[Markup]:

@@ -86,8 +86,13 @@ def test_a_mark_stands_where_it_happened_and_names_the_line() -> None:
 
 def test_a_lane_has_a_tick_for_each_update_and_a_bar_for_each_step() -> None:
     picture = tree(lanes(history(0.1, 0.1)))
-    classes = [line.get("class") for line in picture.findall(".//line")]
-    assert sorted(classes, key=str) == ["step", "step", "tick", "tick backward"]
+    paths = {path.get("class"): path.get("d") for path in picture.findall(".//path")}
+    assert paths == {
+        "step": "M490 0V20M850 0V20",
+        "tick": "M310 7V17",
+        "tick backward": "M670 7V17",
+    }
+    assert "bn1: 2 updates, 1 in backward" in "".join(picture.itertext())
 
 
 def test_a_crafted_name_is_text_everywhere() -> None:
