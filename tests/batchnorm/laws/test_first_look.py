@@ -163,6 +163,21 @@ def test_a_declared_default_of_batchnorm_is_the_only_value() -> None:
         assert_bn_conforms(Affine2d, laws=laws, declared=declared, examples=3)
 
 
+@pytest.mark.parametrize("declared", [{"affine": True}, {}])
+def test_a_layer_that_always_has_a_weight_is_not_tried_without_one(
+    declared: dict[str, Any],
+) -> None:
+    class Weighted2d(nn.BatchNorm2d):
+        def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+            super().__init__(channels, eps, momentum)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert isinstance(self.weight, nn.Parameter)
+            return super().forward(x)
+
+    assert_bn_conforms(Weighted2d, laws="double_backward", declared=declared, examples=2)
+
+
 def test_a_wrapper_is_held_to_all_laws_that_do_not_go_by_names_of_its_state() -> None:
     subject = LayerUnderTest.from_factory(Wrapped2d, declared=INNER)
     left_out = {law.name for law in choose_laws() if law.reason_to_leave_out(subject)}
