@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
+from textwrap import shorten
 from typing import Any, NoReturn
 
 import torch
@@ -99,7 +100,8 @@ class LawTrial:
                 self._fail_raising(line, error)
 
     def _fail_raising(self, line: str, error: Exception) -> NoReturn:
-        self.fail(f"`{line}` raised {type(error).__name__}: {error}", None, cause=error)
+        told = shorten(line, 100, placeholder=" ...") if "\n" in line else line
+        self.fail(f"`{told}` raised {type(error).__name__}: {error}", None, cause=error)
 
     def for_case(self, case: Case) -> LawTrial:
         """Return a new trial of the same law, on another case."""

@@ -148,3 +148,17 @@ def test_a_channel_without_a_bound_counts_for_its_share() -> None:
     assert comparison(1.0) == ComparisonTally(posed=1)
     with pytest.raises(LawBroken, match="y is off in 1 of 2 channels"):
         comparison(0.5)
+
+
+def test_a_block_that_raises_is_named_in_one_line() -> None:
+    class NoTangents2d(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+                raise NotImplementedError("no tangents")
+            return super().forward(x)
+
+    with pytest.raises(LawBroken) as broken:
+        assert_bn_conforms(NoTangents2d, laws="forward_derivative", examples=1)
+    headline = str(broken.value).splitlines()[0]
+    assert "`with forward_ad.dual_level(): " in headline
+    assert headline.endswith(" ...` raised NotImplementedError: no tangents")
