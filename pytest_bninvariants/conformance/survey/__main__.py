@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from pytest_bninvariants.batchnorm.laws import choose_laws
 from pytest_bninvariants.conformance.survey.entries import PublicLayer
 from pytest_bninvariants.conformance.survey.findings import unexpected_findings
 from pytest_bninvariants.conformance.survey.page import render_page
@@ -28,20 +29,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         examples = count_cases("--effort=", _number_or_name(options.effort))
         layers = _choose(options.layers)
+        laws = _names_of_laws(options.laws)
+        if options.laws and options.write:
+            raise ValueError("--write goes without --laws: the page has what all laws say")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     results = []
-    for result in survey_layers(layers, examples=examples, processes=options.processes):
+    for result in survey_layers(layers, laws, examples=examples, processes=options.processes):
         results.append(result)
-        print(_line(result), flush=True)
+        print(_line(result), *unexpected_findings([result], laws), sep="\n  ", flush=True)
     results.sort(key=lambda each: layers.index(each.layer))
-    return _conclude(results, options.write, examples)
+    unexpected = len(list(unexpected_findings(results, laws)))
+    return _conclude(results, unexpected, options.write, examples)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pytest_bninvariants.conformance.survey")
     parser.add_argument("layers", nargs="*", help="patterns of paths, such as 'timm.*'; all")
+    parser.add_argument("--laws", action="append", default=[], help="as --bn-laws has it; all")
     parser.add_argument("--effort", default="quick", help="as --bn-examples has it")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write the page")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -61,6 +67,15 @@ def _choose(patterns: Sequence[str]) -> list[PublicLayer]:
     return [each for each in PUBLIC_LAYERS if any(fnmatchcase(each.name, p) for p in wanted)]
 
 
+def _names_of_laws(given: Sequence[str]) -> frozenset[str]:
+    """Return the names of the laws that `--laws` chooses; without it, of all of one process."""
+    patterns = [name for part in given for name in part.split(",") if name] or ["*"]
+    names = frozenset(law.name for law in choose_laws(patterns) if not law.across_ranks)
+    if not names:
+        raise ValueError(f"--laws={','.join(given)}: these run on ranks, and a survey does not")
+    return names
+
+
 def _line(result: SurveyedLayer) -> str:
     if result.version is None:
         return f"{result.layer.name}: {result.layer.package} is not installed"
@@ -68,14 +83,13 @@ def _line(result: SurveyedLayer) -> str:
     return f"{result.layer.name} ({result.layer.package} {result.version}): {told}"
 
 
-def _conclude(results: list[SurveyedLayer], page: Path | None, examples: int) -> int:
-    """Tell what is missing and what is unexpected, write the page, and return the exit code."""
+def _conclude(
+    results: list[SurveyedLayer], unexpected: int, page: Path | None, examples: int
+) -> int:
+    """Tell how many findings were unexpected and what is missing, and write the page."""
     missing = [each for each in results if each.version is None]
-    unexpected = list(unexpected_findings(results))
     surveyed = len(results) - len(missing)
-    print(f"\n{surveyed} of {len(results)} layers surveyed; {len(unexpected)} unexpected findings")
-    for line in unexpected:
-        print(f"  {line}")
+    print(f"\n{surveyed} of {len(results)} layers surveyed; {unexpected} unexpected findings")
     if missing:
         packages = ", ".join(sorted({each.layer.package for each in missing}))
         print(f"not installed: {packages}; {_EXTRA} installs them")

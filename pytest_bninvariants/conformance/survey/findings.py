@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from pytest_bninvariants.conformance.survey.run import SurveyedLayer
 
 
-def unexpected_findings(results: Iterable[SurveyedLayer]) -> Iterator[str]:
+def unexpected_findings(results: Iterable[SurveyedLayer], laws: Collection[str]) -> Iterator[str]:
     """Yield a line for each result that the list of public layers does not tell.
 
     Args:
         results: of the layers that were surveyed.
+        laws: names of the laws that ran; a deviation is gone if all of its laws ran, and held.
     """
     for result in results:
         name = result.layer.name
@@ -25,5 +26,6 @@ def unexpected_findings(results: Iterable[SurveyedLayer]) -> Iterator[str]:
             if not any(judgement.covers(each.law) for judgement in judgements):
                 yield f"{name} breaks {each.law}, which no judgement covers: {each.headline}"
         for judgement in judgements:
-            if not any(judgement.covers(law) for law in broken):
+            names = judgement.laws.split()
+            if set(names) <= set(laws) and not set(names) & set(broken):
                 yield f"{name} no longer breaks {judgement.laws}, judged: {judgement.why}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -61,12 +61,13 @@ class SurveyedLayer:
 
 
 def survey_layers(
-    layers: Iterable[PublicLayer], *, examples: int, processes: int
+    layers: Iterable[PublicLayer], laws: Collection[str], *, examples: int, processes: int
 ) -> Iterator[SurveyedLayer]:
     """Yield what the laws say of each layer, as soon as it is known.
 
     Args:
         layers: the layers.
+        laws: names of the laws to run.
         examples: the number of cases for each law.
         processes: how many to run at a time; each layer has a process of its own, since packages
             change torch where they are imported.
@@ -78,7 +79,7 @@ def survey_layers(
             if _version(layer) is None:
                 yield SurveyedLayer(layer=layer, version=None)
             else:
-                running[pool.submit(survey_layer, layer, examples)] = layer
+                running[pool.submit(survey_layer, layer, laws, examples)] = layer
         for done in as_completed(running):
             try:
                 yield done.result()
@@ -95,23 +96,24 @@ def _version(layer: PublicLayer) -> str | None:
         return None
 
 
-def survey_layer(layer: PublicLayer, examples: int) -> SurveyedLayer:
+def survey_layer(layer: PublicLayer, laws: Collection[str], examples: int) -> SurveyedLayer:
     """Return what the laws say of a layer.
 
     Args:
         layer: the layer, whose package is installed.
+        laws: names of the laws to run, of one process.
         examples: the number of cases for each law.
     """
     warnings.simplefilter("ignore")  # what packages deprecate is not the survey's subject
     chosen = choose_laws(() if layer.laws == "*" else (layer.laws,))
-    laws = [law for law in chosen if not law.across_ranks]  # a survey is of one process
+    chosen = [law for law in chosen if law.name in laws]
     try:
         subject = parse_impl(layer.spec)
-        require_what_laws_need(subject, laws)
+        require_what_laws_need(subject, chosen)
     except ValueError as error:
         return SurveyedLayer(layer=layer, version=_version(layer), error=str(error))
-    reasons = {law.name: law.reason_to_leave_out(subject) for law in laws}
-    wanted = [law for law in laws if law.applies_to(subject) and not reasons[law.name]]
+    reasons = {law.name: law.reason_to_leave_out(subject) for law in chosen}
+    wanted = [law for law in chosen if law.applies_to(subject) and not reasons[law.name]]
     trials = [_LawResult.of(law, subject, examples) for law in wanted]
     return SurveyedLayer(
         layer=layer,
