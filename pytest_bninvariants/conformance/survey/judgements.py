@@ -12,13 +12,15 @@ graphs_are_independent output_written_in_place nonfinite_input layouts output_dt
 autocast settings_are_read affine_off tracking_off tracking_switched_off copies_keep_momentum
 state_arrives input_unmodified training_surroundings double_backward forward_derivative
 batched_gradients compile deepcopy pickle state_dict_round_trip nothing_kept hooks
+needed_gradients workspaces optimizer_steps functional_call vmap_parameters
 """
 _CLAMPED_LAWS = """
 training_output eval_output eps_values eval_output_after_training eval_batch_mates scaling shifting
 no_grad_updates reset eval_follows_state weight_gradient eval_input_gradient eval_weight_gradient
 nonfinite_input eval_nonfinite_input layouts eval_layouts autocast settings_are_read affine_off
 tracking_off tracking_switched_off state_arrives surroundings training_surroundings
-forward_derivative vmap compile deepcopy pickle state_dict_round_trip
+forward_derivative vmap compile deepcopy pickle state_dict_round_trip needed_gradients workspaces
+optimizer_steps functional_call vmap_parameters
 """
 LAZY = (
     Judgement(
@@ -141,7 +143,8 @@ E3NN = (
         laws="running_var constant_channels eval_output_after_training momentum "
         "many_batches nonfinite_input "
         "layouts affine_off copies_keep_momentum training_surroundings batch_sizes "
-        "channel_counts spatial_sizes no_grad_updates settings_are_read compile autocast",
+        "channel_counts spatial_sizes no_grad_updates settings_are_read compile autocast "
+        "needed_gradients",
         verdict="undocumented",
         why="running_var keeps the mean of squares, which is the biased variance: it "
         "divides by n and not by n - 1.",
@@ -220,7 +223,8 @@ SB3_RENORM = (
         "no_grad_updates input_gradient weight_gradient graphs_are_independent "
         "output_written_in_place nonfinite_input layouts autocast settings_are_read "
         "training_surroundings double_backward forward_derivative batched_gradients "
-        "batch_sizes channel_counts compile many_batches gradients_accumulate",
+        "batch_sizes channel_counts compile many_batches gradients_accumulate needed_gradients "
+        "workspaces optimizer_steps",
         verdict="fault",
         why="in training it normalises with the unbiased variance: the samples 0, 1, 5 "
         "become -0.76, -0.38, 1.13, where BatchNorm1d gives -0.93, -0.46, 1.39.",
@@ -259,7 +263,7 @@ LIGHTLY_SPLIT = (
         why="the second argument is num_splits, and not eps.",
     ),
     Judgement(
-        laws="counter no_grad_updates empty_batch compile",
+        laws="counter no_grad_updates empty_batch functional_call compile",
         verdict="fault",
         why="num_batches_tracked, which it inherits, is never counted.",
     ),
@@ -269,13 +273,13 @@ LIGHTLY_SPLIT = (
         why="momentum=None, which it accepts, counts as 0: the running statistics stay.",
     ),
     Judgement(
-        laws="affine_off output_written_in_place",
+        laws="affine_off output_written_in_place double_backward",
         verdict="fault",
         why="affine=False, which it accepts, raises AttributeError in forward: the weight "
         "is None, and it is repeated.",
     ),
     Judgement(
-        laws="tracking_off tracking_switched_off",
+        laws="tracking_off tracking_switched_off vmap_parameters",
         verdict="fault",
         why="track_running_stats=False, which it accepts, leaves its buffers in place, and "
         "training updates them.",
