@@ -10,7 +10,7 @@ when the layer is no longer frozen, or at the end.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import FrameType
 from typing import Any
 
@@ -43,7 +43,12 @@ from pytest_bninvariants.audit.unheld_layers import UnheldLayers
 from pytest_bninvariants.audit_rules import AUDIT_RULES, DEFAULT_CHOICE
 from pytest_bninvariants.instrumentation import installation, observer_api
 from pytest_bninvariants.instrumentation.module_map import ModuleMap
-from pytest_bninvariants.instrumentation.observer_api import AfterCall, ForwardKind, Observer
+from pytest_bninvariants.instrumentation.observer_api import (
+    AfterCall,
+    ForwardKind,
+    Observer,
+    combined,
+)
 from pytest_bninvariants.instrumentation.optimizers import has_gradients, held_by
 from pytest_bninvariants.selection.bn_layers import (
     has_known_forward,
@@ -214,7 +219,7 @@ class Auditor(Observer):
             if parameters is not None and parameters.are_in(held):
                 values = closure or parameters.have_gradients_in(held)
                 finishes.append(parameters.exclude_operation(values=values))
-        return _combine(finishes)
+        return combined(finishes)
 
     def before_load(
         self, module: nn.Module, state: Mapping[str, Any], frame: FrameType | None
@@ -230,7 +235,7 @@ class Auditor(Observer):
                     finishes.append(record.early.exclude_operation(values=True))
             if record.period is not None:
                 finishes.append(record.period.parameters.exclude_operation(values=False))
-        return _combine(finishes)
+        return combined(finishes)
 
     def before_collective(
         self, name: str, tensors: list[Tensor], frame: FrameType | None
@@ -241,7 +246,7 @@ class Auditor(Observer):
         kept = [record.early for record in self._records if record.early is not None]
         kept += [period.parameters for period in periods]
         exchanged = [each for each in kept if each.lie_in(memory)]
-        return _combine(each.exclude_operation(values=True) for each in exchanged)
+        return combined(each.exclude_operation(values=True) for each in exchanged)
 
     def _note_held(self, held: set[int]) -> None:
         self._unheld.note_held(held)
@@ -393,14 +398,3 @@ class Auditor(Observer):
 def _expected(layer: nn.Module) -> bool:
     """Tell whether a guard expects that a layer is updated, and judges that by itself."""
     return any(observer.expects_updates(layer) for observer in observer_api.observers_here())
-
-
-def _combine(finishes: Iterable[AfterCall]) -> AfterCall | None:
-    """Return a function that calls each of these; None if there are none."""
-    functions = list(finishes)
-
-    def finish() -> None:
-        for function in functions:
-            function()
-
-    return finish if functions else None

@@ -24,6 +24,17 @@ AfterForward = Callable[[bool], None]
 """A function to call after a forward; its argument tells whether the forward raised."""
 
 
+def combined(finishes: Iterable[AfterCall]) -> AfterCall | None:
+    """Return a function to call after a call, which calls each of these; None if there are none."""
+    functions = list(finishes)
+
+    def finish() -> None:
+        for function in functions:
+            function()
+
+    return finish if functions else None
+
+
 class Observer:
     """Base class of observers; an event whose method they do not override costs nothing."""
 

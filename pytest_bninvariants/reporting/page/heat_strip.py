@@ -9,7 +9,7 @@ from pytest_bninvariants.reporting.page.markup import Markup, element, joined
 from pytest_bninvariants.reporting.page.scales import drift_level, level_labels, short
 
 MOST_COLUMNS = 256
-_ROW, _LABELS, _WIDTH, _TOP, _BOTTOM = 14, 220, 720, 6, 20
+_ROW, _LABELS, _WIDTH, _TOP, _BOTTOM = 14, 220, 720, 6, 34
 _LETTERS = 34
 
 
@@ -92,12 +92,12 @@ def _marks(history: DriftHistory, width: float, height: float) -> list[Markup]:
         element(
             "g",
             element("title", mark.text),
-            element("line", x1=x, x2=x, y1=0, y2=height - _BOTTOM + 4, class_="mark"),
+            element("line", x1=x, x2=x, y1=0, y2=height - _BOTTOM + 6, class_="mark"),
             element(
                 "text",
                 mark.text,
                 x=x + 4 if x < _LABELS + _WIDTH / 2 else x - 4,
-                y=height - 6,
+                y=height - 20,
                 text_anchor="start" if x < _LABELS + _WIDTH / 2 else "end",
                 class_="mark",
             ),

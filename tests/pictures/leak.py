@@ -1,4 +1,4 @@
-"""Draw the picture at the top of the README: `python -m tests.leak_picture docs/leak.svg`.
+"""Draw the picture at the top of the README: `python -m tests.pictures.leak docs/leak.svg`.
 
 A resnet18 with a frozen backbone trains its head; after 24 steps somebody calls `model.train()`.
 """
