@@ -81,6 +81,31 @@ def test_a_run_of_ill_posed_cases_is_no_judgement() -> None:
         check_law(law, LAYER, examples=1)
 
 
+def test_the_one_case_of_a_small_share_is_not_the_plainest() -> None:
+    seen: list[Case] = []
+    law = replace(LAWS["counter"], check=lambda trial, case: seen.append(case), share=0.2)
+    check_law(law, LAYER, examples=100)
+    plainest = seen[0]
+    seen.clear()
+    for seed in range(5):
+        check_law(law, LAYER, examples=6, seed=seed)
+    assert len(seen) == 5
+    assert plainest not in seen
+
+
+def test_a_law_that_a_case_breaks_at_times_is_broken() -> None:
+    broken = iter([False, False, True])
+
+    def waver(trial: LawTrial, case: Case) -> None:
+        if next(broken, False):
+            trial.fail("it is off", None)
+
+    told = r"(?s)BatchNorm1d breaks the law waver: it is off.*had another result when it ran again"
+    with pytest.raises(LawBroken, match=told) as found:
+        check_law(replace(LAWS["counter"], check=waver, share=1.0), LAYER)
+    assert found.value.__cause__ is None
+
+
 def test_of_two_cases_one_may_be_ill_posed() -> None:
     tally = check_law(on("training_output", POSED, ILL_POSED), LAYER, examples=2)
     assert tally == ComparisonTally(posed=1, ill_posed=1, examples=2, unjudged=1)
