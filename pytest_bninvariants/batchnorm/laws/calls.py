@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -26,27 +27,44 @@ class _ProcessSetting(NamedTuple):
         name: its name in a report.
         read: the code with which a trial reads it.
         write: the function that sets it.
+        switch: the code with which a trial gives it another value, if any: a layer that sets it
+            to the value that it has shows nothing.
     """
 
     name: str
     read: str
     write: Callable[[Any], None]
+    switch: str = ""
 
 
-def _set_cudnn(enabled: bool) -> None:
-    torch.backends.cudnn.enabled = enabled
+def _cudnn_flag(name: str) -> _ProcessSetting:
+    flag = f"torch.backends.cudnn.{name}"
+    write = partial(setattr, torch.backends.cudnn, name)
+    return _ProcessSetting(flag, flag, write, f"{flag} = not {flag}")
 
 
 _PROCESS_SETTINGS = (
     _ProcessSetting("the default dtype", "torch.get_default_dtype()", torch.set_default_dtype),
-    _ProcessSetting("the number of threads", "torch.get_num_threads()", torch.set_num_threads),
+    _ProcessSetting(
+        "the number of threads",
+        "torch.get_num_threads()",
+        torch.set_num_threads,
+        "torch.set_num_threads(torch.get_num_threads() + 1)",
+    ),
     _ProcessSetting("the state of `random`", "random.getstate()", random.setstate),
     _ProcessSetting(
         "whether algorithms are deterministic",
         "torch.are_deterministic_algorithms_enabled()",
         torch.use_deterministic_algorithms,
+        "torch.use_deterministic_algorithms(not torch.are_deterministic_algorithms_enabled())",
     ),
-    _ProcessSetting("whether cudnn is used", "torch.backends.cudnn.enabled", _set_cudnn),
+    _ProcessSetting(
+        "the precision of float32 products",
+        "torch.get_float32_matmul_precision()",
+        torch.set_float32_matmul_precision,
+        "torch.set_float32_matmul_precision('medium')",
+    ),
+    *map(_cudnn_flag, ("enabled", "benchmark", "deterministic")),
 )
 _FLAGS = "[layer.training, *(p.requires_grad for p in layer.parameters())]"
 
@@ -96,8 +114,10 @@ def no_side_effects(trial: LawTrial, case: Case) -> None:
     Nor does one that raises.
     """
     trial.run("import random")
-    for mode, grad in _WAYS:
+    for (mode, grad), switched in product(_WAYS, (False, True)):
         with _restore_process_settings(trial):
+            if switched:
+                trial.run(*(setting.switch for setting in _PROCESS_SETTINGS if setting.switch))
             _check_no_side_effects(trial, case, mode, grad)
 
 

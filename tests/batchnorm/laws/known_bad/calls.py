@@ -105,3 +105,10 @@ class KeepsACastFromInferenceMode(Composed):
         if self.held is None or self.held[0] != version or self.held[1].dtype != self.weight.dtype:
             self.held = version, self.weight.detach().clone()
         return self.held[1]
+
+
+@breaks("no_side_effects")
+class LetsCudnnTune(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        torch.backends.cudnn.benchmark = True
+        return super().forward(x)
