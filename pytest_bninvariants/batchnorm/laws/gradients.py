@@ -107,7 +107,10 @@ def _need(trial: LawTrial, needed: tuple[bool, ...], *, training: bool) -> None:
 
 @law(("float32",), share=0.3, layouts=CONTIGUOUS, max_values=256)
 def gradients_accumulate(trial: LawTrial, case: Case) -> None:
-    """A second backward adds to the gradients that are there, of a new graph or a kept one."""
+    """A second backward adds to the gradients that are there, of a new graph or a kept one.
+
+    A gradient of the output times 2^24, as of a scaled loss, or 2^-40, gives as many times as much.
+    """
     trial.bind_gradient()
     for again in ("layer(x).backward(g)", "y.backward(g)"):
         build_in_mode(trial, training=True)
@@ -118,6 +121,22 @@ def gradients_accumulate(trial: LawTrial, case: Case) -> None:
             trial.check_same(
                 name, f"2 * once[{index}]", f"{name} after a second backward is not twice the first"
             )
+    for scale in ("2.0**24", "2.0**-40"):
+        for training in (True, False):
+            _scales(trial.for_case(case), scale, training=training)
+
+
+def _scales(trial: LawTrial, scale: str, *, training: bool) -> None:
+    """Check that gradients grow and shrink with that of the output, by a power of two."""
+    build_in_mode(trial, training=training)
+    trial.bind_batch(trial.case.batches[0], grad=True)
+    trial.bind_gradient()
+    trial.run(f"inputs = x, {_OF_LAYER}", "y = layer(x)")
+    trial.run("once = torch.autograd.grad(y, inputs, g, retain_graph=True)")
+    trial.run(f"scaled = torch.autograd.grad(y, inputs, {scale} * g)")
+    for index, name in enumerate(("x", "weight", "bias")):
+        what = f"{scale} times the gradient of the output is not so many times that of {name}"
+        trial.check_same(f"scaled[{index}]", f"{scale} * once[{index}]", what)
 
 
 @law(("float32",), share=0.3, modes=(True, True), layouts=CONTIGUOUS, max_values=256)

@@ -285,7 +285,10 @@ def _possible_layouts(case: Case) -> tuple[str, ...]:
 
 @law(ALL_DTYPES, share=0.3, frozen=True, momentum=False, max_values=256)
 def output_dtype(trial: LawTrial, case: Case) -> None:
-    """The output has dtype, shape and device of the input, and so has its gradient."""
+    """The output has dtype, shape and device of the input, and so has its gradient.
+
+    A float64 input to a float32 layer raises, or the output is as exact as of float32.
+    """
     for mode in ("train", "eval"):
         build_in_mode(trial, training=mode == "train")
         trial.bind_batch(case.batches[0], grad=True)
@@ -295,6 +298,19 @@ def output_dtype(trial: LawTrial, case: Case) -> None:
                 f"({name}.dtype, {name}.shape, {name}.device) == (x.dtype, x.shape, x.device)",
                 f"{name} is {{{name}.dtype}}, {{tuple({name}.shape)}}, the input {{x.dtype}}",
             )
+    if case.dtype == "float32":
+        for training in (True, False):
+            _takes_or_refuses_float64(trial.for_case(case), training=training)
+
+
+def _takes_or_refuses_float64(trial: LawTrial, *, training: bool) -> None:
+    twin = build_in_mode(trial, training=training)
+    trial.bind_batch(trial.case.batches[0])
+    trial.run("x = x.double()", "try:\n    y = layer(x)\nexcept Exception:\n    y = None")
+    told = "a float64 input to a float32 layer comes out in {y.dtype}"
+    trial.require("y is None or y.dtype == x.dtype", told)
+    if trial.evaluate("y is not None"):
+        trial.check_close("y", twin.expect(trial.evaluate("x")).output, axis=1)
 
 
 @law(HALF, state_dtype="float32", layouts=DENSE)

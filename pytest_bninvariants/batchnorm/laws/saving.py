@@ -18,7 +18,7 @@ from pytest_bninvariants.batchnorm.laws.steps import (
     set_mode,
 )
 from pytest_bninvariants.batchnorm.trials.declaration import STATE_NAMES
-from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial
+from pytest_bninvariants.batchnorm.trials.law_trial import LawTrial, layer_line
 
 
 @law(
@@ -28,7 +28,7 @@ def state_dict_keys(trial: LawTrial, case: Case) -> None:
     """state_dict() holds weight, bias, running_mean, running_var and the counter, in their dtypes.
 
     A layer with frozen statistics may do without the counter. Its parameters come in the order
-    weight, bias, by which optimizers number what they save.
+    weight, bias, by which optimizers number what they save. Those of a model carry its prefix.
     """
     trial.build_layer()
     trial.require(
@@ -52,11 +52,19 @@ def state_dict_keys(trial: LawTrial, case: Case) -> None:
             f"layer.state_dict()[{name!r}].data_ptr() == layer.{name}.data_ptr()",
             f"state_dict() has a copy of {name}, not the layer's own memory",
         )
+    trial.run("model = torch.nn.Sequential(torch.nn.ModuleDict({'bn': layer}))")
+    trial.require(
+        f"sorted(model.state_dict()) == {[f'0.bn.{key}' for key in keys]}",
+        "state_dict() of a model that has it at '0.bn' has {sorted(model.state_dict())}",
+    )
 
 
 @law(FLOAT32_ONLY, frozen=True, needs=("state_names",), **FEW_CASES | {"momentum": False})
 def state_dict_round_trip(trial: LawTrial, case: Case) -> None:
-    """A state that is saved and loaded into a new layer is the same state, loaded in place."""
+    """A state that is saved and loaded into a new layer is the same state, loaded in place.
+
+    load_state_dict() returns what was missing.
+    """
     trial.build_layer()
     trial.run("layer.running_var.mul_(1e-20)", KEEP_VALUES)
     trial.make_layer()
@@ -78,7 +86,11 @@ def state_dict_round_trip(trial: LawTrial, case: Case) -> None:
         "the loaded layer shares memory with the state that it was given",
     )
     trial.run("part = {k: kept[k] for k in ('weight', 'bias')}")
-    trial.run("layer.load_state_dict(part, strict=False)")
+    trial.run("told = layer.load_state_dict(part, strict=False)")
+    trial.require(
+        "set(told.missing_keys) >= {'running_mean', 'running_var'} and not told.unexpected_keys",
+        "load_state_dict() of a weight and a bias alone returned {told}",
+    )
     check_state_unchanged(trial, "loading a weight and a bias alone, with strict=False,")
     trial.run("layer.running_mean.add_(1)")
     trial.run("wide = {k: v.double() if v.is_floating_point() else v for k, v in kept.items()}")
@@ -233,6 +245,11 @@ _ARRIVALS = {  # lines by which the values in `new` become those of `layer`
     "to_empty()": (
         "layer = layer.to('meta').to_empty(device={device!r})\nlayer.load_state_dict(new)"
     ),
+    "to_empty() of a layer that was made on 'meta'": (
+        "with torch.device('meta'):\n    {made}\n"
+        "layer = layer.to_empty(device={device!r})\n"
+        "layer.load_state_dict(new)"
+    ),
     "parameters that another layer has, too": (
         "import copy\n"
         "layer.load_state_dict(new)\n"
@@ -247,7 +264,7 @@ def state_arrives(trial: LawTrial, case: Case) -> None:
     """However its state arrives, a layer goes on from it: in eval, in training and in backward.
 
     Tried are assigning loads, other tensors, views of a flat one, statistics with strides, casts,
-    copies and parameters that are shared.
+    copies, layers made on 'meta', and parameters that are shared.
     """
     case = replace(case, count=case.count % 8)
     for name, lines in _ARRIVALS.items():
@@ -255,7 +272,8 @@ def state_arrives(trial: LawTrial, case: Case) -> None:
         twin = build_in_mode(one, training=False)
         run_forward(one, twin)
         one.run("layer.train()", _VALUES, _COUNTED)
-        one.run(lines.replace("{device!r}", repr(case.device)))
+        made = layer_line(one.subject, case, {})
+        one.run(lines.replace("{device!r}", repr(case.device)).replace("{made}", made))
         _goes_on(one, twin, name)
 
 

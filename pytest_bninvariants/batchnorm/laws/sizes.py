@@ -102,6 +102,8 @@ def spatial_sizes(trial: LawTrial, case: Case) -> None:
     if rank > 3:
         shapes += [(2, 2, *ones[1:], side, side) for side in (5, 7, 8, 14, 28, 33, 70)]
         shapes += [(2, 2, *ones[1:], *sides) for sides in ((2, 9), (3, 64), (33, 4), (128, 2))]
+    if rank > 4:
+        shapes += [(2, 2, *sides) for sides in ((9, 5, 3), (33, 2, 2), (65, 1, 1))]
     most = (1, 1, *ones, 2**16 + 1)  # past the range of 16-bit integers, and of float16
     if case.dtype == "float16":
         _counts_beyond_half(trial, case, most)

@@ -103,6 +103,7 @@ def _is_made(trial: LawTrial, *values: str) -> None:
         else:
             trial.require(f"layer.{name} is None", f"{name} is {{layer.{name}}}, expected None")
     trial.require("layer.training", "a new layer is not in training mode")
+    trial.run("repr(layer)")
 
 
 @law(FLOAT32_ONLY, modes=(True, True), needs=("momentum", "num_batches_tracked"), **FEW_CASES)

@@ -4,6 +4,7 @@ import operator
 import random
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -120,10 +121,19 @@ def _double(value: torch.dtype) -> torch.dtype:
             operator.not_,
         ),
         (
-            "whether cudnn is used",
-            lambda: torch.backends.cudnn.enabled,
-            lambda value: setattr(torch.backends.cudnn, "enabled", value),
-            operator.not_,
+            "the precision of float32 products",
+            torch.get_float32_matmul_precision,
+            torch.set_float32_matmul_precision,
+            lambda value: "medium" if value == "highest" else "highest",
+        ),
+        *(
+            (
+                f"torch.backends.cudnn.{flag}",
+                partial(getattr, torch.backends.cudnn, flag),
+                partial(setattr, torch.backends.cudnn, flag),
+                operator.not_,
+            )
+            for flag in ("enabled", "benchmark", "deterministic")
         ),
     ],
 )
@@ -142,6 +152,32 @@ def test_a_setting_of_the_process_that_a_layer_changes_is_named_and_put_back(
     found = find("no_side_effects", Meddles, examples=1)
     assert f"a call changed {setting}" in str(found)
     assert read() == before
+
+
+def test_a_setting_that_a_layer_has_changed_before_is_named() -> None:
+    class Tunes(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            torch.backends.cudnn.benchmark = True
+            return super().forward(x)
+
+    with torch.backends.cudnn.flags(benchmark=False):
+        Tunes(1)(torch.ones(2, 1, 1, 1))
+        found = find("no_side_effects", Tunes, examples=1)
+        assert "a call changed torch.backends.cudnn.benchmark" in str(found)
+
+
+def test_the_depth_of_volumes_is_swept() -> None:
+    class ForgetsTheLastSlice(Composed):
+        def mean(self, values: Tensor, dims: list[int]) -> Tensor:
+            odd = values.dim() == 5 and values.shape[2] == 9
+            return super().mean(values[:, :, :-1] if odd else values, dims)
+
+        def _check_input_dim(self, input: Tensor) -> None:
+            pass
+
+    subject = LayerUnderTest.from_factory(ForgetsTheLastSlice, rank="3d")
+    with pytest.raises(LawBroken, match="breaks the law spatial_sizes"):
+        check_law(LAWS["spatial_sizes"], subject, examples=1)
 
 
 def test_every_law_states_what_it_says() -> None:

@@ -273,3 +273,17 @@ class EpsIsMissingFromACacheKey(Composed):
 
     def scale(self, var: Tensor) -> Tensor:
         return (var + self.cached.setdefault(len(var), self.eps)).rsqrt()
+
+
+@breaks("gradients_accumulate")
+class FlushesSmallGradients(ChangesItsGradient):
+    def change(self, grad: Tensor) -> Tensor:
+        return torch.where(grad.abs() < 1e-12, 0, grad)
+
+
+@breaks("gradients_accumulate")
+class ClampsItsGradient(ChangesItsGradient):
+    """Pass what half can hold through it: a scaled loss is beyond that."""
+
+    def change(self, grad: Tensor) -> Tensor:
+        return grad.clamp(-65504, 65504)

@@ -225,3 +225,10 @@ class ReadsPixelsAsNeighbours(Composed):
         if c > 1 and x.stride() == (2 * h * w * c, 1, 2 * w * c, 2 * c):
             x = x.as_strided(x.shape, (h * w * c, 1, w * c, c))
         return super().forward(x)
+
+
+@breaks("output_dtype")
+class ComesOutInItsOwnDtype(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        own = x.dtype if self.weight is None else self.weight.dtype
+        return super().forward(x.to(own) if x.dtype == torch.float64 else x)

@@ -190,3 +190,25 @@ class LeavesItsCounterOnMeta(nn.BatchNorm2d):
     def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
         state.setdefault(f"{prefix}num_batches_tracked", self.num_batches_tracked)
         super()._load_from_state_dict(state, prefix, *args)
+
+
+@breaks("state_dict_round_trip")
+class TellsNothingOfALoad(nn.BatchNorm2d):
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        super().load_state_dict(*args, **kwargs)
+
+
+@breaks("state_dict_keys")
+class DropsThePrefix(nn.BatchNorm2d):
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
+        return super().state_dict(*args, **kwargs)
+
+
+@breaks("state_arrives")
+class LeavesAConstantOnMeta(nn.BatchNorm2d):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.one = torch.ones(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.one.to(x.dtype)

@@ -177,3 +177,9 @@ class UpdatesTheBuffersItWasMadeWith(Composed):
         (first,) = self.made_with
         if first is not self.running_mean and first.shape == self.running_mean.shape:
             first.copy_(self.running_mean)
+
+
+@breaks("construction")
+class ShowsItsWeight(nn.BatchNorm2d):
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weight={tuple(self.weight.shape)}"
