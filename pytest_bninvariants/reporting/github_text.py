@@ -11,41 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_bninvariants.diagnosis.wording import counted, first_few
+from pytest_bninvariants.reporting.ci_finding import CIFinding
 from pytest_bninvariants.reporting.lines import printable
 
 _NAMED_TESTS = 3
 _ROWS = 200  # GitHub refuses a summary of more than 1 MiB
 _MARKUP = re.compile(r"[^A-Za-z0-9 ]")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GitHubFinding:
-    """A verdict that is to be shown.
-
-    Args:
-        level: `error`, `warning` or `notice`.
-        test: the id of the test.
-        file: the test's file, relative to the repository.
-        line: the line of its `def`, from 1; 0 if that is unknown.
-        verdict: the verdict, as `Verdict.to_dict` returns it.
-        ranks: the ranks that found it; empty if the test ran in one process.
-        files: the files of its causes' places, each as it is relative to the repository; None for
-            one that is elsewhere.
-    """
-
-    level: str
-    test: str
-    file: str
-    line: int
-    verdict: Mapping[str, Any]
-    ranks: tuple[int, ...]
-    files: Mapping[str, str | None]
-
-    def place_of(self, cause: Mapping[str, Any] | None) -> tuple[str, int]:
-        """Return the line of a cause; that of the test if it is unknown, or in a library."""
-        place = cause["place"] if cause else None
-        file = self.files[place["file"]] if place else None
-        return (file, place["line"]) if place and file else (self.file, self.line)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +34,9 @@ class RunCounts:
     audited: int
 
 
-def workflow_commands(findings: Iterable[GitHubFinding]) -> list[str]:
+def workflow_commands(findings: Iterable[CIFinding]) -> list[str]:
     """Return a workflow command for each cause at each line, with the tests that met it."""
-    groups: dict[tuple[object, ...], list[GitHubFinding]] = {}
+    groups: dict[tuple[object, ...], list[CIFinding]] = {}
     for finding in findings:
         for number, cause in enumerate(finding.verdict["causes"] or [None]):
             name = "" if cause is None else cause["name"]
@@ -76,7 +47,7 @@ def workflow_commands(findings: Iterable[GitHubFinding]) -> list[str]:
     return [_command(group, number) for (*_, number), group in groups.items()]
 
 
-def _command(group: list[GitHubFinding], number: Any) -> str:
+def _command(group: list[CIFinding], number: Any) -> str:
     first = group[0]
     causes = first.verdict["causes"]
     cause = causes[number] if causes else None
@@ -88,7 +59,7 @@ def _command(group: list[GitHubFinding], number: Any) -> str:
     return f"::{first.level} {told}::{_message(chr(10).join(lines))}"
 
 
-def _cause_lines(finding: GitHubFinding, cause: Mapping[str, Any] | None) -> Iterator[str]:
+def _cause_lines(finding: CIFinding, cause: Mapping[str, Any] | None) -> Iterator[str]:
     if cause is None:
         return
     yield f"{cause['name']}: {cause['why']}"
@@ -111,7 +82,7 @@ def _property(text: str) -> str:
     return _message(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def step_summary(findings: list[GitHubFinding], counts: RunCounts) -> str:
+def step_summary(findings: list[CIFinding], counts: RunCounts) -> str:
     """Return the Markdown of a step's summary; empty if nothing was judged.
 
     Args:
@@ -129,7 +100,7 @@ def step_summary(findings: list[GitHubFinding], counts: RunCounts) -> str:
     return "\n".join([*lines, "", ""])
 
 
-def _totals(findings: list[GitHubFinding], counts: RunCounts) -> str:
+def _totals(findings: list[CIFinding], counts: RunCounts) -> str:
     broke = sum(finding.level == "error" for finding in findings)
     parts = [f"{counted(counts.held, 'guard')} held", f"{counted(broke, 'failure')}"]
     if counts.audited:
@@ -137,7 +108,7 @@ def _totals(findings: list[GitHubFinding], counts: RunCounts) -> str:
     return ", ".join(parts)
 
 
-def _row(finding: GitHubFinding) -> str:
+def _row(finding: CIFinding) -> str:
     verdict = finding.verdict
     known = [cause for cause in verdict["causes"] if cause["place"] is not None]
     cause = [*known, *verdict["causes"], None][0]

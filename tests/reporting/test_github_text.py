@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from pytest_bninvariants.reporting.ci_finding import CIFinding
 from pytest_bninvariants.reporting.github_text import (
-    GitHubFinding,
     RunCounts,
     step_summary,
     workflow_commands,
@@ -21,12 +21,12 @@ NOTHING = RunCounts(held=0, tests=0, audited=0)
 COMMAND = re.compile(r"::(\w+) file=(.*?),line=(\d+),title=(.*?)::(.*)")
 
 
-def finding(verdict: Any, test: str = "test_it.py::test_it", **more: Any) -> GitHubFinding:
+def finding(verdict: Any, test: str = "test_it.py::test_it", **more: Any) -> CIFinding:
     data = verdict if isinstance(verdict, dict) else verdict.to_dict()
     places = [cause["place"] for cause in data["causes"] if cause["place"]]
     plain = {"level": "error", "test": test, "file": "tests/test_it.py", "line": 7, "ranks": ()}
     files = {place["file"]: "src/train.py" for place in places}
-    return GitHubFinding(**{**plain, "verdict": data, "files": files, **more})
+    return CIFinding(**{**plain, "verdict": data, "files": files, **more})
 
 
 def unescaped(text: str) -> str:

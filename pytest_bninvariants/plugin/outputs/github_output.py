@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pytest_bninvariants.plugin.outputs.run_record import RunRecord, TestRecord
-from pytest_bninvariants.plugin.outputs.verdict_log import RankedVerdict
+from pytest_bninvariants.plugin.outputs.ci_findings import ci_findings
+from pytest_bninvariants.plugin.outputs.run_record import RunRecord
 from pytest_bninvariants.reporting.github_text import (
-    GitHubFinding,
     RunCounts,
     step_summary,
     workflow_commands,
 )
-from pytest_bninvariants.verdict import AUDIT
 
 
 class GitHubOutput:
@@ -30,7 +27,6 @@ class GitHubOutput:
     def __init__(self, record: RunRecord, root: Path) -> None:
         self._record = record
         self._root = root
-        self._workspace = Path(os.environ.get("GITHUB_WORKSPACE") or root)
         self._trouble = ""
 
     def pytest_sessionfinish(self) -> None:
@@ -46,7 +42,7 @@ class GitHubOutput:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write workflow commands, each at the start of a line."""
         terminalreporter.ensure_newline()
-        for line in workflow_commands(self._findings()):
+        for line in workflow_commands(ci_findings(self._record, self._root)):
             terminalreporter.line(line)
         if self._trouble:
             terminalreporter.line(f"bninvariants: {self._trouble}")
@@ -60,41 +56,4 @@ class GitHubOutput:
             tests=sum(bool(test.verdicts) for test in tests),
             audited=len(audited),
         )
-        return step_summary(list(self._findings()), counts)
-
-    def _findings(self) -> Iterator[GitHubFinding]:
-        """Yield what failed tests, and what an audit told of tests that passed."""
-        for test in self._record.tests:
-            failures = test.failures if test.outcome == "failed" else []
-            for each in failures:
-                yield self._finding(test, each, "error")
-            audited = test.audit["findings"] if test.audit is not None else []
-            for found in audited:
-                if not (found["fails"] and _are_of_an_audit(failures)):  # or it is told already
-                    level = "warning" if found["fails"] else "notice"
-                    yield self._finding(test, {"verdict": found["verdict"], "ranks": []}, level)
-
-    def _finding(self, test: TestRecord, found: RankedVerdict, level: str) -> GitHubFinding:
-        places = [cause["place"] for cause in found["verdict"]["causes"]]
-        files = (place["file"] for place in places if place is not None)
-        return GitHubFinding(
-            level=level,
-            test=test.test,
-            file=self._in_repository(test.file) or test.file,
-            line=test.line,
-            verdict=found["verdict"],
-            ranks=tuple(found["ranks"]),
-            files={file: self._in_repository(file) for file in files},
-        )
-
-    def _in_repository(self, file: str) -> str | None:
-        """Return a file as GitHub knows it; None if it is not in the repository."""
-        path = (self._root / file).resolve()
-        for top in (self._workspace.resolve(), self._root.resolve()):
-            if path.is_relative_to(top):
-                return path.relative_to(top).as_posix()
-        return None
-
-
-def _are_of_an_audit(failures: list[RankedVerdict]) -> bool:
-    return any(each["verdict"]["guard"].startswith(AUDIT) for each in failures)
+        return step_summary(list(ci_findings(self._record, self._root)), counts)

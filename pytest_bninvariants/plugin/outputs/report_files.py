@@ -1,4 +1,4 @@
-"""`--bn-report=DIR`: write the record of a run as report.json and as a page, index.html."""
+"""`--bn-report=DIR`: write the record of a run as data, as a page and as GitLab reads it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from pytest_bninvariants.plugin.outputs.ci_findings import ci_findings
 from pytest_bninvariants.plugin.outputs.header import versions
 from pytest_bninvariants.plugin.outputs.run_record import RunRecord
+from pytest_bninvariants.reporting.gitlab_data import code_quality
 from pytest_bninvariants.reporting.page.run_report import run_report
 
 SCHEMA = 1
@@ -34,12 +36,14 @@ class ReportFiles:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write both files; a run whose report cannot be written fails."""
+        """Write the files; a run whose report cannot be written fails."""
         data = self._data()
+        issues = code_quality(ci_findings(self._record, session.config.rootpath))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps(data, allow_nan=False)
             (self._folder / "report.json").write_text(text, encoding="utf-8")
+            (self._folder / "gl-code-quality.json").write_text(json.dumps(issues), encoding="utf-8")
             (self._folder / "index.html").write_text(run_report(data), encoding="utf-8")
         except OSError as error:
             self._trouble = f"--bn-report={self._folder}: {error.strerror}"

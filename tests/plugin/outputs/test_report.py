@@ -77,6 +77,21 @@ def test_the_report_has_what_held_and_what_broke_with_its_steps(sessions: Sessio
     assert "Net.train(True) at test_it.py:" in page
 
 
+def test_gitlab_reads_each_finding_at_the_line_that_caused_it(sessions: Sessions) -> None:
+    run(sessions, "--bn-audit")
+    issues = json.loads((sessions.folder / "out" / "gl-code-quality.json").read_text())
+    broken, audited = issues
+    source = (sessions.folder / "test_it.py").read_text().splitlines()
+    line = next(number for number, text in enumerate(source, 1) if "net.train()" in text)
+    assert broken["location"] == {"path": "test_it.py", "lines": {"begin": line}}
+    assert broken["severity"] == "major"
+    assert broken["check_name"] == "mode-flip"
+    assert broken["description"].startswith("test_it.py::test_drifts: 2 of 2 frozen BN layers")
+    assert audited["check_name"] == "not-in-optimizer"
+    assert audited["severity"] == "info"
+    assert len({issue["fingerprint"] for issue in issues}) == 2
+
+
 def test_a_failure_says_where_its_pictures_are(sessions: Sessions) -> None:
     run(sessions)
     result = sessions.bare("--bn-report=out", "-p", "no:html")
