@@ -18,6 +18,11 @@ from pytest_bninvariants.selection.bn_layers import STATISTICS
 _NESTED = 4  # {"ema": {"state_dict": {...}}} and the like
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
+_FOLDER = (
+    "it is a folder: give files of torch.save or of safetensors; dcp_to_torch_save of "
+    "torch.distributed.checkpoint.format_utils makes one of a distributed checkpoint"
+)
+
 
 def read_statistics(file: Path) -> Sample:
     """Return the statistics of each BN layer in a checkpoint, by name without wrapper prefixes.
@@ -26,25 +31,42 @@ def read_statistics(file: Path) -> Sample:
         file: a file of `torch.save`, or of safetensors.
 
     Raises:
-        GateError: if it cannot be read, or has no running statistics.
+        GateError: if it cannot be read, or has no running statistics, or not their values.
     """
-    is_safe = file.suffix == ".safetensors"
-    try:
-        tensors = _read_safetensors(file) if is_safe else _read_torch(file)
-    except OSError as error:
-        raise GateError(f"{file}: {error.strerror or error}") from None
-    except UnpicklingError as error:
-        raise GateError(f"{file}: {_refusal(str(error))}") from None
-    except (RuntimeError, ValueError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise GateError(f"{file}: it is no checkpoint that can be read: {reason}") from None
+    tensors = _read(file)
     sample = {
         name: LayerStatistics(tensors[f"{key}running_mean"], tensors[f"{key}running_var"])
         for name, key in _layers(tensors).items()
     }
     if not sample:
         raise GateError(f"{file}: no BN layer has running_mean and running_var in it")
+    for name, statistics in sample.items():
+        if any(each.is_meta for each in statistics):
+            where = f"the statistics of {name or 'the model'} are on the meta device"
+            raise GateError(f"{file}: {where}, and have no values")
     return sample
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    is_safe = file.suffix == ".safetensors"
+    try:
+        return _read_safetensors(file) if is_safe else _read_torch(file)
+    except GateError:
+        raise
+    except IsADirectoryError:
+        raise GateError(f"{file}: {_FOLDER}") from None
+    except OSError as error:
+        raise GateError(f"{file}: {error.strerror or error}") from None
+    except UnpicklingError as error:
+        raise GateError(f"{file}: {_refusal(str(error))}") from None
+    except Exception as error:  # bytes that are no pickle make torch's reader fail in any way
+        raise GateError(f"{file}: it is no checkpoint that can be read{_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """Return the first sentence of an error, if it has words."""
+    sentence = re.split(r"\n|\. ", str(error))[0]
+    return f": {sentence}" if sentence and not isinstance(error, LookupError) else ""
 
 
 def _refusal(error: str) -> str:

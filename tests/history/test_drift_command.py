@@ -160,12 +160,18 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path: Path, drift: Dri
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "without.pt")
     torch.save(nn.BatchNorm1d(7).state_dict(), tmp_path / "other.pt")
     (tmp_path / "text.pt").write_text("no checkpoint")
+    (tmp_path / "key.pt").write_text("hello")  # torch's reader takes h for a key
+    torch.save(nn.BatchNorm1d(2, device="meta").state_dict(), tmp_path / "meta.pt")
+    (tmp_path / "folder").mkdir()
     (tmp_path / "empty.pt").touch()
     (tmp_path / "text.safetensors").write_text("no checkpoint")
     for file, says in (
         ("absent.pt", "absent.pt: No such file or directory"),
         ("text.pt", "text.pt: it is no checkpoint that can be read"),
+        ("key.pt", "key.pt: it is no checkpoint that can be read\n"),
         ("empty.pt", "empty.pt: it is no checkpoint that can be read"),
+        ("folder", "folder: it is a folder: give files of torch.save or of safetensors; dcp_to"),
+        ("meta.pt", "meta.pt: the statistics of the model are on the meta device, and have no"),
         ("text.safetensors", "text.safetensors: it is no checkpoint that can be read"),
         ("without.pt", "without.pt: no BN layer has running_mean and running_var in it"),
         ("other.pt", "no BN layer is in all of these checkpoints"),
