@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+
+# threads that share small tensors mostly wait for each other, the more so where workers share cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # pytester forgets modules that a session inside this process imported first. These must live on:
 # most keep state, or cannot be imported twice.

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]  # snippets import the layers of `tests`
-# torch is imported once; a child is forked for each snippet, before torch starts any thread
+# torch is imported once, and what torch imports late; a child is forked for each snippet, before
+# torch starts any thread
 _DRIVER = """
 import json, os, sys, time
-import torch
+import torch, torch._dynamo, torch._functorch.aot_autograd
 
 def run(snippet, environment, writing):
     error = ""
