@@ -287,11 +287,15 @@ def _vmap_gradients(trial: LawTrial, twin: ReferenceTwin, x: Tensor) -> None:
     if not _transform(trial, f"of, of_x = {gradient}(parameters, xs, gs)"):
         return
     g = trial.evaluate("g")
+    trial.run(
+        "names = {value: name for name, value in layer.named_parameters()}",
+        "of_weight, of_bias = (of[names[each]] for each in (layer.weight, layer.bias))",
+    )
     for index, (batch, each) in enumerate(((x, g), (x.flip(0) + 1, g.sin()))):
         of_input, of_weight, of_bias = twin.expect(batch).gradients(each)
         trial.check_close(f"of_x[{index}]", of_input, axis=1)
-        trial.check_close(f"of['weight'][{index}]", of_weight)
-        trial.check_close(f"of['bias'][{index}]", of_bias)
+        trial.check_close(f"of_weight[{index}]", of_weight)
+        trial.check_close(f"of_bias[{index}]", of_bias)
 
 
 def _vmap_tangents(trial: LawTrial, twin: ReferenceTwin, x: Tensor) -> None:

@@ -6,7 +6,7 @@ from pytest_bninvariants.conformance.survey import judgements
 from pytest_bninvariants.conformance.survey.entries import PublicLayer
 
 _ADAPTERS = "pytest_bninvariants.conformance.survey.adapters"
-_ENDLESS = 10**12  # warm-up steps
+_ENDLESS = 10**12  # steps of a warm-up, and samples of a virtual batch
 _SETTINGS = "eps=1e-05,momentum=0.1,affine=True,track_running_stats=True"
 
 
@@ -154,7 +154,7 @@ _OTHERS = (
     PublicLayer(
         name="pytorch_tabnet.tab_network.GBN",
         package="pytorch-tabnet",
-        spec="pytorch_tabnet.tab_network:GBN(virtual_batch_size=8192)"
+        spec=f"pytorch_tabnet.tab_network:GBN(virtual_batch_size={_ENDLESS})"
         f"[eps=1e-05,momentum=0.01,affine=True,track_running_stats=True,{_inside('bn')}]",
         note="with a virtual batch that is larger than every batch",
         judgements=judgements.GHOST,

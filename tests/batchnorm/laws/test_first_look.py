@@ -185,7 +185,8 @@ def test_a_wrapper_is_held_to_all_laws_that_do_not_go_by_names_of_its_state() ->
     assert "reset" in left_out
     assert not {"pickle", "deepcopy", "state_in_place", "counter"} & left_out
     declared = INNER | {"momentum": 0.01}
-    assert_bn_conforms(Wrapped2d, laws=["pickle", "deepcopy"], declared=declared, examples=3)
+    laws = ["pickle", "deepcopy", "vmap_parameters"]
+    assert_bn_conforms(Wrapped2d, laws=laws, declared=declared, examples=3)
 
 
 @pytest.mark.parametrize("name", ["LazyBatchNorm1d", "LazyBatchNorm2d"])
