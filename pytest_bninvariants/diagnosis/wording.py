@@ -10,6 +10,12 @@ from pytest_bninvariants.verdict import Place
 PUT_IN_TRAINING = "put in training mode by"
 NOT_STOPPED = "requires_grad=False does not stop running statistics"
 
+FIND_FIRST_BAD_BATCH = (
+    "look for the first batch with such values; where a step is skipped, as GradScaler does, put "
+    "the statistics back, too"
+)
+"""How to mend statistics that are not finite."""
+
 _QUOTED = 8
 _CLAUSES = 3
 
@@ -79,6 +85,15 @@ def keep_in_eval(names: Sequence[str], place: Place | None = None) -> str:
     if place is not None and place.tool is not None:
         return f"override train() on the model, so that it ends with .eval() on {listed}"
     return f"call .eval() on {listed} after every model.train(), or override train() on the model"
+
+
+def spare_recomputation(names: Sequence[str]) -> str:
+    """Return how to keep activation checkpointing from updating layers a second time."""
+    its = one_or_many(names, "its", "their")
+    return (
+        "leave BN layers out of what is checkpointed, or run the recomputation with "
+        f"{its} momentum at 0"
+    )
 
 
 def name_the_writer() -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_bninvariants.plugin.expectation_file import read_lines
 from pytest_bninvariants.plugin.options import SETTINGS, Settings, raise_usage_error
 
 if TYPE_CHECKING:
@@ -158,25 +159,17 @@ def _checks(laws: list[Law], subjects: list[LayerUnderTest], settings: Settings)
 
 
 def _read_xfails(file: str | None, ids: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield a file's lines `ID-PATTERN: REASON`; empty lines and those with # are skipped."""
+    """Yield a file's lines `ID-PATTERN: REASON`."""
     if file is None:
         return
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise pytest.UsageError(f"--bn-xfails={file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise pytest.UsageError(f"--bn-xfails={file}: it is not UTF-8 text") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
+    for place, line in read_lines("--bn-xfails", file):
         pattern, _, reason = (part.strip() for part in line.partition(": "))
         if not reason:
             raise pytest.UsageError(
-                f"{file}:{number}: {line.strip()!r} has no reason; a line is 'ID-PATTERN: REASON'"
+                f"{place}: {line!r} has no reason; a line is 'ID-PATTERN: REASON'"
             )
         if not any(fnmatchcase(each, pattern) for each in ids):
             raise pytest.UsageError(
-                f"{file}:{number}: {pattern!r} matches no test; an id looks like {ids[0]!r}"
+                f"{place}: {pattern!r} matches no test; an id looks like {ids[0]!r}"
             )
         yield pattern, reason

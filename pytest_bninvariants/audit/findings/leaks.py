@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pytest_bninvariants.audit.findings.finding import AuditFinding, How, layer_names
 from pytest_bninvariants.diagnosis.rule import Rule
 from pytest_bninvariants.diagnosis.wording import (
+    FIND_FIRST_BAD_BATCH,
     NOT_STOPPED,
     PUT_IN_TRAINING,
     first_few,
@@ -15,6 +16,7 @@ from pytest_bninvariants.diagnosis.wording import (
     name_list,
     one_or_many,
     span,
+    spare_recomputation,
 )
 from pytest_bninvariants.frames import relative_path
 from pytest_bninvariants.verdict import Place
@@ -129,8 +131,7 @@ def _explain_recomputed(findings: list[AuditFinding]) -> tuple[str, str]:
     return (
         f"{_layers(findings)} {_was(findings)} updated {again} in backward, where activation "
         "checkpointing runs a forward again, with the same batch",
-        "leave BN layers out of what is checkpointed, or run the recomputation with "
-        f"{one_or_many(names, 'its', 'their')} momentum at 0",
+        spare_recomputation(names),
     )
 
 
@@ -138,8 +139,7 @@ def _explain_not_finite(findings: list[AuditFinding]) -> tuple[str, str]:
     return (
         f"the statistics of {_layers(findings)} hold NaN, infinity or a negative variance at the "
         "end of the test, and no later batch can undo that: every eval will give NaN",
-        "look for the first batch with such values; where a step is skipped, as GradScaler does, "
-        "put the statistics back, too",
+        FIND_FIRST_BAD_BATCH,
     )
 
 

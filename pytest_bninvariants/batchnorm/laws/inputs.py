@@ -287,7 +287,7 @@ def _possible_layouts(case: Case) -> tuple[str, ...]:
 def output_dtype(trial: LawTrial, case: Case) -> None:
     """The output has dtype, shape and device of the input, and so has its gradient.
 
-    A float64 input to a float32 layer raises, or the output is as exact as of float32.
+    A float64 input to a float32 layer raises, or in eval it is as exact as a float32 one.
     """
     for mode in ("train", "eval"):
         build_in_mode(trial, training=mode == "train")
@@ -309,7 +309,7 @@ def _takes_or_refuses_float64(trial: LawTrial, *, training: bool) -> None:
     trial.run("x = x.double()", "try:\n    y = layer(x)\nexcept Exception:\n    y = None")
     told = "a float64 input to a float32 layer comes out in {y.dtype}"
     trial.require("y is None or y.dtype == x.dtype", told)
-    if trial.evaluate("y is not None"):
+    if trial.evaluate("y is not None") and not training:  # a frozen layer trains as in eval
         trial.check_close("y", twin.expect(trial.evaluate("x")).output, axis=1)
 
 

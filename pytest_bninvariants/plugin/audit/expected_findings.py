@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_bninvariants.plugin.expectation_file import read_lines
+
 _NO_REASON = "known when this file was written"
 
 
@@ -57,27 +59,15 @@ class ExpectedFindings:
 
     @classmethod
     def from_file(cls, file: str | None) -> ExpectedFindings:
-        """Read a file; empty lines and those with # are skipped.
+        """Read a file.
 
         Raises:
             pytest.UsageError: if the file cannot be read, or a line is malformed.
         """
         if file is None:
             return cls()
-        try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise pytest.UsageError(f"--bn-audit-xfails={file}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise pytest.UsageError(f"--bn-audit-xfails={file}: it is not UTF-8 text") from None
-        meant = enumerate(map(str.strip, lines), 1)
-        return cls(
-            [
-                _parse(line, f"{file}:{number}")
-                for number, line in meant
-                if line and not line.startswith("#")
-            ]
-        )
+        lines = read_lines("--bn-audit-xfails", file)
+        return cls([_parse(each.text, each.place) for each in lines])
 
     def expects(self, test: str, finding: str) -> bool:
         """Tell whether a line expects a finding of a test."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_bninvariants.diagnosis.rule import Rule
-from pytest_bninvariants.diagnosis.wording import one_or_many, span
+from pytest_bninvariants.diagnosis.wording import one_or_many, span, spare_recomputation
 from pytest_bninvariants.invariants.bn_updates.layer_result import (
     LayerResult,
     names_were,
@@ -16,8 +16,7 @@ def _explain_recomputation(results: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{names_were(results)} updated {again} in backward, where activation "
         f"checkpointing runs a forward again, with the same batch{_effective_weight(results[0])}",
-        f"leave BN layers out of what is checkpointed, or run the recomputation with "
-        f"{one_or_many([each.name for each in results], 'its', 'their')} momentum at 0",
+        spare_recomputation([each.name for each in results]),
     )
 
 

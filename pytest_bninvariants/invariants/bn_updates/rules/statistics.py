@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pytest_bninvariants.diagnosis.rule import Rule
+from pytest_bninvariants.diagnosis.wording import FIND_FIRST_BAD_BATCH
 from pytest_bninvariants.invariants.bn_updates.layer_result import (
     LayerResult,
     names_of,
@@ -47,8 +48,7 @@ def _explain_unusable(results: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{names_of(results)} took in a batch with values that are not finite, or a variance that "
         "is negative, and no later batch can undo that: every eval will give NaN",
-        "look for the first batch with such values; where a step is skipped, as GradScaler does, "
-        "put the statistics back, too",
+        FIND_FIRST_BAD_BATCH,
     )
 
 
