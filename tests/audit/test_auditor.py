@@ -240,3 +240,17 @@ def test_no_model_is_kept_alive(batch: Tensor) -> None:
         alive = weakref.ref(model)
         del model
         assert alive() is None
+
+
+def test_a_leak_of_a_model_that_is_freed_is_told_though_another_runs_after_it(
+    batch: Tensor,
+) -> None:
+    def leak() -> None:
+        train(frozen_backbone(), batch)
+
+    with audited() as said:
+        leak()
+        other = Net()
+        train(other, batch)
+    assert said.rules == ("frozen-moved",)
+    assert said.verdicts[0].changed_layers == ("backbone.bn",)

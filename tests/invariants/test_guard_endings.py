@@ -18,6 +18,7 @@ from pytest_bninvariants import (
 )
 from pytest_bninvariants.guard_registry import Finding, open_guards
 from pytest_bninvariants.instrumentation import observer_api
+from tests.engine import Net, everything_wrapped
 from tests.invariants.guard_steps import GUARDS, drift_and_raise, nothing
 from tests.watching import watching
 
@@ -280,3 +281,12 @@ def test_a_guard_whose_companion_cannot_begin_leaves_torch_as_it_was(
     assert torch_state() == before
     assert open_guards == {}
     assert observer_api.active_observers == ()
+
+
+def test_the_companion_of_a_guard_that_is_never_left_stops_with_it() -> None:
+    before = everything_wrapped()
+    guard = frozen_bn(Net(), "backbone", trains="head")
+    guard.start()
+    assert everything_wrapped() != before
+    guard.stop()
+    assert everything_wrapped() == before

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_bninvariants import bn_updates
+from pytest_bninvariants import InvariantBroken, bn_updates
 from tests.invariants.bn_updates.steps import Net, broken, causes, told, train, values
 from tests.watching import watching
 
@@ -186,3 +186,14 @@ def test_a_second_forward_in_some_steps_is_not_told_to_count_for_each_step() -> 
     (cause,) = broken(model, lambda: epoch(model, 1, 2, 1)).causes
     assert 'per="optimizer_step"' not in cause.fix
     assert "run what is not meant to train in eval" in cause.fix
+
+
+def test_a_batch_that_comes_back_after_another_is_told_as_used_before() -> None:
+    model = nn.BatchNorm1d(3)
+    first, second = torch.randn(2, 8, 3)
+    with pytest.raises(InvariantBroken, match="already used"), bn_updates(model, times=3):
+        list(map(model, (first, second, first)))
+    with bn_updates(model, times=3) as guard:
+        list(map(model, torch.randn(3, 8, 3)))
+    assert guard.verdict is not None
+    assert guard.verdict.holds

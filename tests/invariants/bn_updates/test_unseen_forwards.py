@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pytest_bninvariants import GateError, bn_updates
+from pytest_bninvariants import GateError, InvariantBroken, bn_updates
 from tests.invariants.bn_updates.steps import Net, broken, told, train, values
 
 
@@ -51,3 +51,27 @@ def test_scripted_layers_are_judged_by_their_counters(make: Callable[[Net], nn.M
     assert told(verdict) == [("bn", "2 updates, expected 1")]
     with pytest.raises(GateError, match="nothing ran"), bn_updates(model):
         pass
+
+
+def test_an_eager_layer_is_held_against_the_reference_though_compiled_code_runs_beside_it() -> None:
+    class Biased(nn.BatchNorm1d):
+        """It stores the biased variance."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            output = super().forward(x)
+            count = x.numel() // x.shape[1]
+            with torch.no_grad():
+                excess = self.momentum * x.var(0, unbiased=True) / count
+                self.running_var -= excess
+            return output
+
+    model = Biased(3)
+    compiled = torch.compile(torch.sin, backend="eager")
+
+    def step() -> None:
+        compiled(torch.ones(2))
+        model(torch.randn(8, 3))
+
+    with pytest.raises(InvariantBroken) as raised, bn_updates(model):
+        step()
+    assert raised.value.verdict.changed_layers == ("",)

@@ -156,3 +156,26 @@ def test_modes_gradients_buffers_and_generators_are_left_as_they_were(
     assert torch.equal(net.head.weight.grad, torch.ones_like(net.head.weight))
     assert torch.equal(torch.get_rng_state(), generators[0])
     assert (random.getstate(), str(numpy.random.get_state())) == generators[1:]
+
+
+def test_noise_below_rtol_is_none_and_noise_above_it_is() -> None:
+    class Noisy(nn.Module):
+        """A kernel that adds in another order each time."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * self.weight * (1 + 1e-6 * self.calls)
+
+    x = torch.ones(2, 3)
+    model = Noisy()
+    with same_output(model, x, rtol=1e-3) as guard:
+        model(x)
+    assert guard.verdict is not None
+    assert guard.verdict.holds
+    with pytest.raises(InvariantBroken), same_output(model, x, rtol=1e-3):
+        model.weight.data.mul_(1.1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants import InvariantHazard, trains
+from pytest_bninvariants import InvariantBroken, InvariantHazard, trains
 from tests.invariants.trains.steps import Net, batch, broken, causes, step
 from tests.watching import watching
 
@@ -103,3 +103,16 @@ def test_what_was_nan_before_did_not_train(*, all_of_it: bool) -> None:
     assert "body.weight" not in "".join(hazard.text for hazard in verdict.hazards)
     told = {change.name: change.text for change in verdict.changes}
     assert told["body.weight"].endswith("and a gradient that is not finite")
+
+
+def test_a_layer_that_bfloat16_rounds_away_breaks_though_another_of_its_group_moves() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).to(torch.bfloat16)
+    for layer, size in zip(model, (1e-6, 1.0), strict=True):
+        for parameter in layer.parameters():
+            parameter.data.fill_(1)
+            parameter.grad = torch.full_like(parameter, size)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InvariantBroken) as raised, trains(model):
+        optimizer.step()
+    assert raised.value.verdict.changed_layers == ("0.weight", "0.bias")
+    assert "rounded-away" in {cause.name for cause in raised.value.verdict.causes}

@@ -140,3 +140,34 @@ def test_nothing_ran_under_given_is_a_failure(sessions: Sessions) -> None:
     assert session.first_line("test_step").startswith(
         "cannot judge: nothing ran inside frozen_bn()"
     )
+
+
+def test_a_model_is_put_back_after_the_tests_own_error(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        from hypothesis import given, settings, strategies as st
+
+        @pytest.fixture(scope="module")
+        def net():
+            return Net()
+
+        seen = []
+
+        @pytest.mark.frozen_bn("bn1")
+        @settings(max_examples=20, database=None)
+        @given(size=st.integers(2, 9))
+        def test_own(net, size):
+            seen.append((float(net.fc.weight[0, 0]), size >= 4))
+            nudge(net)
+            assert size < 4
+
+        def test_each_example_after_one_that_failed_began_alike():
+            pairs = [pair for pair in zip(seen, seen[1:]) if pair[0][1]]
+            assert pairs
+            assert all(first[0] == second[0] for first, second in pairs)
+        """
+    )
+    assert session.outcomes == {
+        "test_own": "failed",
+        "test_each_example_after_one_that_failed_began_alike": "passed",
+    }
