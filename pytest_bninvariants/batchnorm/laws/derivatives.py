@@ -28,9 +28,6 @@ def double_backward(trial: LawTrial, case: Case) -> None:
     case = _well_conditioned(case)
     for training in (True, False):
         _differentiate_twice(trial.for_case(case), training=training)
-        if "affine" not in trial.subject.fixed and trial.subject.accepts("affine"):
-            without = replace(case, affine=False)
-            _differentiate_without_weight(trial.for_case(without), training=training)
     _differentiate_thrice(trial.for_case(case))
 
 
@@ -58,22 +55,6 @@ def _differentiate_twice(trial: LawTrial, *, training: bool) -> None:
         trial.check_close(f"second[{index}]", _half_the_digits(value), axis=int(index < 2))
 
 
-def _differentiate_without_weight(trial: LawTrial, *, training: bool) -> None:
-    """Check the second derivative, as a gradient penalty takes it, where there is no weight."""
-    twin = build_in_mode(trial, training=training)
-    x = trial.bind_batch(trial.case.batches[0], grad=True)
-    g = trial.bind_gradient()
-    trial.run("g.requires_grad_()", "y = layer(x)")
-    trial.run("(of_x,) = torch.autograd.grad(y, x, g, create_graph=True)")
-    trial.run("loss = (of_x * of_x).sum()")
-    trial.run("second = torch.autograd.grad(loss, (x, g), materialize_grads=True)")
-    x64, g64 = x.cpu().clone().requires_grad_(), g.detach().cpu().clone().requires_grad_()
-    (of_x,) = torch.autograd.grad(twin.reference(x64), x64, g64, create_graph=True)
-    seconds = torch.autograd.grad(of_x.square().sum(), (x64, g64), materialize_grads=True)
-    for index, value in enumerate(seconds):
-        trial.check_close(f"second[{index}]", _half_the_digits(value), axis=1)
-
-
 def _differentiate_thrice(trial: LawTrial) -> None:
     """Check that in eval d x, which is w r g, has no second derivative by x, and 1 by w."""
     twin = build_in_mode(trial, training=False)
@@ -91,6 +72,32 @@ def _differentiate_thrice(trial: LawTrial) -> None:
     thirds = torch.autograd.grad(of_xx.sum() + (of_w * of_w).sum(), (x64, weight))
     for index, value in enumerate(thirds):
         trial.check_close(f"third[{index}]", _half_the_digits(value), axis=int(index == 0))
+
+
+@law(("float64",), share=0.3, affine=False, **_SMALL)
+def double_backward_affine_off(trial: LawTrial, case: Case) -> None:
+    """With affine=False a gradient penalty on the input has its gradients, in both modes.
+
+    Held to half of float64's digits, on well-conditioned data.
+    """
+    case = _well_conditioned(case)
+    for training in (True, False):
+        _differentiate_penalty(trial.for_case(case), training=training)
+
+
+def _differentiate_penalty(trial: LawTrial, *, training: bool) -> None:
+    twin = build_in_mode(trial, training=training)
+    x = trial.bind_batch(trial.case.batches[0], grad=True)
+    g = trial.bind_gradient()
+    trial.run("g.requires_grad_()", "y = layer(x)")
+    trial.run("(of_x,) = torch.autograd.grad(y, x, g, create_graph=True)")
+    trial.run("loss = (of_x * of_x).sum()")
+    trial.run("second = torch.autograd.grad(loss, (x, g), materialize_grads=True)")
+    x64, g64 = x.cpu().clone().requires_grad_(), g.detach().cpu().clone().requires_grad_()
+    (of_x,) = torch.autograd.grad(twin.reference(x64), x64, g64, create_graph=True)
+    seconds = torch.autograd.grad(of_x.square().sum(), (x64, g64), materialize_grads=True)
+    for index, value in enumerate(seconds):
+        trial.check_close(f"second[{index}]", _half_the_digits(value), axis=1)
 
 
 @law(("float64",), share=0.3, layouts=CONTIGUOUS, max_values=128, needs=("eps",))

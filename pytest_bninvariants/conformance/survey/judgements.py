@@ -13,6 +13,7 @@ autocast settings_are_read affine_off tracking_off tracking_switched_off copies_
 state_arrives input_unmodified training_surroundings double_backward forward_derivative
 batched_gradients compile deepcopy pickle state_dict_round_trip nothing_kept hooks
 needed_gradients workspaces optimizer_steps functional_call vmap_parameters
+double_backward_affine_off
 """
 _CLAMPED_LAWS = """
 training_output eval_output eps_values eval_output_after_training eval_batch_mates scaling shifting
@@ -68,7 +69,7 @@ HETERO = (
     ),
     Judgement(
         laws="input_gradient graphs_are_independent double_backward batched_gradients "
-        "constant_channels output_written_in_place",
+        "constant_channels output_written_in_place double_backward_affine_off",
         verdict="fault",
         why="its forward computes the batch's mean and variance under torch.no_grad(), so "
         "the gradient does not pass through them: for the samples 0, 1, 5 and the "
@@ -224,7 +225,7 @@ SB3_RENORM = (
         "output_written_in_place nonfinite_input layouts autocast settings_are_read "
         "training_surroundings double_backward forward_derivative batched_gradients "
         "batch_sizes channel_counts compile many_batches gradients_accumulate needed_gradients "
-        "workspaces optimizer_steps",
+        "workspaces optimizer_steps double_backward_affine_off",
         verdict="fault",
         why="in training it normalises with the unbiased variance: the samples 0, 1, 5 "
         "become -0.76, -0.38, 1.13, where BatchNorm1d gives -0.93, -0.46, 1.39.",
@@ -273,7 +274,7 @@ LIGHTLY_SPLIT = (
         why="momentum=None, which it accepts, counts as 0: the running statistics stay.",
     ),
     Judgement(
-        laws="affine_off output_written_in_place double_backward",
+        laws="affine_off output_written_in_place double_backward_affine_off",
         verdict="fault",
         why="affine=False, which it accepts, raises AttributeError in forward: the weight "
         "is None, and it is repeated.",

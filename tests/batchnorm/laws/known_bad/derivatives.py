@@ -96,7 +96,7 @@ class ForwardDerivativeIsConstant(nn.BatchNorm2d):
         return _Detached.apply(super().forward(x))
 
 
-@breaks("double_backward")
+@breaks("double_backward_affine_off")
 class SecondDerivativeOffWithoutWeight(ChangesItsGradient):
     def change(self, grad: Tensor) -> Tensor:
         return grad.clone() if self.weight is not None else _SecondOff.apply(grad)
