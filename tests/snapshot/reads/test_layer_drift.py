@@ -139,8 +139,8 @@ def test_an_audit_tells_it_too() -> None:
     auditor = Auditor()
     auditor.start()
     model(torch.randn(8, 2))
-    (verdict,) = auditor.stop()
-    assert drifts(verdict) == {
+    (found,) = auditor.stop()
+    assert drifts(found.verdict) == {
         "1.running_mean": pytest.approx(divergence(model[1], torch.zeros(2), torch.ones(2)), 1e-3)
     }
 
