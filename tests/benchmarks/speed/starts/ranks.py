@@ -50,12 +50,13 @@ def seconds(folder: str, *arguments: str) -> tuple[float, str]:
     return time.perf_counter() - start, done.stdout
 
 
-def measured(rounds: int = ROUNDS) -> Iterator[tuple[float, float, float]]:
+def measured(rounds: int = ROUNDS, *, warm_up: bool = True) -> Iterator[tuple[float, float, float]]:
     """Yield the seconds of torchrun, of the test's setup, and of its whole session, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "script.py").write_text(SCRIPT)
         Path(folder, "test_it.py").write_text(TEST)
-        seconds(folder, *_PYTEST)  # writes the bytecode
+        if warm_up:
+            seconds(folder, *_PYTEST)  # writes the bytecode
         for _ in range(rounds):
             torchrun, _ = seconds(folder, *_TORCHRUN)
             session, printed = seconds(folder, *_PYTEST)
