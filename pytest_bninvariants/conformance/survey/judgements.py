@@ -21,7 +21,7 @@ no_grad_updates reset eval_follows_state weight_gradient eval_input_gradient eva
 nonfinite_input eval_nonfinite_input layouts eval_layouts autocast settings_are_read affine_off
 tracking_off tracking_switched_off state_arrives surroundings training_surroundings
 forward_derivative vmap compile deepcopy pickle state_dict_round_trip needed_gradients workspaces
-optimizer_steps functional_call vmap_parameters
+optimizer_steps functional_call vmap_parameters output_dtype
 """
 LAZY = (
     Judgement(
