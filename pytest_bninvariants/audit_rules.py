@@ -13,7 +13,7 @@ class AuditRule:
 
     Args:
         noun: what a finding is about, in the singular.
-        did: what is said of it.
+        did: what is said of it in the summary.
         tells: what the rule finds, for the help text and the docs.
         can_be_meant: whether people do this on purpose: then a finding is told, and fails a test
             only if the run names the rule.
@@ -26,6 +26,11 @@ class AuditRule:
     marker: str
     can_be_meant: bool = False
 
+    @property
+    def broke(self) -> str:
+        """Return the verb of its verdicts; for frozen layers it is that of the guards."""
+        return "changed" if self.marker == "frozen_bn" else self.did
+
 
 AUDIT_RULES = {
     "frozen-moved": AuditRule(
@@ -36,13 +41,13 @@ AUDIT_RULES = {
     ),
     "frozen-reset": AuditRule(
         noun="frozen BN layer",
-        did="reset",
+        did="moved",
         tells="a frozen BN layer whose statistics become those of a new layer",
         marker="frozen_bn",
     ),
     "teacher-in-training": AuditRule(
-        noun="BN layer",
-        did="moved under no_grad",
+        noun="frozen BN layer",
+        did="moved",
         tells="a model that runs in training mode under no_grad alone, while another one trains",
         marker="frozen_bn",
     ),

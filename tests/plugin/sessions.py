@@ -106,7 +106,7 @@ from nets import Net, batch, drift, hold, nudge
 """
 
 LOOP_SCOPE = ("-o", "asyncio_default_fixture_loop_scope=function")  # unset, pytest-asyncio warns
-HEADLINE = re.compile(r"\d+ of \d+ frozen (BN )?layers? (changed|moved|normalised)")
+HEADLINE = re.compile(r"\d+ of \d+ frozen (BN )?layers? (changed|normalised)")
 _PACKAGE = Path(pytest_bninvariants.__file__).parent
 _OUR_FILE = re.compile(rf"{re.escape(str(_PACKAGE))}|\b{_PACKAGE.name}[/\\]\w")
 _EXIT_CODE_OF = {True: pytest.ExitCode.TESTS_FAILED, False: pytest.ExitCode.OK}

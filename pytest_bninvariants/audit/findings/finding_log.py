@@ -79,7 +79,7 @@ def _verdict(rule: str, findings: list[AuditFinding], seen: dict[str, set[str]])
     verdict = Verdict(
         guard=f"{AUDIT} {rule}",
         noun=AUDIT_RULES[rule].noun,
-        broke=AUDIT_RULES[rule].did,
+        broke=AUDIT_RULES[rule].broke,
         model=in_order[0].context.model,
         source="",
         layers=len(seen.get(AUDIT_RULES[rule].noun, set()).union(names)),

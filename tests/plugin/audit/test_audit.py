@@ -62,7 +62,7 @@ def test_fail_fails_the_tests_that_leak(sessions: Sessions) -> None:
     session = sessions.run(SUITE, "--bn-audit=fail", before=FREEZE)
     session.tells_apart()
     assert session.first_line("test_drifts_alone") == (
-        "1 of 1 frozen BN layer moved: bn1 (mode-flip)"
+        "1 of 1 frozen BN layer changed: bn1 (mode-flip)"
     )
     said = session.says("test_drifts_alone")
     assert "--bn-audit frozen-moved on Net: 3 of 3 watched tensors changed" in said
@@ -180,7 +180,7 @@ def test_a_reset_in_eval_fails_the_test_and_is_told(sessions: Sessions) -> None:
         before=FREEZE,
     )
     assert session.outcomes == {"test_resets": "failed"}
-    assert session.first_line("test_resets") == "1 of 1 frozen BN layer reset: bn1 (reset)"
+    assert session.first_line("test_resets") == "1 of 1 frozen BN layer changed: bn1 (reset)"
     assert summary_of(session).endswith(
         "bn audit: 1 test; 2 BN layers ran in 1 of them, none in training mode; "
         "found frozen-reset in 1 test"

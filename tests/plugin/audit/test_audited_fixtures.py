@@ -60,4 +60,4 @@ def test_what_no_living_optimizer_holds_is_told(sessions: Sessions) -> None:
         "test_teacher": "failed",
     }
     assert session.first_line("test_trained").startswith("2 of 2 layers in no optimizer: fc, bn2")
-    assert session.first_line("test_teacher").startswith("1 of 2 BN layers moved under no_grad")
+    assert session.first_line("test_teacher").startswith("1 of 1 frozen BN layer changed: bn2")
