@@ -8,7 +8,7 @@ import torch
 
 from pytest_bninvariants.batchnorm.arguments import layouts_for_rank
 from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, DENSE, LAYOUTS, Batch, Case
-from pytest_bninvariants.batchnorm.expectation import BoundedValue
+from pytest_bninvariants.batchnorm.expectation import BoundedValue, ReferenceTwin
 from pytest_bninvariants.batchnorm.laws.registry import ALL_DTYPES, FEW_CASES, FLOAT32_ONLY, law
 from pytest_bninvariants.batchnorm.laws.steps import (
     EVAL_CASES,
@@ -341,15 +341,29 @@ def mixed_precision(trial: LawTrial, case: Case) -> None:
 
 @law(("float32", "bfloat16"), share=0.3, state_dtype="float32", layouts=CONTIGUOUS)
 def autocast(trial: LawTrial, case: Case) -> None:
-    """Under autocast the output has the input's dtype, and all is as right as without."""
+    """Under autocast the output has the input's dtype, and all is as right as without.
+
+    So it is in eval with frozen parameters, and under no_grad.
+    """
     trial.case = replace(case, plain_gradient=False)
     twin = build_in_mode(trial, training=True)
-    kind = torch.device(case.device).type
     for training in (True, False):
         set_mode(trial, twin, training=training)
-        x = trial.bind_batch(case.batches[0], grad=True)
-        trial.run(f"with torch.autocast({kind!r}, dtype=torch.bfloat16):\n    y = layer(x)")
-        expected = twin.expect(x)
-        trial.require("y.dtype == x.dtype", "the output is {y.dtype}, the input {x.dtype}")
-        check_training_results(trial, twin, expected)
+        _check_autocast(trial, twin, "bfloat16")
+    trial.run("layer.requires_grad_(False)")
+    for dtype in HALF:
+        _check_autocast(trial, twin, dtype)
+        _check_autocast(trial, twin, dtype, grad=False)
+
+
+def _check_autocast(trial: LawTrial, twin: ReferenceTwin, dtype: str, *, grad: bool = True) -> None:
+    """Check a batch under autocast to a dtype."""
+    x = trial.bind_batch(trial.case.batches[0], grad=grad)
+    kind = torch.device(trial.case.device).type
+    within = f"torch.autocast({kind!r}, dtype=torch.{dtype}), torch.set_grad_enabled({grad})"
+    trial.run(f"with {within}:\n    y = layer(x)")
+    expected = twin.expect(x)
+    trial.require("y.dtype == x.dtype", "the output is {y.dtype}, the input {x.dtype}")
+    check_training_results(trial, twin, expected)
+    if grad:
         trial.check_close("x.grad", expected.gradients(trial.run_backward(0))[0], axis=1)

@@ -137,15 +137,24 @@ def _state_stays(trial: LawTrial, case: Case) -> None:
 @law(FLOAT32_ONLY, needs=("num_batches_tracked",), **FEW_CASES)
 def no_grad_updates(trial: LawTrial, case: Case) -> None:
     """Under no_grad and inference_mode training updates its statistics, and makes no graph."""
+    varied = [case]
+    if "momentum" not in trial.subject.fixed:
+        varied.append(replace(case, momentum=None, count=case.count % 8))
+    for each in varied:
+        _update_without_gradients(trial.for_case(each))
+
+
+def _update_without_gradients(trial: LawTrial) -> None:
     twin = build_in_mode(trial, training=True)
     for mode in ("no_grad", "inference_mode"):
-        x = trial.bind_batch(case.batches[0])
+        x = trial.bind_batch(trial.case.batches[0])
         trial.run(f"with torch.{mode}():\n    y = layer(x)")
         trial.require("not y.requires_grad", f"under {mode} the output requires a gradient")
         check_training_results(trial, twin, twin.expect(x))
+    count = trial.case.count + 2
     trial.require(
-        f"int(layer.num_batches_tracked) == {case.count + 2}",
-        f"num_batches_tracked is {{layer.num_batches_tracked}}, expected {case.count + 2}",
+        f"int(layer.num_batches_tracked) == {count}",
+        f"num_batches_tracked is {{layer.num_batches_tracked}}, expected {count}",
     )
 
 

@@ -115,6 +115,9 @@ def _check_pass(trial: LawTrial, twin: ReferenceTwin) -> None:
     trial.check_close("x.grad", of_input, axis=1)
     if trial.case.affine:
         trial.check_close("layer.weight.grad", of_weight)
+    if not (twin.reference.training and trial.case.track_running_stats):
+        trial.run("with torch.no_grad():\n    y = layer(x)")
+        trial.check_close("y", expected.output, axis=1)
 
 
 @law(share=0.3, affine=None, tracking=False, layouts=DENSE)

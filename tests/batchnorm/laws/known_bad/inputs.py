@@ -232,3 +232,12 @@ class ComesOutInItsOwnDtype(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         own = x.dtype if self.weight is None else self.weight.dtype
         return super().forward(x.to(own) if x.dtype == torch.float64 else x)
+
+
+@breaks("autocast")
+class CastsFrozenUnderAutocast(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        frozen = self.weight is not None and not self.weight.requires_grad
+        if frozen and torch.is_autocast_enabled("cpu"):
+            return super().forward(x.bfloat16()).to(x.dtype)
+        return super().forward(x)

@@ -183,3 +183,9 @@ class UpdatesTheBuffersItWasMadeWith(Composed):
 class ShowsItsWeight(nn.BatchNorm2d):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weight={tuple(self.weight.shape)}"
+
+
+@breaks("no_grad_updates")
+class AveragesOnlyWithGradients(Composed):
+    def factor(self) -> float:
+        return super().factor() if torch.is_grad_enabled() else self.momentum or 0.1

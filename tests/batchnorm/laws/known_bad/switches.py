@@ -111,3 +111,15 @@ class BiasNeedsAWeight(Composed):
         y = super().affine_map(x, values, mean, var)
         alone = self.weight is None and self.bias is not None
         return y - column(self.bias, x) if alone else y
+
+
+@breaks("tracking_off")
+class UnbiasesWithoutGradients(Composed):
+    """Take another kernel where nothing needs a gradient, which divides by n - 1."""
+
+    def var(self, values: Tensor, mean: Tensor, dims: list[int]) -> Tensor:
+        var = super().var(values, mean, dims)
+        if torch.is_grad_enabled() or self.running_mean is not None:
+            return var
+        n = values.numel() // values.shape[1]
+        return var * n / (n - 1)
