@@ -27,44 +27,50 @@ class _ProcessSetting(NamedTuple):
         name: its name in a report.
         read: the code with which a trial reads it.
         write: the function that sets it.
-        switch: the code with which a trial gives it another value, if any: a layer that sets it
-            to the value that it has shows nothing.
+        switch: returns the code with which a trial gives it another value than the one it has:
+            a layer that sets it to the value that it has shows nothing. None: it stays.
     """
 
     name: str
     read: str
     write: Callable[[Any], None]
-    switch: str = ""
+    switch: Callable[[Any], str] | None = None
 
 
 def _cudnn_flag(name: str) -> _ProcessSetting:
     flag = f"torch.backends.cudnn.{name}"
     write = partial(setattr, torch.backends.cudnn, name)
-    return _ProcessSetting(flag, flag, write, f"{flag} = not {flag}")
+    return _ProcessSetting(flag, flag, write, lambda value: f"{flag} = {not value}")
 
 
+_OTHER_PRECISION = {"highest": "medium", "high": "medium", "medium": "highest"}
 _PROCESS_SETTINGS = (
     _ProcessSetting("the default dtype", "torch.get_default_dtype()", torch.set_default_dtype),
     _ProcessSetting(
         "the number of threads",
         "torch.get_num_threads()",
         torch.set_num_threads,
-        "torch.set_num_threads(torch.get_num_threads() + 1)",
+        lambda value: f"torch.set_num_threads({value + 1})",
     ),
     _ProcessSetting("the state of `random`", "random.getstate()", random.setstate),
     _ProcessSetting(
         "whether algorithms are deterministic",
         "torch.are_deterministic_algorithms_enabled()",
         torch.use_deterministic_algorithms,
-        "torch.use_deterministic_algorithms(not torch.are_deterministic_algorithms_enabled())",
+        lambda value: f"torch.use_deterministic_algorithms({not value})",
     ),
     _ProcessSetting(
         "the precision of float32 products",
         "torch.get_float32_matmul_precision()",
         torch.set_float32_matmul_precision,
-        "torch.set_float32_matmul_precision('medium')",
+        lambda value: f"torch.set_float32_matmul_precision({_OTHER_PRECISION[value]!r})",
     ),
     *map(_cudnn_flag, ("enabled", "benchmark", "deterministic")),
+)
+_WAYS_TO_CALL = (  # the last of each: whether settings are given another value before
+    *((mode, grad, False) for mode, grad in _WAYS),
+    ("train", "enable_grad", True),
+    ("eval", "no_grad", True),
 )
 _FLAGS = "[layer.training, *(p.requires_grad for p in layer.parameters())]"
 
@@ -111,33 +117,36 @@ def _in_gradient_mode(code: str, grad: str) -> str:
 def no_side_effects(trial: LawTrial, case: Case) -> None:
     """A call touches neither random states, nor grad mode, nor flags, nor .grad, nor settings.
 
-    Nor does one that raises.
+    Nor does one that raises. Nor does the constructor change settings of the process.
     """
-    trial.run("import random")
-    for (mode, grad), switched in product(_WAYS, (False, True)):
-        with _restore_process_settings(trial):
+    for mode, grad, switched in _WAYS_TO_CALL:
+        one = trial.for_case(case)
+        one.run("import random")
+        with _restore_process_settings(one) as before:
             if switched:
-                trial.run(*(setting.switch for setting in _PROCESS_SETTINGS if setting.switch))
-            _check_no_side_effects(trial, case, mode, grad)
+                settings = zip(_PROCESS_SETTINGS, before, strict=True)
+                one.run(*(each.switch(value) for each, value in settings if each.switch))
+            _check_no_side_effects(one, case, mode, grad)
 
 
 @contextmanager
-def _restore_process_settings(trial: LawTrial) -> Iterator[None]:
+def _restore_process_settings(trial: LawTrial) -> Iterator[list[Any]]:
     """Put settings of the process back, so that the next case does not begin with changed ones."""
     before = [trial.evaluate(setting.read) for setting in _PROCESS_SETTINGS]
     try:
-        yield
+        yield before
     finally:
         for setting, value in zip(_PROCESS_SETTINGS, before, strict=True):
             setting.write(value)
 
 
 def _check_no_side_effects(trial: LawTrial, case: Case, mode: str, grad: str) -> None:
+    trial.run(f"process = [{', '.join(setting.read for setting in _PROCESS_SETTINGS)}]")
     build_in_mode(trial, training=mode == "train")
+    _check_settings(trial, "the constructor")
     trial.run("[p.requires_grad_(i == 0) for i, p in enumerate(layer.parameters())]")
     trial.bind_batch(case.batches[0], grad=True)
     trial.run(f"flags, rng = {_FLAGS}, torch.get_rng_state()")
-    trial.run(f"process = [{', '.join(setting.read for setting in _PROCESS_SETTINGS)}]")
     _check_call(trial, grad, "a call")
     trial.require("x.grad is None and x.requires_grad", "a call changed the input's gradient")
     trial.run("y, z = layer(x), layer(x)")
@@ -149,6 +158,12 @@ def _check_no_side_effects(trial: LawTrial, case: Case, mode: str, grad: str) ->
         _check_call(trial, grad, f"a call with an input of shape {shape}", may_raise=True)
 
 
+def _check_settings(trial: LawTrial, what: str) -> None:
+    """Check that settings of the process are what `process` has."""
+    for index, setting in enumerate(_PROCESS_SETTINGS):
+        trial.require(f"{setting.read} == process[{index}]", f"{what} changed {setting.name}")
+
+
 def _check_call(trial: LawTrial, grad: str, what: str, *, may_raise: bool = False) -> None:
     """Call the layer under a gradient mode, and check that the call changed nothing else."""
     call = "try:\n    layer(x)\nexcept Exception:\n    pass" if may_raise else "layer(x)"
@@ -156,8 +171,7 @@ def _check_call(trial: LawTrial, grad: str, what: str, *, may_raise: bool = Fals
         "enabled = None", _in_gradient_mode(f"{call}\nenabled = torch.is_grad_enabled()", grad)
     )
     trial.require("torch.equal(torch.get_rng_state(), rng)", f"{what} used the random state")
-    for index, setting in enumerate(_PROCESS_SETTINGS):
-        trial.require(f"{setting.read} == process[{index}]", f"{what} changed {setting.name}")
+    _check_settings(trial, what)
     trial.require(f"enabled is {grad == 'enable_grad'}", f"{what} switched the gradient mode")
     trial.require(
         f"{_FLAGS} == flags",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import torch
 
@@ -350,10 +351,11 @@ def autocast(trial: LawTrial, case: Case) -> None:
     for training in (True, False):
         set_mode(trial, twin, training=training)
         _check_autocast(trial, twin, "bfloat16")
-    trial.run("layer.requires_grad_(False)")
-    for dtype in HALF:
-        _check_autocast(trial, twin, dtype)
-        _check_autocast(trial, twin, dtype, grad=False)
+    for dtype, grad in product(HALF, (True, False)):
+        frozen = trial.for_case(trial.case)
+        twin = build_in_mode(frozen, training=False)
+        frozen.run("layer.requires_grad_(False)")
+        _check_autocast(frozen, twin, dtype, grad=grad)
 
 
 def _check_autocast(trial: LawTrial, twin: ReferenceTwin, dtype: str, *, grad: bool = True) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -112,3 +114,10 @@ class LetsCudnnTune(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         torch.backends.cudnn.benchmark = True
         return super().forward(x)
+
+
+@breaks("no_side_effects")
+class TunesCudnnWhenMade(nn.BatchNorm2d):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        torch.backends.cudnn.benchmark = True
