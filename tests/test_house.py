@@ -27,22 +27,19 @@ def stem(file: Path) -> str:
     return "_".join(re.sub(r"(ing|ed|es|s|e)$", "", word) for word in words)
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=name)
-def test_a_folder_holds_at_most_14_python_files(folder: Path) -> None:
-    count = len(list(folder.glob("*.py")))
-    assert count <= 14
+def test_a_folder_holds_at_most_14_python_files() -> None:
+    counts = {name(folder): len(list(folder.glob("*.py"))) for folder in FOLDERS}
+    assert {folder: count for folder, count in counts.items() if count > 14} == {}
 
 
-@pytest.mark.parametrize("file", FILES, ids=name)
-def test_a_file_has_at_most_400_lines(file: Path) -> None:
-    count = file.read_text(encoding="utf-8").count("\n")
-    assert count <= 400
+def test_a_file_has_at_most_400_lines() -> None:
+    counts = {name(file): file.read_text(encoding="utf-8").count("\n") for file in FILES}
+    assert {file: count for file, count in counts.items() if count > 400} == {}
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=name)
-def test_no_two_files_of_a_folder_are_forms_of_one_word(folder: Path) -> None:
-    stems = Counter(map(stem, folder.glob("*.py")))
-    assert [word for word, count in stems.items() if count > 1] == []
+def test_no_two_files_of_a_folder_are_forms_of_one_word() -> None:
+    stems = Counter((file.parent, stem(file)) for file in FILES)
+    assert [name(folder / word) for (folder, word), count in stems.items() if count > 1] == []
 
 
 @pytest.mark.parametrize(
