@@ -256,6 +256,12 @@ GHOST = (
         verdict="undocumented",
         why="an empty batch is split into 0 chunks: RuntimeError, in training and in eval.",
     ),
+    Judgement(
+        laws="autocast",
+        verdict="torch's own",
+        why="it joins the chunks by torch.cat, which raises RuntimeError for bfloat16 under "
+        "autocast to float16 on the CPU.",
+    ),
 )
 LIGHTLY_SPLIT = (
     Judgement(
