@@ -82,9 +82,10 @@ def ignore_verdicts() -> Iterator[None]:
 
 
 def add_verdict(verdict: Verdict) -> None:
-    """Add the verdict of a guard that has ended."""
+    """Add the verdict of a guard that has ended; equal ones in a row take the memory of one."""
     if verdicts is not None:
-        verdicts.append(verdict)
+        last = verdicts[-1] if verdicts else None
+        verdicts.append(last if last is not None and last == verdict else verdict)
 
 
 def take_verdicts() -> list[Verdict]:

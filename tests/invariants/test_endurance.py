@@ -72,6 +72,7 @@ def test_a_guard_around_many_steps_holds_what_one_around_one_does(
                 trainer.step()
             return living()
 
+    around(1)  # its verdict is handed out when the test ends
     few = around(2)
     assert not around(50) - few
 

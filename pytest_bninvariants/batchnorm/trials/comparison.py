@@ -35,11 +35,11 @@ class ComparisonTally:
     unjudged: float = 0
     worst: float | None = None
 
-    def add_comparison(self, comparison: TensorComparison) -> None:
-        """Count a comparison; if the run is reported, measure its errors, too."""
+    def add_comparison(self, comparison: TensorComparison, law: str) -> None:
+        """Count a law's comparison; if the run is reported, measure its errors, too."""
         ill_posed = comparison.unbounded_share()
         if math.isnan(ill_posed):
-            raise GateError("a bound is NaN, so nothing was compared")
+            raise GateError(f"{law}: a bound is NaN, so nothing was compared")
         self.ill_posed += ill_posed
         self.posed += 1 - ill_posed
         if run_config.current.is_reported:

@@ -178,7 +178,7 @@ class LawTrial:
             self.fail(news, f"{expression}.shape == {shape}")
         comparison = TensorComparison.from_tensors(got, expected, axis)
         if got.numel():
-            self.tally.add_comparison(comparison)
+            self.tally.add_comparison(comparison, self.law)
         wrong = comparison.wrong()
         if bool(wrong.any()):
             self._fail_far_off(expression, comparison, wrong)

@@ -232,7 +232,7 @@ class RankTrial:
             self.fail_on(rank, f"{expression} {news} on rank {rank}", check)
         comparison = TensorComparison.from_tensors(got, bounded, axis)
         if got.numel():
-            self.tally.add_comparison(comparison)
+            self.tally.add_comparison(comparison, self.law)
         return comparison
 
     def _fail_far_off(

@@ -103,6 +103,7 @@ def add_to_report(item: pytest.Item, report: pytest.TestReport, failed: Iterable
             if verdicts:
                 data = [{"verdict": each.to_dict(), "ranks": []} for each in verdicts]
                 setattr(report, name, data)
+        del item.stash[_LOG]  # the session keeps its items to the end
 
 
 def join_verdicts(by_rank: Iterable[tuple[int, list[RankedVerdict]]]) -> list[RankedVerdict]:

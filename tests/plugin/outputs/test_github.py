@@ -162,7 +162,7 @@ def test_what_the_audit_finds_is_shown_too(
     )
     leak, stuck = commands(session)
     assert leak[:3] == (level, f"{sessions.folder.name}/nets.py", TRAIN_LINE)
-    assert leak[3] == "1 of 1 frozen BN layer moved: bn1 (mode-flip)"
+    assert leak[3] == "1 of 1 frozen BN layer changed: bn1 (mode-flip)"
     assert stuck[0] == "notice"
     assert stuck[3] == "2 of 2 BN layers trained in eval: bn1, bn2 (stuck-in-eval)"
     assert "2 tests audited" in summary.read_text()
