@@ -224,7 +224,7 @@ def test_no_rank_outlives_the_session(tmp_path: Path, number: signal.Signals) ->
         while len(pids.read_text().split()) < 2 and time.monotonic() < limit:
             time.sleep(0.1)
         session.send_signal(number)
-        code = session.wait(120)
+        code = session.wait(60)
     finally:
         session.kill()
     found = [int(pid) for pid in pids.read_text().split()]

@@ -42,10 +42,11 @@ def torchrun(folder: Path, source: str, *args: str) -> subprocess.CompletedProce
 
 def outcomes(folder: Path, file: str) -> dict[str, str]:
     """Return each test's outcome in a report."""
-    return {
-        case.attrib["name"]: case[0].tag if len(case) else "passed"
-        for case in ElementTree.parse(folder / file).iterfind(".//testcase")
-    }
+    found = {}
+    for case in ElementTree.parse(folder / file).iterfind(".//testcase"):
+        said = [child.tag for child in case if child.tag != "properties"]
+        found[case.attrib["name"]] = said[0] if said else "passed"
+    return found
 
 
 def test_ranks_that_pass_leave_the_terminal_to_rank_0(tmp_path: Path) -> None:
