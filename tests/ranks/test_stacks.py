@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import faulthandler
-import threading
+import subprocess
+import sys
 from pathlib import Path
 
 from pytest_bninvariants.frames import PACKAGE
@@ -56,18 +56,32 @@ def test_pytests_own_frames_are_left_out_of_the_stack_that_is_shown() -> None:
     assert shown[-1].endswith("in all_reduce")
 
 
+SCRIPT = """\
+import faulthandler, sys, threading
+
+def wait():
+    started.set()
+    ended.wait()
+
+def here():
+    faulthandler.dump_traceback(sys.stdout, all_threads=True)
+
+started, ended = threading.Event(), threading.Event()
+waiting = threading.Thread(target=wait)
+waiting.start()
+started.wait()
+here()
+ended.set()
+"""
+
+
 def test_what_this_python_writes_can_be_read(tmp_path: Path) -> None:
-    started, ended = threading.Event(), threading.Event()
-    waiting = threading.Thread(target=lambda: (started.set(), ended.wait()))
-    waiting.start()
-    started.wait()
-    file = tmp_path / "stack"
-    with file.open("w") as stream:
-        faulthandler.dump_traceback(stream, all_threads=True)
-    ended.set()
-    waiting.join()
-    here = test_what_this_python_writes_can_be_read
-    frames = main_stack(file.read_text())
-    assert frames[0].file == __file__
-    assert frames[0].function == here.__name__
-    assert frames[0].line > here.__code__.co_firstlineno
+    # in a process of its own: of more than a hundred threads, faulthandler leaves out the first
+    file = tmp_path / "script.py"
+    file.write_text(SCRIPT)
+    run = subprocess.run([sys.executable, file], capture_output=True, text=True, check=True)
+    assert "in wait" in run.stdout
+    assert main_stack(run.stdout) == [
+        StackFrame(str(file), 8, "here"),
+        StackFrame(str(file), 14, "<module>"),
+    ]
