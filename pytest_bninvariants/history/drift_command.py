@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace, output: IO[str]) -> int:
     for line in table_lines(history):
         print(line, file=output)
     if arguments.csv is not None:
-        _write(arguments.csv, "".join(_csv_lines(history)))
+        _write(arguments.csv, _csv_text(history))
     if arguments.html is not None:
         title = f"Running statistics over {len(history.samples)} checkpoints"
         _write(arguments.html, document(title, history_section(history)))
@@ -124,9 +125,9 @@ def _row(layer: LayerHistory, samples: Sequence[str]) -> tuple[str, ...]:
     return (name, f"{sum(drifts):.3g}", f"{drifts[most]:.3g}", between, *values)
 
 
-def _csv_lines(history: DriftHistory) -> Iterator[str]:
-    lines: list[str] = []
-    writer = csv.writer(_Lines(lines))
+def _csv_text(history: DriftHistory) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
     writer.writerow(_COLUMNS)
     for layer in history.layers:
         drifts = [None, *(drift or 0.0 for drift in layer.drifts)]
@@ -135,18 +136,7 @@ def _csv_lines(history: DriftHistory) -> Iterator[str]:
         ]
         for label, drift, *values in zip(history.samples, drifts, *columns, strict=True):
             writer.writerow((label, layer.name, drift, *values))
-    yield from lines
-
-
-class _Lines:
-    """A file that keeps its lines."""
-
-    def __init__(self, lines: list[str]) -> None:
-        self._lines = lines
-
-    def write(self, line: str) -> int:
-        self._lines.append(line)
-        return len(line)
+    return text.getvalue()
 
 
 def _write(file: Path, text: str) -> None:

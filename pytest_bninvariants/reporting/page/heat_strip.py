@@ -6,11 +6,10 @@ from itertools import groupby
 
 from pytest_bninvariants.drift_history import DriftHistory, LayerHistory
 from pytest_bninvariants.reporting.page.markup import Markup, element, joined
-from pytest_bninvariants.reporting.page.scales import drift_level, level_labels, short
+from pytest_bninvariants.reporting.page.scales import drift_level, end_of, level_labels, short
 
 MOST_COLUMNS = 256
 _ROW, _LABELS, _WIDTH, _TOP, _BOTTOM = 14, 220, 720, 6, 34
-_LETTERS = 34
 
 
 def heat_strip(history: DriftHistory) -> Markup:
@@ -37,7 +36,7 @@ def heat_strip(history: DriftHistory) -> Markup:
 
 def _row(layer: LayerHistory, top: float, width: float, history: DriftHistory) -> Markup:
     name = layer.name or "the model"
-    shown = name if len(name) <= _LETTERS else "…" + name[-_LETTERS:]
+    shown = end_of(name)
     label = element(
         "text", element("title", name), shown, x=_LABELS - 6, y=top + _ROW - 4, text_anchor="end"
     )

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pytest_bninvariants.diagnosis.wording import counted
 from pytest_bninvariants.drift_history import DriftHistory, Lane
 from pytest_bninvariants.reporting.page.markup import Markup, element, joined, number
+from pytest_bninvariants.reporting.page.scales import end_of
 
 _ROW, _LABELS, _WIDTH, _TOP = 16, 220, 720, 4
-_LETTERS = 34
 
 
 def lanes(history: DriftHistory) -> Markup:
@@ -32,7 +32,7 @@ def lanes(history: DriftHistory) -> Markup:
 
 def _lane(lane: Lane, top: int, width: float) -> Markup:
     name = lane.name or "the model"
-    shown = name if len(name) <= _LETTERS else "…" + name[-_LETTERS:]
+    shown = end_of(name)
     said = f"{name}: {counted(len(lane.ticks), 'update')}, {len(lane.in_backward)} in backward"
     again = set(lane.in_backward)
     forward = [moment for moment in lane.ticks if moment not in again]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 LEVELS = 7
+_LETTERS = 34
 _LEAST, _MOST = (
     -6,
     1,
@@ -38,6 +39,11 @@ def finite_range(values: Iterable[float]) -> tuple[float, float]:
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     margin = abs(low) * 1e-3 or 1e-6
     return (low, high) if high > low else (low - margin, high + margin)
+
+
+def end_of(name: str) -> str:
+    """Return a name, or so much of its end as stands beside a row."""
+    return name if len(name) <= _LETTERS else "…" + name[-_LETTERS:]
 
 
 def short(value: float) -> str:
