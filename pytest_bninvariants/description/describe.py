@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 
 from torch import nn
 
@@ -13,7 +12,7 @@ from pytest_bninvariants.description.holdings import Holdings
 from pytest_bninvariants.description.next_step import next_step
 from pytest_bninvariants.diagnosis.wording import counted
 from pytest_bninvariants.errors import GateError
-from pytest_bninvariants.reporting.lines import printable, wrap
+from pytest_bninvariants.reporting.lines import escape_html, printable, wrap
 from pytest_bninvariants.reporting.tables import html_table, text_table
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.layers_to_train import layers_to_train
@@ -103,7 +102,7 @@ class ModelDescription:
     def _repr_html_(self) -> str:
         headings = (*_HEADINGS, "next step")
         rows = [(*layer.cells, layer.next_step) for layer in self.layers]
-        return f"<p>{escape(printable(self._headline))}</p>{html_table(headings, rows)}"
+        return f"<p>{escape_html(self._headline)}</p>{html_table(headings, rows)}"
 
 
 def describe(

@@ -52,13 +52,14 @@ class AuditTally:
             test: its id.
             found: plain data: how many BN layers `ran`, how many of these `layers` in training
                 mode, how many of those were `frozen`; the `findings`, each with its `rule`, whether
-                it `fails`, its `ids`, its `marker`, the class name of its `model` and its `causes`;
-                and the ids of the `expected` findings.
+                it `fails`, its `ids`, its `marker` and its `verdict`, as `Verdict.to_dict` returns
+                it; and the ids of the `expected` findings.
         """
         self._tests[test] = found
         for finding in found["findings"]:
-            rule, fails, model = finding["rule"], finding["fails"], finding["model"]
-            for plain in finding["causes"]:
+            rule, fails, verdict = finding["rule"], finding["fails"], finding["verdict"]
+            model = verdict["model"]
+            for plain in verdict["causes"]:
                 cause = cause_from_data(plain)
                 key = (rule, model, cause.name, cause.layers, cause.place)
                 group = FindingGroup(rule, fails, model, finding["marker"], cause)

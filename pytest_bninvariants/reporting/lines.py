@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import textwrap
 
@@ -38,6 +39,11 @@ def printable(text: str) -> str:
     That is control characters, and halves of surrogate pairs, which no encoding can write.
     """
     return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def escape_html(text: str) -> str:
+    """Return a text that HTML shows as it is, in an element or in an attribute."""
+    return html.escape(printable(text))
 
 
 def labelled(label: str, text: str) -> list[str]:

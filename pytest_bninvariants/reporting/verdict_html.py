@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Iterator
 
-from pytest_bninvariants.reporting.lines import INDENT, printable
+from pytest_bninvariants.reporting.lines import INDENT, escape_html
 from pytest_bninvariants.reporting.trace_text import write_lines
 from pytest_bninvariants.reporting.verdict_text import (
     deed,
@@ -23,25 +22,20 @@ _LEFT = 'style="text-align: left"'
 def as_html(verdict: Verdict) -> str:
     """Return a verdict as one `div`."""
     if verdict.holds:
-        return f"<div><pre>{escape(text_of(verdict))}</pre></div>"
+        return f"<div><pre>{escape_html(text_of(verdict))}</pre></div>"
     headline = text_of(verdict).partition("\n")[0]
     rows = (f"<tr>{_cells('td', row)}</tr>" for row in table_rows(verdict))
     remarks = (f"<tr>{_cells('td', remark)}</tr>" for remark in _remarks(verdict))
     return (
-        f"<div><p><strong>{escape(headline)}</strong></p>"
-        f"<p>{escape(subject(verdict) + tensor_count(verdict))}</p>"
+        f"<div><p><strong>{escape_html(headline)}</strong></p>"
+        f"<p>{escape_html(subject(verdict) + tensor_count(verdict))}</p>"
         f"<table><tr>{_cells('th', (verdict.column, 'change'))}</tr>{''.join(rows)}</table>"
         f"<table>{''.join(remarks)}</table></div>"
     )
 
 
-def escape(text: str) -> str:
-    """Return a text that HTML shows as it is, in an element or in an attribute."""
-    return html.escape(printable(text))
-
-
 def _cells(tag: str, texts: Iterable[str]) -> str:
-    return "".join(f"<{tag} {_LEFT}>{escape(text)}</{tag}>" for text in texts)
+    return "".join(f"<{tag} {_LEFT}>{escape_html(text)}</{tag}>" for text in texts)
 
 
 def _remarks(verdict: Verdict) -> Iterator[tuple[str, str]]:

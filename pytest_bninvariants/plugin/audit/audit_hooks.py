@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +181,5 @@ def _as_data(found: RuleVerdict, rules: RuleChoice) -> dict[str, Any]:
         "fails": found.rule in rules.failing,
         "ids": list(found.ids),
         "marker": found.marker,
-        "model": found.verdict.model,
-        "causes": [asdict(cause) for cause in found.verdict.causes],
         "verdict": found.verdict.to_dict(),
     }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from html import escape
-
-from pytest_bninvariants.reporting.lines import printable
+from pytest_bninvariants.reporting.lines import escape_html
 
 
 class Markup(str):
@@ -29,9 +27,7 @@ def element(tag: str, *children: str, **attributes: object) -> Markup:
 
 def markup_of(child: str) -> str:
     """Return a child as markup: text is escaped, and its control characters are shown."""
-    if isinstance(child, Markup):
-        return child
-    return escape(printable(child.encode("utf-8", "backslashreplace").decode("utf-8")))
+    return child if isinstance(child, Markup) else escape_html(child)
 
 
 def joined(*children: str) -> Markup:
