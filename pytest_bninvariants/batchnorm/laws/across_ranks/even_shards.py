@@ -11,6 +11,7 @@ from pytest_bninvariants.batchnorm.laws.across_ranks.steps import (
     GRADIENTS,
     STATISTICS,
     build_in_training,
+    check_output_and_input_gradient,
     check_step,
     run_forward,
 )
@@ -107,11 +108,7 @@ def synced_bias_gradient(trial: RankTrial, case: Case) -> None:
 @rank_law(("float32",), share=0.1, affine=False)
 def synced_affine_off(trial: RankTrial, case: Case) -> None:
     """With affine=False output and the input's gradient are the same without weight and bias."""
-    expected = run_forward(trial, build_in_training(trial), grad=True)
-    grads = trial.run_backward()
-    trial.gather("y", "x.grad")
-    trial.check_close("y", expected.output, axis=1)
-    trial.check_close("x.grad", expected.gradients(grads, trial.shares)[0], axis=1)
+    check_output_and_input_gradient(trial, build_in_training(trial))
 
 
 @rank_law(shaped=alike, most_kappa=1e6)

@@ -30,6 +30,15 @@ def run_forward(
     return twin.expect_shards(shards)
 
 
+def check_output_and_input_gradient(trial: RankTrial, twin: WholeBatchTwin) -> None:
+    """Run a step in training, and check what a layer without parameters or statistics has of it."""
+    expected = run_forward(trial, twin, grad=True)
+    grads = trial.run_backward()
+    trial.gather("y", "x.grad")
+    trial.check_close("y", expected.output, axis=1)
+    trial.check_close("x.grad", expected.gradients(grads, trial.shares)[0], axis=1)
+
+
 def check_step(trial: RankTrial, twin: WholeBatchTwin) -> None:
     """Run a step in training, and check output, running statistics and gradients."""
     expected = run_forward(trial, twin, grad=True)

@@ -8,6 +8,7 @@ from pytest_bninvariants.batchnorm.cases import CONTIGUOUS, Case
 from pytest_bninvariants.batchnorm.laws.across_ranks.steps import (
     STATISTICS,
     build_in_training,
+    check_output_and_input_gradient,
     check_step,
     run_forward,
 )
@@ -31,11 +32,7 @@ def synced_large_shards(trial: RankTrial, case: Case) -> None:
 @rank_law(("float32",), share=0.1, tracking=False)
 def synced_tracking_off(trial: RankTrial, case: Case) -> None:
     """With track_running_stats=False training synchronises all the same."""
-    expected = run_forward(trial, build_in_training(trial), grad=True)
-    grads = trial.run_backward()
-    trial.gather("y", "x.grad")
-    trial.check_close("y", expected.output, axis=1)
-    trial.check_close("x.grad", expected.gradients(grads, trial.shares)[0], axis=1)
+    check_output_and_input_gradient(trial, build_in_training(trial))
 
 
 @rank_law(("float32",), share=0.1)
