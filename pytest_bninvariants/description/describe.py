@@ -12,7 +12,7 @@ from pytest_bninvariants.description.holdings import Holdings
 from pytest_bninvariants.description.next_step import next_step
 from pytest_bninvariants.diagnosis.wording import counted
 from pytest_bninvariants.errors import GateError
-from pytest_bninvariants.reporting.lines import escape_html, printable, wrap
+from pytest_bninvariants.reporting.lines import escape_html, one_line, wrap
 from pytest_bninvariants.reporting.tables import html_table, text_table
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.layers_to_train import layers_to_train
@@ -89,7 +89,7 @@ class ModelDescription:
     @property
     def _headline(self) -> str:
         noun = "BN layer" if self.bn_only else "layer"
-        return f"{self.model}: {counted(len(self.layers), noun)}"
+        return one_line(f"{self.model}: {counted(len(self.layers), noun)}")
 
     def __str__(self) -> str:
         lines = [self._headline]
@@ -97,7 +97,7 @@ class ModelDescription:
             title = f"{counted(len(layers), 'layer')}: {step}"
             lines += ["", *wrap(title, first="", rest="  ")]
             lines += text_table(_HEADINGS, [layer.cells for layer in layers])
-        return printable("\n".join(lines))
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         headings = (*_HEADINGS, "next step")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import html
-import re
 import textwrap
 
 from pytest_bninvariants.frames import relative_path
 from pytest_bninvariants.verdict import Place
 
 WIDTH = 76  # pytest puts "E   " before each line
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 INDENT = " " * 5
 """What stands before a line without a label; as wide as a label, such as `why  `."""
 
@@ -24,7 +22,7 @@ def wrap(text: str, *, first: str, rest: str) -> list[str]:
         rest: the start of the other lines.
     """
     return textwrap.wrap(
-        text,
+        one_line(text),
         WIDTH,
         initial_indent=first,
         subsequent_indent=rest,
@@ -33,12 +31,21 @@ def wrap(text: str, *, first: str, rest: str) -> list[str]:
     )
 
 
-def printable(text: str) -> str:
-    """Return a text with what cannot be printed escaped, since a name may contain anything.
+def one_line(text: str) -> str:
+    """Return a text with what cannot be printed escaped: a name may contain anything.
 
-    That is control characters, and halves of surrogate pairs, which no encoding can write.
+    `repr` escapes the same: line breaks and other control characters, marks that reverse the
+    direction of what follows, and halves of surrogate pairs, which no encoding can write.
     """
-    return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def printable(text: str) -> str:
+    """Return a text of several lines with what cannot be printed escaped, but for tabs."""
+    lines = ("\t".join(map(one_line, line.split("\t"))) for line in text.split("\n"))
+    return "\n".join(lines)
 
 
 def escape_html(text: str) -> str:

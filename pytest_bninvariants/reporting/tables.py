@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_bninvariants.reporting.lines import escape_html, printable
+from pytest_bninvariants.reporting.lines import escape_html, one_line
 
 _WIDEST_NAME = 36
 
@@ -16,7 +16,7 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
         headings: the columns' headings.
         rows: a cell for each column.
     """
-    cells = [[printable(cell) for cell in row] for row in (headings, *rows)]
+    cells = [[one_line(cell) for cell in row] for row in (headings, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     widths[0] = min(widths[0], _WIDEST_NAME)
     lines = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_bninvariants.diagnosis.wording import first_few
-from pytest_bninvariants.reporting.lines import count_hidden, describe_place, labelled, printable
+from pytest_bninvariants.reporting.lines import count_hidden, describe_place, labelled, one_line
 from pytest_bninvariants.verdict import Change, Place, Verdict, Write
 
 _NAMED = 3
@@ -77,9 +77,9 @@ def compare_runs(
     lines = []
     for verdict in first:
         again = [each for each in second if _same_guard(each, verdict)][-1:]
-        lines += [f"{verdict.guard}:"] if len(first) > 1 else []
+        lines += [f"{one_line(verdict.guard)}:"] if len(first) > 1 else []
         lines += _compare_verdict(verdict, again[0] if again else None, verbose=verbose)
-    return printable("\n".join(lines))
+    return "\n".join(lines)
 
 
 def _compare_verdict(first: Verdict, second: Verdict | None, *, verbose: bool) -> list[str]:

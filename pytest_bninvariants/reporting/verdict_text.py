@@ -7,7 +7,7 @@ from math import inf
 from operator import itemgetter
 
 from pytest_bninvariants.diagnosis.wording import counted, first_few
-from pytest_bninvariants.reporting.lines import describe_place, labelled, printable, wrap
+from pytest_bninvariants.reporting.lines import describe_place, labelled, one_line, wrap
 from pytest_bninvariants.reporting.trace_text import write_lines
 from pytest_bninvariants.verdict import Cause, Change, Hazard, Place, Verdict
 
@@ -27,7 +27,7 @@ def headline(verdict: Verdict) -> str:
     layers = verdict.changed_layers
     named = first_few([name or "the model" for name in layers], _NAMED_LAYERS)
     causes = ", ".join(dict.fromkeys(cause.name for cause in verdict.causes))
-    return f"{_extent(verdict)}: {named}" + (f" ({causes})" if causes else "")
+    return one_line(f"{_extent(verdict)}: {named}" + (f" ({causes})" if causes else ""))
 
 
 def _extent(verdict: Verdict) -> str:
@@ -51,7 +51,7 @@ def render(verdicts: Sequence[Verdict], *, verbose: bool = False) -> str:
     sections = [first_line(verdicts), _body(verdicts[0], verbose=verbose)]
     for verdict in verdicts[1:]:
         sections += [f"and {_named_headline(verdict)}", _body(verdict, verbose=verbose)]
-    return printable("\n\n".join(sections))
+    return "\n\n".join(sections)
 
 
 def text_of(verdict: Verdict) -> str:
@@ -61,17 +61,17 @@ def text_of(verdict: Verdict) -> str:
     watched = [counted(verdict.layers, verdict.noun)]
     watched += [] if verdict.tensors is None else [counted(verdict.tensors, "tensor")]
     lines = wrap(f"{subject(verdict)} holds: {' and '.join(watched)}", first="", rest="  ")
-    return printable("\n".join([*lines, *_remarks(verdict)]))
+    return "\n".join([*lines, *_remarks(verdict)])
 
 
 def first_line(verdicts: Sequence[Verdict]) -> str:
     """Return the first line of broken verdicts' text."""
     verdict = verdicts[0]
-    return printable(headline(verdict) if len(verdicts) == 1 else _named_headline(verdict))
+    return headline(verdict) if len(verdicts) == 1 else _named_headline(verdict)
 
 
 def _named_headline(verdict: Verdict) -> str:
-    return f"{verdict.guard}: {headline(verdict)}"
+    return f"{one_line(verdict.guard)}: {headline(verdict)}"
 
 
 def _body(verdict: Verdict, *, verbose: bool) -> str:
@@ -117,12 +117,12 @@ def table_rows(verdict: Verdict, *, verbose: bool = False) -> list[tuple[str, st
     """Return the names of what changed, each with how; similar changes of many are one row."""
     changes = verdict.changes
     if verbose or len(changes) <= _UNFOLDED_ROWS:
-        return [(change.name or "the model", _with_drift(change)) for change in changes]
+        return [(one_line(change.name) or "the model", _with_drift(change)) for change in changes]
     foldings = (_fold(changes, depth) for depth in (2, 1, 0))
     rows = next((fold for fold in foldings if len(fold) <= _FOLDED_ROWS), _fold(changes, 0))
     drifts = [(each.drift, each.layer) for each in changes if each.drift is not None]
     largest, layer = max(drifts, default=(0.0, ""), key=itemgetter(0))
-    return [*rows, (layer, f"{_in_nats(largest)}, the largest")] if drifts else rows
+    return [*rows, (one_line(layer), f"{_in_nats(largest)}, the largest")] if drifts else rows
 
 
 def _table(verdict: Verdict, *, verbose: bool) -> list[str]:
@@ -148,7 +148,7 @@ def _fold(changes: Iterable[Change], depth: int) -> list[tuple[str, str]]:
     rows = []
     for (module, *_), group in groups.items():
         like = f" and {len(group) - 1} like it" + (f" in {module}" if module else "")
-        rows.append((group[0].name + (like if len(group) > 1 else ""), group[0].text))
+        rows.append((one_line(group[0].name + (like if len(group) > 1 else "")), group[0].text))
     return rows
 
 
@@ -175,7 +175,7 @@ def deed(cause: Cause, place: Place) -> str:
 
 def hazards_in_a_line(hazards: Iterable[Hazard]) -> str:
     """Return hazards as the end of a sentence."""
-    return printable("; ".join(hazard_texts(hazards)))
+    return one_line("; ".join(hazard_texts(hazards)))
 
 
 def hazard_texts(hazards: Iterable[Hazard]) -> list[str]:
