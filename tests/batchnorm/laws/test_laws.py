@@ -166,6 +166,17 @@ def test_a_setting_that_a_layer_has_changed_before_is_named() -> None:
         assert "a call changed torch.backends.cudnn.benchmark" in str(found)
 
 
+def test_the_call_that_puts_another_tensor_in_place_is_named() -> None:
+    class Rebinds(nn.BatchNorm2d):
+        def reset_running_stats(self) -> None:
+            super().reset_running_stats()
+            if self.track_running_stats:
+                self.running_var = self.running_var.clone()
+
+    told = str(find("reset", Rebinds, examples=1))
+    assert "reset_running_stats() put another tensor in running_var's place" in told
+
+
 def test_the_depth_of_volumes_is_swept() -> None:
     class ForgetsTheLastSlice(Composed):
         def mean(self, values: Tensor, dims: list[int]) -> Tensor:

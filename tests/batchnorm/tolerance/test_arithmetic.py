@@ -17,6 +17,7 @@ from pytest_bninvariants.batchnorm.arithmetic import (
 )
 from pytest_bninvariants.batchnorm.expectation import BoundedValue, ReferenceTwin
 from pytest_bninvariants.batchnorm.reference import ReferenceBatchNorm
+from pytest_bninvariants.batchnorm.tolerance import running_bound
 from tests.batchnorm.tolerance.layers import BF16, F16, F32, F64, PRECISIONS
 
 
@@ -126,3 +127,15 @@ def test_depths_grow_with_the_number_of_values() -> None:
     assert cascade == sorted(cascade)
     assert all(depth <= n for depth, n in zip(cascade, sizes, strict=True))
     assert cascade[-1] == 4 * 128 + 32
+
+
+@pytest.mark.parametrize(("roundings", "within"), [(5, True), (6, False)])
+def test_a_batch_may_round_five_times_on_its_way_into_a_running_statistic(
+    roundings: int, within: bool
+) -> None:
+    zero, batch = torch.zeros(1, dtype=F64), torch.full((1,), 3.0, dtype=F64)
+    bound = running_bound(
+        zero, zero, batch / 8, batch, zero, 1 / 8, Arithmetic.for_dtypes(F32, F32)
+    )
+    off = batch / 8 * ((1 + UNIT[F32]) ** roundings - 1)
+    assert bool(off <= bound) == within

@@ -63,6 +63,17 @@ def test_the_bounds_hold_over_many_batches_of_one_layer(precision: str, make: Ma
             assert bound.isfinite().all() or (got is y and dtype is BF16)
 
 
+def test_a_batch_in_eval_leaves_the_bounds_of_the_statistics() -> None:
+    twin, x = twin_of(EASY), EASY.x
+    twin.expect(x)
+    before = twin.running_mean, twin.running_var
+    twin.reference.eval()
+    twin.expect(x)
+    for was, now in zip(before, (twin.running_mean, twin.running_var), strict=True):
+        assert was.bound.gt(0).all()
+        assert was.bound.equal(now.bound)
+
+
 def test_bounds_of_the_plain_case_are_within_a_hundred_roundings_of_its_dtype() -> None:
     for dtype, state in ((F64, F64), (F32, F32)):
         name = str(dtype).removeprefix("torch.")

@@ -80,6 +80,14 @@ class ResetsIntoNewTensors(nn.BatchNorm2d):
             self.running_var = self.running_var.clone()
 
 
+@breaks("reset")
+class ResetsIntoANewWeight(nn.BatchNorm2d):
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.affine:
+            self.weight = nn.Parameter(torch.ones_like(self.weight))
+
+
 @breaks("no_grad_updates")
 class GraphUnderNoGrad(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
