@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_bninvariants import frozen_bn
 from tests.instrumentation.recorder import outcome_of, recording
@@ -92,6 +94,25 @@ def test_a_forward_that_raises_is_told_apart() -> None:
     assert recorder.events("failed") == [layer]
 
 
+class RaisesAfterNormalising(TorchDispatchMode):
+    """Run out of memory once a batch is normalised."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if "batch_norm" in str(func):
+            raise RuntimeError("out of memory")
+        return result
+
+
+def test_a_forward_that_raises_after_it_normalised_has_normalised() -> None:
+    layer = nn.BatchNorm1d(2).train()
+    raises = pytest.raises(RuntimeError, match="out of memory")
+    with recording() as recorder, raises, RaisesAfterNormalising():
+        layer(torch.randn(4, 2))
+    assert recorder.events("batches") == [layer]
+    assert recorder.events("failed") == []
+
+
 def test_an_own_forward_in_training_mode_that_calls_nothing_of_torchs_is_told_apart() -> None:
     layer = calling(FALSE["nothing"])
     with recording() as recorder:
@@ -122,6 +143,25 @@ def test_a_bn_layer_inside_a_bn_layer_is_heard_as_itself() -> None:
             return F.batch_norm(self.inner(batch), self.running_mean, self.running_var)
 
     layer = Outer()
+    with recording() as recorder:
+        layer(torch.randn(4, 2))
+    assert recorder.events("batches") == [layer.inner]
+
+
+def test_a_call_with_a_copy_of_a_mean_is_the_innermost_layers() -> None:
+    class Outer(nn.BatchNorm1d):
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.inner = calling(
+                lambda m, x: F.batch_norm(
+                    x, m.running_mean.clone(), m.running_var.clone(), training=True
+                )
+            )
+
+        def forward(self, batch: Tensor) -> Tensor:
+            return F.batch_norm(self.inner(batch), self.running_mean, self.running_var)
+
+    layer = Outer().eval()
     with recording() as recorder:
         layer(torch.randn(4, 2))
     assert recorder.events("batches") == [layer.inner]
@@ -186,6 +226,33 @@ def test_nothing_is_wrapped_for_a_forward_of_torchs_own_unless_a_hook_may_flip_i
     assert during[0] is real
     assert during[1] is not real
     assert recorder.events("batches") == [layer]
+
+
+def test_a_global_hook_may_flip_the_mode_before_a_forward() -> None:
+    layer = nn.BatchNorm1d(2).eval()
+    hook = torch_module.register_module_forward_pre_hook(lambda module, _: module.train() and None)
+    try:
+        with recording() as recorder:
+            layer(torch.randn(4, 2))
+    finally:
+        hook.remove()
+    assert recorder.events("batches") == [layer]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_global_hook_that_flips_the_mode_after_a_forward_changes_nothing_of_it(
+    training: bool,
+) -> None:
+    layer = nn.BatchNorm1d(2).train(training)
+    hook = torch_module.register_module_forward_hook(
+        lambda module, _, output: module.train(not training) and None
+    )
+    try:
+        with recording() as recorder:
+            layer(torch.randn(4, 2))
+    finally:
+        hook.remove()
+    assert recorder.events("batches") == ([layer] if training else [])
 
 
 def test_threads_hear_each_of_their_own_layers() -> None:

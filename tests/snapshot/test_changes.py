@@ -12,6 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, Verdict, frozen
+from pytest_bninvariants.selection.tensor_table import WatchedTensor
+from pytest_bninvariants.snapshot.changes import is_unchanged
+from pytest_bninvariants.snapshot.snapshot import take_snapshot
+from pytest_bninvariants.torch_internals.isolation import undisturbed
 from tests.snapshot.holding import Holder, quantized, replaced_by, told
 from tests.watching import watched
 
@@ -168,3 +172,26 @@ def test_a_users_default_device_does_not_blind_the_guard(device: str) -> None:
     q = quantized()
     with torch.device(device):
         assert told(q, lambda _: None) is None
+
+
+SYMMETRIC = torch.tensor([[1.0, 2.0], [2.0, 0.0]])
+"""Its rows and columns have the same bytes, compressed or not."""
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "unchanged"),
+    [
+        (torch.zeros(4), torch.zeros(4), True),
+        (torch.zeros(4), torch.zeros(2, 2), False),
+        (torch.zeros(4), torch.zeros(4, dtype=torch.int32), False),
+        (torch.zeros(4), -torch.zeros(4), False),
+        (SYMMETRIC.to_sparse_csr(), SYMMETRIC.to_sparse_csr(), True),
+        (SYMMETRIC.to_sparse_csr(), SYMMETRIC.to_sparse_csc(), False),
+    ],
+)
+def test_a_tensor_is_unchanged_in_its_bytes_dtype_shape_and_layout(
+    one: Tensor, other: Tensor, unchanged: bool
+) -> None:
+    with undisturbed():
+        kept = take_snapshot({"x": WatchedTensor("x", "", "buffer", one)})["x"]
+        assert is_unchanged(kept, other) == unchanged

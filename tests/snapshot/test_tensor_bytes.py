@@ -14,6 +14,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
 from pytest_bninvariants.snapshot import tensor_bytes
+from pytest_bninvariants.snapshot.buckets import fit_in_buckets
 from pytest_bninvariants.snapshot.changes import changes_since
 from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from tests.snapshot.holding import Holder, of_bytes, quantized, replaced_by, told
@@ -348,3 +349,18 @@ def test_a_tensor_without_values_is_not_readable_nor_dense() -> None:
         assert tensor_bytes.dense_values(tensor) is None
     with pytest.raises(tensor_bytes.UnreadableTensor, match="meta device"):
         tensor_bytes.values_of(torch.ones(2, device="meta"))
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("share", [0, 1, 3])
+@pytest.mark.parametrize("view", [Tensor.clone, Tensor.t, lambda tensor: tensor[1:]])
+def test_one_tensor_among_others_whose_memory_is_freed_is_seen_before_it_is_read(
+    view: Callable[[Tensor], Tensor], share: int, place: int
+) -> None:
+    tensors = [view(torch.ones(4, 4)) for _ in range(3)]
+    assert tensor_bytes.are_backed(tensors)
+    assert fit_in_buckets(tensors)
+    storage = tensors[place].untyped_storage()
+    storage.resize_(storage.nbytes() * share // 4)
+    assert not tensor_bytes.are_backed(tensors)
+    assert not fit_in_buckets(tensors)

@@ -85,6 +85,20 @@ def test_a_trainable_parameter_that_no_optimizer_holds(net: Any, batch: Tensor) 
     )
 
 
+def test_a_watched_parameter_need_not_be_in_an_optimizer_though_it_is_trainable(
+    net: Any,
+) -> None:
+    optimizer = torch.optim.SGD([*net.neck.parameters(), *net.head.parameters()], lr=0.1)
+
+    def step() -> None:
+        with torch.no_grad():
+            net.backbone(torch.ones(2, 2, 5))
+        net.head(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+
+    assert quiet(frozen, net, step, "backbone")
+
+
 def test_where_no_optimizer_of_the_model_steps_none_lacks_a_parameter(
     net: Any, batch: Tensor
 ) -> None:
@@ -103,6 +117,21 @@ def test_statistics_of_a_new_layer_beside_some_that_were_loaded(net: Any, batch:
     said = warned_of(frozen_bn, net, lambda: net(batch))
     assert "neck: ran with running_mean 0 and running_var 1" in said
     assert "backbone.bn" not in said
+
+
+def test_statistics_of_a_new_layer_before_some_that_were_loaded(net: Any, batch: Tensor) -> None:
+    net.requires_grad_(False).backbone.bn.reset_running_stats()
+    said = warned_of(frozen_bn, net, lambda: net(batch))
+    assert "backbone.bn: ran with running_mean 0 and running_var 1" in said
+    assert "neck" not in said
+
+
+def test_mean_0_and_variance_1_after_a_batch_are_not_those_of_a_new_layer(
+    net: Any, batch: Tensor
+) -> None:
+    net.requires_grad_(False).neck.reset_running_stats()
+    net.neck.num_batches_tracked += 1
+    assert quiet(frozen_bn, net, lambda: net(batch))
 
 
 def test_statistics_of_a_new_layer_whose_weight_was_loaded() -> None:
@@ -218,6 +247,49 @@ def test_a_failure_lists_hazards_and_does_not_warn(net: Any, batch: Tensor) -> N
         with pytest.raises(FrozenStateChanged) as caught, frozen_bn(net):
             net(batch)
     assert "also neck: running statistics are not finite" in str(caught.value)
+
+
+def replaced(net: Any, batch: Tensor) -> None:
+    net.neck.weight = nn.Parameter(net.neck.weight.detach() + 1)
+    net(batch)
+
+
+def stepped(net: Any, batch: Tensor) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net(batch).square().sum().backward()
+    optimizer.step()
+
+
+def swapped(net: Any, batch: Tensor) -> None:
+    net.neck = nn.InstanceNorm1d(3, affine=True, track_running_stats=True).eval()
+    net(batch)
+
+
+class OffScale(nn.BatchNorm1d):
+    """Its output does not tell what it normalised with; its own code moves its statistics."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.running_mean += 1
+        return x.mean(0, keepdim=True) + 0 * x
+
+
+def in_its_own_forward(net: Any, batch: Tensor) -> None:
+    net(batch)
+
+
+@pytest.mark.parametrize("step", [replaced, stepped, swapped, in_its_own_forward])
+def test_what_is_a_violation_is_no_hazard_too(
+    net: Any, batch: Tensor, step: Callable[[Any, Tensor], None]
+) -> None:
+    if step is in_its_own_forward:
+        net.neck = OffScale(3)
+    with pytest.raises(FrozenStateChanged) as caught, frozen(net):
+        step(net, batch)
+    verdict = caught.value.verdict
+    broken = {*verdict.changed_tensors, *verdict.changed_layers}
+    assert "neck.weight" in broken or "neck" in broken
+    assert broken.isdisjoint(hazard.name for hazard in verdict.hazards)
 
 
 def test_a_loop_of_guards_warns_once() -> None:

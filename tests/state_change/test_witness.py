@@ -138,6 +138,64 @@ def test_recomputation_is_counted_as_it_runs(net: Any, batch: Tensor) -> None:
     assert witness.layers.activity_of(net.backbone.bn).batches == 2
 
 
+def test_of_two_modules_under_one_name_the_first_that_ran_tells_what_was_done(
+    net: Any, batch: Tensor
+) -> None:
+    old, new, idle = net.neck.train(), nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    with watched(net) as witness:
+        net(batch)
+        net.neck = new
+        net(batch)
+        net(batch)
+    layers = witness.layers
+    assert layers.activity_under_name(old, new).batches == 1
+    assert layers.activity_under_name(old, idle).batches == 1
+    assert layers.activity_under_name(idle, new).batches == 2
+    assert layers.activity_under_name(None, new).batches == 2
+    assert layers.activity_under_name(old, None).batches == 1
+
+
+def test_the_first_of_two_copies_that_share_a_models_memory_is_named(
+    net: Any, batch: Tensor
+) -> None:
+    class First(nn.Module):
+        """It holds a layer of the model's memory."""
+
+    class Second(First):
+        """So does this."""
+
+    with watched(net) as witness:
+        for kind in (First, Second):
+            copy_ = kind()
+            copy_.mean = nn.Parameter(net.neck.running_mean, requires_grad=False)
+            copy_.forward = lambda: None
+            copy_()
+    run = witness.outside.run_of(net.neck.running_mean)
+    assert run is not None
+    assert run.name == "a First outside the model"
+
+
+def test_a_line_that_ran_a_layer_itself_is_not_replaced_by_one_that_ran_a_copy(
+    net: Any, batch: Tensor
+) -> None:
+    def itself() -> None:
+        net(batch)
+
+    def its_copy() -> None:
+        copy_(torch.ones(2, 3, 1))
+
+    copy_ = nn.BatchNorm1d(3)
+    copy_.running_mean = net.neck.running_mean
+    net.neck.train()
+    with watched(net) as witness:
+        itself()
+        its_copy()
+    activity = witness.layers.activity_of(net.neck)
+    assert activity.shared == ("running_mean",)
+    assert activity.ran_at is not None
+    assert activity.ran_at.function == "itself"
+
+
 RAN: dict[str, tuple[Callable[[Any, Tensor], object], bool]] = {
     "nothing": (lambda net, batch: None, False),
     "forward": (lambda net, batch: net(batch), True),

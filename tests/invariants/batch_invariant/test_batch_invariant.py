@@ -218,6 +218,29 @@ def test_a_users_tolerance_takes_the_place_of_bounds() -> None:
     assert "apart in float32" in failure_text(net, batch, atol=1e-5)
 
 
+class OffAlone(nn.Module):
+    """Give a sample alone another output: 1 and a 64th, where a batch has 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sign() * (1 + (len(x) == 1) / 64)
+
+
+@pytest.mark.parametrize("option", ["rtol", "atol"])
+def test_an_error_just_within_a_users_tolerance_holds_and_one_just_beyond_breaks(
+    option: str,
+) -> None:
+    batch = torch.tensor([[1.0], [-1.0], [2.0]])
+    assert batch_invariant(OffAlone(), batch, **{option: 1 / 63}).layers == 1
+    assert "apart in float32" in failure_text(OffAlone(), batch, **{option: 1 / 65})
+
+
+def test_what_a_float64_module_may_round_is_measured_by_its_run_in_float32() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), Mixing(1e-10)).double()
+    assert "apart in float64" in failure_text(net, torch.randn(8, 4).double())
+    net[1].size = 1e-18
+    assert batch_invariant(net, torch.randn(8, 4).double()).layers == 1
+
+
 def test_inputs_may_be_passed_by_position_or_by_name() -> None:
     class Two(nn.Module):
         def forward(self, x: Tensor, *, scale: Tensor | None = None) -> dict[str, Any]:

@@ -44,6 +44,16 @@ def test_a_tolerance_counts_in_every_dtype(dtype: torch.dtype) -> None:
     assert differ(one, other, Tolerance(rtol=0.5)) == []
 
 
+def test_a_tolerance_is_relative_to_what_was_there_before() -> None:
+    one, two = torch.tensor([1.0]), torch.tensor([2.0])
+    assert differ(one, two, Tolerance(rtol=0.9)) == ["out"]
+    assert differ(one, two, Tolerance(rtol=1.0)) == []
+    assert differ(two, one, Tolerance(rtol=0.4)) == ["out"]
+    assert differ(two, one, Tolerance(rtol=0.5)) == []
+    assert differ(two, one, Tolerance(rtol=0.25, atol=0.4)) == ["out"]
+    assert differ(two, one, Tolerance(rtol=0.25, atol=0.5)) == []
+
+
 def test_infinities_and_nan_are_within_a_tolerance_only_of_themselves() -> None:
     inf, nan = float("inf"), float("nan")
     allowed = Tolerance(atol=1.0)

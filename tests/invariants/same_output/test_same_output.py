@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants import InvariantBroken, same_output
+from pytest_bninvariants import GateError, InvariantBroken, same_output
 from tests.invariants.same_output.steps import message, train_forward
 
 
@@ -156,6 +156,19 @@ def test_modes_gradients_buffers_and_generators_are_left_as_they_were(
     assert torch.equal(net.head.weight.grad, torch.ones_like(net.head.weight))
     assert torch.equal(torch.get_rng_state(), generators[0])
     assert (random.getstate(), str(numpy.random.get_state())) == generators[1:]
+
+
+def test_memory_that_moved_is_a_step_though_nothing_else_was_seen() -> None:
+    model, images = nn.Conv2d(2, 3, 3), torch.randn(2, 2, 4, 4)
+
+    def step(layout: torch.memory_format) -> None:
+        with same_output(model, images, atol=1e-4) as guard:
+            model.to(memory_format=layout)
+        assert (guard.verdict.holds, guard.verdict.layers) == (True, 1)
+
+    step(torch.channels_last)
+    with pytest.raises(GateError, match="nothing ran inside same_output"):
+        step(torch.channels_last)
 
 
 def test_noise_below_rtol_is_none_and_noise_above_it_is() -> None:
