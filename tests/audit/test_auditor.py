@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import weakref
 from collections.abc import Callable
@@ -49,6 +50,41 @@ def test_a_layer_that_was_in_eval_is_said_to_have_been_flipped(batch: Tensor) ->
     (cause,) = said.verdicts[0].causes
     assert cause.name == "mode-flip"
     assert "was in eval, then put in training mode, and normalised 2 batches" in cause.why
+
+
+def test_the_call_before_the_first_batch_that_leaked_is_told_and_no_later_one(
+    batch: Tensor,
+) -> None:
+    model = frozen_backbone().eval()
+
+    def first() -> None:
+        model.train()
+
+    def second() -> None:
+        model.eval()
+        model.train()
+
+    with audited() as said:
+        for put_in_training in (first, second):
+            put_in_training()
+            model(batch)
+    (cause,) = said.verdicts[0].causes
+    assert cause.place is not None
+    assert cause.place.function == "first"
+
+
+def test_a_copy_of_a_layer_that_shares_its_statistics_has_no_leak_of_its_own(
+    batch: Tensor,
+) -> None:
+    model = frozen_backbone()
+    shallow, deep = copy.copy(model.backbone.bn), copy.deepcopy(model.backbone.bn)
+
+    def both(other: nn.Module) -> None:
+        model(batch)
+        other(torch.ones(4, 3, 5))
+
+    assert leaks_of(lambda: both(shallow)) == [("backbone.bn",)]
+    assert leaks_of(lambda: both(deep)) == [("backbone.bn",), ("",)]
 
 
 def test_the_users_line_is_told_where_nobody_called_train(batch: Tensor) -> None:

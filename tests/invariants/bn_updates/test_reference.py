@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -215,6 +216,23 @@ def test_statistics_that_a_half_dtype_rounds_away_are_a_hazard() -> None:
     model.float()
     with watching(bn_updates(model, times="forwards"), layers=1):
         model(values(0, (16, 2)))
+
+
+def test_statistics_that_have_arrived_at_those_of_the_batch_are_no_hazard() -> None:
+    halves, long = nn.BatchNorm1d(1, momentum=0.3).bfloat16(), nn.BatchNorm1d(3, momentum=0.5)
+    halves.running_mean.fill_(1.5)
+    halves.running_var.fill_(3.0)
+    few = torch.tensor([0.0, 3.0, 0.0, 3.0], dtype=torch.bfloat16).unsqueeze(1)
+    for _ in range(60):
+        long(values())
+    for model, batch in ((halves, few), (long, values())):
+        before = model.running_mean.clone(), model.running_var.clone()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", InvariantHazard)
+            with watching(bn_updates(model), layers=1):
+                model(batch)
+        assert model.running_mean.equal(before[0])
+        assert model.running_var.equal(before[1])
 
 
 def test_a_variance_of_one_pass_is_told_where_it_cancels() -> None:

@@ -61,6 +61,22 @@ def test_sams_second_forward_is_told_and_each_way_to_mend_it_holds() -> None:
         sam(model, keep, put_back)
 
 
+@pytest.mark.parametrize("momentum", [1.0, None, 0.1])
+def test_a_reset_matters_only_to_an_average_that_goes_on_from_it(momentum: float | None) -> None:
+    model = nn.BatchNorm1d(3, momentum=momentum)
+    model(values(1))
+
+    def step() -> None:
+        model.reset_running_stats()
+        model(values(2))
+
+    if momentum == 0.1:
+        assert causes(broken(model, step)) == ["reset"]
+        return
+    with watching(bn_updates(model), layers=1):
+        step()
+
+
 def test_an_overflow_under_grad_scaler_is_told_and_one_that_is_undone_is_a_hazard() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")

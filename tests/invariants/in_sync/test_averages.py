@@ -133,6 +133,22 @@ def test_an_average_whose_own_forward_moved_its_statistics_is_told_so(
     assert step().layers == 3
 
 
+def test_statistics_of_an_average_in_eval_that_something_else_moved_are_not_put_down_to_its_mode(
+    model: nn.Sequential,
+) -> None:
+    average = copy.deepcopy(model).eval()
+
+    def step() -> None:
+        with in_sync(model, average, decay=0.99, buffers="averaged"):
+            train(model)
+            average_all(average, model, 0.99)
+            average[1].running_mean += 1
+
+    told = failure_text(step)
+    assert told.startswith("1 of 3 layers not averaged with decay 0.99: 1 ")
+    assert "training-mode" not in told
+
+
 def test_an_average_in_float16_takes_copies_of_buffers_in_float16(model: nn.Sequential) -> None:
     average = copy.deepcopy(model).half()
     with in_sync(model, average, decay=0.5) as guard:

@@ -54,6 +54,20 @@ def test_a_step_that_bfloat16_rounds_away_is_not_called_skipped(kind: Callable[.
     assert list(causes(broken(net, guarded))) == ["rounded-away"]
 
 
+@pytest.mark.parametrize("rates", [(1e-12, 0.0), (0.0, 1e-12), (1e-15, 1e-12)])
+def test_of_several_steps_the_largest_learning_rate_counts(rates: tuple[float, float]) -> None:
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def guarded() -> None:
+        for optimizer.param_groups[0]["lr"] in rates:
+            step(net, optimizer)
+
+    verdict = broken(net, guarded)
+    assert list(causes(verdict)) == ["rounded-away"]
+    assert all("stepped with lr 1e-12" in change.text for change in verdict.changes)
+
+
 class FarLinear(nn.LazyLinear):
     """A layer with a bias that a small step does not reach."""
 

@@ -269,6 +269,17 @@ def test_a_step_of_what_shares_a_tensors_memory(model: Branches) -> None:
     assert "copy.deepcopy" in cause.fix
 
 
+def test_shared_memory_is_spoken_of_only_where_all_that_moved_shares_it(model: Branches) -> None:
+    other = Branches()
+    model.frozen.weight = nn.Parameter(other.frozen.weight.detach(), requires_grad=False)
+    optimizer = torch.optim.SGD([other.frozen.weight, model.frozen.bias], lr=0.1)
+    other.frozen.weight.grad = torch.ones(3, 3)
+    model.frozen.bias.grad = torch.ones(3)
+    cause = cause_of(model, optimizer.step)
+    assert (cause.name, cause.tensors) == ("gradient-step", ("frozen.weight", "frozen.bias"))
+    assert "same memory" not in cause.why
+
+
 def test_a_tensor_that_is_tied_to_what_trains_is_said_to_be() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

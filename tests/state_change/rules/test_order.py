@@ -35,6 +35,16 @@ def test_training_mode_from_the_start(net: Any, batch: Tensor) -> None:
     assert cause.place is None
 
 
+@pytest.mark.parametrize("trainable", [(), ("weight",), ("bias",), ("weight", "bias")])
+def test_requires_grad_is_spoken_of_only_where_all_parameters_of_a_layer_are_frozen(
+    net: Any, batch: Tensor, trainable: tuple[str, ...]
+) -> None:
+    for name, parameter in net.neck.train().named_parameters():
+        parameter.requires_grad_(name in trainable)
+    (cause,) = verdict_of(net, lambda: net(batch), "neck").causes
+    assert ("requires_grad=False does not stop" in cause.why) == (not trainable)
+
+
 def test_training_mode_that_a_train_call_insists_on(net: Any, batch: Tensor) -> None:
     net.train()
     verdict = verdict_of(net, lambda: net.train()(batch))

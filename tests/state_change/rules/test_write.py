@@ -56,6 +56,21 @@ def test_a_load_of_equal_values_is_not_blamed_for_what_comes_after(model: Branch
     assert the_cause(verdict_of(model, step)).name == "in-place"
 
 
+def test_the_first_load_that_changed_a_value_is_told_and_no_later_one(model: Branches) -> None:
+    def first() -> None:
+        model.load_state_dict(Branches().state_dict())
+
+    def second(state: dict[str, Tensor]) -> None:
+        model.load_state_dict(state)
+
+    def same() -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+    for later in (same, lambda: Branches().state_dict()):
+        cause = the_cause(verdict_of(model, lambda: (first(), second(later()))))  # noqa: B023
+        assert (cause.name, cause.place.function) == ("loaded", "first")
+
+
 def test_a_write_in_place_says_what_was_not_seen(model: Branches) -> None:
     def step() -> None:
         model(batch())
