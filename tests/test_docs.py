@@ -5,35 +5,18 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.docs.warm_python import WarmPython
+
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-FAILING = {
-    "README.md": {"test_finetune.py"},
-    "causes.md": {"test_causes.py"},
-    "from-the-source.md": {"test_guarded.py"},
-    "invariants.md": {
-        "test_accumulation.py",
-        "test_adapter.py",
-        "test_any_batch.py",
-        "test_average.py",
-        "test_mates.py",
-        "test_old_head.py",
-        "test_update.py",
-        "test_updated_twice.py",
-    },
-    "ranks.md": {"test_checkpoint.py", "test_teacher.py"},
-    "tracing.md": {"test_average.py"},
-}
-
-
 @dataclass(frozen=True)
 class Block:
     language: str
@@ -68,48 +51,76 @@ settings.load_profile("docs")
 """
 
 
+@pytest.fixture(scope="module")
+def python() -> Iterator[WarmPython]:
+    python = WarmPython()
+    yield python
+    python.close()
+
+
+@dataclass(frozen=True)
+class Example:
+    """The files of a page, in a folder in which its commands run."""
+
+    folder: Path
+    python: WarmPython
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "GITHUB_"))}
+        return self.python.run(arguments, self.folder, kept | {"COLUMNS": "80"})
+
+
 @pytest.fixture
-def folder(page: Path, tmp_path: Path) -> Path:
-    """Write the files of a page."""
+def example(page: Path, tmp_path: Path, python: WarmPython) -> Example:
+    """Write the files of a page, and the helpers that the first page of its folder shows."""
     (tmp_path / "conftest.py").write_text(NO_DEADLINE)
-    for block in blocks(page):
+    for block in [*helpers(page), *blocks(page)]:
         if block.language in ("python", "toml"):
             file = tmp_path / block.name
             file.parent.mkdir(exist_ok=True)
             file.write_text(block.text)
-    return tmp_path
+    return Example(tmp_path, python)
+
+
+def helpers(page: Path) -> list[Block]:
+    """Return the files that pages of a folder share: those of its index that are no tests."""
+    index = page.parent / "index.md"
+    if page.parent in (ROOT, ROOT / "docs") or not index.exists():
+        return []
+    shown = [block for block in blocks(index) if block.language == "python"]
+    return [block for block in shown if not Path(block.name).name.startswith("test_")]
 
 
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
 
 
-def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "GITHUB_"))}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=environment | {"COLUMNS": "80"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_python_blocks_pass_or_fail_as_the_page_says(page: Path, folder: Path) -> None:
-    tests = sorted(str(file.relative_to(folder)) for file in folder.rglob("test_*.py"))
+def test_python_blocks_pass_or_fail_as_the_page_says(page: Path, example: Example) -> None:
+    scripts = {block.name for block in blocks(page) if block.language == "python"}
+    tests = sorted(name for name in scripts if Path(name).name.startswith("test_"))
     if not tests:
-        scripts = {block.name for block in blocks(page) if block.language == "python"}
         shown = set(re.findall(r"^\$ python (\S+)$", page.read_text(), re.MULTILINE))
-        assert scripts <= shown, "a block is neither a test nor run by a command"
+        assert is_shared(page) or scripts <= shown, "a block is neither a test nor run by a command"
         return
-    failing = FAILING.get(page.name, set())
-    run = run_python(folder, *PYTEST, "-q", "-rA", *tests)
+    failing = shown_to_fail(page)
+    run = example.run(*PYTEST, "-q", "-rA", *tests)
     passed = set(re.findall(r"^PASSED (\S+?)::", run.stdout, re.MULTILINE))
     failed = set(re.findall(r"^FAILED (\S+?)::", run.stdout, re.MULTILINE))
     assert (failed, passed) == (failing, set(tests) - failing), run.stdout + run.stderr
 
 
-def test_shown_output_is_what_the_command_prints(page: Path, folder: Path) -> None:
+def is_shared(page: Path) -> bool:
+    """Tell whether other pages use the files of a page."""
+    return page.name == "index.md" and page.parent != ROOT / "docs"
+
+
+def shown_to_fail(page: Path) -> set[str]:
+    """Return the test files of which a page shows a failure."""
+    shown = (block.text.splitlines() for block in blocks(page) if block.language == "text")
+    failures = (text[0] for text in shown if any(line.startswith("E  ") for line in text))
+    return {name for command in failures for name in re.findall(r"[\w/]+\.py", command)}
+
+
+def test_shown_output_is_what_the_command_prints(page: Path, example: Example) -> None:
     printed: dict[str, str] = {}
     for block in blocks(page):
         if block.language == "text":
@@ -118,13 +129,13 @@ def test_shown_output_is_what_the_command_prints(page: Path, folder: Path) -> No
             assert (prompt, program) in (("$", "pytest"), ("$", "python")), command
             if command not in printed:
                 before = PYTEST if program == "pytest" else ()
-                printed[command] = output_of(folder, *before, *arguments)
+                printed[command] = output_of(example, *before, *arguments)
             assert "\n".join(expected) in printed[command], f"{command} prints:\n{printed[command]}"
 
 
-def output_of(folder: Path, *arguments: str) -> str:
+def output_of(example: Example, *arguments: str) -> str:
     """Return what Python prints, without what depends on pytest's version."""
-    lines = run_python(folder, *arguments).stdout.splitlines()
+    lines = example.run(*arguments).stdout.splitlines()
     printed = [re.sub(r" +\[ *\d+%\]$", "", line).rstrip() for line in lines]
     printed = [line.replace("broadcast_buffers=", "forward_sync_buffers=") for line in printed]
     return "\n".join(line for line in printed if set(line.strip()) != {"^"})

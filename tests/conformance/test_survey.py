@@ -16,12 +16,12 @@ from pytest_bninvariants.batchnorm.laws import LAWS
 from pytest_bninvariants.conformance.survey import __main__ as command
 from pytest_bninvariants.conformance.survey.entries import Judgement, PublicLayer
 from pytest_bninvariants.conformance.survey.findings import unexpected_findings
-from pytest_bninvariants.conformance.survey.page import render_page
+from pytest_bninvariants.conformance.survey.page import render_pages
 from pytest_bninvariants.conformance.survey.public_layers import PUBLIC_LAYERS
 from pytest_bninvariants.conformance.survey.run import BrokenLaw, SurveyedLayer, survey_layer
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "public-layers.md").read_text(encoding="utf-8")
+PAGES = ROOT / "docs" / "public-layers"
 OFF = Judgement(laws="running_var momentum", verdict="on purpose", why="it keeps the biased one.")
 LAYER = PublicLayer(
     name="torch.nn.BatchNorm2d", package="torch", spec="torch.nn:BatchNorm2d", judgements=(OFF,)
@@ -105,12 +105,12 @@ def test_a_package_that_is_missing_is_told_and_counted(
 ) -> None:
     missing = replace(LAYER, name="nowhere.Norm", package="no-such-distribution")
     monkeypatch.setattr(command, "PUBLIC_LAYERS", (missing,))
-    assert command.main(["--effort=1", f"--write={tmp_path / 'page.md'}"]) == 1
+    assert command.main(["--effort=1", f"--write={tmp_path / 'pages'}"]) == 1
     said = capsys.readouterr().out
     assert "nowhere.Norm: no-such-distribution is not installed" in said
     assert "0 of 1 layers surveyed" in said
     assert "pip install 'pytest-bninvariants[survey]' installs them" in said
-    assert not (tmp_path / "page.md").exists()
+    assert not (tmp_path / "pages").exists()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_package_that_is_missing_is_told_and_counted(
         ("--effort=some", "some"),
         ("--laws=counter,nowhere", "'nowhere' matches no law; there are "),
         ("--laws=synced_*", "--laws=synced_*: these run on ranks, and a survey"),
-        ("--laws=counter --write=page.md", "--write goes without --laws: "),
+        ("--laws=counter --write=pages", "--write goes without --laws: "),
     ],
 )
 def test_a_bad_argument_is_told(
@@ -130,20 +130,33 @@ def test_a_bad_argument_is_told(
     assert told in capsys.readouterr().err
 
 
-def test_the_page_has_each_deviation_with_its_reason_and_its_smallest_case() -> None:
-    page = render_page([RESULT], 6)
+def test_the_pages_have_each_deviation_with_its_reason_and_its_smallest_case() -> None:
+    pages = render_pages([RESULT], 6)
+    assert set(pages) == {"index.md", "torch.md"}
     assert (
-        "| [`torch.nn.BatchNorm2d`](#torchnnbatchnorm2d) | torch 1.0 | 1 | 3 | 1 | on pur" in page
+        "| [`torch.nn.BatchNorm2d`](torch.md#torchnnbatchnorm2d) | torch 1.0 | 1 | 3 | 1 | on pur"
+        in pages["index.md"]
     )
+    page = pages["torch.md"]
     assert "**on purpose**: it keeps the biased one. Broken: `momentum`." in page
     assert "The smallest case, of `momentum`: layer.running_var is off\n\n    import torch" in page
 
 
+def test_the_pages_replace_those_of_an_earlier_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gone.md").write_text("a package that broke laws once")
+    monkeypatch.setattr(command, "PUBLIC_LAYERS", (replace(LAYER, laws="counter", judgements=()),))
+    assert command.main(["--effort=1", f"--write={tmp_path}"]) == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["index.md"]
+
+
 @pytest.mark.parametrize("layer", PUBLIC_LAYERS, ids=lambda layer: layer.name)
-def test_the_page_in_docs_is_of_the_list(layer: PublicLayer) -> None:
-    assert f"`{layer.name}`" in PAGE
+def test_the_pages_in_docs_are_of_the_list(layer: PublicLayer) -> None:
+    assert f"`{layer.name}`" in (PAGES / "index.md").read_text(encoding="utf-8")
     for judgement in layer.judgements:
-        assert f"**{judgement.verdict}**: {judgement.why}" in PAGE
+        page = (PAGES / f"{layer.package}.md").read_text(encoding="utf-8")
+        assert f"**{judgement.verdict}**: {judgement.why}" in page
         assert [law for law in judgement.laws.split() if law not in LAWS] == []
 
 

@@ -1,10 +1,11 @@
-"""The causes that docs/causes.md has are those of the rules, and no others."""
+"""The causes that docs/causes/ has are those of the rules, and no others."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import pytest_bninvariants
 from pytest_bninvariants.diagnosis.rule import Rule
 
-PAGE = (Path(__file__).parents[2] / "docs" / "causes.md").read_text()
+PAGES = Path(__file__).parents[2] / "docs" / "causes"
 FROZEN = "pytest_bninvariants.state_change.rules.order"
 AUDIT = "pytest_bninvariants.audit.findings.leaks"
 
@@ -35,17 +36,36 @@ def causes(module: str) -> set[str]:
     return {rule.cause for rule in TABLES[module]}
 
 
-def test_each_cause_of_frozen_state_has_a_section_with_its_verdict_and_a_row() -> None:
-    assert set(re.findall(r"^### ([\w-]+), `", PAGE, re.MULTILINE)) == causes(FROZEN)
-    assert set(re.findall(r"^\| `([\w-]+)` \| `test_", PAGE, re.MULTILINE)) == causes(FROZEN)
+def reporters(module: str) -> str:
+    """Return what reports the causes of a module's table: an invariant, or the audit."""
+    named = {FROZEN: "frozen", AUDIT: "audit"}
+    return named.get(module, module.split(".")[2])
 
 
-def test_each_other_table_has_a_row_with_its_causes() -> None:
-    rows = re.findall(r"^\| \[`([\w-]+)`\]\(.*\) \| (.*) \|$", PAGE, re.MULTILINE)
-    found = {reporter: set(re.findall(r"`([\w-]+)`", cell)) for reporter, cell in rows}
-    modules = {module: module.split(".")[2] for module in TABLES if module not in (FROZEN, AUDIT)}
-    expected = {invariant: causes(module) for module, invariant in modules.items()}
-    assert found == {**expected, "--bn-audit": causes(AUDIT)}
+def sections(page: str) -> dict[str, str]:
+    """Return the sections of a page by their headings."""
+    parts = re.split(r"^## (.+)$", (PAGES / page).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_each_cause_has_a_section_that_names_what_reports_it() -> None:
+    expected: dict[str, set[str]] = defaultdict(set)
+    for module in TABLES:
+        for cause in causes(module):
+            expected[cause].add(reporters(module))
+    found = {
+        name: set(re.findall(r"\[(\w+)\]", text.partition("Reported by ")[2]))
+        for name, text in sections("index.md").items()
+        if "Reported by " in text
+    }
+    assert found == expected
+
+
+def test_each_cause_of_frozen_state_has_an_example_with_its_verdict() -> None:
+    shown = sections("statistics.md") | sections("writes.md")
+    assert set(shown) == causes(FROZEN)
+    for name, text in shown.items():
+        assert f"E   why  {name}: " in text
 
 
 @pytest.mark.parametrize("module", TABLES)

@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_bninvariants.batchnorm.laws import choose_laws
 from pytest_bninvariants.conformance.survey.entries import PublicLayer
 from pytest_bninvariants.conformance.survey.findings import unexpected_findings
-from pytest_bninvariants.conformance.survey.page import render_page
+from pytest_bninvariants.conformance.survey.page import render_pages
 from pytest_bninvariants.conformance.survey.public_layers import PUBLIC_LAYERS
 from pytest_bninvariants.conformance.survey.run import SurveyedLayer, survey_layers
 from pytest_bninvariants.option_values import count_cases
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         layers = _choose(options.layers)
         laws = _names_of_laws(options.laws)
         if options.laws and options.write:
-            raise ValueError("--write goes without --laws: the page has what all laws say")
+            raise ValueError("--write goes without --laws: the pages have what all laws say")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("layers", nargs="*", help="patterns of paths, such as 'timm.*'; all")
     parser.add_argument("--laws", action="append", default=[], help="as --bn-laws has it; all")
     parser.add_argument("--effort", default="quick", help="as --bn-examples has it")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the page")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the pages")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     return parser
 
@@ -84,20 +84,29 @@ def _line(result: SurveyedLayer) -> str:
 
 
 def _conclude(
-    results: list[SurveyedLayer], unexpected: int, page: Path | None, examples: int
+    results: list[SurveyedLayer], unexpected: int, folder: Path | None, examples: int
 ) -> int:
-    """Tell how many findings were unexpected and what is missing, and write the page."""
+    """Tell how many findings were unexpected and what is missing, and write the pages."""
     missing = [each for each in results if each.version is None]
     surveyed = len(results) - len(missing)
     print(f"\n{surveyed} of {len(results)} layers surveyed; {unexpected} unexpected findings")
     if missing:
         packages = ", ".join(sorted({each.layer.package for each in missing}))
         print(f"not installed: {packages}; {_EXTRA} installs them")
-    if page is not None and (missing or unexpected):
-        print(f"{page} is not written: it has all layers, and what is found is judged")
-    elif page is not None:
-        page.write_text(render_page(results, examples), encoding="utf-8")
-    return 1 if unexpected or not surveyed or (page is not None and missing) else 0
+    if folder is not None and (missing or unexpected):
+        print(f"{folder} is not written: it has all layers, and what is found is judged")
+    elif folder is not None:
+        _write(folder, render_pages(results, examples))
+    return 1 if unexpected or not surveyed or (folder is not None and missing) else 0
+
+
+def _write(folder: Path, pages: dict[str, str]) -> None:
+    """Write the pages, and remove those of packages that have no deviation any more."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.md"):
+        old.unlink()
+    for name, text in pages.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

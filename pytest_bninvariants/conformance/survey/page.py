@@ -1,4 +1,4 @@
-"""docs/public-layers.md, from the list of public layers and the results of a run."""
+"""docs/public-layers/, from the list of public layers and the results of a run."""
 
 from __future__ import annotations
 
@@ -14,28 +14,32 @@ from pytest_bninvariants.conformance.survey.run import BrokenLaw, SurveyedLayer
 _INTRODUCTION = """\
 # Public norm layers under the laws
 
-What the [laws of BatchNorm](conformance.md#the-laws) say of norm layers that packages publish, with
+What the [laws of BatchNorm](../conformance-laws.md) say of norm layers that packages publish, with
 the versions that are named. Each deviation was checked by hand, with torch alone, and is one of:
 
 - **on purpose**: the layer's documentation or code says so, or its constructor;
 - **undocumented**: it may be wanted, and nothing says so;
 - **fault**: it contradicts the layer's documentation, or there is no use for it;
 - **torch's own**: a function of torch that the layer calls does it, see
-  [what torch itself fails](torch-deviations.md).
+  [what torch itself fails](../torch-deviations.md).
 
 A law that says nothing of a layer, as declared, is counted neither as held nor as broken.
 """
 _HOW = """\
-The page is written by a run on {examples} cases a law, on the CPU, with torch {torch} and Python
+These pages are written by a run on {examples} cases a law, on the CPU, with torch {torch} and Python
 {python}:
 
 ```sh
 pip install 'pytest-bninvariants[survey]'
-python -m pytest_bninvariants.conformance.survey --effort={examples} --write docs/public-layers.md
+python -m pytest_bninvariants.conformance.survey --effort={examples} --write docs/public-layers
 ```
 
 The list of layers is `pytest_bninvariants/conformance/survey/public_layers.py`;
-[how to add one](conformance.md#the-survey-of-public-layers).
+[how to add one](../conformance.md#the-survey-of-public-layers).
+"""
+_PACKAGE = """\
+Each layer's deviations from the [laws of BatchNorm](../conformance-laws.md), each with the smallest
+case that shows it. [The survey](index.md) explains the terms.
 """
 _NOT_SURVEYED = """\
 ## Not surveyed
@@ -47,8 +51,8 @@ _NOT_SURVEYED = """\
 """
 
 
-def render_page(results: Sequence[SurveyedLayer], examples: int) -> str:
-    """Return the page.
+def render_pages(results: Sequence[SurveyedLayer], examples: int) -> dict[str, str]:
+    """Return the pages by file name: the table, and one for each package with deviations.
 
     Args:
         results: of all layers, none of them missing.
@@ -59,9 +63,19 @@ def render_page(results: Sequence[SurveyedLayer], examples: int) -> str:
         torch=torch.__version__.partition("+")[0],
         python=platform.python_version(),
     )
-    parts = [_INTRODUCTION, how, "\n".join(_table(results)) + "\n", "## Deviations\n"]
-    parts += ["\n".join(_section(each)) + "\n" for each in results if each.broken]
-    return "\n".join([*parts, _NOT_SURVEYED])
+    table = "\n".join(_table(results)) + "\n"
+    pages = {"index.md": "\n".join([_INTRODUCTION, how, table, _NOT_SURVEYED])}
+    packages = dict.fromkeys(each.layer.package for each in results if each.broken)
+    for package in packages:
+        broken = [each for each in results if each.broken and each.layer.package == package]
+        sections = ["\n".join(_section(each)) + "\n" for each in broken]
+        title = f"# Deviations of {package}\n"
+        pages[_file_name(package)] = "\n".join([title, _PACKAGE, *sections])
+    return pages
+
+
+def _file_name(package: str) -> str:
+    return f"{package}.md"
 
 
 def _table(results: Iterable[SurveyedLayer]) -> Iterator[str]:
@@ -70,7 +84,8 @@ def _table(results: Iterable[SurveyedLayer]) -> Iterator[str]:
     for each in results:
         layer = each.layer
         verdicts = ", ".join(dict.fromkeys(judgement.verdict for judgement in layer.judgements))
-        name = f"[`{layer.name}`](#{_anchor(layer.name)})" if each.broken else f"`{layer.name}`"
+        target = f"{_file_name(layer.package)}#{_anchor(layer.name)}"
+        name = f"[`{layer.name}`]({target})" if each.broken else f"`{layer.name}`"
         counts = f"{len(each.held)} | {each.cases:,} | {len(each.broken) or 'none'}"
         yield f"| {name} | {layer.package} {each.version} | {counts} | {verdicts} |"
 
@@ -82,7 +97,7 @@ def _anchor(name: str) -> str:
 
 def _section(result: SurveyedLayer) -> Iterator[str]:
     layer = result.layer
-    yield f"### {layer.name}"
+    yield f"## {layer.name}"
     yield ""
     yield f"{layer.package} {result.version}" + (f", {layer.note}" if layer.note else "") + "."
     for judgement in layer.judgements:
