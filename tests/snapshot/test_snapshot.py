@@ -81,7 +81,8 @@ def test_a_small_tensor_that_is_freed_beside_intact_ones_is_not_read(when: str) 
     model = nn.ModuleList([Holder(torch.ones(4)) for _ in range(3)])
     freed = torch.ones(4)
     freed.untyped_storage().resize_(0)
-    assert not are_backed([torch.ones(4), freed])  # or the process would end below
+    is_backed = are_backed([torch.ones(4), freed])
+    assert not is_backed  # or the process would end below
     if when == "before":
         model[1].x = freed
         with pytest.raises(GateError, match=r"1\.x .*its memory was freed"), frozen(model):
