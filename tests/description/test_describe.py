@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.optim import SGD, Adam
+from torch.optim import SGD, Adam, Optimizer
 
 from pytest_bninvariants import GateError, describe
 from pytest_bninvariants.description.describe import LayerDescription
@@ -26,6 +26,11 @@ def frozen(layer: nn.Module) -> nn.Module:
 def with_old_gradient(layer: nn.BatchNorm1d) -> nn.Module:
     layer(torch.randn(4, 3)).square().sum().backward()
     return layer.eval().requires_grad_(False)
+
+
+def untracked(layer: nn.BatchNorm1d) -> nn.Module:
+    layer.track_running_stats = False
+    return layer
 
 
 def own_forward(layer: nn.BatchNorm1d) -> nn.Module:
@@ -47,6 +52,10 @@ CASES: list[tuple[Callable[[], nn.Module], str]] = [
         "normalises with batch statistics, and keeps its own, since its momentum is 0",
     ),
     (lambda: frozen(nn.BatchNorm1d(3, momentum=None)), "updates its statistics, though frozen"),
+    (
+        lambda: untracked(nn.BatchNorm1d(3)),
+        "trains, and normalises with batch statistics, and keeps its own",
+    ),
     (lambda: nn.BatchNorm1d(3, affine=False), "updates its statistics"),
     (lambda: nn.BatchNorm1d(3, affine=False).eval(), "stays as it is"),
     (
@@ -107,6 +116,48 @@ def test_a_learning_rate_of_0_trains_nothing() -> None:
     assert row.next_step == (
         "does not train, since its learning rate is 0, and keeps its statistics"
     )
+
+
+def test_one_group_with_a_learning_rate_is_enough_to_train_or_to_move_what_is_frozen() -> None:
+    layer = nn.BatchNorm1d(3).eval()
+    groups = [{"params": [layer.weight], "lr": 0.0}, {"params": [layer.bias], "lr": 0.1}]
+    assert only(layer, SGD(groups, lr=0.1)).next_step == "trains, and keeps its statistics"
+    old = with_old_gradient(nn.BatchNorm1d(3))
+    groups = [{"params": [old.weight], "lr": 0.0}, {"params": [old.bias], "lr": 0.1}]
+    assert only(old, SGD(groups, lr=0.1)).next_step == (
+        "moves its frozen bias by the gradient left from before, and keeps its statistics"
+    )
+    assert only(old, SGD(groups[:1], lr=0.1)).next_step == "stays as it is"
+
+
+def test_an_optimizer_that_has_no_learning_rate_trains() -> None:
+    class Own(Optimizer):
+        """It chooses its rate by itself."""
+
+        def __init__(self, parameters: Iterable[Tensor]) -> None:
+            super().__init__(parameters, {})
+
+    layer = nn.BatchNorm1d(3).eval()
+    assert only(layer, Own(layer.parameters())).next_step == "trains, and keeps its statistics"
+
+
+@pytest.mark.parametrize(
+    ("trainable", "answer"),
+    [((), "no"), (("weight",), "partly"), (("bias",), "partly"), (("weight", "bias"), "yes")],
+)
+def test_whether_a_layer_requires_gradients_is_told_of_all_its_parameters(
+    trainable: tuple[str, ...], answer: str
+) -> None:
+    layer = nn.BatchNorm1d(3)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    assert only(layer).requires_grad == answer
+    assert only(nn.BatchNorm1d(3, affine=False)).requires_grad == "-"
+
+
+@pytest.mark.parametrize(("momentum", "shown"), [(None, "average"), (0.0, "0"), (0.25, "0.25")])
+def test_momentum_is_shown_as_a_number_or_as_an_average(momentum: float | None, shown: str) -> None:
+    assert only(nn.BatchNorm1d(3, momentum=momentum)).momentum == shown
 
 
 @pytest.mark.parametrize("wrap", [list, tuple, lambda each: dict(enumerate(each))])

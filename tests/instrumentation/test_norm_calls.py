@@ -48,6 +48,9 @@ FALSE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "functional": lambda m, x: F.batch_norm(x, m.running_mean, m.running_var),
     "by keyword": lambda m, x: F.batch_norm(x, m.running_mean, m.running_var, training=False),
     "nothing": lambda m, x: x,
+    "its own weight": lambda m, x: (
+        x * F.batch_norm(m.weight.view(1, 1, 2), None, None, training=True).view(2)
+    ),
     "layer norm": lambda m, x: F.layer_norm(x, x.shape[1:]),
     "torch's forward in eval": lambda m, x: nn.BatchNorm1d.forward(m, x),
 }
@@ -90,6 +93,23 @@ def test_a_forward_that_raises_is_told_apart() -> None:
     layer = nn.BatchNorm1d(2).train()
     with recording() as recorder, pytest.raises(ValueError, match="expected 2D or 3D"):
         layer(torch.randn(4))
+    assert recorder.events("batches") == []
+    assert recorder.events("failed") == [layer]
+
+
+@pytest.mark.parametrize("of_all_modules", [True, False])
+def test_a_hook_that_raises_before_a_forward_is_told_apart(of_all_modules: bool) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("mine")
+
+    layer = nn.BatchNorm1d(2).train()
+    register = torch_module.register_module_forward_pre_hook
+    hook = register(fail) if of_all_modules else layer.register_forward_pre_hook(fail)
+    try:
+        with recording() as recorder, pytest.raises(RuntimeError, match="mine"):
+            layer(torch.randn(4, 2))
+    finally:
+        hook.remove()
     assert recorder.events("batches") == []
     assert recorder.events("failed") == [layer]
 
