@@ -1,0 +1,121 @@
+"""Which tests reach which block of the package, and how long each takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.mutations import imported_source, session
+from tests.mutations.rooms import ROOT
+
+LIMIT = 900.0  # seconds for one file of tests
+
+
+class Reach:
+    """A file that says, for each file of tests, what its tests reach; measured once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def measure(self, tests: list[Path], workers: int) -> None:
+        """Run the files of tests that are new or were changed, with probes in the package."""
+        stale = [file for file in tests if self._known(file).get("sum") != _sum(file)]
+        for ending in session.run_all(self._jobs(stale), workers):
+            found = ending.job.output.with_suffix(".json")
+            if not found.exists():
+                raise SystemExit(f"{ending.job.name} did not end: see {ending.job.output}")
+            self._files[ending.job.name] = json.loads(found.read_text())
+            self._path.write_text(json.dumps(self._files))
+            failed = self._files[ending.job.name]["failed"]
+            note = f", without these, which fail: {failed}" if failed else ""
+            print(f"measured {ending.job.name} in {ending.seconds:.0f} s{note}", flush=True)
+
+    def _known(self, file: Path) -> dict[str, Any]:
+        known: dict[str, Any] = self._files.get(str(file.relative_to(ROOT)), {})
+        return known
+
+    def _jobs(self, tests: list[Path]) -> Iterator[session.Job]:
+        folder = self._path.parent / "reach"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in tests:
+            name = str(file.relative_to(ROOT))
+            output = folder / f"{name.replace('/', '-')}.txt"
+            output.with_suffix(".json").unlink(missing_ok=True)
+            run = partial(_measure, name, output)
+            yield session.Job(name=name, run=run, seconds=LIMIT, output=output)
+
+    def tests(self, files: list[Path], module: str, block: str | None) -> list[str]:
+        """Return the tests that reach a block, or the module where none is named, file by file."""
+        chosen: list[str] = []
+        for file in files:
+            known = self._known(file)
+            reached: set[str] = set()
+            for each, names in known["reached"].items():
+                if each == block or (block is None and each.partition(":")[0] == module):
+                    reached.update(names)
+            usable = reached & known["seconds"].keys() - set(known["failed"])
+            chosen += sorted(usable, key=lambda name: known["seconds"][name])
+        return _one_of_each_first(chosen)
+
+    def quickest(self, files: list[Path], names: list[str], within: float) -> list[str]:
+        """Return the tests of these that can be run in so many seconds, in the same order."""
+        times = self._times(files)
+        total, kept = 0.0, set()
+        for name in sorted(names, key=lambda name: times[name]):
+            total += times[name]
+            if kept and total > within:
+                break
+            kept.add(name)
+        return [name for name in names if name in kept]
+
+    def seconds(self, files: list[Path], names: list[str]) -> float:
+        """Return how long these tests took."""
+        times = self._times(files)
+        return sum(times[name] for name in names)
+
+    def _times(self, files: list[Path]) -> dict[str, float]:
+        known = [self._known(file)["seconds"] for file in files]
+        return {name: seconds for times in known for name, seconds in times.items()}
+
+
+def _one_of_each_first(names: list[str]) -> list[str]:
+    """Put the first case of each parametrized test before all second ones, and so on."""
+    cases: Counter[str] = Counter()
+    ranks = {}
+    for name in names:
+        function = name.partition("[")[0]
+        ranks[name] = cases[function]
+        cases[function] += 1
+    return sorted(names, key=lambda name: ranks[name])
+
+
+def _sum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _measure(name: str, output: Path) -> int:
+    log = output.with_suffix(".log")
+    log.unlink(missing_ok=True)
+    os.environ[imported_source.REACHED] = str(log)
+    plugin = session.ReachedBlocks()
+    os.environ[imported_source.TEST] = name
+    status = session.run_tests([name], plugin)
+    blocks: dict[str, set[str]] = defaultdict(set)
+    for line in log.read_text().splitlines() if log.exists() else ():
+        test, _, block = line.partition("\t")
+        blocks[block].update([test] if "::" in test else plugin.seconds)
+    found = {
+        "sum": _sum(ROOT / name),
+        "seconds": plugin.seconds,
+        "failed": plugin.failed,
+        "reached": {block: sorted(tests) for block, tests in blocks.items()},
+    }
+    output.with_suffix(".json").write_text(json.dumps(found))
+    return status
