@@ -1,0 +1,87 @@
+"""What `frozen_bn` and `frozen` must say of a span of the bare run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pytest_bninvariants import Verdict
+from tests.oracle.actions.registry import FAMILIES
+from tests.oracle.scopes import Ask
+from tests.oracle.timeline import Call, Deed, Reading, bare
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class FrozenJudgement:
+    """What broke, as the bare run shows it.
+
+    Args:
+        tensors: names of the tensors whose bytes, dtype or shape differ, or that are gone or new.
+        eps: names of the layers whose eps differs.
+        batch: names of the layers that used batch statistics and moved none.
+    """
+
+    tensors: frozenset[str]
+    eps: frozenset[str]
+    batch: frozenset[str]
+
+
+def judge_frozen(
+    ask: Ask, readings: Sequence[Reading], deeds: Sequence[Deed], *, norms_only: bool
+) -> FrozenJudgement:
+    """Compare the first reading with the last, name by name."""
+    first, last = readings[0], readings[-1]
+    watched = ask.tensors(first, norms_only=norms_only) | ask.tensors(last, norms_only=norms_only)
+    tensors = {name for name in watched if first.tensors.get(name) != last.tensors.get(name)}
+    norms = ask.norms(first)
+    moved = {n.rpartition(".")[0] for n in tensors if n.rpartition(".")[2] in STATISTICS}
+    return FrozenJudgement(
+        tensors=frozenset(tensors),
+        eps=frozenset(n for n in norms & last.norms.keys() if first.norms[n] != last.norms[n]),
+        batch=frozenset((norms & used_batch(deeds)) - moved if ask.judges_normalisation else ()),
+    )
+
+
+def used_batch(deeds: Iterable[Deed]) -> set[str]:
+    """Return the names of the layers that normalised with batch statistics."""
+    return {name for call in calls(deeds) if call.used_batch for name in call.names}
+
+
+def calls(deeds: Iterable[Deed]) -> list[Call]:
+    """Return all calls of modules."""
+    return [call for deed in deeds for call in deed.calls]
+
+
+def said(verdict: Verdict) -> FrozenJudgement:
+    """Return what a verdict says, in the same words."""
+
+    def of(kind: str) -> frozenset[str]:
+        return frozenset(bare(change.name) for change in verdict.changes if change.kind == kind)
+
+    return FrozenJudgement(
+        tensors=frozenset(map(bare, verdict.changed_tensors)),
+        eps=of("eps"),
+        batch=of("batch-statistics"),
+    )
+
+
+def surely_ran(ask: Ask, deeds: Sequence[Deed], readings: Sequence[Reading], bn: bool) -> bool:
+    """Tell whether something ran that each guard must have heard of."""
+    first, last = readings[0], readings[-1]
+    layers = {
+        n for reading in (first, last) for n in (reading.norms if bn else ()) if ask.covers(n)
+    }
+    if not bn:
+        layers = {n.rpartition(".")[0] for n in ask.tensors(first, norms_only=False)}
+    return any(deed.stepped for deed in deeds) or any(
+        layers.intersection(call.names) for call in calls(deeds)
+    )
+
+
+def surely_idle(deeds: Sequence[Deed], readings: Sequence[Reading]) -> bool:
+    """Tell whether nothing ran and nothing whatever changed."""
+    same = all(reading == readings[0] for reading in readings)
+    may_write = {*FAMILIES["writes"], *FAMILIES["loads"]}
+    return same and not any(d.stepped or d.calls or d.name in may_write for d in deeds)

@@ -1,0 +1,231 @@
+"""The machine: draws a model, what people do with it, and guards; then asks who is right."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+import tests.oracle.actions  # noqa: F401
+from pytest_bninvariants import Guard, InvariantBroken, Verdict, frozen, frozen_bn, guard_registry
+from pytest_bninvariants.errors import GateError
+from tests.engine import everything_wrapped
+from tests.oracle.actions.registry import FAMILIES, find
+from tests.oracle.judgement.frozen import judge_frozen, said, surely_idle, surely_ran
+from tests.oracle.models import ModelSpec, model_specs
+from tests.oracle.scopes import Ask, asks
+from tests.oracle.timeline import Timeline, read
+from tests.oracle.world import World
+
+SEEDS = st.integers(0, 2**16)
+FREEZERS: dict[str, Callable[..., Guard]] = {"frozen_bn": frozen_bn, "frozen": frozen}
+FROZEN_OPTIONS = ({"parameters": False}, {"buffers": False}, {"allow_batch_stats": True})
+COUNTS: Counter[str] = Counter()
+"""How many of what the machines of this process did."""
+
+
+class Disagreement(AssertionError):
+    """The guard and the slow judgement say different things."""
+
+
+class Interruption(Exception):
+    """Raised inside a guarded block, as a user's own error."""
+
+
+@dataclass
+class Span:
+    """A guard's block.
+
+    Args:
+        kind: the guard's name.
+        ask: its arguments.
+        guard: the guard.
+        start: how many actions came before it.
+        end: how many came before its end.
+        interrupted: whether its block ended with an exception.
+        verdict: what it found.
+        refused: why it could not judge.
+    """
+
+    kind: str
+    ask: Ask
+    guard: Guard
+    start: int
+    end: int = -1
+    interrupted: bool = False
+    verdict: Verdict | None = None
+    refused: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}({self.ask}) around actions {self.start} to {self.end}"
+
+
+def acting(family: str) -> Any:
+    """Return a rule that draws one of a family's actions."""
+
+    @rule(name=st.sampled_from([*FAMILIES[family]]), seed=SEEDS)
+    def act(self: OracleMachine, name: str, seed: int) -> None:
+        self.do(name, seed)
+
+    return act
+
+
+class OracleMachine(RuleBasedStateMachine):
+    """Two worlds in which the same happens: in one under guards, in the other bare."""
+
+    @initialize(spec=model_specs())
+    def build(self, spec: ModelSpec) -> None:
+        self.wrapped = everything_wrapped()
+        self.guarded, bare = World.build(spec), World.build(spec)
+        _seed(spec.seed)
+        self.timeline = Timeline(bare)
+        self.done: list[tuple[str, int, object]] = []
+        self.open: list[Span] = []
+        self.closed: list[Span] = []
+
+    flip_modes = acting("modes")
+    set_layers = acting("settings")
+    run_forward = acting("forwards")
+    run_backward = acting("backwards")
+    train = acting("training")
+    write = acting("writes")
+    load = acting("loads")
+
+    @precondition(lambda self: len(self.open) < 3)
+    @rule(kind=st.sampled_from([*FREEZERS]), ask=asks(*FROZEN_OPTIONS))
+    def enter(self, kind: str, ask: Ask) -> None:
+        self.start(kind, FREEZERS[kind], ask)
+
+    @precondition(lambda self: self.open and len(self.done) > self.open[-1].start)
+    @rule(which=st.integers(0, 2), interrupted=st.sampled_from([False, False, False, True]))
+    def leave(self, which: int, interrupted: bool) -> None:
+        self.end(self.open.pop(which % len(self.open)), interrupted=interrupted)
+        if not self.open:
+            self.settle()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "open"):
+            return
+        while self.open:
+            self.end(self.open.pop(), interrupted=False)
+        self.settle()
+
+    def do(self, name: str, seed: int) -> None:
+        """Do something in the guarded world; the bare one follows when no guard is there."""
+        COUNTS["actions"] += 1
+        self.done.append((name, seed, self.guarded.do(find(name), seed)))
+
+    def start(self, kind: str, make: Callable[..., Guard], ask: Ask) -> None:
+        """Enter a guard."""
+        COUNTS["guards"] += 1
+        with _quiet():
+            exclude = {"exclude": ask.exclude} if ask.exclude else {}
+            guard = make(self.guarded.model, *ask.names, **ask.options, **exclude)
+            span = Span(kind, ask, guard, len(self.done))
+            try:
+                guard.__enter__()
+            except GateError as error:
+                span.refused, span.end = str(error), span.start
+                self.closed.append(span)
+                if not self.open:
+                    self.settle()
+                return
+        self.open.append(span)
+
+    def end(self, span: Span, *, interrupted: bool) -> None:
+        """Leave a guard, perhaps by an exception."""
+        span.end, span.interrupted = len(self.done), interrupted
+        error = Interruption("in the block") if interrupted else None
+        with _quiet():
+            try:
+                if span.guard.__exit__(type(error) if error else None, error, None):
+                    raise Disagreement(f"{span} swallowed the block's own exception")
+                span.verdict = span.guard.verdict
+                if span.verdict is not None and not span.verdict.holds and not interrupted:
+                    raise Disagreement(f"{span} is broken and raised nothing")
+            except InvariantBroken as broken:
+                span.verdict = broken.verdict
+                if interrupted:
+                    raise Disagreement(f"{span} raised over the block's own exception") from broken
+            except GateError as refusal:
+                span.refused = str(refusal)
+        self.closed.append(span)
+
+    def settle(self) -> None:
+        """Let the bare world follow, and compare what guards said with what happened."""
+        if guard_registry.findings is not None:
+            guard_registry.findings.clear()
+        if (left := everything_wrapped()) != self.wrapped:
+            raise Disagreement(f"left patched: {differences(self.wrapped, left)}")
+        for name, seed, outcome in self.done[len(self.timeline.deeds) :]:
+            deed = self.timeline.run(name, find(name), seed)
+            if deed.outcome != outcome:
+                raise Disagreement(f"{name} came to {outcome} under guards, else to {deed.outcome}")
+        now, then = read(self.guarded), self.timeline.readings[-1]
+        if now != then:
+            raise Disagreement(f"not as without guards: {differences(vars(then), vars(now))}")
+        for span in self.closed:
+            self.judge(span)
+        self.closed.clear()
+
+    def judge(self, span: Span) -> None:
+        """Compare what a guard said with the slow judgement."""
+        readings = self.timeline.readings[span.start : span.end + 1]
+        deeds = self.timeline.deeds[span.start : span.end]
+        COUNTS[f"verdicts of {span.kind}"] += 1
+        self.judge_frozen(span, readings, deeds)
+
+    def judge_frozen(self, span: Span, readings: list[Any], deeds: list[Any]) -> None:
+        """Compare what changed, name by name."""
+        bn = span.kind == "frozen_bn"
+        right = judge_frozen(span.ask, readings, deeds, norms_only=bn)
+        if span.verdict is not None and (what := said(span.verdict)) != right:
+            raise Disagreement(f"{span}: said {what}, but {right}\n{span.verdict}")
+        if span.verdict is None and span.refused is None and not span.interrupted:
+            raise Disagreement(f"{span}: neither a verdict nor a refusal")
+        if span.verdict is not None and surely_idle(deeds, readings):
+            raise Disagreement(f"{span}: holds, though nothing ran")
+        watches = span.ask.tensors(readings[0], norms_only=bn)
+        broken = right.tensors or right.eps or right.batch
+        if (
+            span.refused is not None
+            and watches
+            and (broken or surely_ran(span.ask, deeds, readings, bn))
+        ):
+            raise Disagreement(f"{span}: refused, though {right} and {deeds}: {span.refused}")
+        COUNTS["refused" if span.refused else "broken" if broken else "held"] += 1
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return what differs, two levels deep."""
+    found = {}
+    for key in one.keys() | other.keys():
+        mine, theirs = one.get(key), other.get(key)
+        if mine == theirs:
+            continue
+        nested = isinstance(mine, dict) and isinstance(theirs, dict)
+        found[key] = differences(mine, theirs) if nested else (mine, theirs)
+    return found
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801
+    """Hear no warnings."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        warnings.simplefilter("ignore")
+        return entered

@@ -1,0 +1,23 @@
+"""Guards agree with a slow and obvious judgement, whatever people do inside of them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.oracle.machines import OracleMachine
+
+FEW = settings(
+    max_examples=12,
+    stateful_step_count=30,
+    derandomize=True,
+    deadline=None,
+    phases=[Phase.generate],  # python -m tests.oracle --shrink shrinks
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_frozen_and_frozen_bn_say_what_changed_and_leave_no_trace() -> None:
+    run_state_machine_as_test(OracleMachine, settings=FEW)
