@@ -17,6 +17,8 @@ from tests.docs.warm_python import WarmPython
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
 @dataclass(frozen=True)
 class Block:
     language: str

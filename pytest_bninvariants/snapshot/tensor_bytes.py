@@ -244,7 +244,7 @@ def are_backed(tensors: Sequence[Tensor]) -> bool:
 
 def extent(part: Tensor) -> int:
     """Return how many bytes lie from the first to the last of a plain dense tensor."""
-    if part.is_contiguous() or part.numel() == 0:
+    if part.is_contiguous():  # as each without values is
         return part.nbytes
     last = sum((n - 1) * step for n, step in zip(part.shape, part.stride(), strict=True))
     return (last + 1) * part.itemsize

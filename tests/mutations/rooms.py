@@ -40,9 +40,10 @@ ROOMS: dict[str, list[str]] = {
     "invariants": ["plugin/markers/test_silence.py"],
     **{f"invariants/{name}": ["invariants/test_guard.py"] for name in INVARIANTS},
 }
-ROOMS["invariants/frozen"] += ["state_change", "plugin/markers/test_markers.py"]
+ROOMS["invariants/frozen"] += ["state_change", "plugin/listing"]
 ROOMS["invariants/in_sync"] += ["invariants/test_two_features_at_once.py"]
-ROOMS["invariants/bn_updates"] += ["invariants/trains", "invariants/test_two_features_at_once.py"]
+ROOMS["invariants/trains"] += ["plugin/listing"]
+ROOMS["invariants/bn_updates"] += ["plugin/listing", "invariants/test_two_features_at_once.py"]
 ROOMS["invariants/accumulates"] += ["plugin/markers/test_accumulates.py", "evaluation"]
 ROOMS["invariants/batch_invariant"] += ["plugin/markers/test_outputs_and_sync.py", "evaluation"]
 ROOMS["invariants/same_output"] += ["plugin/markers/test_outputs_and_sync.py", "evaluation"]

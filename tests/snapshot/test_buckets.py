@@ -159,3 +159,30 @@ def test_where_tensors_start_in_a_bucket_is_computed_once(monkeypatch: pytest.Mo
     tensors = {f"t{i}": torch.full((i % 3,), float(i)) for i in range(50)}
     assert_kept(tensors)
     assert len(read) == len(set(map(id, read)))
+
+
+def test_tensors_are_joined_with_those_of_their_own_number_of_dimensions() -> None:
+    shapes = [(), (), (3,), (2, 2), (1, 2, 2), (2, 1, 2, 1)]
+    tensors = {str(number): torch.randn(shape) for number, shape in enumerate(shapes)}
+    assert_kept(tensors)
+    assert [bucket.keys for bucket in fill_buckets(tensors)] == [["0", "1"], ["2"], ["3", "4", "5"]]
+
+
+def test_a_tensor_of_16_kib_is_kept_with_others_and_a_larger_one_by_itself() -> None:
+    tensors = {"small": torch.ones(2**12), "too": torch.ones(2), "large": torch.ones(2**12 + 1)}
+    large, small = fill_buckets(tensors)
+    assert (large.keys, large.is_large) == (["large"], True)
+    assert (small.keys, small.is_large) == (["small", "too"], False)
+    (alone,) = fill_buckets({"small": torch.ones(2**12)})
+    assert not alone.is_large
+
+
+def test_a_copy_within_a_step_leaves_the_plan_for_the_next_guard_alone() -> None:
+    plan = some()
+    fill_buckets(plan)
+    latest = buckets._latest
+    assert latest is not None
+    fill_buckets(some(), within_step=True)
+    assert buckets._latest is latest
+    fill_buckets(plan, within_step=True)
+    assert buckets._latest is latest

@@ -239,6 +239,35 @@ def test_finite_statistics_whose_sum_is_not_are_no_hazard() -> None:
     assert quiet(frozen_bn, model, lambda: model[0](torch.randn(1, 100)))
 
 
+def test_a_setting_that_changed_behind_a_layer_that_stayed(net: Any, batch: Tensor) -> None:
+    def step() -> None:
+        net(batch)
+        net.neck.momentum = 0.5
+
+    said = warned_of(frozen_bn, net, step)
+    assert said.endswith("holds, but neck: momentum 0.1 -> 0.5")
+
+
+def test_a_layer_that_never_ran_and_is_new_has_no_data(net: Any, batch: Tensor) -> None:
+    net.requires_grad_(False)
+    for layer in (net.backbone.bn, net.neck):
+        layer.reset_running_stats()
+    assert quiet(frozen_bn, net, lambda: net.backbone(batch))
+
+
+def test_a_tensor_behind_one_that_is_violated_has_its_hazards(net: Any, batch: Tensor) -> None:
+    def step() -> None:
+        net(batch).sum().backward()
+        net.backbone.conv.weight.data.add_(1)
+
+    with pytest.raises(FrozenStateChanged) as caught, frozen(net, "backbone"):
+        step()
+    verdict = caught.value.verdict
+    assert verdict.changed_tensors == ("backbone.conv.weight",)
+    told = {hazard.name for hazard in verdict.hazards}
+    assert told == {"backbone.conv.bias", "backbone.bn.weight", "backbone.bn.bias"}
+
+
 def test_a_failure_lists_hazards_and_does_not_warn(net: Any, batch: Tensor) -> None:
     net.neck.running_var[0] = float("nan")
     net.backbone.train()
