@@ -31,6 +31,11 @@ class Block:
         assert match, f"the first line of a block names its file; this begins {self.text[:40]!r}"
         return match[1]
 
+    @property
+    def is_excerpt(self) -> bool:
+        """Tell whether the block is part of a file of the suite, which runs there."""
+        return self.text.startswith("# tests/")
+
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text()
@@ -77,7 +82,7 @@ def example(page: Path, tmp_path: Path, python: WarmPython) -> Example:
     """Write the files of a page, and the helpers that the first page of its folder shows."""
     (tmp_path / "conftest.py").write_text(NO_DEADLINE)
     for block in [*helpers(page), *blocks(page)]:
-        if block.language in ("python", "toml"):
+        if block.language in ("python", "toml") and not block.is_excerpt:
             file = tmp_path / block.name
             file.parent.mkdir(exist_ok=True)
             file.write_text(block.text)
@@ -97,7 +102,8 @@ PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
 
 
 def test_python_blocks_pass_or_fail_as_the_page_says(page: Path, example: Example) -> None:
-    scripts = {block.name for block in blocks(page) if block.language == "python"}
+    shown_here = [block for block in blocks(page) if block.language == "python"]
+    scripts = {block.name for block in shown_here if not block.is_excerpt}
     tests = sorted(name for name in scripts if Path(name).name.startswith("test_"))
     if not tests:
         shown = set(re.findall(r"^\$ python (\S+)$", page.read_text(), re.MULTILINE))
@@ -108,6 +114,13 @@ def test_python_blocks_pass_or_fail_as_the_page_says(page: Path, example: Exampl
     passed = set(re.findall(r"^PASSED (\S+?)::", run.stdout, re.MULTILINE))
     failed = set(re.findall(r"^FAILED (\S+?)::", run.stdout, re.MULTILINE))
     assert (failed, passed) == (failing, set(tests) - failing), run.stdout + run.stderr
+
+
+def test_excerpts_are_in_the_files_that_they_name(page: Path) -> None:
+    for block in blocks(page):
+        if block.is_excerpt:
+            excerpt = block.text.split("\n", 1)[1]
+            assert excerpt in (ROOT / block.name).read_text(encoding="utf-8"), block.name
 
 
 def is_shared(page: Path) -> bool:
