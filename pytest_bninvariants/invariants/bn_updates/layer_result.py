@@ -188,11 +188,11 @@ class LayerResult:
     @property
     def counts_wrongly(self) -> bool:
         """Tell whether it was updated another number of times than expected."""
-        if self.unknowable:
+        if self.unknowable or self.undone:
             return False
         if self.expected is None:
-            return not self.undone and (self.updates == 0 or self.record.idle > 0)
-        return self.updates != self.expected and not (self.undone and self.expected > 0)
+            return self.updates == 0 or self.record.idle > 0
+        return self.updates != self.expected
 
     @property
     def lacks_updates(self) -> bool:

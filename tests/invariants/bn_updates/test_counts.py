@@ -197,3 +197,11 @@ def test_a_batch_that_comes_back_after_another_is_told_as_used_before() -> None:
         list(map(model, torch.randn(3, 8, 3)))
     assert guard.verdict is not None
     assert guard.verdict.holds
+
+
+def test_an_update_that_leaves_the_statistics_as_they_were_counts() -> None:
+    model = nn.BatchNorm1d(2, momentum=0.5)
+    batch = torch.tensor([[-1.0, 1.0], [0.0, 0.0], [1.0, -1.0]])  # mean 0, variance 1
+    with watching(bn_updates(model), layers=1):
+        model(batch)
+    assert told(broken(model, lambda: model(batch), times=2)) == [("", "1 update, expected 2")]

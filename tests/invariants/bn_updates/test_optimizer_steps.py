@@ -167,3 +167,17 @@ def test_too_few_updates_for_the_steps_of_several_optimizers_are_told_as_that() 
     assert "leave out per=, and pass the number of forwards as times=" in cause.fix
     with watching(bn_updates(model), layers=1):
         step()
+
+
+def test_a_step_that_a_layer_was_updated_in_is_not_one_that_it_spent_in_eval() -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def steps() -> None:
+        for seed in range(2):
+            model.train()(values(seed)).square().mean().backward()
+            model.eval()(values(9))
+            optimizer.step()
+
+    verdict = broken(model, steps, per="optimizer_step", times=2)
+    assert [cause.name for cause in verdict.causes] == ["fewer-forwards"]
