@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import resource
 import subprocess
 import tempfile
@@ -43,7 +42,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="which ones (default: 0)")
     parser.add_argument("--since", metavar="REF", help="only lines changed since a git ref")
     parser.add_argument("--shard", metavar="N/M", default="1/1", help="only one part of M")
-    parser.add_argument("--survivors", action="store_true", help="try again what survived")
+    parser.add_argument("--survivors", action="store_true", help="only try again what survived")
     parser.add_argument("--fresh", action="store_true", help="try again what was tried before")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--within", type=float, help="only the quickest tests, in so many seconds")
@@ -69,7 +68,7 @@ def _try_room(place: Room, options: argparse.Namespace, reach: Reach, results: R
             output = ending.job.output.read_text(errors="replace")
             results.keep(by_key[ending.job.name], outcome, output)
             print(f"{outcome.value:9} {ending.seconds:5.1f} s  {ending.job.name}", flush=True)
-    return results.tally(place.name, every, chosen)
+    return results.tally(place.name, every, chosen if options.since else every)
 
 
 def _chosen(every: list[Fault], options: argparse.Namespace) -> list[Fault]:
@@ -78,14 +77,15 @@ def _chosen(every: list[Fault], options: argparse.Namespace) -> list[Fault]:
     if options.since:
         lines = _changed_lines(options.since)
         chosen = [each for each in chosen if each.number in lines.get(each.path, ())]
-    if options.sample and options.sample < len(chosen):
-        chosen = random.Random(options.seed).sample(chosen, options.sample)
+    if options.sample:
+        chosen = sorted(chosen, key=lambda fault: fault.lot(options.seed))[: options.sample]
     return chosen
 
 
 def _is_due(outcome: TestOutcome | None, options: argparse.Namespace) -> bool:
-    survived = options.survivors and outcome is TestOutcome.SURVIVED
-    return outcome is None or options.fresh or survived
+    if options.survivors:
+        return outcome is TestOutcome.SURVIVED
+    return outcome is None or bool(options.fresh)
 
 
 def _jobs(

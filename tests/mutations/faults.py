@@ -52,6 +52,10 @@ class Fault:
         """The key, in a form that fits a column and spreads evenly."""
         return hashlib.sha256(self.key.encode()).hexdigest()[:32]
 
+    def lot(self, seed: int) -> str:
+        """Return what decides the fault's place in a sample, which edits elsewhere leave alone."""
+        return hashlib.sha256(f"{seed} {self.key}".encode()).hexdigest()
+
     def source(self) -> str:
         """Return the module's source with the fault."""
         text = self.path.read_text(encoding="utf-8")

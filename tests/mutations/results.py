@@ -60,10 +60,10 @@ class Results:
         self._db.set_result(fault.digest, result)
         self._outcomes[fault.digest] = outcome
 
-    def tally(self, room: str, every: list[Fault], chosen: list[Fault]) -> Tally:
-        """Count what became of these faults."""
+    def tally(self, room: str, every: list[Fault], counted: list[Fault]) -> Tally:
+        """Count what became of these faults, in this run and in earlier ones."""
         equal = equivalents()
-        tried = [fault for fault in chosen if self.outcome(fault) is not None]
+        tried = [fault for fault in counted if self.outcome(fault) is not None]
         survived = [fault for fault in tried if self.outcome(fault) is TestOutcome.SURVIVED]
         return Tally(
             room=room,

@@ -33,7 +33,7 @@ ROOMS: dict[str, list[str]] = {
         "invariants/test_neutrality.py",
         "simulated_device",
     ],
-    "trace": ["plugin/options/test_tracing.py", "plugin/options/test_traced_runs.py"],
+    "trace": ["plugin/options/test_tracing.py"],
     "audit": ["plugin/audit", "test_audit_rules.py"],
     "batchnorm": ["invariants/bn_updates/test_reference.py", "conformance"],
     "plugin": ["ranks"],
