@@ -29,6 +29,12 @@ def test_a_change_of_a_zeros_sign_is_a_change_without_drift() -> None:
     assert layer.drifts == (0.0,)
 
 
+def test_equal_bytes_of_another_dtype_are_a_change() -> None:
+    half, other = (torch.zeros(2, dtype=dtype) for dtype in (torch.float16, torch.bfloat16))
+    (layer,) = layer_histories([sample(half, half), sample(other, other)], {})
+    assert layer.drifts == (0.0,)
+
+
 def test_a_band_has_the_least_the_mean_and_the_largest_of_the_channels() -> None:
     (layer,) = layer_histories([sample(torch.tensor([1.0, 2.0, 6.0]))] * 2, {})
     assert (layer.mean.low, layer.mean.middle, layer.mean.high) == ((1, 1), (3, 3), (6, 6))
@@ -45,6 +51,17 @@ def test_the_channels_that_moved_most_are_kept() -> None:
     assert len(numbers) == 8
     assert {3, 17} <= set(numbers)
     assert next(c.mean for c in layer.channels if c.number == 3) == (0, 5)
+
+
+def test_a_channel_moved_by_its_own_standard_deviation_or_by_its_variance() -> None:
+    """Nine channels moved: one a little and with a large variance, of which it is not much."""
+    mean, var = torch.zeros(9), torch.ones(9)
+    var[0] = 1e6
+    later, changed = mean.clone(), var.clone()
+    later[:5] = torch.tensor([50.0, 1.0, 1.0, 1.0, 1.0])
+    changed[5:] = 3.0
+    (layer,) = layer_histories([sample(mean, var), sample(later, changed)], {})
+    assert [channel.number for channel in layer.channels] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_statistics_that_are_not_finite_drift_without_end() -> None:
