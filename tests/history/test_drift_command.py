@@ -89,6 +89,25 @@ def test_a_table_says_how_far_each_layer_drifted(tmp_path: Path, drift: Drift) -
     assert row(run.stdout, "neck")[1] == "same"
 
 
+@pytest.mark.parametrize(
+    ("shifts", "between"), [((0, 1, 9), "1.pt, 2.pt"), ((0, 8, 9), "0.pt, 1.pt")]
+)
+def test_the_largest_drift_is_told_with_the_checkpoints_around_it(
+    tmp_path: Path, drift: Drift, shifts: tuple[int, ...], between: str
+) -> None:
+    for number, shift in enumerate(shifts):
+        layer = nn.BatchNorm1d(2)
+        layer.running_mean.fill_(shift)
+        torch.save(
+            {f"bn.{name}": each for name, each in layer.state_dict().items()}, f"{number}.pt"
+        )
+    run = drift("0.pt", "1.pt", "2.pt")
+    assert between in run.stdout
+    total, largest = map(float, row(run.stdout, "bn")[1:3])
+    assert largest == pytest.approx(32)  # a shift by 8 standard deviations: 8 * 8 / 2 nats
+    assert total == pytest.approx(32.5)
+
+
 def test_each_format_gives_the_same_table(tmp_path: Path, drift: Drift) -> None:
     for number, state in enumerate(states(2)):
         torch.save(state, tmp_path / f"{number}.pt")
@@ -182,7 +201,7 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path: Path, drift: Dri
         assert "Traceback" not in run.stderr
 
 
-@pytest.mark.parametrize("eps", ["-1", "nan", "inf"])
+@pytest.mark.parametrize("eps", ["-1", "-1e-9", "nan", "inf"])
 def test_an_eps_below_0_is_refused(eps: str, drift: Drift) -> None:
     run = drift("0.pt", "1.pt", f"--eps={eps}")
     assert run.returncode == 2

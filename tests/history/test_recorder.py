@@ -59,6 +59,14 @@ def test_columns_are_optimizer_steps_and_a_flip_is_marked_where_it_was(batch: Te
     assert "test_recorder.py" in mark.text
 
 
+def test_a_layer_that_is_put_in_the_mode_that_it_has_is_not_marked(batch: Tensor) -> None:
+    model = Net()
+    with Recorded(model) as recorded:
+        model.train()
+        model(batch)
+    assert recorded.history.marks == ()
+
+
 def test_without_an_optimizer_columns_are_forwards(batch: Tensor) -> None:
     model = Net()
     with Recorded(model) as recorded:

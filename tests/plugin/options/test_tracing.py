@@ -113,6 +113,26 @@ def test_the_same_run_can_be_traced(sessions: Sessions, spelling: str) -> None:
     assert TITLE not in session.texts[name]
 
 
+def test_the_first_run_is_not_traced_so_that_its_outcome_is_that_of_a_plain_run(
+    sessions: Sessions,
+) -> None:
+    session = sessions.run(
+        """
+        modes = []
+
+        @pytest.mark.frozen_bn
+        def test_it(model):
+            modes.append(torch._C._len_torch_dispatch_stack())
+            drift(model)
+
+        def test_runs():
+            assert modes == [0, 1]
+        """,
+        "--bn-trace",
+    )
+    assert session.outcomes == {"test_it": "failed", "test_runs": "passed"}
+
+
 def test_what_passes_or_fails_by_itself_runs_once(sessions: Sessions) -> None:
     session = sessions.run(
         """
