@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pytest_bninvariants.batchnorm.drift import statistics_drift
 from pytest_bninvariants.drift_history import DriftHistory
 from pytest_bninvariants.history import recorder
 from pytest_bninvariants.history.recorder import StatisticsRecorder
@@ -65,6 +66,17 @@ def test_a_layer_that_is_put_in_the_mode_that_it_has_is_not_marked(batch: Tensor
         model.train()
         model(batch)
     assert recorded.history.marks == ()
+
+
+@pytest.mark.parametrize("eps", [1e-5, 3.0])
+def test_a_drift_is_measured_with_the_layers_own_eps(eps: float, batch: Tensor) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2, eps=eps))
+    before = model[0].running_mean.clone(), model[0].running_var.clone()
+    with Recorded(model) as recorded:
+        model(batch + 1)
+    (drift,) = recorded.history.layers[0].drifts
+    after = model[0].running_mean, model[0].running_var
+    assert drift == statistics_drift(*before, *after, eps=eps)
 
 
 def test_without_an_optimizer_columns_are_forwards(batch: Tensor) -> None:

@@ -154,3 +154,22 @@ def test_a_guarded_callable_object_shows_something_useful(sessions: Sessions) ->
     """)
     session.tells_apart()
     assert ">   def test_drifts(model):" in session.texts["test_drifts"]
+
+
+def test_a_marker_that_cannot_begin_stops_those_that_have_begun(sessions: Sessions) -> None:
+    session = sessions.run(
+        """
+        @pytest.mark.frozen_bn
+        @pytest.mark.frozen("nowhere")
+        def test_one_order(model):
+            hold(model)
+
+        @pytest.mark.frozen("nowhere")
+        @pytest.mark.frozen_bn
+        def test_the_other(model):
+            hold(model)
+        """
+    )  # which also checks that no observer is left
+    assert session.outcomes == {"test_one_order": "failed", "test_the_other": "failed"}
+    for name in session.outcomes:
+        assert session.first_line(name).startswith("cannot judge: 'nowhere' matches nothing")
