@@ -59,6 +59,13 @@ def test_bn_layers_are_known_by_family_or_by_their_buffers(layer: nn.Module) -> 
     assert is_bn_layer(layer)
 
 
+@pytest.mark.parametrize("statistic", ["running_mean", "running_var"])
+def test_a_module_with_one_of_the_statistics_is_no_bn_layer(statistic: str) -> None:
+    module = nn.Module()
+    module.register_buffer(statistic, torch.ones(2))
+    assert not is_bn_layer(module)
+
+
 class Whitening(nn.Module):
     """Keep its statistics under names that only its author knows, and in a child."""
 

@@ -70,6 +70,12 @@ def test_sync_batch_norm_is_read_as_batch_norm(training: bool, tracks: bool) -> 
     assert uses_batch_statistics(sync) == uses_batch_statistics(plain)
 
 
+def without(statistic: str) -> nn.Module:
+    layer = nn.BatchNorm1d(2)
+    setattr(layer, statistic, None)
+    return layer
+
+
 @pytest.mark.parametrize(
     ("layer", "stored"),
     [
@@ -77,6 +83,8 @@ def test_sync_batch_norm_is_read_as_batch_norm(training: bool, tracks: bool) -> 
         (nn.BatchNorm1d(2, track_running_stats=False), False),
         (nn.InstanceNorm1d(2), False),
         (nn.Linear(2, 2), False),
+        (without("running_mean"), False),
+        (without("running_var"), False),
     ],
 )
 def test_a_layer_has_stored_statistics_or_not(layer: nn.Module, stored: bool) -> None:

@@ -118,6 +118,13 @@ def test_an_exclude_that_leaves_nothing_out_or_nothing_in_is_a_gate_error(exclud
         tensors(deep(), **scope)
 
 
+@pytest.mark.parametrize("exclude", ["head", "head.bn", "head.bn.weight"])
+def test_an_exclude_of_what_the_names_do_not_cover_is_a_gate_error(exclude: str) -> None:
+    assert tensors(deep(), exclude=(exclude,), bn_only=True)
+    with pytest.raises(GateError, match=f"exclude='{exclude}' matches nothing that is watched"):
+        tensors(deep(), "stem", exclude=(exclude,), bn_only=True)
+
+
 @pytest.mark.parametrize("guard", [frozen, frozen_bn])
 @pytest.mark.parametrize(
     ("modules", "options", "told"),

@@ -47,6 +47,14 @@ def test_a_pattern_covers_the_bn_layers_of_the_modules_it_matches(
     assert set(selection.tensors) == {f"{layer}.{name}" for layer in expected for name in STATE}
 
 
+@pytest.mark.parametrize("pattern", ["a[0]", "a[0]*", "?[0]", "*[0]"])
+def test_brackets_in_names_are_plain_beside_wildcards_too(pattern: str) -> None:
+    assert covers(pattern, "a[0]")
+    assert covers(pattern, "a[0].weight")
+    assert not covers(pattern, "a0")
+    assert not covers(pattern, "a0.weight")
+
+
 @pytest.mark.parametrize(
     ("patterns", "expected"),
     [
