@@ -128,7 +128,7 @@ def choose_rules(terms: Iterable[str]) -> RuleChoice:
     told = frozenset() if chosen else DEFAULT_CHOICE.told - added
     choice = RuleChoice(frozenset(failing - left_out), told - left_out)
     if not choice.all:
-        raise ValueError("these leave no rule to go by")
+        raise ValueError("no rule is left")
     return choice
 
 
@@ -139,7 +139,7 @@ def _named(name: str, term: str) -> set[str]:
         near = get_close_matches(name, AUDIT_RULES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(
-            f"{term!r} is no rule{hint} (accepted: all, {', '.join(AUDIT_RULES)}, each alone, or "
-            "with + to add it, or - to leave it out)"
+            f"{term!r} is not a rule{hint} (accepted: all, {', '.join(AUDIT_RULES)}, each alone, "
+            "or with + to add it, or - to leave it out)"
         )
     return {name}

@@ -14,8 +14,8 @@ from types import ModuleType
 from typing import Any
 
 DEVICES = (
-    "cpu, auto (the best there is), all (each kind there is), or a kind of device that torch has, "
-    "such as cuda, xpu, mps, npu, hpu or xla, alone or with a number, as in cuda:1"
+    "cpu, auto (the best available), all (every kind available), or a kind of device that torch "
+    "has, such as cuda, xpu, mps, npu, hpu or xla, alone or with a number, as in cuda:1"
 )
 _BEST_FIRST = ("cuda", "xpu", "mps", "mtia", "hpu", "xla")
 _WITHOUT_VALUES = ("meta",)

@@ -38,7 +38,9 @@ def test_terms_choose_add_and_leave_out(
 
 
 def test_an_unknown_name_is_refused_with_what_is_accepted() -> None:
-    with pytest.raises(ValueError, match="'-not-finit' is no rule; did you mean not-") as refusal:
+    with pytest.raises(
+        ValueError, match="'-not-finit' is not a rule; did you mean not-"
+    ) as refusal:
         choose_rules(["-not-finit"])
     assert all(name in str(refusal.value) for name in AUDIT_RULES)
 

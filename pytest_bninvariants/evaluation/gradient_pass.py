@@ -205,8 +205,8 @@ def random_draw_text(caller: str, model: nn.Module, each: str) -> str:
     ]
     where = f"; in training mode: {', '.join(random[:3])}" if random else ""
     return (
-        f"{caller} takes no pass that draws random numbers, because each {each} would "
-        f"draw other ones: put random modules in eval{where}"
+        f"{caller} cannot judge a pass that draws random numbers, because each {each} would draw "
+        f"different ones: put random modules in eval{where}"
     )
 
 

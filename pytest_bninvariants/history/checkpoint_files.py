@@ -19,7 +19,7 @@ _NESTED = 4  # {"ema": {"state_dict": {...}}} and the like
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 _FOLDER = (
-    "it is a folder: give files of torch.save or of safetensors; dcp_to_torch_save of "
+    "it is a folder: give files written by torch.save or safetensors; dcp_to_torch_save of "
     "torch.distributed.checkpoint.format_utils makes one of a distributed checkpoint"
 )
 
@@ -60,7 +60,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     except UnpicklingError as error:
         raise GateError(f"{file}: {_refusal(str(error))}") from None
     except Exception as error:  # bytes that are no pickle make torch's reader fail in any way
-        raise GateError(f"{file}: it is no checkpoint that can be read{_reason(error)}") from None
+        raise GateError(f"{file}: it cannot be read as a checkpoint{_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:
@@ -73,7 +73,7 @@ def _refusal(error: str) -> str:
     """Return why torch refuses a file with weights_only, from its message."""
     named = re.search(r"GLOBAL (\S+)", error)
     if named is None:
-        return "it is no checkpoint that can be read"
+        return "it cannot be read as a checkpoint"
     return (
         f"to read it would run code of {named[1]}, since it holds more than tensors and plain "
         "values: save a state_dict"
@@ -127,8 +127,8 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         from safetensors import SafetensorError, safe_open
     except ImportError:
         raise GateError(
-            f"{file}: reading it takes the package safetensors: "
-            "pip install 'pytest-bninvariants[safetensors]'"
+            f"{file}: reading it needs the package safetensors: pip install "
+            "'pytest-bninvariants[safetensors]'"
         ) from None
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:

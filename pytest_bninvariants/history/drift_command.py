@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace, output: IO[str]) -> int:
         output: where the table goes.
     """
     if not (math.isfinite(arguments.eps) and arguments.eps >= 0):
-        raise GateError(f"--eps={arguments.eps} is no number from 0 on")
+        raise GateError(f"--eps={arguments.eps} is not a number >= 0")
     history = history_of(arguments.checkpoints, arguments.eps)
     for line in table_lines(history):
         print(line, file=output)
@@ -85,12 +85,12 @@ def history_of(files: Sequence[Path], eps: float) -> DriftHistory:
         GateError: if one cannot be read, or they have no layer in common.
     """
     if len(files) < 2:
-        raise GateError("drift is between checkpoints: give two files or more")
+        raise GateError("drift is measured between checkpoints: give two or more files")
     chosen = [files[number] for number in spread_out(len(files), MOST_SAMPLES)]
     samples: list[Sample] = [read_statistics(file) for file in chosen]
     layers = layer_histories(samples, {}, default_eps=eps, points=MOST_SAMPLES)
     if not layers:
-        raise GateError("no BN layer is in all of these checkpoints, with one number of channels")
+        raise GateError("no BN layer has the same number of channels in all of these checkpoints")
     return DriftHistory(by="checkpoint", samples=_labels(chosen), layers=layers)
 
 

@@ -55,7 +55,7 @@ class UnregisteredLayers:
     def hazards(self) -> Iterator[Hazard]:
         """Yield a hazard for each of them that the model has not registered by now."""
         for layer in name_unregistered(self._model, self._inside):
-            text = f"normalised with batch statistics and is no submodule, since {layer.why}: "
+            text = f"normalised with batch statistics and is not a submodule, since {layer.why}: "
             text += f"eval(), parameters() and state_dict() do not reach it; {layer.fix}"
             yield Hazard(name=layer.name, text=text)
 

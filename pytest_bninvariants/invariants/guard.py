@@ -132,7 +132,7 @@ class Guard:
         self._use()
         name = self.spelling.partition("(")[0]
         error = GateError(
-            f"{self.spelling} is a context manager, and no decorator: write `with {name}(...):` "
+            f"{self.spelling} is a context manager, not a decorator: write `with {name}(...):` "
             f"around the step, or mark a test with @pytest.mark.{name}"
         )
         add_raised(error)
@@ -225,7 +225,7 @@ class Guard:
             GateError: if there is nothing to watch, or it cannot be compared.
         """
         if self._used:
-            raise GateError(f"{self.spelling} is for one step: make another for the next")
+            raise GateError(f"{self.spelling} guards one step: make a new guard for the next")
         self._use()
         try:
             refuse_during_capture(self.models, "entered")

@@ -68,8 +68,8 @@ class _LayerTypeHooks:
         for name in self._names:
             if name in unknown:
                 yield (
-                    f"bn_layer_types: there was no torch.nn.Module named {name!r} in this run, so "
-                    "the entry made no layer count as a BN layer"
+                    f"bn_layer_types: this run has no torch.nn.Module named {name!r}, so the "
+                    "entry matched no layer"
                 )
 
 

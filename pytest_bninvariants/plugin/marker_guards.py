@@ -139,8 +139,9 @@ def _instead_of_positions(request: MarkerRequest, values: Values) -> str:
     written = [f"model={name!r}" for name in modules[:1]]
     written.append(f"inputs={(inputs[0] if len(inputs) == 1 else inputs or 'x')!r}")
     return (
-        f"@pytest.mark.{request.name} takes the inputs, and the model, by name; by position stand "
-        f"modules of the model: write @pytest.mark.{request.name}({', '.join(written)})"
+        f"@pytest.mark.{request.name} takes the inputs, and the model, by name; positional "
+        "arguments are modules of the model: write "
+        f"@pytest.mark.{request.name}({', '.join(written)})"
     )
 
 

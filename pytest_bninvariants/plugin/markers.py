@@ -84,4 +84,4 @@ def _correction(name: str, meant: str) -> str:
     if meant in MARKERS:
         return f"@pytest.mark.{name} guards nothing: the marker is called @pytest.mark.{meant}"
     usage = INVARIANTS[meant].usage
-    return f"@pytest.mark.{name} guards nothing: {meant} is no marker; in the test write {usage}"
+    return f"@pytest.mark.{name} guards nothing: {meant} is not a marker; in the test write {usage}"

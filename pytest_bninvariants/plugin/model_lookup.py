@@ -59,8 +59,8 @@ class FoundModel:
             return ""
         return (
             f"{self.option}{self.path!r} led to one {type(self.model).__name__} when the test "
-            f"began, and leads to another {type(now).__name__} now, which nobody watched: let the "
-            "test keep its model, or put a `with` around the step that runs the new one"
+            f"began, and leads to another {type(now).__name__} now, which was not watched: keep "
+            "one model throughout the test, or put a `with` around the step that runs the new one"
         )
 
 

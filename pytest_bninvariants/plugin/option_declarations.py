@@ -36,9 +36,11 @@ def _add_guard_options(group: pytest.OptionGroup, arguments: Iterable[str]) -> N
         action="append",
         default=None,
         metavar="DEVICE",
-        help="run tests that use the `bn_device` fixture on DEVICE: cpu (the default), cuda, "
-        "or any other kind of device that torch has, alone or with a number, as in cuda:1, or auto "
-        "(the best there is) or all (each kind there is); repeatable",
+        help=(
+            "run tests that use the `bn_device` fixture on DEVICE: cpu (the default), cuda, or "
+            "any other kind of device that torch has, alone or with a number such as cuda:1, or "
+            "auto (the best available) or all (every kind available); repeatable"
+        ),
     )
     group.addoption(
         *_spellings("--bn-trace", TRACES, arguments),
@@ -47,13 +49,15 @@ def _add_guard_options(group: pytest.OptionGroup, arguments: Iterable[str]) -> N
         const=TRACES[0],
         default=None,
         dest="bn_trace",
-        help="find who wrote to what changed, by operator and line: run a test that broke a guard "
-        "again under tracing (`rerun`, the default), or trace every run (`same-run`)",
+        help=(
+            "name the operator and the line that wrote to what changed: rerun a test that broke a "
+            "guard under tracing (`rerun`, the default), or trace every run (`same-run`)"
+        ),
     )
     group.addoption(
         "--bn-list",
         action="store_true",
-        help="list for each guarded test what is watched and how it is set, and run no test's body",
+        help="list what each guarded test watches and how that is set, without running the tests",
     )
 
 
@@ -73,15 +77,19 @@ def _add_audit_options(group: pytest.OptionGroup, arguments: Iterable[str]) -> N
         action="append",
         default=None,
         metavar="RULES",
-        help="the rules that the audit goes by, repeatable or with commas: NAME or all (these "
-        f"alone), +NAME (also), -NAME (not); names: {', '.join(AUDIT_RULES)}",
+        help=(
+            "which audit rules to apply, repeatable or comma-separated: NAME or all (only these), "
+            f"+NAME (add), -NAME (drop); names: {', '.join(AUDIT_RULES)}"
+        ),
     )
     group.addoption(
         "--bn-audit-xfails",
         default=None,
         metavar="FILE",
-        help="findings of the audit that are expected, a line each: "
-        "'TEST[RULE-MODEL-LAYER]: REASON'; one that is no longer found fails the run",
+        help=(
+            "a file of expected audit findings, one a line: 'TEST[RULE-MODEL-LAYER]: REASON'; the "
+            "run fails if one is no longer found"
+        ),
     )
     group.addoption(
         "--bn-audit-write-xfails",
@@ -96,14 +104,16 @@ def _add_report_options(group: pytest.OptionGroup) -> None:
         "--bn-report",
         default=None,
         metavar="DIR",
-        help="write what was guarded, audited and checked to DIR: a page, index.html, with "
-        "pictures of what broke, and report.json",
+        help=(
+            "write a report of what was guarded, audited and checked to DIR: index.html, with "
+            "pictures of what broke, and report.json"
+        ),
     )
     group.addoption(
         "--bn-report-pictures",
         default=None,
         metavar="WHICH",
-        help="of which guards the report has pictures: broken (the default), or all",
+        help="which guards get pictures in the report: broken (the default) or all",
     )
 
 
@@ -113,9 +123,11 @@ def _add_kit_options(group: pytest.OptionGroup) -> None:
         action="append",
         default=None,
         metavar="MODULE:CLASS",
-        help=f"{_KIT}a layer to hold against the laws of BatchNorm, with further arguments as "
-        "'MODULE:CLASS(name=literal)', and its rank as @0d to @3d or @nd; repeatable; "
-        "default: torch's BatchNorm1d, 2d and 3d",
+        help=(
+            f"{_KIT}a layer to check against the laws of BatchNorm, with further arguments as "
+            "'MODULE:CLASS(name=literal)', and its rank as @0d to @3d or @nd; repeatable; default: "
+            "torch's BatchNorm1d, 2d and 3d"
+        ),
     )
     group.addoption(
         "--bn-laws",
@@ -136,7 +148,7 @@ def _add_kit_options(group: pytest.OptionGroup) -> None:
         "--bn-xfails",
         default=None,
         metavar="FILE",
-        help=f"{_KIT}expected failures, a line each: 'ID-PATTERN: REASON'",
+        help=f"{_KIT}a file of expected failures, one a line: 'ID-PATTERN: REASON'",
     )
     group.addoption(
         "--bn-examples",
@@ -156,14 +168,14 @@ def _add_ini_keys(parser: pytest.Parser) -> None:
     )
     parser.addini(
         "bn_snapshot_budget",
-        "memory that a guard may take for what it compares, such as 512MB; above it fingerprints "
-        "stand in for large tensors; default: a quarter of what is free",
+        "memory that a guard may use for its snapshot, such as 512MB; above it, large tensors "
+        "are kept as fingerprints; default: a quarter of what is free",
         default="",
     )
     parser.addini(
         "bn_layer_types",
-        "types that count as BN layers besides those that are recognised: "
-        "Class, package.module.Class or package.module:Class",
+        "types to treat as BN layers besides those recognised already: Class, "
+        "package.module.Class or package.module:Class",
         type="args",
         default=[],
     )

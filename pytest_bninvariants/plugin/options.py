@@ -135,7 +135,7 @@ def _read_audit(config: pytest.Config) -> str | None:
     for further in ("rules", "xfails", "write_xfails"):
         if mode is None and config.getoption(f"bn_audit_{further}") is not None:
             name = f"--bn-audit-{further.replace('_', '-')}"
-            raise pytest.UsageError(f"{name} is for an audit: give --bn-audit, too")
+            raise pytest.UsageError(f"{name} is for an audit: give --bn-audit too")
     return mode
 
 
@@ -174,7 +174,7 @@ def _read_folder(config: pytest.Config) -> Path | None:
     given = _read_file_name("--bn-report", config.getoption("bn_report"))
     folder = None if given is None else config.invocation_params.dir / given
     if folder is not None and folder.exists() and not folder.is_dir():
-        raise pytest.UsageError(f"--bn-report={given}: it is a file; give a folder to write to")
+        raise pytest.UsageError(f"--bn-report={given} is a file; give a folder")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""A layer that normalises inside a model's forward and is no submodule of it is a hazard."""
+"""A layer that normalises inside a model's forward and is not a submodule of it is a hazard."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_frozen_model_runs_a_layer_that_eval_does_not_reach(
     with pytest.warns(InvariantHazard) as caught, guard(net):
         net(BATCH)
     said = str(caught[0].message)
-    assert f"0.{name}: normalised with batch statistics and is no submodule" in said
+    assert f"0.{name}: normalised with batch statistics and is not a submodule" in said
     assert fix in said
 
 
@@ -169,5 +169,8 @@ def test_a_layer_that_shares_its_weight_and_not_its_statistics_is_a_hazard() -> 
     twin = nn.BatchNorm1d(3)
     model = Holder([twin])
     twin.weight, twin.bias = model.first.weight, model.first.bias
-    with pytest.warns(InvariantHazard, match=r"kept\[0\]: .* is no submodule"), bn_updates(model):
+    with (
+        pytest.warns(InvariantHazard, match=r"kept\[0\]: .* is not a submodule"),
+        bn_updates(model),
+    ):
         model(BATCH)

@@ -201,7 +201,7 @@ def test_a_guard_that_is_used_twice_is_a_gate_error(net: Any, batch: Tensor) -> 
     guard = frozen(net)
     with guard:
         net(batch)
-    with pytest.raises(GateError, match=r"frozen\(\) is for one step"), guard:
+    with pytest.raises(GateError, match=r"frozen\(\) guards one step"), guard:
         net(batch)
 
 
@@ -209,7 +209,7 @@ def test_a_guard_that_is_entered_within_itself_is_a_gate_error(net: Any, batch: 
     guard = frozen(net)
     with guard:
         net(batch)
-        with pytest.raises(GateError, match="is for one step"), guard:
+        with pytest.raises(GateError, match="guards one step"), guard:
             net(batch)
     assert guard.verdict is not None
 

@@ -94,8 +94,8 @@ def _explain_reset(findings: list[AuditFinding]) -> tuple[str, str]:
     return (
         f"{_in_eval(findings)}, and {_was(findings)} reset after that: running_mean is 0 and "
         "running_var is 1, as in a new layer",
-        f"reset no statistics of frozen layers: leave {name_list(layer_names(findings))} out of "
-        "what resets them, such as reset_running_stats() or update_bn()",
+        "do not reset the statistics of frozen layers: keep reset_running_stats(), update_bn() "
+        f"and the like away from {name_list(layer_names(findings))}",
     )
 
 
@@ -120,8 +120,8 @@ def _explain_stuck(findings: list[AuditFinding]) -> tuple[str, str]:
     return (
         f"{_layers(findings)} {_was(findings)} in eval, as all of {model} was, while "
         f"{findings[0].optimizer} trained {model}: running statistics stood still",
-        f"call .train() on {model} before its train step; if the statistics are to stay, call "
-        ".eval() on its BN layers alone after that",
+        f"call .train() on {model} before its train step; to keep its statistics as they are, "
+        "call .eval() on its BN layers alone after that",
     )
 
 
@@ -150,8 +150,8 @@ def _explain_unheld(findings: list[AuditFinding]) -> tuple[str, str]:
         f"{_layers(findings)} {has} gradients when {first.optimizer} first trains "
         f"{first.context.model}, and no optimizer holds {one_or_many(names, 'its', 'their')} "
         "parameters",
-        f"give the optimizer the parameters of {name_list(names)}; if they are to stay, call "
-        "requires_grad_(False) on them, which also saves their gradients",
+        f"give the optimizer the parameters of {name_list(names)}; if they are not meant to "
+        "train, call requires_grad_(False) on them, which also saves computing their gradients",
     )
 
 

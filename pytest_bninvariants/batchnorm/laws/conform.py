@@ -35,8 +35,8 @@ from pytest_bninvariants.ranks.team import RankTeams
 _TrialMaker = Callable[[Case, ComparisonTally], LawTrial | RankTrial]
 MOST_UNJUDGED = 0.5  # of the cases; the drawn data give a few in a hundred
 _ANOTHER_RESULT = (
-    "This case had another result when it ran again: the layer reads memory that nobody has "
-    "written, or something outside of itself. So the snippet may run through at times."
+    "This case gave another result when it ran again: the layer reads uninitialised memory, or "
+    "something outside itself. So the snippet may pass at times."
 )
 
 

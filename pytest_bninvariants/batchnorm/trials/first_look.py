@@ -39,7 +39,8 @@ def require_names(subject: LayerUnderTest, needs: Collection[str]) -> None:
         news.append(f"a new layer of {CHANNELS} channels has no {', no '.join(shaped)}")
     if "momentum" in settings and _is_frozen(subject, layer):
         news.append(
-            "training leaves its statistics: if it is frozen on purpose, choose the laws frozen"
+            "training leaves its statistics as they are: if it is frozen on purpose, choose the "
+            "laws frozen"
         )
     defaults = subject.declaration.defaults
     declared = {name: repr(defaults[name]) for name in settings} | _places(layer, absent)

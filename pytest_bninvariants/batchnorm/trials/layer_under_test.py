@@ -146,14 +146,17 @@ class LayerUnderTest:
         if missing:
             given = "".join(f"{name}=..., " for name in missing)[:-2]
             return (
-                f"give what it needs beside channels, as in {self.name}({given}), or {HOW_TO_ADAPT}"
+                f"pass what it needs besides channels, as in {self.name}({given}), or "
+                f"{HOW_TO_ADAPT}"
             )
         return f"if it takes no number of channels first, {HOW_TO_ADAPT}"
 
     def _with_renamed_state(self) -> LayerUnderTest:
         """Return the layer with its state under nn.BatchNorm's names."""
         if not isinstance(self.factory, type):
-            raise ValueError(f"{self.name} is no class: where its state is cannot be declared")
+            raise ValueError(
+                f"{self.name} is not a class, so you cannot declare where its state is"
+            )
         renamed = rename_state(self.factory, self.declaration.state)
         return replace(self, factory=renamed, base=self.factory)
 

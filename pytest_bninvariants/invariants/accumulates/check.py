@@ -75,7 +75,7 @@ def accumulates(
     __tracebackhide__ = True
     _check_arguments(batch, k, loss=loss, weight=weight)
     refuse_during_capture([model], "called")
-    require_float64(all_tensors(model), "tell rounding from what does not add up")
+    require_float64(all_tensors(model), "tell rounding from a real difference")
     comparison = compare_gradients(model, batch, k, loss, weight)
     verdict = _judge(model, k, samples_in(batch), comparison)
     add_verdict(verdict)

@@ -82,8 +82,8 @@ def _explain_unregistered(layers: list[MixingLayer]) -> tuple[str, str]:
     listed, was = name_list(names), one_or_many(names, "was", "were")
     ways = clauses(list(dict.fromkeys(each.why for each in kept)))
     return (
-        f"{listed} {was} in training mode: the model's eval() did not reach what is no submodule, "
-        f"since {ways}",
+        f"{listed} {was} in training mode: the model's eval() does not reach what is not a "
+        f"submodule, since {ways}",
         clauses(list(dict.fromkeys(each.fix for each in kept))),
     )
 

@@ -39,8 +39,8 @@ def _hazard_texts(result: LayerResult) -> Iterator[str]:
         )
     if result.record.in_dummy_steps:
         yield (
-            "it was updated in a step whose gradients are all zero, as by a dummy forward: nothing "
-            "trained, and its statistics took the batch in; run such a forward in eval"
+            "it was updated in a step whose gradients are all zero, as by a dummy forward: "
+            "nothing trained, but its statistics took in the batch; run such a forward in eval"
         )
     if provenance.rounded_away:
         yield (

@@ -115,7 +115,7 @@ def _broke(changes: list[Change], *, only_shared: bool) -> str:
     """Return the verb for layers that are not in sync."""
     several = len({change.layer for change in changes}) > 1
     if changes and only_shared:
-        return "are no copies" if several else "is no copy"
+        return "are not copies" if several else "is not a copy"
     return "differ" if several else "differs"
 
 

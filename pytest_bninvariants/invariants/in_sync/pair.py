@@ -62,7 +62,7 @@ class ModelPair:
         shared = first.keys() & second.keys()
         if not shared:
             raise Refusal(
-                f"no name is in both models: one has {_first_names(first)}, the other "
+                f"the models have no name in common: one has {_first_names(first)}, the other "
                 f"{_first_names(second)}"
             )
         return first, second

@@ -39,7 +39,7 @@ _SAME = (
     ),
     (
         "another model",
-        "start from one state; in_sync(model, parameters=True) says how the ranks differ",
+        "start all ranks from one state; in_sync(model, parameters=True) says how they differ",
     ),
     ("a model in other modes", "call train() and eval() alike on each rank"),
 )
@@ -89,7 +89,7 @@ class RankJudgement:
         samples, ranks = samples_in(self._given), len(self._ranks.numbers)
         if samples < ranks:
             raise GateError(f"a batch of {samples} cannot be cut into shards for {ranks} ranks")
-        require_float64(all_tensors(self._model), "tell rounding from what differs")
+        require_float64(all_tensors(self._model), "tell rounding from a real difference")
         position = self._ranks.numbers.index(distributed.get_rank())
         batch = ShardedBatch.split(self._given, ranks, position)
         start = start_digests(self._model, batch)

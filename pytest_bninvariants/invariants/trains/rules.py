@@ -166,8 +166,8 @@ RULES: tuple[Rule[ParameterResult], ...] = (
         lambda each: each.is_unexplained,
         _why_in_place,
         "let an optimizer step with {names}: call optimizer.step() after backward(), and "
-        "initialise before the guarded step; if this is a step of your own, leave .grad as it is "
-        "until the step is taken",
+        "initialise before the guarded step; if you wrote the step yourself, leave .grad in "
+        "place until it is done",
     ),
     _rule(
         "not-in-optimizer",

@@ -127,7 +127,7 @@ class _AuditHooks:
             terminalreporter.line(f"{gone.place}: {name} is no longer found: remove the line")
         if self._write_to is not None and not hasattr(terminalreporter.config, "workerinput"):
             write_expected(self._write_to, self._tally.ids(), self._expected)
-            terminalreporter.line(f"the findings of this run are expected by {self._write_to} now")
+            terminalreporter.line(f"{self._write_to} now expects the findings of this run")
 
     def _add_note(self, verdicts: tuple[Verdict, ...], error: BaseException) -> None:
         if verdicts and self._fails and not isinstance(error, _NOT_FAILURES):

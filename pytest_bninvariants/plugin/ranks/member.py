@@ -126,7 +126,7 @@ class RankMember:
         missing = membership.missing_ranks()
         if missing:
             ranks = ", ".join(map(str, missing))
-            raise GateError(f"rank {ranks} did not come to this test in {request.timeout:g} s")
+            raise GateError(f"rank {ranks} did not reach this test within {request.timeout:g} s")
         membership.join(request.backend)
         return membership
 

@@ -128,7 +128,7 @@ def _end_of(record: RankRecord) -> Iterator[str]:
     written, fatal, crash = record.errors.partition(_FATAL)
     stack = record.stack or main_stack(fatal + crash)
     waits = "joined" not in record.said and has_function(stack, Membership.missing_ranks.__name__)
-    where = "for the others to come to the test" if waits else whereabouts(stack)
+    where = "for the others to reach the test" if waits else whereabouts(stack)
     link = "; it waited " if record.stopped else " "
     yield (record.stopped or record.died) + (link + where if where else "")
     if not record.stopped:

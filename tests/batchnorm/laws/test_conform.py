@@ -100,7 +100,7 @@ def test_a_law_that_a_case_breaks_at_times_is_broken() -> None:
         if next(broken, False):
             trial.fail("it is off", None)
 
-    told = r"(?s)BatchNorm1d breaks the law waver: it is off.*had another result when it ran again"
+    told = r"(?s)BatchNorm1d breaks the law waver: it is off.*gave another result when it ran again"
     with pytest.raises(LawBroken, match=told) as found:
         check_law(replace(LAWS["counter"], check=waver, share=1.0), LAYER)
     assert found.value.__cause__ is None

@@ -110,7 +110,7 @@ class OfConfig(nn.BatchNorm1d):
 @pytest.mark.parametrize(
     ("factory", "told"),
     [
-        (NeedsTypes, "give what it needs beside channels, as in NeedsTypes(types=...), or write"),
+        (NeedsTypes, "pass what it needs besides channels, as in NeedsTypes(types=...), or write"),
         (OfConfig, "if it takes no number of channels first, write an adapter"),
     ],
 )

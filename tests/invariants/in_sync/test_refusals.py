@@ -26,7 +26,7 @@ def alike(model: nn.Module) -> nn.Module:
         (lambda m: in_sync(m, alike(m)), "both models hold the very same tensors"),
         (lambda m: in_sync(m[0], m[0].to("cpu")), "same one twice"),
         (lambda m: in_sync(m[0], copy.deepcopy(m[0])), "parameters are compared with parameters="),
-        (lambda m: in_sync(m, m[1]), "no name is in both models"),
+        (lambda m: in_sync(m, m[1]), "the models have no name in common"),
         (lambda m: in_sync(m, copy.deepcopy(m), "bn"), "'bn' matches nothing in the model"),
         (lambda m: in_sync(m.state_dict(), m), "takes the model, a torch.nn.Module, first; got"),
         (

@@ -135,7 +135,7 @@ def test_a_marked_step_that_makes_a_copy_share_breaks_it(model: nn.Sequential) -
             target.load_state_dict(model.state_dict(), assign=True)
 
     told = failure_text(step)
-    assert told.startswith("1 of 1 layer is no copy: 1 (shared-memory)")
+    assert told.startswith("1 of 1 layer is not a copy: 1 (shared-memory)")
     assert "1.running_mean since the step the same tensor as in the second" in told
 
 

@@ -71,7 +71,7 @@ def test_an_invariant_without_a_marker_says_how_it_is_called(sessions: Sessions)
     )
     assert session.outcomes == {"test_it": "failed"}
     assert session.says("test_it").endswith(
-        "accumulates is no marker; in the test write accumulates(model, batch, 4, loss=loss)"
+        "accumulates is not a marker; in the test write accumulates(model, batch, 4, loss=loss)"
     )
 
 

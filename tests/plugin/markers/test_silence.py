@@ -144,7 +144,7 @@ GATES = {
         "\n            ".join(
             ["guard = frozen_bn(model)", "with guard: hold(model)", "with guard: hold(model)"]
         ),
-        "frozen_bn() is for one step: make another for the next",
+        "frozen_bn() guards one step: make a new guard for the next",
     ),
     "a guard by fixture that was never entered": (
         "",

@@ -42,7 +42,7 @@ SAID = {
     "a decorator": (
         "",
         "frozen(model, 'bn1')(hold)",
-        "frozen('bn1') is a context manager, and no decorator: write `with frozen(...):` around "
+        "frozen('bn1') is a context manager, not a decorator: write `with frozen(...):` around "
         "the step, or mark a test with @pytest.mark.frozen",
     ),
     "a decorator without a model": (

@@ -138,7 +138,7 @@ def test_a_name_that_cannot_be_imported_fails_what_needs_it(sessions: Sessions) 
     assert "bn_layer_types: 'other.Norm' cannot be imported" in session.first_line("test_step")
 
 
-TELLS = "bn_layer_types: there was no torch.nn.Module named 'Nrom' in this run, so the entry"
+TELLS = "bn_layer_types: this run has no torch.nn.Module named 'Nrom', so the entry"
 
 
 @pytest.mark.parametrize("args", [(), ("-n2",)], ids=["alone", "workers"])

@@ -221,7 +221,7 @@ def test_a_report_of_two_thousand_tests_is_small(sessions: Sessions) -> None:
     ("arguments", "says"),
     [
         (["--bn-report="], "*--bn-report= is empty*"),
-        (["--bn-report=test_it.py"], "*--bn-report=test_it.py: it is a file*"),
+        (["--bn-report=test_it.py"], "*--bn-report=test_it.py is a file*"),
         (["--bn-report-pictures=all"], "*is for a report: give --bn-report=DIR*"),
         (["--bn-report=out", "--bn-report-pictures=x"], "*pictures=x: expected broken or all*"),
     ],

@@ -131,7 +131,7 @@ def test_a_rank_that_does_not_come_to_the_test_says_why(run: Run) -> None:
     assert session.outcomes == {"test_imports": "error"}
     text = session.texts["test_imports"]
     assert text.startswith("rank 1: cannot collect its test: ModuleNotFoundError: No module named ")
-    assert "it waited for the others to come to the test" in text
+    assert "it waited for the others to reach the test" in text
 
 
 def test_a_rank_that_ends_its_session_says_so(run: Run) -> None:

@@ -127,7 +127,7 @@ def test_takes_longer_on_rank_0():
         "test_one_does_not_come": "skipped",
         "test_takes_longer_on_rank_0": "passed",
     }
-    assert "rank 1 did not come to this test in 3 s" in done.stdout
+    assert "rank 1 did not reach this test within 3 s" in done.stdout
 
 
 def test_a_test_that_never_ends_ends_the_run_with_its_stack(tmp_path: Path) -> None:

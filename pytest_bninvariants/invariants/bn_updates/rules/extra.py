@@ -62,7 +62,8 @@ def _explain_shared(results: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{names_were(results)} updated {times} within one forward of the model, which calls "
         f"{one_or_many([each.name for each in results], 'it', 'them')} several times: in training "
-        "each call normalises with statistics of its own, in eval all do with a mixture of them",
+        "each call normalises with its own batch's statistics, in eval all calls use a mixture "
+        "of them",
         f"give each call {one} of its own, or use a norm without batch statistics, such as "
         "GroupNorm; a call that is not meant to train belongs in eval",
     )

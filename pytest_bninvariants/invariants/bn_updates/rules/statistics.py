@@ -74,8 +74,8 @@ def _explain_reset(results: list[LayerResult]) -> tuple[str, str]:
     return (
         f"running statistics of {names_of(results)} were set during the step to those of a new "
         "layer, 0 and 1, which an update with a momentum averages in",
-        "call reset_running_stats() before the step; to take statistics anew over many batches, "
-        "set momentum to None first, as torch.optim.swa_utils.update_bn does",
+        "call reset_running_stats() before the step; to re-estimate statistics over many "
+        "batches, set momentum to None first, as torch.optim.swa_utils.update_bn does",
     )
 
 
