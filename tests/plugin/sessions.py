@@ -242,7 +242,7 @@ class Sessions:
         """Run pytest without looking at what it says; arguments as `run`."""
         self.pytester._monkeypatch.setenv("REPORTS", str(self.folder / "reports.jsonl"))
         given = [*(() if self.caches else ("-p", "no:cacheprovider")), *args]
-        given += LOOP_SCOPE
+        given += (*LOOP_SCOPE, "-p", "no:randomly")  # inner tests stay in their order
         if alone:
             command = [*self.pytester._getpytestargs(), *given]
             typed = pytest.Pytester.CLOSE_STDIN if stdin is None else stdin
