@@ -40,7 +40,14 @@ ROOMS: dict[str, list[str]] = {
     "invariants": ["plugin/markers/test_silence.py"],
     **{f"invariants/{name}": ["invariants/test_guard.py"] for name in INVARIANTS},
 }
-ROOMS["invariants/frozen"] += ["state_change", "plugin/listing"]
+ROOMS["invariants/frozen"] += [
+    "state_change",
+    "plugin/listing",
+    "invariants/test_guard_endings.py",
+    "invariants/test_wrong_calls.py",
+    "plugin/options/test_snapshot_budget.py",
+    "invariants/sharded/test_wrapped.py",
+]
 ROOMS["invariants/in_sync"] += ["invariants/test_two_features_at_once.py"]
 ROOMS["invariants/trains"] += ["plugin/listing"]
 ROOMS["invariants/bn_updates"] += ["plugin/listing", "invariants/test_two_features_at_once.py"]

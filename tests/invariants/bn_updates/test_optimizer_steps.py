@@ -181,3 +181,25 @@ def test_a_step_that_a_layer_was_updated_in_is_not_one_that_it_spent_in_eval() -
 
     verdict = broken(model, steps, per="optimizer_step", times=2)
     assert [cause.name for cause in verdict.causes] == ["fewer-forwards"]
+
+
+def test_a_layer_updated_once_in_each_step_beside_one_updated_twice_keeps_the_general_advice() -> (
+    None
+):
+    model = nn.ModuleDict({"once": nn.BatchNorm1d(3), "twice": nn.BatchNorm1d(3)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def steps() -> None:
+        for seed in range(2):
+            model["twice"](values(seed + 5))
+            model["twice"](model["once"](values(seed))).square().mean().backward()
+            optimizer.step()
+
+    verdict = broken(model, steps)
+    assert told(verdict) == [
+        ("once", "2 updates, expected 1"),
+        ("twice", "4 updates, expected 1"),
+    ]
+    (cause,) = verdict.causes
+    assert cause.layers == ("once", "twice")
+    assert cause.fix.startswith("run what is not meant to train in eval")

@@ -35,6 +35,17 @@ def test_without_a_memory_every_guard_begins_anew(net: Any, batch: Tensor) -> No
         drift_once(net, batch)
 
 
+def test_each_guard_of_one_spelling_is_compared_with_itself(net: Any, batch: Tensor) -> None:
+    runs = earlier_runs.EarlierRuns()
+    for _ in range(2):
+        runs.begin_run()
+        with earlier_runs.remembering(runs):
+            with pytest.raises(FrozenStateChanged):
+                drift_once(net, batch)
+            with watching(frozen_bn(net, "neck"), layers=1, tensors=5):
+                net.eval()(batch)
+
+
 @pytest.mark.parametrize("other", [frozen, frozen_bn])
 def test_a_guard_within_the_same_run_begins_anew(net: Any, batch: Tensor, other: Any) -> None:
     runs = earlier_runs.EarlierRuns()
