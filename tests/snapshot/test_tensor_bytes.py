@@ -365,3 +365,11 @@ def test_one_tensor_among_others_whose_memory_is_freed_is_seen_before_it_is_read
     # a failed assertion would read a tensor that is named in it, and end the process
     answers = tensor_bytes.are_backed(tensors), fit_in_buckets(tensors)
     assert answers == (False, False)
+
+
+@pytest.mark.parametrize("make", [quantized, quantized_by_channel])
+def test_a_quantized_tensors_values_are_its_integers_alone(make: Callable[[], Tensor]) -> None:
+    tensor = make()
+    (values,) = tensor_bytes.values_of(tensor)
+    assert torch.equal(values, tensor.int_repr())
+    assert len(tensor_bytes.parts(tensor)) > 1
