@@ -194,7 +194,7 @@ def values_of(tensor: Tensor) -> tuple[Tensor, ...]:
         UnreadableTensor: if the tensor has no values, as on the meta device.
     """
     tensor = on_host(tensor)
-    if is_plain(tensor):
+    if is_plain(tensor) and not tensor.is_quantized:
         return (tensor,)
     kind = _kind_of(tensor)
     return kind.parts(tensor)[kind.values]
