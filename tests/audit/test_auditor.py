@@ -200,6 +200,14 @@ def test_a_forward_of_a_users_own_leaks_if_it_moves_statistics(batch: Tensor) ->
     assert leaks_of(lambda: layer(batch)) == []
 
 
+def test_a_layer_that_runs_on_state_of_the_caller_is_not_counted_as_frozen(batch: Tensor) -> None:
+    model = Net()
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    with audited() as said:
+        torch.func.functional_call(model, state, (batch,))
+    assert (said.layers, said.frozen, said.verdicts) == (2, 0, ())
+
+
 def test_a_layer_that_is_frozen_after_it_was_trained_leaks(batch: Tensor) -> None:
     model = Net()
     with audited() as said:
