@@ -253,6 +253,32 @@ def test_a_freeze_that_ends_has_leaked_all_the_same(batch: Tensor) -> None:
     assert leaks_of(unfreeze) == [("backbone.bn",)]
 
 
+def test_of_two_leaks_of_one_layer_the_first_is_told(batch: Tensor) -> None:
+    model = frozen_backbone()
+    with audited() as said:
+        train(model, batch)
+        model.backbone.requires_grad_(True)
+        train(model, batch)
+        model.backbone.requires_grad_(False)
+        for _ in range(3):
+            train(model, batch)
+    (cause,) = said.verdicts[0].causes
+    assert "backbone.bn (BatchNorm1d) normalised 1 batch" in cause.why
+
+
+def test_layers_are_told_in_the_models_order_whatever_runs_first(batch: Tensor) -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (nn.BatchNorm1d(2).requires_grad_(False) for _ in range(2))
+
+        def forward(self, batch: Tensor) -> Tensor:
+            return self.first(self.second(batch))
+
+    model = Backwards()
+    assert leaks_of(lambda: model(batch)) == [("first", "second")]
+
+
 # Cost, and what an audit leaves alone.
 
 

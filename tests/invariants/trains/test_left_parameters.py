@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from pytest_bninvariants import InvariantBroken, InvariantHazard, trains
 from tests.invariants.trains.steps import Net, batch, broken, causes, step
@@ -66,6 +67,16 @@ def test_of_several_steps_the_largest_learning_rate_counts(rates: tuple[float, f
     verdict = broken(net, guarded)
     assert list(causes(verdict)) == ["rounded-away"]
     assert all("stepped with lr 1e-12" in change.text for change in verdict.changes)
+
+
+def test_a_layer_that_holds_its_weight_as_a_buffer_need_not_update_in_a_part_that_trains() -> None:
+    model = nn.ModuleDict(
+        {"body": nn.Sequential(nn.Conv2d(3, 4, 1), FrozenBatchNorm2d(4)), "other": nn.Linear(1, 1)}
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watching(trains(model, "body"), layers=2):
+        model["body"](torch.randn(2, 3, 4, 4)).square().mean().backward()
+        optimizer.step()
 
 
 class FarLinear(nn.LazyLinear):

@@ -206,6 +206,20 @@ def test_a_copy_that_another_optimizer_steps_is_training(net: Net) -> None:
                 parameter.copy_(master)
 
 
+def test_steps_of_a_copy_may_lead_anywhere_after_steps_of_the_model(
+    net: Net, optimizer: Optimizer
+) -> None:
+    with watching(trains(net), layers=4):
+        step(net, optimizer)
+        masters = [torch.randn_like(each).requires_grad_() for each in net.parameters()]
+        for master in masters:
+            master.grad = torch.ones_like(master)
+        SGD(masters, lr=0.1).step()
+        with torch.no_grad():
+            for master, parameter in zip(masters, net.parameters(), strict=True):
+                parameter.copy_(master)
+
+
 @pytest.mark.parametrize("what", ["module", "parameter"])
 def test_what_is_replaced_in_the_step_trains_if_an_optimizer_holds_the_new_one(
     net: Net, optimizer: Optimizer, what: str
