@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from pytest_bninvariants.reporting.doc_links import cause_link
 from pytest_bninvariants.reporting.lines import INDENT, escape_html
 from pytest_bninvariants.reporting.trace_text import write_lines
 from pytest_bninvariants.reporting.verdict_text import (
@@ -45,6 +46,7 @@ def _remarks(verdict: Verdict) -> Iterator[tuple[str, str]]:
         if cause.place is not None:
             yield "", deed(cause, cause.place)
         yield "fix", cause.fix
+        yield "more", cause_link(cause.name)
     for line in write_lines(verdict.writes or ()):
         yield line[: len(INDENT)].strip(), line[len(INDENT) :]
     for text in hazard_texts(verdict.hazards):

@@ -7,6 +7,7 @@ from math import inf
 from operator import itemgetter
 
 from pytest_bninvariants.diagnosis.wording import counted, first_few
+from pytest_bninvariants.reporting.doc_links import cause_link
 from pytest_bninvariants.reporting.lines import describe_place, labelled, one_line, wrap
 from pytest_bninvariants.reporting.trace_text import write_lines
 from pytest_bninvariants.verdict import Cause, Change, Hazard, Place, Verdict
@@ -161,11 +162,11 @@ def _in_nats(drift: float) -> str:
 
 
 def cause_lines(cause: Cause) -> list[str]:
-    """Return the lines that say why, where, and how to fix it."""
+    """Return the lines that say why, where, how to fix it, and where to read more."""
     lines = labelled("why", f"{cause.name}: {cause.why}")
     if cause.place is not None:
         lines += labelled("", deed(cause, cause.place))
-    return lines + labelled("fix", cause.fix)
+    return [*lines, *labelled("fix", cause.fix), *labelled("more", cause_link(cause.name))]
 
 
 def deed(cause: Cause, place: Place) -> str:

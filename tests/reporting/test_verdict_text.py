@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from pytest_bninvariants import Verdict
+from pytest_bninvariants.reporting.doc_links import SITE, cause_link
 from pytest_bninvariants.reporting.lines import WIDTH
 from pytest_bninvariants.reporting.verdict_text import headline, render
 from pytest_bninvariants.verdict import Cause, Change, Hazard, Place
@@ -134,8 +135,16 @@ why  training-mode: bn1 normalised 1 batch with batch statistics;
      train_one_epoch
 fix  call .eval() on bn1 after every model.train(), or override train() on
      the model
+more https://pytest-bninvariants.github.io/pytest-bninvariants/causes/#training-mode
 also bn2: momentum 0.1 -> 0.5"""
     )
+
+
+def test_each_cause_ends_with_the_address_of_its_section() -> None:
+    causes = [Cause(name=name, layers=("a",), why="w", fix="f") for name in ("reset", "loaded")]
+    lines = render([drifted("a", causes=tuple(causes))]).splitlines()
+    told = [line.removeprefix("more ") for line in lines if line.startswith("more ")]
+    assert told == [cause_link("reset"), cause_link("loaded")]
 
 
 def test_a_tool_in_between_is_told_with_the_place() -> None:
@@ -298,6 +307,8 @@ def test_lines_are_at_most_76_columns_where_they_can_be(told: Verdict, verbose: 
     assert head == headline(told)
     unbreakable = max(len(name) for name in [c.name for c in told.changes])
     for line in lines:
+        if line.startswith(f"more {SITE}"):  # nothing breaks an address
+            continue
         assert len(line) <= 76 or len(line.split()) == 1 or " like it" in line, unbreakable
         assert line == line.rstrip()
 

@@ -35,7 +35,7 @@ def accumulates(
     """Check that the gradients of k micro-batches add up to those of the whole batch.
 
     Only copies of the model run, in the modes that it is in; the model, its gradients and the
-    random generators stay as they are. docs/invariants.md derives the bound.
+    random generators stay as they are. docs/invariants/accumulates.md derives the bound.
 
     Args:
         model: the model, in the modes in which it trains.

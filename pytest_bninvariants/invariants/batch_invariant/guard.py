@@ -158,7 +158,7 @@ def batch_invariant(
     Neither their values, nor their order, nor their number may matter: hypothesis draws batches of
     some of the samples, and each output is compared with that of the whole batch, up to rounding.
     To measure rounding, the whole batch is run in the module's own dtype and in float64.
-    docs/invariants.md derives the bound.
+    docs/invariants/batch_invariant.md derives the bound.
 
     Args:
         module: the module; it is called in eval, and put back as it was.

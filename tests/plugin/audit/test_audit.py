@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from pytest_bninvariants.reporting.doc_links import cause_link
 from tests.plugin.audit.audit_summary import summary_of
 from tests.plugin.sessions import NETS, Sessions
 
@@ -47,6 +48,7 @@ def test_the_summary_gives_layers_tests_cause_place_and_fix(sessions: Sessions) 
         "requires_grad=False does not stop running statistics "
         f"put in training mode by Net.train(True) at nets.py:{line} in drift "
         "fix call .eval() on bn1 after every model.train(), or override train() on the model "
+        f"more {cause_link('mode-flip')} "
         'once mended, these markers keep it so: @pytest.mark.frozen_bn("bn1") '
         "bn audit: 8 tests; 16 BN layers ran in 8 of them, 14 in training mode, 6 of these frozen; "
         "found frozen-moved in 6 tests"

@@ -1,7 +1,7 @@
 """Measure what watching adds to a training step of a resnet18 with frozen BN layers, on the CPU.
 
-Run as `python -m tests.benchmarks.speed.steps.watching`; docs/causes.md and docs/audit.md say how
-much it is.
+Run as `python -m tests.benchmarks.speed.steps.watching`; docs/causes/evidence.md and docs/audit.md
+say how much it is.
 """
 
 from __future__ import annotations
