@@ -1,4 +1,4 @@
-"""Write the pages of the reference that are made from the plugin: `python -m tests.docs.reference`."""
+"""Write the reference pages that come from the plugin: `python -m tests.docs.reference`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ OPTIONS = """\
 # Options and ini keys
 
 What `pytest --help` says. A command line option wins over the ini key of the same name; an ini key
-goes into `pytest.ini`, or into `[tool.pytest.ini_options]` of `pyproject.toml`. A wrong value ends the
-run before it starts, with an error that says what is accepted.
+goes into `pytest.ini`, or into `[tool.pytest.ini_options]` of `pyproject.toml`. A wrong value ends
+the run before it starts, with an error that says what is accepted.
 """
 MARKERS_PAGE = """\
 # Markers and fixtures
 
 ## Markers
 
-What `pytest --markers` says. A marker puts its check around the test's call and finds the model among
-the test's fixtures. It also works on a class, and for a whole module as `pytestmark`. Names of modules
-cover what is below them; `*` and `?` work as in a shell.
+What `pytest --markers` says. A marker puts its check around the test's call and finds the model
+among the test's fixtures. It also works on a class, and for a whole module as `pytestmark`. Names
+of modules cover what is below them; `*` and `?` work as in a shell.
 """
 FIXTURES = """\
 ## Fixtures

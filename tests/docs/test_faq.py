@@ -13,7 +13,9 @@ CASES = Path(__file__).with_name("faq_cases.py")
 OF_OTHER_TESTS = {"finds no CUDA device"}
 
 
-def test_each_message_of_the_faq_is_one_that_a_failing_test_gives(pytester: pytest.Pytester) -> None:
+def test_each_message_of_the_faq_is_one_that_a_failing_test_gives(
+    pytester: pytest.Pytester,
+) -> None:
     page = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
     messages = set(re.findall(r"^## `([^`]+)`$", page, re.MULTILINE)) - OF_OTHER_TESTS
     pytester.makepyfile(CASES.read_text(encoding="utf-8"))

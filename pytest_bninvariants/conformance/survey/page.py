@@ -26,7 +26,7 @@ the versions that are named. Each deviation was checked by hand, with torch alon
 A law that says nothing of a layer, as declared, is counted neither as held nor as broken.
 """
 _HOW = """\
-These pages are written by a run on {examples} cases a law, on the CPU, with torch {torch} and Python
+A run on {examples} cases a law wrote these pages, on the CPU, with torch {torch} and Python
 {python}:
 
 ```sh

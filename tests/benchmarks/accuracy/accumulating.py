@@ -1,6 +1,7 @@
 """Measure how far from the bound of `accumulates` gradients are, with BN layers in eval and not.
 
-Run as `python -m tests.benchmarks.accuracy.accumulating`; docs/invariants/accumulates.md says how far.
+Run as `python -m tests.benchmarks.accuracy.accumulating`; docs/invariants/accumulates.md has the
+result.
 """
 
 from __future__ import annotations
