@@ -79,12 +79,12 @@ def _eps_changes(before: StateBefore, after: StateAfter) -> Iterator[Change]:
     settings = after.settings
     for key, old in before.settings.items():
         new = settings.get(key)
-        if new is None or new is old or new.get("eps", old.get("eps")) == old.get("eps"):
+        if new is None or new is old or "eps" not in old.keys() & new.keys():
             continue
-        name = before.selection.bn_names[key]
-        yield Change(
-            name=name, layer=name, kind="eps", text=f"eps {old.get('eps')} -> {new['eps']}"
-        )
+        if new["eps"] != old["eps"]:
+            name = before.selection.bn_names[key]
+            text = f"eps {old['eps']} -> {new['eps']}"
+            yield Change(name=name, layer=name, kind="eps", text=text)
 
 
 def _normalisation_changes(

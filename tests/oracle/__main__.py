@@ -23,13 +23,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="what to draw them from")
     parser.add_argument("--machine", choices=MACHINES, default="frozen")
     parser.add_argument("--shrink", action="store_true", help="shrink what fails")
+    parser.add_argument("--again", type=int, help="the number of one run, to run it alone")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # threads that share small tensors mostly wait for each other
     started, runs, failures = time.monotonic(), 0, 0
     while COUNTS["actions"] < arguments.steps:
         runs += 1
-        number = arguments.seed * 1_000_003 + runs
+        number = arguments.again or arguments.seed * 1_000_003 + runs
         machine = seed(number)(MACHINES[arguments.machine])
         try:
             run_state_machine_as_test(machine, settings=settings_for(shrink=arguments.shrink))
@@ -38,6 +39,8 @@ def main() -> int:
             notes = "\n".join(getattr(failure, "__notes__", ()))
             print(f"--- {number}: {type(failure).__name__}: {failure}\n{notes}", flush=True)
         print(f"{time.monotonic() - started:.0f} s: {dict(COUNTS)}", flush=True)
+        if arguments.again:
+            break
     return failures
 
 

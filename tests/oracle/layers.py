@@ -32,6 +32,7 @@ class NormByHand(nn.Module):
         self.register_buffer("running_var", torch.ones(CHANNELS))
 
     def forward(self, batch: Tensor) -> Tensor:
+        batch = batch.float()
         mean, var = self.running_mean, self.running_var
         if self.training:
             mean, var = batch.mean((0, 2)), batch.var((0, 2))
@@ -172,3 +173,11 @@ def _uses(module: nn.Module) -> list[tuple[nn.Module, bool]]:
         return [(module, module.training)]
     assert isinstance(module, _BatchNorm)
     return [(module, module.training or (module.running_mean is None))]
+
+
+def batch_of(module: nn.Module, batch: Tensor) -> Tensor:
+    """Return what the BN layer that a module uses normalises."""
+    batch = batch.detach()
+    if isinstance(module, FusedBlock):
+        return F.conv1d(batch, module.conv.weight.detach())
+    return batch.clone()

@@ -6,7 +6,6 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,57 +14,51 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 import tests.oracle.actions  # noqa: F401
-from pytest_bninvariants import Guard, InvariantBroken, Verdict, frozen, frozen_bn, guard_registry
+from pytest_bninvariants import (
+    Guard,
+    InvariantBroken,
+    bn_updates,
+    frozen,
+    frozen_bn,
+    guard_registry,
+    trains,
+)
 from pytest_bninvariants.errors import GateError
 from tests.engine import everything_wrapped
 from tests.oracle.actions.registry import FAMILIES, find
-from tests.oracle.judgement.frozen import judge_frozen, said, surely_idle, surely_ran
+from tests.oracle.comparison import COMPARISONS, Disagreement, Span
 from tests.oracle.models import ModelSpec, model_specs
 from tests.oracle.scopes import Ask, asks
-from tests.oracle.timeline import Timeline, read
+from tests.oracle.timeline import Stretch, Timeline, read
 from tests.oracle.world import World
 
 SEEDS = st.integers(0, 2**16)
-FREEZERS: dict[str, Callable[..., Guard]] = {"frozen_bn": frozen_bn, "frozen": frozen}
+GUARDS: dict[str, Callable[..., Guard]] = {
+    "frozen_bn": frozen_bn,
+    "frozen": frozen,
+    "bn_updates": bn_updates,
+    "trains": trains,
+}
 FROZEN_OPTIONS = ({"parameters": False}, {"buffers": False}, {"allow_batch_stats": True})
+UPDATE_OPTIONS = ({"times": 2}, {"times": 3}, {"times": "forwards"})
+USUAL = (
+    "train_one_batch",
+    "train_one_batch",
+    "step_with_a_closure",
+    "forward_and_backward",
+    "validate",
+    "step",
+    "forward",
+    "train_the_model",
+    "checkpointed_forward_and_backward",
+    "load_its_own",
+)
 COUNTS: Counter[str] = Counter()
 """How many of what the machines of this process did."""
 
 
-class Disagreement(AssertionError):
-    """The guard and the slow judgement say different things."""
-
-
 class Interruption(Exception):
     """Raised inside a guarded block, as a user's own error."""
-
-
-@dataclass
-class Span:
-    """A guard's block.
-
-    Args:
-        kind: the guard's name.
-        ask: its arguments.
-        guard: the guard.
-        start: how many actions came before it.
-        end: how many came before its end.
-        interrupted: whether its block ended with an exception.
-        verdict: what it found.
-        refused: why it could not judge.
-    """
-
-    kind: str
-    ask: Ask
-    guard: Guard
-    start: int
-    end: int = -1
-    interrupted: bool = False
-    verdict: Verdict | None = None
-    refused: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.kind}({self.ask}) around actions {self.start} to {self.end}"
 
 
 def acting(family: str) -> Any:
@@ -98,11 +91,42 @@ class OracleMachine(RuleBasedStateMachine):
     train = acting("training")
     write = acting("writes")
     load = acting("loads")
+    convert = acting("conversions")
 
     @precondition(lambda self: len(self.open) < 3)
-    @rule(kind=st.sampled_from([*FREEZERS]), ask=asks(*FROZEN_OPTIONS))
-    def enter(self, kind: str, ask: Ask) -> None:
-        self.start(kind, FREEZERS[kind], ask)
+    @rule(kind=st.sampled_from(["frozen", "frozen_bn"]), ask=asks(*FROZEN_OPTIONS))
+    def freeze(self, kind: str, ask: Ask) -> None:
+        self.start(kind, ask)
+
+    @precondition(lambda self: len(self.open) < 3)
+    @rule(ask=asks(*UPDATE_OPTIONS))
+    def count_updates(self, ask: Ask) -> None:
+        self.start("bn_updates", ask)
+
+    @precondition(lambda self: len(self.open) < 3)
+    @rule(ask=asks({"buffers": False}))
+    def expect_training(self, ask: Ask) -> None:
+        self.start("trains", ask)
+
+    @precondition(lambda self: len(self.open) < 3)
+    @rule(
+        kind=st.sampled_from([*GUARDS]),
+        ask=asks(),
+        seed=SEEDS,
+        mode=st.sampled_from(["train_the_model", "eval_the_model", "eval_all_norms"]),
+        step=st.lists(st.sampled_from(USUAL), min_size=1, max_size=3),
+    )
+    def guard_a_step(self, kind: str, ask: Ask, seed: int, mode: str, step: list[str]) -> None:
+        """Do what people do: set a mode, and guard a step right after it."""
+        self.do(mode, seed)
+        before = len(self.open)
+        self.start(kind, ask)
+        for number, name in enumerate(step):
+            self.do(name, seed + number)
+        if len(self.open) > before:
+            self.end(self.open.pop(), interrupted=False)
+        if not self.open:
+            self.settle()
 
     @precondition(lambda self: self.open and len(self.done) > self.open[-1].start)
     @rule(which=st.integers(0, 2), interrupted=st.sampled_from([False, False, False, True]))
@@ -123,12 +147,12 @@ class OracleMachine(RuleBasedStateMachine):
         COUNTS["actions"] += 1
         self.done.append((name, seed, self.guarded.do(find(name), seed)))
 
-    def start(self, kind: str, make: Callable[..., Guard], ask: Ask) -> None:
+    def start(self, kind: str, ask: Ask) -> None:
         """Enter a guard."""
         COUNTS["guards"] += 1
         with _quiet():
             exclude = {"exclude": ask.exclude} if ask.exclude else {}
-            guard = make(self.guarded.model, *ask.names, **ask.options, **exclude)
+            guard = GUARDS[kind](self.guarded.model, *ask.names, **ask.options, **exclude)
             span = Span(kind, ask, guard, len(self.done))
             try:
                 guard.__enter__()
@@ -166,7 +190,7 @@ class OracleMachine(RuleBasedStateMachine):
         if (left := everything_wrapped()) != self.wrapped:
             raise Disagreement(f"left patched: {differences(self.wrapped, left)}")
         for name, seed, outcome in self.done[len(self.timeline.deeds) :]:
-            deed = self.timeline.run(name, find(name), seed)
+            deed = self.timeline.run(name, seed)
             if deed.outcome != outcome:
                 raise Disagreement(f"{name} came to {outcome} under guards, else to {deed.outcome}")
         now, then = read(self.guarded), self.timeline.readings[-1]
@@ -178,30 +202,11 @@ class OracleMachine(RuleBasedStateMachine):
 
     def judge(self, span: Span) -> None:
         """Compare what a guard said with the slow judgement."""
-        readings = self.timeline.readings[span.start : span.end + 1]
-        deeds = self.timeline.deeds[span.start : span.end]
         COUNTS[f"verdicts of {span.kind}"] += 1
-        self.judge_frozen(span, readings, deeds)
-
-    def judge_frozen(self, span: Span, readings: list[Any], deeds: list[Any]) -> None:
-        """Compare what changed, name by name."""
-        bn = span.kind == "frozen_bn"
-        right = judge_frozen(span.ask, readings, deeds, norms_only=bn)
-        if span.verdict is not None and (what := said(span.verdict)) != right:
-            raise Disagreement(f"{span}: said {what}, but {right}\n{span.verdict}")
-        if span.verdict is None and span.refused is None and not span.interrupted:
-            raise Disagreement(f"{span}: neither a verdict nor a refusal")
-        if span.verdict is not None and surely_idle(deeds, readings):
-            raise Disagreement(f"{span}: holds, though nothing ran")
-        watches = span.ask.tensors(readings[0], norms_only=bn)
-        broken = right.tensors or right.eps or right.batch
-        if (
-            span.refused is not None
-            and watches
-            and (broken or surely_ran(span.ask, deeds, readings, bn))
-        ):
-            raise Disagreement(f"{span}: refused, though {right} and {deeds}: {span.refused}")
-        COUNTS["refused" if span.refused else "broken" if broken else "held"] += 1
+        stretch = Stretch.of(self.timeline, span.start, span.end)
+        COMPARISONS[span.kind](span, stretch)
+        state = "held" if span.verdict is not None and span.verdict.holds else "broken"
+        COUNTS[f"{span.kind} refused" if span.refused else f"{span.kind} {state}"] += 1
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 
 from hypothesis import strategies as st
 
-from tests.oracle.timeline import Reading, bare
+from tests.oracle.deeds import bare
+from tests.oracle.timeline import Reading
 
 NAMES = ("blocks", "blocks.0", "blocks.1", "*.1", "stem", "head", "tables", "*.weight", "block?")
 

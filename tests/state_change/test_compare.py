@@ -54,6 +54,14 @@ def test_eps_of_a_bn_layer_by_its_buffers_is_watched() -> None:
     assert found(verdict) == {("bn", "eps")}
 
 
+def test_an_eps_that_a_layer_never_had_is_not_read_by_it() -> None:
+    def step(model: Pair) -> None:
+        model.bn.eps = 1e-3
+        run(model)
+
+    assert judged(Pair(FrozenByBuffers()), step).holds
+
+
 def test_eps_of_what_is_no_bn_layer_is_not_watched() -> None:
     def step(model: Any) -> None:
         model[0].eps = 1e-3

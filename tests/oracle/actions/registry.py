@@ -23,3 +23,8 @@ def action(family: str) -> Callable[[Action], Action]:
 def find(name: str) -> Action:
     """Return the action of a name."""
     return next(actions[name] for actions in FAMILIES.values() if name in actions)
+
+
+def family_of(name: str) -> str:
+    """Return the family of an action."""
+    return next(family for family, actions in FAMILIES.items() if name in actions)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from pytest_bninvariants import Verdict
 from tests.oracle.actions.registry import FAMILIES
+from tests.oracle.deeds import Call, Deed, bare
 from tests.oracle.scopes import Ask
-from tests.oracle.timeline import Call, Deed, Reading, bare
+from tests.oracle.timeline import Reading
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -27,6 +28,11 @@ class FrozenJudgement:
     eps: frozenset[str]
     batch: frozenset[str]
 
+    @property
+    def broken(self) -> bool:
+        """Tell whether anything broke."""
+        return bool(self.tensors or self.eps or self.batch)
+
 
 def judge_frozen(
     ask: Ask, readings: Sequence[Reading], deeds: Sequence[Deed], *, norms_only: bool
@@ -39,9 +45,20 @@ def judge_frozen(
     moved = {n.rpartition(".")[0] for n in tensors if n.rpartition(".")[2] in STATISTICS}
     return FrozenJudgement(
         tensors=frozenset(tensors),
-        eps=frozenset(n for n in norms & last.norms.keys() if first.norms[n] != last.norms[n]),
-        batch=frozenset((norms & used_batch(deeds)) - moved if ask.judges_normalisation else ()),
+        eps=frozenset(
+            name for name in norms & last.norms.keys() if _eps_differs(name, first, last)
+        ),
+        batch=frozenset(
+            (norms & used_batch(deeds)) - moved - doubtful(deeds)
+            if ask.judges_normalisation
+            else ()
+        ),
     )
+
+
+def _eps_differs(name: str, first: Reading, last: Reading) -> bool:
+    one, other = first.norms[name], last.norms[name]
+    return one is not None and other is not None and one != other
 
 
 def used_batch(deeds: Iterable[Deed]) -> set[str]:
@@ -49,12 +66,17 @@ def used_batch(deeds: Iterable[Deed]) -> set[str]:
     return {name for call in calls(deeds) if call.used_batch for name in call.names}
 
 
+def doubtful(deeds: Iterable[Deed]) -> set[str]:
+    """Return the names of layers of whose normalising only their outputs may tell."""
+    return {name for call in calls(deeds) if call.by_hand for name in call.names}
+
+
 def calls(deeds: Iterable[Deed]) -> list[Call]:
     """Return all calls of modules."""
     return [call for deed in deeds for call in deed.calls]
 
 
-def said(verdict: Verdict) -> FrozenJudgement:
+def said(verdict: Verdict, deeds: Iterable[Deed]) -> FrozenJudgement:
     """Return what a verdict says, in the same words."""
 
     def of(kind: str) -> frozenset[str]:
@@ -63,7 +85,7 @@ def said(verdict: Verdict) -> FrozenJudgement:
     return FrozenJudgement(
         tensors=frozenset(map(bare, verdict.changed_tensors)),
         eps=of("eps"),
-        batch=of("batch-statistics"),
+        batch=of("batch-statistics") - doubtful(deeds),
     )
 
 

@@ -1,0 +1,119 @@
+"""Hear what happens in the bare run, by torch's own global hooks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn, optim
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from tests.oracle.deeds import Call, Deed, GradientKind, Held, Statistics, bare
+from tests.oracle.layers import NormByHand, batch_of, normalises
+from tests.oracle.world import names_of
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class Listener:
+    """Write what happens to a model into a deed.
+
+    Args:
+        model: the model.
+        deed: the deed.
+    """
+
+    def __init__(self, model: nn.Module, deed: Deed) -> None:
+        self._model = model
+        self._deed = deed
+        self._unfinished: dict[int, Callable[[], None]] = {}
+        self._held: dict[int, dict[str, tuple[GradientKind, Tensor, float, bool]]] = {}
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen for a while."""
+        hooks = [
+            register_module_forward_pre_hook(self._called),
+            register_optimizer_step_pre_hook(self._about_to_step),
+            register_optimizer_step_post_hook(self._stepped),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for finish in self._unfinished.values():
+                finish()
+
+    def _called(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        in_backward = torch._C._current_graph_task_id() != -1
+        if names := self._names_of(module):
+            self._deed.calls.append(Call(names, module.training, in_backward))
+        for layer, used_batch in normalises(module, *inputs):
+            if not (names := self._names_of(layer)):
+                continue
+            if finish := self._unfinished.pop(id(layer), None):
+                finish()
+            call = Call(
+                names,
+                layer.training,
+                in_backward,
+                used_batch,
+                by_hand=isinstance(layer, NormByHand),
+                by_instance=isinstance(layer, _InstanceNorm),
+                momentum=getattr(layer, "momentum", 0.1),
+                batch=batch_of(module, *inputs),
+                before=statistics_of(layer),
+            )
+            self._deed.calls.append(call)
+            self._unfinished[id(layer)] = lambda call=call, layer=layer: setattr(
+                call, "after", statistics_of(layer)
+            )
+
+    def _about_to_step(self, optimizer: optim.Optimizer, *_: object) -> None:
+        names = {id(tensor): name for name, tensor in names_of(self._model).items()}
+        self._held[id(optimizer)] = {
+            bare(names[id(p)]): (
+                kind_of(p.grad),
+                p.detach().clone(),
+                group.get("weight_decay", 0.0),
+                bool(optimizer.state.get(p)),
+            )
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if id(p) in names
+        }
+
+    def _stepped(self, optimizer: optim.Optimizer, *_: object) -> None:
+        now = {bare(name): tensor for name, tensor in names_of(self._model).items()}
+        self._deed.steps.append(
+            {
+                name: Held(gradient, before, now[name].detach().clone(), decay, moments)
+                for name, (gradient, before, decay, moments) in self._held[id(optimizer)].items()
+            }
+        )
+
+    def _names_of(self, module: nn.Module) -> tuple[str, ...]:
+        named = self._model.named_modules(remove_duplicate=False)
+        return tuple(bare(name) for name, each in named if each is module)
+
+
+def kind_of(gradient: Tensor | None) -> GradientKind:
+    """Return what kind of gradient it is."""
+    if gradient is None:
+        return "none"
+    if not bool(gradient.isfinite().all()):
+        return "not finite"
+    return "finite" if bool(gradient.any()) else "zero"
+
+
+def statistics_of(layer: nn.Module) -> Statistics:
+    """Return copies of a layer's statistics."""
+    found = {name: getattr(layer, name, None) for name in STATISTICS}
+    return {name: None if each is None else each.detach().clone() for name, each in found.items()}
