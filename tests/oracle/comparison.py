@@ -58,18 +58,18 @@ class Span:
 def compare_frozen(span: Span, stretch: Stretch) -> None:
     """Compare what changed, name by name."""
     bn = span.kind == "frozen_bn"
-    deeds, readings = stretch.deeds, stretch.readings
-    right = judge_frozen(span.ask, readings, deeds, norms_only=bn)
-    if span.verdict is not None and (what := said(span.verdict, deeds)) != right:
+    right = judge_frozen(span.ask, stretch, norms_only=bn)
+    if span.verdict is not None and (what := said(span.verdict, stretch.deeds)) != right:
         raise Disagreement(f"{span}: said {what}, but {right}\n{span.verdict}")
     if span.verdict is None and span.refused is None and not span.interrupted:
         raise Disagreement(f"{span}: neither a verdict nor a refusal")
-    if span.verdict is not None and surely_idle(deeds, readings):
+    if span.verdict is not None and surely_idle(stretch):
         raise Disagreement(f"{span}: holds, though nothing ran")
-    if span.refused is None or not span.ask.tensors(readings[0], norms_only=bn):
+    if span.refused is None or not span.ask.tensors(stretch.first, norms_only=bn):
         return
-    if right.broken or surely_ran(span.ask, deeds, readings, bn):
-        raise Disagreement(f"{span}: refused, though {right} and {deeds}: {span.refused}")
+    if right.broken or surely_ran(span.ask, stretch, norms_only=bn):
+        deeds = [deed.name for deed in stretch.deeds]
+        raise Disagreement(f"{span}: refused, though {right} by {deeds}: {span.refused}")
 
 
 def compare_updates(span: Span, stretch: Stretch) -> None:
@@ -90,7 +90,7 @@ def compare_updates(span: Span, stretch: Stretch) -> None:
 def compare_training(span: Span, stretch: Stretch) -> None:
     """Compare which parameters and statistics trained."""
     layers = histories(span.ask, stretch) if span.ask.options.get("buffers", True) else []
-    judged = [each for each in layers if is_judged(each, span.ask, stretch)]
+    judged = [e for e in layers if is_judged(e, span.ask, stretch) and not e.is_frozen_type]
     names = parameters_to_train(span.ask, stretch)
     if span.verdict is None:
         if names and not (span.interrupted or span.is_unclear):
@@ -121,7 +121,7 @@ def _compare_fate(span: Span, names: frozenset[str], fate: Fate) -> None:
 
 def _compare_count(span: Span, layer: LayerHistory) -> None:
     assert span.verdict is not None
-    if not layer.is_whole or layer.is_back:
+    if not layer.is_whole or layer.is_back or layer.unusable:
         return
     for change in span.verdict.changes:
         count = re.match(r"(\d+) updates?(, \d+ forwards? without)?, expected", change.text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Statistics = dict[str, Tensor | None]
 GradientKind = Literal["none", "zero", "finite", "not finite"]
@@ -22,7 +22,8 @@ class Call:
     """One call of a module of the model.
 
     Args:
-        names: the module's bare names.
+        module: the module.
+        names: its bare names at the time.
         training: the module's mode.
         in_backward: whether autograd ran.
         used_batch: of a BN layer, whether it normalised with batch statistics; else None.
@@ -34,6 +35,7 @@ class Call:
         after: its statistics after it.
     """
 
+    module: nn.Module
     names: tuple[str, ...]
     training: bool
     in_backward: bool

@@ -54,13 +54,14 @@ class Listener:
     def _called(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         in_backward = torch._C._current_graph_task_id() != -1
         if names := self._names_of(module):
-            self._deed.calls.append(Call(names, module.training, in_backward))
+            self._deed.calls.append(Call(module, names, module.training, in_backward))
         for layer, used_batch in normalises(module, *inputs):
             if not (names := self._names_of(layer)):
                 continue
             if finish := self._unfinished.pop(id(layer), None):
                 finish()
             call = Call(
+                layer,
                 names,
                 layer.training,
                 in_backward,

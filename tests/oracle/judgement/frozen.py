@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pytest_bninvariants import Verdict
-from tests.oracle.actions.registry import FAMILIES
 from tests.oracle.deeds import Call, Deed, bare
 from tests.oracle.scopes import Ask
-from tests.oracle.timeline import Reading
+from tests.oracle.timeline import Reading, Stretch
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -34,25 +33,20 @@ class FrozenJudgement:
         return bool(self.tensors or self.eps or self.batch)
 
 
-def judge_frozen(
-    ask: Ask, readings: Sequence[Reading], deeds: Sequence[Deed], *, norms_only: bool
-) -> FrozenJudgement:
+def judge_frozen(ask: Ask, stretch: Stretch, *, norms_only: bool) -> FrozenJudgement:
     """Compare the first reading with the last, name by name."""
-    first, last = readings[0], readings[-1]
+    first, last = stretch.first, stretch.last
     watched = ask.tensors(first, norms_only=norms_only) | ask.tensors(last, norms_only=norms_only)
     tensors = {name for name in watched if first.tensors.get(name) != last.tensors.get(name)}
     norms = ask.norms(first)
     moved = {n.rpartition(".")[0] for n in tensors if n.rpartition(".")[2] in STATISTICS}
+    batch = (norms & used_batch(stretch)) - moved - doubtful(stretch.deeds)
     return FrozenJudgement(
         tensors=frozenset(tensors),
         eps=frozenset(
             name for name in norms & last.norms.keys() if _eps_differs(name, first, last)
         ),
-        batch=frozenset(
-            (norms & used_batch(deeds)) - moved - doubtful(deeds)
-            if ask.judges_normalisation
-            else ()
-        ),
+        batch=frozenset(batch if ask.judges_normalisation else ()),
     )
 
 
@@ -61,9 +55,18 @@ def _eps_differs(name: str, first: Reading, last: Reading) -> bool:
     return one is not None and other is not None and one != other
 
 
-def used_batch(deeds: Iterable[Deed]) -> set[str]:
-    """Return the names of the layers that normalised with batch statistics."""
-    return {name for call in calls(deeds) if call.used_batch for name in call.names}
+def used_batch(stretch: Stretch) -> set[str]:
+    """Return the names that a layer had, at the start or end, that used batch statistics.
+
+    A layer that a step puts in and takes out again is neither.
+    """
+    return {
+        name
+        for call in calls(stretch.deeds)
+        for name in call.names
+        if call.used_batch
+        and call.module in (stretch.modules[0].get(name), stretch.modules[-1].get(name))
+    }
 
 
 def doubtful(deeds: Iterable[Deed]) -> set[str]:
@@ -89,21 +92,18 @@ def said(verdict: Verdict, deeds: Iterable[Deed]) -> FrozenJudgement:
     )
 
 
-def surely_ran(ask: Ask, deeds: Sequence[Deed], readings: Sequence[Reading], bn: bool) -> bool:
+def surely_ran(ask: Ask, stretch: Stretch, *, norms_only: bool) -> bool:
     """Tell whether something ran that each guard must have heard of."""
-    first, last = readings[0], readings[-1]
-    layers = {
-        n for reading in (first, last) for n in (reading.norms if bn else ()) if ask.covers(n)
-    }
-    if not bn:
-        layers = {n.rpartition(".")[0] for n in ask.tensors(first, norms_only=False)}
-    return any(deed.stepped for deed in deeds) or any(
-        layers.intersection(call.names) for call in calls(deeds)
+    layers = ask.norms(stretch.first) & ask.norms(stretch.last)
+    if not norms_only:
+        layers = {name.rpartition(".")[0] for name in ask.tensors(stretch.first, norms_only=False)}
+    return any(deed.steps for deed in stretch.deeds) or any(
+        layers.intersection(call.names) for call in calls(stretch.deeds)
     )
 
 
-def surely_idle(deeds: Sequence[Deed], readings: Sequence[Reading]) -> bool:
+def surely_idle(stretch: Stretch) -> bool:
     """Tell whether nothing ran and nothing whatever changed."""
-    same = all(reading == readings[0] for reading in readings)
-    may_write = {*FAMILIES["writes"], *FAMILIES["loads"]}
-    return same and not any(d.stepped or d.calls or d.name in may_write for d in deeds)
+    same = all(reading == stretch.first for reading in stretch.readings)
+    may_write = ("writes", "loads")
+    return same and not any(d.steps or d.calls or d.family in may_write for d in stretch.deeds)

@@ -24,6 +24,7 @@ class LayerHistory:
 
     Args:
         names: the layer's bare names.
+        is_frozen_type: whether its affine values are buffers, so that it can never train.
         is_whole: whether the layer is the same, and its calls alone account for its statistics.
         updates: the calls that moved its mean or its variance.
         calls: all of its calls.
@@ -32,6 +33,7 @@ class LayerHistory:
     """
 
     names: frozenset[str]
+    is_frozen_type: bool
     is_whole: bool
     updates: list[Call]
     calls: list[Call]
@@ -76,6 +78,7 @@ def _history(names: frozenset[str], stretch: Stretch) -> LayerHistory | None:
         return None
     return LayerHistory(
         names=names,
+        is_frozen_type=isinstance(layer, FrozenNorm),
         is_whole=is_whole,
         updates=[call for call in mine if _moved(call)],
         calls=mine,
@@ -161,7 +164,7 @@ def is_judged(layer: LayerHistory, ask: Ask, stretch: Stretch) -> bool | None:
     """Tell whether a layer is judged; None if that is not certain."""
     if ask.names:
         return True
-    if isinstance(stretch.modules[0][min(layer.names)], FrozenNorm):
+    if layer.is_frozen_type:
         return False
     if layer.updates or any(call.training for call in layer.calls):
         return True
