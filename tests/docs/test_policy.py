@@ -10,7 +10,7 @@ import pytest
 import pytest_bninvariants
 from pytest_bninvariants import catalogue
 
-PAGE = (Path(__file__).parents[1] / "docs" / "policy.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "policy.md").read_text(encoding="utf-8")
 ROWS = dict(re.findall(r"^\| ([\w ,`]+?) \| (.+) \|$", PAGE.split("## How")[0], re.MULTILINE))
 
 
