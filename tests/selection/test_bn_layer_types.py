@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, GateError, frozen_bn, run_config
 from pytest_bninvariants.run_config import override
+from pytest_bninvariants.selection import bn_layer_types
 from pytest_bninvariants.selection.bn_layers import is_bn_layer
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
@@ -160,3 +161,17 @@ def test_what_a_named_type_keeps_is_held_frozen(named_types: Callable[[list[str]
     with pytest.raises(FrozenStateChanged) as caught, frozen_bn(model):
         model[0].gain.weight.data[0, 1] += 1
     assert caught.value.verdict.changed_tensors == ("0.gain.weight",)
+
+
+def test_each_name_with_a_module_must_be_a_class_that_can_be_imported() -> None:
+    bn_layer_types.require_importable(["Net", "torch.nn.Linear", "torch.nn:BatchNorm1d"])
+    for name in ("no.such.Module", "torch.nn.NoSuchLayer", "torch.nn:Linear.inner"):
+        with pytest.raises(GateError, match=f"'{name}' cannot be imported"):
+            bn_layer_types.require_importable(["torch.nn.Linear", name])
+    with pytest.raises(GateError, match="relu' is not a class"):
+        bn_layer_types.require_importable(["torch.nn.functional.relu"])
+
+
+def test_a_name_without_a_module_that_no_module_has_is_found() -> None:
+    names = ["BatchNorm1d", "NoSuchLayer", "no.such.Module", "ByItsBuffers"]
+    assert bn_layer_types.find_undefined(names) == {"NoSuchLayer"}
