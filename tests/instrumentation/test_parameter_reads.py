@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants.instrumentation import installation
 from pytest_bninvariants.instrumentation.observer_api import Observer
+from pytest_bninvariants.instrumentation.parameter_reads import ParameterReadHooks
 
 
 class Listener(Observer):
@@ -88,3 +89,18 @@ def test_parameters_are_heard_to_be_read_after_compiled_code_has_run() -> None:
         model.requires_grad_(False)
 
     assert heard(step).read[0] is model
+
+
+def test_wrappers_are_put_back_only_while_somebody_wants_them() -> None:
+    hooks, bare = ParameterReadHooks(), nn.Module.named_parameters
+    hooks.resume()
+    assert nn.Module.named_parameters is bare
+    hooks.install()
+    assert nn.Module.named_parameters is not bare
+    hooks.suspend()
+    assert nn.Module.named_parameters is bare
+    hooks.resume()
+    assert nn.Module.named_parameters is not bare
+    hooks.remove()
+    hooks.resume()
+    assert nn.Module.named_parameters is bare

@@ -31,6 +31,7 @@ ROOMS: dict[str, list[str]] = {
         "invariants/bn_updates",
         "invariants/test_guard_endings.py",
         "invariants/test_neutrality.py",
+        "invariants/test_compiled_neutrality.py",
         "simulated_device",
     ],
     "trace": ["plugin/options/test_tracing.py"],
