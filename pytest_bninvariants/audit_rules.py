@@ -114,7 +114,7 @@ def choose_rules(terms: Iterable[str]) -> RuleChoice:
     Raises:
         ValueError: if a name is unknown, or no rule is left.
 
-    Example:
+    Examples:
         >>> choose_rules(["not-finite"])
         RuleChoice(failing=frozenset({'not-finite'}), told=frozenset())
     """

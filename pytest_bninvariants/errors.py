@@ -22,7 +22,7 @@ class InvariantBroken(AssertionError):
         verdicts: the broken guards' verdicts, at least one; a test with several markers may break
             several guards.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import InvariantBroken, in_sync
         >>> model, teacher = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
@@ -72,7 +72,7 @@ class InvariantBroken(AssertionError):
 class FrozenStateChanged(InvariantBroken):
     """Raised when a step changed what `frozen_bn` or `frozen` watches.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import FrozenStateChanged, frozen_bn
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
@@ -110,7 +110,7 @@ class LawBroken(AssertionError):
         law: the name of the broken law; of the first, if there are several.
         snippet: code that reproduces its failure.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import LawBroken, assert_bn_conforms
         >>> class Uncounted(torch.nn.BatchNorm1d):
@@ -144,7 +144,7 @@ class GateError(Exception):
     It is not an AssertionError, so `xfail(raises=AssertionError)` does not expect it, and the
     plugin reports it as failed even under a bare `xfail`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import frozen_bn
         >>> with frozen_bn(torch.nn.BatchNorm1d(2)):
@@ -173,7 +173,7 @@ class Refusal(GateError):
 class InvariantHazard(UserWarning):
     """Issued when an invariant holds, but something may break it later.
 
-    Example:
+    Examples:
         >>> import torch, warnings
         >>> from pytest_bninvariants import frozen
         >>> model = torch.nn.Linear(2, 1)

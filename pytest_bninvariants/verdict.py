@@ -158,7 +158,7 @@ class Verdict:
         history: how the statistics of its BN layers went in the step; None unless a report wants
             that.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import FrozenStateChanged, frozen_bn
         >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(2)).eval()

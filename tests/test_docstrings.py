@@ -25,9 +25,9 @@ PUBLIC = {
 
 
 def example_of(name: str) -> doctest.DocTest:
-    """Return the lines under the heading `Example:` of a public name's docstring."""
-    _, heading, example = (inspect.getdoc(PUBLIC[name]) or "").partition("\nExample:\n")
-    assert heading, f"the docstring of {name} has no 'Example:'"
+    """Return the lines under the heading `Examples:` of a public name's docstring."""
+    _, heading, example = (inspect.getdoc(PUBLIC[name]) or "").partition("\nExamples:\n")
+    assert heading, f"the docstring of {name} has no 'Examples:'"
     return doctest.DocTestParser().get_doctest(example, {}, name, None, None)
 
 

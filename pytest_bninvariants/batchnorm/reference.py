@@ -112,7 +112,7 @@ class ReferenceBatchNorm(nn.Module):
         track_running_stats: whether there are running statistics and a counter.
         bias: whether there is a bias if `affine`; newer versions of torch have this argument.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import ReferenceBatchNorm
         >>> layer, twin = torch.nn.BatchNorm1d(2), ReferenceBatchNorm(2)

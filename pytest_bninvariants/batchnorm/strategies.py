@@ -51,7 +51,7 @@ def batch_sizes(min_size: int = 1, max_size: int = MOST_SAMPLES) -> st.SearchStr
     Raises:
         InvalidArgument: if a size is not a whole number, or negative, or max_size is the smaller.
 
-    Example:
+    Examples:
         >>> from hypothesis import find
         >>> from pytest_bninvariants.batchnorm.strategies import batch_sizes
         >>> find(batch_sizes(), lambda size: size > 20)
@@ -71,7 +71,7 @@ def momenta(*, none: bool = True) -> st.SearchStrategy[float | None]:
     Raises:
         InvalidArgument: if `none` is neither True nor False.
 
-    Example:
+    Examples:
         >>> from hypothesis import find
         >>> from pytest_bninvariants.batchnorm.strategies import momenta
         >>> find(momenta(), lambda momentum: True)
@@ -92,7 +92,7 @@ def epsilons(min_value: float = 1e-16) -> st.SearchStrategy[float]:
     Raises:
         InvalidArgument: if `min_value` is not a number from 0 to 1.
 
-    Example:
+    Examples:
         >>> from hypothesis import find
         >>> from pytest_bninvariants.batchnorm.strategies import epsilons
         >>> find(epsilons(), lambda eps: True)
@@ -112,7 +112,7 @@ def devices(*names: str) -> st.SearchStrategy[str]:
     Raises:
         InvalidArgument: if a device is unknown, or this machine has none of its kind.
 
-    Example:
+    Examples:
         >>> from hypothesis import find
         >>> from pytest_bninvariants.batchnorm.strategies import devices
         >>> find(devices("cpu"), lambda device: True)
@@ -138,7 +138,7 @@ def dtypes(*names: str) -> st.SearchStrategy[str]:
     Raises:
         InvalidArgument: if a name is unknown.
 
-    Example:
+    Examples:
         >>> from hypothesis import find
         >>> from pytest_bninvariants.batchnorm.strategies import dtypes
         >>> find(dtypes(), lambda dtype: dtype != "float32")
@@ -159,7 +159,7 @@ def memory_formats(dims: int = 4, layouts: Sequence[str] = LAYOUTS) -> st.Search
     Raises:
         InvalidArgument: if the rank or a layout is unknown, or the rank can have none of them.
 
-    Example:
+    Examples:
         >>> from hypothesis import find
         >>> from pytest_bninvariants.batchnorm.strategies import memory_formats
         >>> find(memory_formats(dims=4), lambda layout: layout != "contiguous")
@@ -192,7 +192,7 @@ def bn_inputs(
     Raises:
         InvalidArgument: if an argument is unknown, or no batch can satisfy them together.
 
-    Example:
+    Examples:
         >>> from hypothesis import given, settings
         >>> from pytest_bninvariants.batchnorm.strategies import bn_inputs
         >>> from torch import nn
@@ -284,7 +284,7 @@ def bn_cases(
     Raises:
         InvalidArgument: if an argument is unknown, or no case can satisfy them together.
 
-    Example:
+    Examples:
         >>> from hypothesis import given, settings
         >>> from pytest_bninvariants.batchnorm.strategies import bn_cases
         >>> from torch import nn

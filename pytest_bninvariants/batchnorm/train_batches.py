@@ -28,11 +28,11 @@ class _InputsAndTargets(NamedTuple):
 class TrainBatch(_InputsAndTargets):
     """A batch, to be unpacked as `inputs, targets = batch`; its repr is the code that makes it.
 
-    Args:
+    Attributes:
         inputs: shape (N, *), normally distributed.
         targets: shape (N, *): classes, int64, or normally distributed in the inputs' dtype.
 
-    Example:
+    Examples:
         >>> from pytest_bninvariants import TrainBatch
         >>> batch = TrainBatch.of((4, 3, 8, 8), classes=10)
         >>> inputs, targets = batch
@@ -113,7 +113,7 @@ def train_batches(
     Raises:
         InvalidArgument: if an argument is not as above, or this machine lacks a device.
 
-    Example:
+    Examples:
         >>> from hypothesis import given
         >>> from pytest_bninvariants import train_batches
         >>> @given(batch=train_batches((3, 8, 8), classes=10))

@@ -65,7 +65,7 @@ class ModelDescription:
         layers: its BN layers, or all that have parameters or buffers, in the model's order.
         bn_only: whether these are the BN layers alone.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import describe
         >>> description = describe(torch.nn.BatchNorm1d(2).requires_grad_(False))
@@ -125,7 +125,7 @@ def describe(
     Raises:
         GateError: if `model` is no module, or `optimizer` no optimizer.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import describe
         >>> backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))

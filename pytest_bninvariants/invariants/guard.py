@@ -33,7 +33,7 @@ class GuardNeverEntered(UserWarning):
 
     Under pytest the test that made it fails as well.
 
-    Example:
+    Examples:
         >>> import torch, warnings
         >>> from pytest_bninvariants import frozen_bn
         >>> with warnings.catch_warnings(record=True) as caught:
@@ -70,7 +70,7 @@ class Guard:
         verdict: what the guard found; None until it has ended.
         is_at_once: whether its step is empty: it judges the models as they are.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import frozen_bn
         >>> model = torch.nn.BatchNorm1d(2).eval()

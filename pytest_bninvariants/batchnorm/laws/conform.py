@@ -216,7 +216,7 @@ def assert_bn_conforms(
         ValueError: if an argument is unknown, the class makes no layer from its arguments, or the
             layer lacks what the laws need.
 
-    Example:
+    Examples:
         >>> from pytest_bninvariants import LawBroken, assert_bn_conforms
         >>> from torch import nn
         >>> class CountsTwice(nn.BatchNorm2d):

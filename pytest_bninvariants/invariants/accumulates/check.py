@@ -57,7 +57,7 @@ def accumulates(
         GateError: if an argument is wrong, nothing is trainable, or the model draws random numbers
             or does not run in float64.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import InvariantBroken, accumulates
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))

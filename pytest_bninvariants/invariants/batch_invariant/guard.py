@@ -178,7 +178,7 @@ def batch_invariant(
             equal, or the module cannot be run in float64 and no tolerance is given.
         InvariantBroken: if a sample's output depends on its batch.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import InvariantBroken, batch_invariant
         >>> x = torch.randn(8, 2)

@@ -176,7 +176,7 @@ def bn_updates(
         GateError: when entered, if there is nothing to watch; when left, if nothing ran.
         InvariantBroken: when left, if a layer made another number of updates, or a wrong one.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import InvariantBroken, bn_updates
         >>> model = torch.nn.BatchNorm1d(2)

@@ -223,7 +223,7 @@ def frozen_bn(
         FrozenStateChanged: when left, if a layer changed.
         InvariantBroken: when left, if something named in `trains` did not train.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import FrozenStateChanged, frozen_bn
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).eval()
@@ -264,7 +264,7 @@ def frozen(
     Its arguments, result and exceptions are those of `frozen_bn`; without names of modules, it
     watches the whole model.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import FrozenStateChanged, frozen
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))

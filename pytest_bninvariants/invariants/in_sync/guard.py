@@ -200,7 +200,7 @@ def in_sync(
         GateError: if there is nothing to compare, or, with `decay`, the step moved nothing.
         InvariantBroken: if a tensor differs, or is in one model only; with `decay`, when left.
 
-    Example:
+    Examples:
         >>> import copy
         >>> import torch
         >>> from pytest_bninvariants import InvariantBroken, in_sync

@@ -56,7 +56,7 @@ def rank_invariant(
             its model or batch is another than that of the other ranks, nothing is trainable, the
             model draws random numbers or does not run in float64. Then all ranks raise it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import GateError, rank_invariant
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).eval()

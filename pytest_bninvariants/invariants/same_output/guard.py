@@ -189,7 +189,7 @@ def same_output(
             left, if nothing ran.
         InvariantBroken: when left, if an output changed.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import InvariantBroken, same_output
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).eval()
@@ -239,7 +239,7 @@ def assert_same_output(
         GateError: if two runs in a row of one module differ, or a module raises.
         InvariantBroken: if an output differs.
 
-    Example:
+    Examples:
         >>> import copy
         >>> import torch
         >>> from pytest_bninvariants import InvariantBroken, assert_same_output

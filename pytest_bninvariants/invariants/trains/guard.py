@@ -324,7 +324,7 @@ def trains(
         GateError: when entered, if there is nothing to train.
         InvariantBroken: when left, if something did not move.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytest_bninvariants import InvariantBroken, trains
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
