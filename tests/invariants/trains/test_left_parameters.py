@@ -55,6 +55,43 @@ def test_a_step_that_bfloat16_rounds_away_is_not_called_skipped(kind: Callable[.
     assert list(causes(broken(net, guarded))) == ["rounded-away"]
 
 
+def test_an_optimizer_without_a_learning_rate_is_not_said_to_have_one_of_0() -> None:
+    class Own(torch.optim.SGD):
+        """It finds its rate by itself, as Adafactor does, and writes nothing here."""
+
+        def step(self, closure: Any = None) -> Any:
+            return None
+
+    net = Net()
+    optimizer = Own(net.parameters(), lr=0.1)
+    optimizer.param_groups[0]["lr"] = None
+    assert list(causes(broken(net, lambda: step(net, optimizer)))) == ["skipped"]
+
+
+def test_of_several_steps_the_most_that_there_was_of_a_gradient_counts() -> None:
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-12)
+
+    def guarded() -> None:
+        step(net, optimizer)
+        optimizer.zero_grad()
+        optimizer.step()
+
+    assert list(causes(broken(net, guarded))) == ["rounded-away"]
+
+
+def test_a_step_with_a_learning_rate_of_0_excuses_no_move_of_a_large_tensor() -> None:
+    layer = nn.Linear(40, 40)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+
+    def guarded() -> None:
+        layer(torch.randn(4, 40)).square().mean().backward()
+        optimizer.step()
+        layer.weight.data.add_(torch.randn(40, 40))
+
+    assert causes(broken(layer, guarded)) == {"in-place": ("weight",), "learning-rate-0": ("bias",)}
+
+
 @pytest.mark.parametrize("rates", [(1e-12, 0.0), (0.0, 1e-12), (1e-15, 1e-12)])
 def test_of_several_steps_the_largest_learning_rate_counts(rates: tuple[float, float]) -> None:
     net = Net()

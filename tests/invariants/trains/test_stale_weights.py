@@ -39,6 +39,20 @@ def test_weights_that_step_twice_in_one_autocast_context_are_told(net: Net) -> N
     assert "torch.clear_autocast_cache()" in str(warning.message)
 
 
+def test_only_weights_that_have_a_gradient_again_are_told(net: Net) -> None:
+    optimizer = SGD(net.parameters(), lr=0.1)
+
+    def guarded() -> None:
+        with watching(trains(net), layers=4), torch.autocast("cpu", torch.bfloat16):
+            step(net, optimizer)
+            optimizer.zero_grad()
+            net.head(torch.ones(2, 8)).float().square().mean().backward()
+            optimizer.step()
+
+    with pytest.warns(InvariantHazard, match=r"holds, but head\.weight: stale-weights"):
+        guarded()
+
+
 @pytest.mark.filterwarnings("error::pytest_bninvariants.InvariantHazard")
 @pytest.mark.parametrize("way", ["a context each", "cleared", "no cache", "once", "bfloat16"])
 def test_steps_whose_casts_are_fresh_hold_without_a_warning(net: Net, way: str) -> None:

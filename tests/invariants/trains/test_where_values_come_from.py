@@ -220,6 +220,16 @@ def test_steps_of_a_copy_may_lead_anywhere_after_steps_of_the_model(
                 parameter.copy_(master)
 
 
+def test_an_optimizer_that_holds_more_than_the_model_hides_no_initialisation(net: Net) -> None:
+    optimizer = SGD([*net.parameters(), nn.Parameter(torch.zeros(1))], lr=0.1)
+
+    def run() -> None:
+        step(net, optimizer)
+        nn.init.normal_(net.head.weight)
+
+    assert causes(broken(net, run)) == {"in-place": ("head.weight",)}
+
+
 @pytest.mark.parametrize("what", ["module", "parameter"])
 def test_what_is_replaced_in_the_step_trains_if_an_optimizer_holds_the_new_one(
     net: Net, optimizer: Optimizer, what: str
