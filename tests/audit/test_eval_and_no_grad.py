@@ -207,9 +207,24 @@ def gradients_in_eval_of_a_model_that_no_optimizer_holds(batch: Tensor) -> None:
     train(Net(), batch)
 
 
+def a_step_in_eval_after_training(batch: Tensor) -> None:
+    model = Net()
+    train(model, batch)
+    train_as_it_is(model.eval(), batch)
+
+
+def gradients_of_the_head_alone(batch: Tensor) -> None:
+    model = Net().eval()
+    model(batch)
+    model.head(torch.ones(1, 3)).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
 @pytest.mark.parametrize(
     "step",
     [
+        a_step_in_eval_after_training,
+        gradients_of_the_head_alone,
         bn_layers_alone_in_eval,
         a_forward_in_eval_before_training,
         frozen_layers_in_eval,
