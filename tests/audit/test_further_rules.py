@@ -233,9 +233,18 @@ def of_another_model(batch: Tensor) -> None:
     optimizer.step()
 
 
+def without_a_gradient(batch: Tensor) -> None:
+    model = Net()
+    model.aside = nn.Linear(1, 1)
+    train_with(
+        model, batch, [*model.backbone.parameters(), *model.neck.parameters()], head_of(model)
+    )
+
+
 @pytest.mark.parametrize(
     "step",
     [
+        without_a_gradient,
         held_by_two_optimizers,
         held_by_a_later_optimizer,
         held_by_an_optimizer_that_never_steps,

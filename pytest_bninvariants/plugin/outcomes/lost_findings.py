@@ -99,8 +99,8 @@ def _all_shown(errors: Iterable[BaseException | None]) -> set[int]:
         if error is None or id(error) in shown:
             continue
         shown.add(id(error))
-        is_context_hidden = error.__suppress_context__ or error.__cause__ is not None
-        pending += [error.__cause__, None if is_context_hidden else error.__context__]
+        # Python suppresses the context of an exception that has a cause, too
+        pending += [error.__cause__, None if error.__suppress_context__ else error.__context__]
         if isinstance(error, BaseExceptionGroup):
             pending += error.exceptions
     return shown

@@ -126,6 +126,24 @@ def test_what_the_report_tells_is_not_told_twice(sessions: Sessions) -> None:
             except ValueError as error:
                 raise RuntimeError("own") from error
 
+        def test_own_in_a_group(model):
+            try:
+                with guard(model):
+                    drift(model)
+                    raise ValueError("first")
+            except ValueError as error:
+                raise ExceptionGroup("own", [error]) from None
+
+        def test_of_the_same_guard_again(model):
+            for last in (False, True):
+                try:
+                    with guard(model):
+                        drift(model)
+                        raise ValueError("own")
+                except ValueError:
+                    if last:
+                        raise
+
         def test_skip(model):
             with guard(model):
                 drift(model)
@@ -154,12 +172,15 @@ def test_what_the_report_tells_is_not_told_twice(sessions: Sessions) -> None:
     assert session.outcomes == {
         "test_own": "failed",
         "test_own_with_a_cause": "failed",
+        "test_own_in_a_group": "failed",
+        "test_of_the_same_guard_again": "failed",
         "test_skip": "skipped",
         "TestOfUnittest::test_own": "xfailed",
         "test_given": "passed",
     }
-    for name in ("test_own", "test_own_with_a_cause"):
-        assert session.says(name).count("2 of 2 frozen BN layers changed") == 1
+    own = ("test_own", "test_own_with_a_cause", "test_own_in_a_group")
+    for name in (*own, "test_of_the_same_guard_again"):
+        assert session.texts[name].count("2 of 2 frozen BN layers changed") == 1
 
 
 def test_a_lost_verdict_is_noted_on_the_tests_own_failure(sessions: Sessions) -> None:
@@ -170,6 +191,23 @@ def test_a_lost_verdict_is_noted_on_the_tests_own_failure(sessions: Sessions) ->
                 drift(model)
                 raise ValueError("stop early")
             raise RuntimeError("own")
+
+        def stopped(model):
+            with guard(model):
+                drift(model)
+                raise ValueError("stop early")
+
+        def test_hidden(model):
+            try:
+                stopped(model)
+            except ValueError:
+                raise RuntimeError("own") from None
+
+        def test_behind_another(model):
+            try:
+                stopped(model)
+            except ValueError:
+                raise RuntimeError("own") from KeyError("other")
 
         class TestOfUnittest(unittest.TestCase):
             def test_own(self):
@@ -184,7 +222,7 @@ def test_a_lost_verdict_is_noted_on_the_tests_own_failure(sessions: Sessions) ->
     """,
         before=IMPORTS,
     )
-    own = ("test_own", "TestOfUnittest::test_own")
+    own = ("test_own", "test_hidden", "test_behind_another", "TestOfUnittest::test_own")
     assert session.outcomes == {**dict.fromkeys(own, "failed"), "test_after": "passed"}
     told = "before this was raised, a guard had found: 2 of 2 frozen BN layers changed"
     for name in own:
