@@ -46,3 +46,20 @@ def test_observers_that_are_alone_in_a_thread_are_so_until_the_block_ends() -> N
         assert observer_api.observers_here() == (first,)
     finally:
         installation.discard(first)
+
+
+def test_calls_are_observed_if_anyone_does() -> None:
+    class Hearing(Observer):
+        def saw_call(self, *_: object, **__: object) -> None:
+            pass
+
+    observers = [Observer(), Hearing()]
+    for observer in observers:
+        installation.add(observer)
+    try:
+        assert observer_api.calls_are_observed()
+        installation.discard(observers[1])
+        assert not observer_api.calls_are_observed()
+    finally:
+        for observer in observers:
+            installation.discard(observer)
