@@ -101,11 +101,14 @@ def _why_beside_zeros(results: list[ParameterResult]) -> str:
 
 
 def _why_rounded_away(results: list[ParameterResult]) -> str:
-    rate, dtype = results[0].record.rate, str(results[0].dtype).removeprefix("torch.")
+    rates = {each.record.rate for each in results}
+    rate = f"{'up to ' if len(rates) > 1 else ''}{max(rates):g}"
+    dtypes = dict.fromkeys(str(each.dtype).removeprefix("torch.") for each in results)
     largest = max(each.record.size for each in results)
     return (
-        f"had a gradient of up to {largest:.1e} and a learning rate of {rate:g}: in {dtype} such a "
-        f"step is too small to change {_agree(results, 'its', 'their')} values"
+        f"had a gradient of up to {largest:.1e} and a learning rate of {rate}: in "
+        f"{' and '.join(dtypes)} such a step is too small to change "
+        f"{_agree(results, 'its', 'their')} values"
     )
 
 

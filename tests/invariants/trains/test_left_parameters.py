@@ -92,6 +92,18 @@ def test_a_step_with_a_learning_rate_of_0_excuses_no_move_of_a_large_tensor() ->
     assert causes(broken(layer, guarded)) == {"in-place": ("weight",), "learning-rate-0": ("bias",)}
 
 
+def test_the_learning_rates_of_several_groups_are_told_by_the_largest() -> None:
+    net = Net()
+    groups = [
+        {"params": net.body.parameters(), "lr": 1e-20},
+        {"params": net.head.parameters(), "lr": 1e-18},
+    ]
+    verdict = broken(net, lambda: step(net, torch.optim.SGD(groups)))
+    (cause,) = verdict.causes
+    assert cause.layers == ("body.weight", "body.bias", "head.weight", "head.bias")
+    assert "and a learning rate of up to 1e-18: in float32 such a step" in cause.why
+
+
 @pytest.mark.parametrize("rates", [(1e-12, 0.0), (0.0, 1e-12), (1e-15, 1e-12)])
 def test_of_several_steps_the_largest_learning_rate_counts(rates: tuple[float, float]) -> None:
     net = Net()
