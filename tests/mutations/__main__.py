@@ -27,9 +27,10 @@ def main() -> int:
     """Try the faults that the command line asks for, and print those that no test noticed."""
     options = _options()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    results = Results(options.results)
+    results = Results(*options.results)
     reach = Reach(FOLDER / "reach.json")
-    session.warm_up()
+    if not options.report:
+        session.warm_up()
     tallies = [_try_room(room(name), options, reach, results) for name in options.rooms or ROOMS]
     print(_table(tallies))
     return int(any(tally.share < options.at_least for tally in tallies))
@@ -47,7 +48,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--within", type=float, help="only the quickest tests, in so many seconds")
     parser.add_argument("--at-least", type=float, default=0.0, help="fail below this share")
-    parser.add_argument("--results", type=Path, default=FOLDER / "results.sqlite")
+    parser.add_argument("--report", action="store_true", help="try none, and print the numbers")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        nargs="+",
+        default=[FOLDER / "results.sqlite"],
+        metavar="FILE",
+        help="where to keep what became of each fault, and other such files to count",
+    )
     options = parser.parse_args()
     if unknown := sorted(set(options.rooms) - set(ROOMS)):
         parser.error(f"there is no room {unknown[0]!r}; there are {', '.join(ROOMS)}")
@@ -57,7 +66,8 @@ def _options() -> argparse.Namespace:
 def _try_room(place: Room, options: argparse.Namespace, reach: Reach, results: Results) -> Tally:
     every = [fault for path in place.modules for fault in faults(path)]
     chosen = _chosen(every, options)
-    todo = [fault for fault in chosen if _is_due(results.outcome(fault), options)]
+    due = [fault for fault in chosen if _is_due(results.outcome(fault), options)]
+    todo = [] if options.report else due
     if todo:
         reach.measure(place.tests, options.workers)
     with tempfile.TemporaryDirectory() as folder:

@@ -37,13 +37,22 @@ class Tally:
 
 
 class Results:
-    """The outcomes so far, by fault."""
+    """The outcomes so far, by fault.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the database, which is made if it is not there.
+        others: databases of other runs, whose outcomes count as well.
+    """
+
+    def __init__(self, path: Path, *others: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = WorkDB(path, WorkDB.Mode.create)
         self._known = {item.job_id for item in self._db.work_items}
-        self._outcomes = {job: result.test_outcome for job, result in self._db.results}
+        self._outcomes = {
+            job: result.test_outcome
+            for db in (*(WorkDB(other, WorkDB.Mode.open) for other in others), self._db)
+            for job, result in db.results
+        }
 
     def outcome(self, fault: Fault) -> TestOutcome | None:
         """Return what became of a fault, or None if it was not tried."""
