@@ -7,8 +7,14 @@ from typing import Any
 
 import pytest
 
-from pytest_bninvariants import frames
-from pytest_bninvariants.plugin.outcomes.exceptions import drop_notes_about_us, make_presentable
+from pytest_bninvariants import GateError, InvariantBroken, Verdict, frames
+from pytest_bninvariants.errors import DriftNote
+from pytest_bninvariants.plugin.outcomes.exceptions import (
+    drop_notes_about_us,
+    gate_error_in,
+    make_presentable,
+    verdicts_in,
+)
 from tests.plugin.sessions import Sessions
 
 OURS = f"        {frames.PACKAGE}plugin/guarded_call.py:164"
@@ -59,3 +65,33 @@ def test_notes_that_are_no_list_of_texts_are_left_to_pytest(sessions: Sessions, 
             pass
     """)
     assert session.outcomes == {"test_fails": "failed", "test_passes": "passed"}
+
+
+def verdict(guard: str) -> Verdict:
+    return Verdict(
+        guard=guard,
+        noun="layer",
+        model="Net",
+        source="",
+        layers=1,
+        tensors=None,
+        changes=(),
+        causes=(),
+    )
+
+
+def noted(error: Exception, guard: str) -> Exception:
+    error.add_note(DriftNote("a note", (verdict(guard),)))
+    return error
+
+
+def test_gate_errors_and_verdicts_are_found_in_groups_within_groups_and_in_notes() -> None:
+    gate, broken = GateError("nothing ran"), InvariantBroken(verdict("inner"))
+    deep = ExceptionGroup("outer", [ValueError(), ExceptionGroup("inner", [broken, gate])])
+    error = noted(ExceptionGroup("all", [deep, noted(KeyError(), "noted")]), "on top")
+    assert gate_error_in(error) is gate
+    assert gate_error_in(gate) is gate
+    assert gate_error_in(noted(ValueError(), "noted")) is None
+    assert gate_error_in(None) is None
+    assert [each.guard for each in verdicts_in(error)] == ["on top", "inner", "noted"]
+    assert verdicts_in(None) == ()
