@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pytest_bninvariants.invariants.trains.value_sample import are_parallel, is_unlike
+from pytest_bninvariants.invariants.trains.value_sample import (
+    are_parallel,
+    is_unlike,
+    same_sample,
+    samples_of,
+)
 
 
 def of(*parts: tuple[float, int]) -> Tensor:
@@ -60,3 +65,22 @@ def test_zeros_are_unlike_all_but_zeros_and_one_value_that_stayed_is_enough() ->
     assert is_unlike(other, before)
     other[3] = before[3]
     assert not is_unlike(other, before)
+
+
+def test_each_tensor_is_sampled_whatever_the_others_are() -> None:
+    large = torch.arange(5000.0)
+    tensors = [None, torch.tensor([1, 2]), large, torch.tensor([[1 + 2j]]), nn.Parameter(large[:3])]
+    absent, integers, many, pairs, few = samples_of(tensors)
+    assert absent is None
+    assert integers is not None
+    assert integers.tolist() == [1, 2]
+    assert many is not None
+    assert many.tolist() == large[::19].tolist()
+    assert pairs is not None
+    assert pairs.tolist() == [1, 2]
+    assert few is not None
+    assert few.tolist() == [0, 1, 2]
+    (same,) = samples_of([large])
+    assert same_sample(same, many)
+    assert not same_sample(few, None)
+    assert same_sample(None, None)
