@@ -62,6 +62,7 @@ def test_torchvision_trainable_backbone_layers(
 
 
 @found_in("peft", "0.21.2")
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 @pytest.mark.frozen_bn
 def test_peft_lora_ga(net: Net) -> None:
     from peft import LoraConfig, LoraGAConfig

@@ -110,6 +110,7 @@ def test_timm_unfreeze(net: Net, frozen_bn: Any) -> None:
 
 
 @found_in("peft", "0.21.2")
+@pytest.mark.filterwarnings("ignore:lora with eva initialization:UserWarning")
 def test_peft_eva(net: Net, frozen_bn: Any) -> None:
     from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
 

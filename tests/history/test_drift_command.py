@@ -123,7 +123,8 @@ def test_a_csv_file_has_each_layer_at_each_checkpoint(tmp_path: Path, drift: Dri
     for number, state in enumerate(found):
         torch.save(state, tmp_path / f"{number}.pt")
     assert drift("0.pt", "1.pt", "2.pt", "--csv", "out.csv").returncode == 0
-    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
     assert len(rows) == 6
     assert [each["checkpoint"] for each in rows[:3]] == ["0.pt", "1.pt", "2.pt"]
     assert rows[0]["drift"] == ""
