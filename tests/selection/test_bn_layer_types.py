@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from types import ModuleType
 
 import pytest
 import torch
@@ -175,3 +177,14 @@ def test_each_name_with_a_module_must_be_a_class_that_can_be_imported() -> None:
 def test_a_name_without_a_module_that_no_module_has_is_found() -> None:
     names = ["BatchNorm1d", "NoSuchLayer", "no.such.Module", "ByItsBuffers"]
     assert bn_layer_types.find_undefined(names) == {"NoSuchLayer"}
+
+
+def test_a_name_may_mean_another_class_in_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (type("Own", (nn.Module,), {})() for _ in range(2))
+    module = ModuleType("layers_of_a_test")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for meant, other in ((first, second), (second, first)):
+        module.Own = type(meant)  # type: ignore[attr-defined]
+        with override(bn_layer_types=(f"{module.__name__}.Own",)):
+            assert is_bn_layer(meant)
+            assert not is_bn_layer(other)

@@ -42,6 +42,23 @@ def test_randomness_of_unknown_origin_is_refused(net: Net, seven: Tensor) -> Non
         accumulates(net, seven, 2, loss=moody)
 
 
+def test_one_gradient_that_differs_between_passes_is_refused(net: Net, seven: Tensor) -> None:
+    def moody(model: nn.Module, batch: Tensor) -> Tensor:
+        noise = int.from_bytes(os.urandom(4), "big")
+        return squares(model, batch) + noise * model.head.bias.sum()  # type: ignore[union-attr]
+
+    with pytest.raises(GateError, match="two passes over the same batch"):
+        accumulates(net, seven, 2, loss=moody)
+
+
+@pytest.mark.parametrize("weight", [0, 0.0, -1, -0.5])
+def test_a_batch_that_weighs_nothing_or_less_is_refused(
+    net: Net, seven: Tensor, weight: float
+) -> None:
+    with pytest.raises(GateError, match=f"must be above 0; got {float(weight)}"):
+        accumulates(net, seven, 2, loss=squares, weight=lambda _: weight)
+
+
 @pytest.mark.parametrize("k", [1, 0, -2, 8, 2.0, True, None, "2"])
 def test_a_number_of_micro_batches_that_does_not_fit_is_refused(
     net: Net, seven: Tensor, k: Any

@@ -123,6 +123,7 @@ def test_a_recomputation_in_training_mode_is_told_from_its_forward(reentrant: bo
     cause = the_cause(model, step)
     assert cause.name == "recomputation"
     assert "all in backward" in cause.why
+    assert "of them again" not in cause.why
     assert cause.place.function == "step"
     assert cause.place.tool.startswith("torch.utils.checkpoint.")
 

@@ -133,6 +133,28 @@ def test_a_gradient_of_a_parameter_that_asks_for_none(model: Branches) -> None:
     assert "requires_grad is False, but an optimizer only looks at .grad" in cause.why
 
 
+def test_one_parameter_that_asks_for_a_gradient_is_enough_to_say_so(model: Branches) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(batch()).sum().backward()
+    model.frozen.bias.requires_grad_(False)
+    cause = the_cause(verdict_of(model, optimizer.step))
+    assert cause.tensors == ("frozen.weight", "frozen.bias")
+    assert cause.why.endswith("; requires_grad is True")
+    assert cause.fix.startswith("call requires_grad_(False) on frozen.weight and frozen.bias")
+
+
+def test_of_two_steps_with_a_gradient_the_first_is_told(model: Branches) -> None:
+    def first() -> None:
+        train(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+    def second() -> None:
+        train(model, torch.optim.Adam(model.parameters()))
+
+    cause = the_cause(verdict_of(model, lambda: (first(), second())))
+    assert cause.place.call == "SGD.step()"
+    assert "in a step of SGD (group 0)" in cause.why
+
+
 def test_requires_grad_that_is_switched_on_in_the_step(model: Branches) -> None:
     model.frozen.requires_grad_(False)
 

@@ -143,6 +143,20 @@ def test_what_was_replaced_is_said(net: Any, step: Callable[[Any], object], why:
     assert "before the guarded step" in cause.fix
 
 
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_batch_before_the_step_is_advised_where_it_is_all_that_is_missing(replaces: bool) -> None:
+    model = nn.Sequential(nn.LazyLinear(3), nn.BatchNorm1d(3).eval())
+
+    def step() -> None:
+        model(torch.ones(2, 2))
+        if replaces:
+            model[1].running_mean = torch.ones(3)
+
+    (cause,) = verdict_of(model, step, guard=frozen).causes
+    assert "0.weight was uninitialised until its first batch" in cause.why
+    assert ("run a batch before the guarded step" in cause.fix) != replaces
+
+
 def test_a_long_list_of_what_was_replaced_is_cut(net: Any) -> None:
     verdict = verdict_of(net, lambda: net.double(), guard=frozen)
     (cause,) = verdict.causes
@@ -269,6 +283,14 @@ def test_the_model_itself_may_be_the_layer() -> None:
     assert cause.layers == ("",)
     assert cause.why.startswith("the model normalised 1 batch")
     assert ".eval() on the model before" in cause.fix
+
+
+def test_batches_of_which_some_are_compiled_are_not_counted() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+    model[0].compile(backend="eager")
+    (cause,) = verdict_of(model, lambda: model(torch.randn(4, 2))).causes
+    assert (cause.name, cause.layers) == ("training-mode", ("0", "1"))
+    assert "normalised with batch statistics, partly in compiled code" in cause.why
 
 
 def test_compiled_batches_are_not_counted(net: Any, batch: Tensor) -> None:

@@ -148,6 +148,39 @@ def test_a_layer_that_was_in_eval_is_not_sent_there() -> None:
     assert ".eval()" not in cause.fix
 
 
+def test_eval_is_advised_only_if_it_stops_all_that_wrote() -> None:
+    net = nn.Sequential(Codebook(), FirstBatch())
+    (cause,) = verdict_of(net, lambda: net(BATCH)).causes
+    assert cause.layers == ("0", "1")
+    assert "the forward of 0 and 1 ran, and may have done so" in cause.why
+    assert ".eval()" not in cause.fix
+
+
+class Growing(torch.optim.Optimizer):
+    """Grow what it holds, without a gradient, in a way that its state does not explain."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.add_(1)
+
+
+def test_a_forward_is_not_blamed_for_what_an_optimizer_was_seen_to_move() -> None:
+    net = nn.Sequential(Codebook()).eval()
+    optimizer = Growing(net.parameters())
+
+    def step() -> None:
+        net(BATCH)
+        optimizer.step()
+
+    (cause,) = verdict_of(net, step).causes
+    assert "0.codes moved in a step of Growing (group 0) with no gradient" in cause.why
+    assert "forward" not in cause.why
+
+
 @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
 def test_an_embedding_with_a_max_norm_writes_in_eval_too(kind: Any) -> None:
     net = nn.Sequential(kind(5, 3, max_norm=0.1)).eval().requires_grad_(False)
