@@ -257,13 +257,12 @@ class ActivityRecorder:
 
         During the step, `functional_call` may give them other state.
         """
-        tensors, pairs = self._selection.names.tensors.by_key, []
+        tensors, states = self._selection.names.tensors.by_key, {}
         for key, layer in self._selection.modules.items():
-            if is_bn_layer(layer):
+            if is_bn_layer(layer) and layer not in states:  # it may have several names
                 names = (join(key, name) for name in _STATE)
-                state = next((tensors[name] for name in names if name in tensors), None)
-                pairs.append((state, layer))
-        return group_by_address(pairs)
+                states[layer] = next((tensors[name] for name in names if name in tensors), None)
+        return group_by_address((state, layer) for layer, state in states.items())
 
     @cached_property
     def _by_statistic(self) -> dict[str, dict[int, list[nn.Module]]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pytest_bninvariants import Guard, Verdict
 from tests.oracle.deeds import bare
+from tests.oracle.judgement.causes import complaints
 from tests.oracle.judgement.frozen import judge_frozen, said, surely_idle, surely_ran
 from tests.oracle.judgement.training import (
     fate_of_layer,
@@ -61,6 +62,8 @@ def compare_frozen(span: Span, stretch: Stretch) -> None:
     right = judge_frozen(span.ask, stretch, norms_only=bn)
     if span.verdict is not None and (what := said(span.verdict, stretch.deeds)) != right:
         raise Disagreement(f"{span}: said {what}, but {right}\n{span.verdict}")
+    if span.verdict is not None and (wrong := list(complaints(span.verdict, stretch))):
+        raise Disagreement(f"{span}: {wrong}\n{span.verdict}")
     if span.verdict is None and span.refused is None and not span.interrupted:
         raise Disagreement(f"{span}: neither a verdict nor a refusal")
     if span.verdict is not None and surely_idle(stretch):

@@ -33,7 +33,7 @@ class Listener:
         self._model = model
         self._deed = deed
         self._unfinished: dict[int, Callable[[], None]] = {}
-        self._held: dict[int, dict[str, tuple[GradientKind, Tensor, float, bool]]] = {}
+        self._held: dict[int, dict[str, tuple[Tensor, bool]]] = {}
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -78,27 +78,27 @@ class Listener:
             )
 
     def _about_to_step(self, optimizer: optim.Optimizer, *_: object) -> None:
-        names = {id(tensor): name for name, tensor in names_of(self._model).items()}
         self._held[id(optimizer)] = {
-            bare(names[id(p)]): (
-                kind_of(p.grad),
-                p.detach().clone(),
-                group.get("weight_decay", 0.0),
-                bool(optimizer.state.get(p)),
-            )
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if id(p) in names
+            name: (parameter.detach().clone(), bool(optimizer.state.get(parameter)))
+            for name, parameter, _ in self._parameters(optimizer)
         }
 
     def _stepped(self, optimizer: optim.Optimizer, *_: object) -> None:
-        now = {bare(name): tensor for name, tensor in names_of(self._model).items()}
-        self._deed.steps.append(
-            {
-                name: Held(gradient, before, now[name].detach().clone(), decay, moments)
-                for name, (gradient, before, decay, moments) in self._held[id(optimizer)].items()
-            }
-        )
+        step = {}
+        for name, parameter, decay in self._parameters(optimizer):
+            # the gradient as it is now: a closure has made it after the step began
+            before, had_moments = self._held[id(optimizer)][name]
+            after = parameter.detach().clone()
+            step[name] = Held(kind_of(parameter.grad), before, after, decay, had_moments)
+        self._deed.steps.append(step)
+
+    def _parameters(self, optimizer: optim.Optimizer) -> Iterator[tuple[str, Tensor, float]]:
+        """Yield name, tensor and weight decay of what an optimizer holds of the model."""
+        names = {id(tensor): bare(name) for name, tensor in names_of(self._model).items()}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in names:
+                    yield names[id(parameter)], parameter, group.get("weight_decay", 0.0)
 
     def _names_of(self, module: nn.Module) -> tuple[str, ...]:
         named = self._model.named_modules(remove_duplicate=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tests.invariants.neutral_runs import in_bytes
 from tests.oracle.actions.registry import family_of, find
@@ -57,6 +57,7 @@ class Timeline:
         self.deeds: list[Deed] = []
         self.readings = [read(world)]
         self.modules = [self._modules()]
+        self.tensors = [self._tensors()]
         self._state = random_state()
 
     def run(self, name: str, seed: int) -> Deed:
@@ -67,12 +68,16 @@ class Timeline:
                 deed.outcome = self.world.do(find(name), seed)
             self.readings.append(read(self.world))
         self.modules.append(self._modules())
+        self.tensors.append(self._tensors())
         self.deeds.append(deed)
         return deed
 
     def _modules(self) -> dict[str, nn.Module]:
         named = self.world.model.named_modules(remove_duplicate=False)
         return {bare(name): module for name, module in named}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {bare(name): tensor for name, tensor in names_of(self.world.model).items()}
 
 
 @dataclass(frozen=True)
@@ -82,12 +87,14 @@ class Stretch:
     Args:
         readings: of before and after each deed.
         deeds: what was done.
-        modules: the modules by bare name, as the readings.
+        modules: the modules by bare name, at the time of each reading.
+        tensors: likewise the tensors, of which only the identity is as it was.
     """
 
     readings: list[Reading]
     deeds: list[Deed]
     modules: list[dict[str, nn.Module]]
+    tensors: list[dict[str, Tensor]]
 
     @classmethod
     def of(cls, timeline: Timeline, start: int, end: int) -> Stretch:
@@ -96,6 +103,7 @@ class Stretch:
             timeline.readings[start : end + 1],
             timeline.deeds[start:end],
             timeline.modules[start : end + 1],
+            timeline.tensors[start : end + 1],
         )
 
     @property

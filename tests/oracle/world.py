@@ -49,7 +49,7 @@ class World:
         self.pick.seed(seed)
         try:
             return in_bytes(action(self))
-        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        except Exception as error:
             return f"{type(error).__name__}: {error}"
 
     def everything(self) -> dict[str, object]:

@@ -36,6 +36,23 @@ def test_batches_are_counted_by_layer(net: Any, batch: Tensor) -> None:
     assert witness.layers.activity_of(net.backbone.bn) == LayerActivity()
 
 
+def test_a_batch_of_a_layer_with_two_names_is_counted_once() -> None:
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            bn = self.bn
+            return nn.functional.batch_norm(x, bn.running_mean, bn.running_var, training=True)
+
+    fused = Fused()
+    model = nn.Sequential(fused, fused.bn)
+    with watched(model) as witness:
+        model(torch.randn(4, 3))
+    assert witness.layers.activity_of(fused.bn).batches == 2
+
+
 def test_a_batch_in_eval_is_not_counted_and_one_after_a_flip_is(net: Any, batch: Tensor) -> None:
     with watched(net) as witness:
         net(batch)

@@ -280,8 +280,8 @@ class EndedForward(NamedTuple):
 
 def _momentum_of(layer: nn.Module) -> float | None:
     momentum = getattr(layer, "momentum", _UNKNOWN)
-    if momentum is None:
-        return None
+    if momentum is None:  # which InstanceNorm takes for 0
+        return 0.0 if isinstance(layer, InstanceNorm) else None
     is_number = isinstance(momentum, int | float)
     is_number |= isinstance(momentum, Tensor) and momentum.numel() == 1
     return float(momentum) if is_number else _UNKNOWN

@@ -174,6 +174,8 @@ def _did(evidence: list[ChangeEvidence]) -> str:
         its = one_or_many(names_of(evidence), "its", "their")
         mode = "" if all(layer.activity.in_eval for layer in layers) else " in training mode"
         return f"ran {_batches(own)}{mode}, with {its} own forward"
+    if all(map(any, zip(eager, own, strict=True))):
+        return "normalised with batch statistics, or ran code of its own"
     if all(layer.activity.in_graph for layer in layers):
         return "normalised with batch statistics in a device graph"
     return "normalised with batch statistics, partly in compiled code"

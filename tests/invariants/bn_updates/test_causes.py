@@ -78,6 +78,20 @@ def test_momentum_zero_and_functional_call_leave_no_update() -> None:
         model.load_state_dict(call())
 
 
+def test_instance_norm_takes_a_momentum_of_none_for_zero() -> None:
+    def built(momentum: float | None) -> nn.Module:
+        return nn.InstanceNorm1d(3, momentum=momentum, track_running_stats=True)
+
+    batch = torch.randn(4, 3, 5)
+    still = built(None)
+    verdict = broken(still, lambda: still(batch))
+    assert causes(verdict) == ["momentum-zero"]
+    assert verdict.causes[0].fix.startswith("use a momentum above 0")
+    moving = built(0.1)
+    with watching(bn_updates(moving), layers=1):
+        moving(batch)
+
+
 def test_a_pass_for_swas_statistics_with_momentum_zero_is_told() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3)).train()
 

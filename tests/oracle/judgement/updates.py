@@ -66,7 +66,7 @@ def _history(names: frozenset[str], stretch: Stretch) -> LayerHistory | None:
     if read[0][0] is None or read[0][1] is None:
         return None
     mine: list[Call] = []
-    is_whole = all(modules.get(name) is layer for modules in stretch.modules)
+    is_same = is_whole = all(modules.get(name) is layer for modules in stretch.modules)
     for number, deed in enumerate(stretch.deeds):
         calls = [c for c in deed.calls if c.used_batch is not None and names & {*c.names}]
         mine += calls
@@ -82,7 +82,7 @@ def _history(names: frozenset[str], stretch: Stretch) -> LayerHistory | None:
         is_whole=is_whole,
         updates=[call for call in mine if _moved(call)],
         calls=mine,
-        unusable=not is_finite(mean) or not is_finite(var) or bool((decode(var) < 0).any()),
+        unusable=is_same and not (is_finite(mean) and is_finite(var) and is_positive(var)),
         is_back=read[0][:2] == read[-1][:2],
     )
 
@@ -111,6 +111,11 @@ def decode(read: tuple[str, tuple[int, ...], bytes]) -> Tensor:
 def is_finite(read: tuple[str, tuple[int, ...], bytes]) -> bool:
     """Tell whether all values of a reading are finite."""
     return bool(decode(read).isfinite().all())
+
+
+def is_positive(read: tuple[str, tuple[int, ...], bytes]) -> bool:
+    """Tell whether no value of a reading is below 0."""
+    return bool((decode(read) >= 0).all())
 
 
 def is_right(call: Call) -> bool:
@@ -165,7 +170,9 @@ def is_judged(layer: LayerHistory, ask: Ask, stretch: Stretch) -> bool | None:
     if ask.names:
         return True
     if layer.is_frozen_type:
-        return False
+        return None if layer.updates else False
+    if not layer.is_whole:
+        return None
     if layer.updates or any(call.training for call in layer.calls):
         return True
     own = {
@@ -175,4 +182,4 @@ def is_judged(layer: LayerHistory, ask: Ask, stretch: Stretch) -> bool | None:
         if name.rpartition(".")[0] in layer.names
     }
     wants = {each for _, each in own}
-    return wants.pop() if len(wants) == 1 and layer.is_whole else None
+    return wants.pop() if len(wants) == 1 else None

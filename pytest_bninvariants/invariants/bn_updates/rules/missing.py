@@ -9,6 +9,7 @@ from pytest_bninvariants.invariants.bn_updates.layer_result import (
     names_of,
     names_were,
 )
+from pytest_bninvariants.torch_internals.private_api import InstanceNorm
 
 
 def _is_stuck(result: LayerResult) -> bool:
@@ -64,10 +65,12 @@ def _has_no_momentum(result: LayerResult) -> bool:
 
 
 def _explain_no_momentum(results: list[LayerResult]) -> tuple[str, str]:
-    return (
-        f"{names_of(results)} ran in training mode with momentum 0, which keeps the old statistics",
-        "use momentum=None for a cumulative average, or a momentum above 0",
+    why = (
+        f"{names_of(results)} ran in training mode with momentum 0, which keeps the old statistics"
     )
+    if any(isinstance(each.record.layer, InstanceNorm) for each in results):
+        return why, "use a momentum above 0: InstanceNorm takes momentum=None for 0"
+    return why, "use momentum=None for a cumulative average, or a momentum above 0"
 
 
 def _has_no_tracking(result: LayerResult) -> bool:
