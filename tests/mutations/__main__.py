@@ -16,7 +16,7 @@ from cosmic_ray.work_item import TestOutcome
 from tests.mutations import imported_source, session
 from tests.mutations.faults import Fault, faults
 from tests.mutations.reach import Reach
-from tests.mutations.results import Results, Tally
+from tests.mutations.results import Results, Tally, equivalents
 from tests.mutations.rooms import ROOMS, ROOT, Room, room
 
 FOLDER = ROOT / "build" / "mutations"
@@ -66,7 +66,7 @@ def _options() -> argparse.Namespace:
 def _try_room(place: Room, options: argparse.Namespace, reach: Reach, results: Results) -> Tally:
     every = [fault for path in place.modules for fault in faults(path)]
     chosen = _chosen(every, options)
-    due = [fault for fault in chosen if _is_due(results.outcome(fault), options)]
+    due = [fault for fault in chosen if _is_due(fault, results, options)]
     todo = [] if options.report else due
     if todo:
         reach.measure(place.tests, options.workers)
@@ -92,9 +92,10 @@ def _chosen(every: list[Fault], options: argparse.Namespace) -> list[Fault]:
     return chosen
 
 
-def _is_due(outcome: TestOutcome | None, options: argparse.Namespace) -> bool:
+def _is_due(fault: Fault, results: Results, options: argparse.Namespace) -> bool:
+    outcome = results.outcome(fault)
     if options.survivors:
-        return outcome is TestOutcome.SURVIVED
+        return outcome is TestOutcome.SURVIVED and fault.key not in equivalents()
     return outcome is None or bool(options.fresh)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from cosmic_ray.work_db import WorkDB
@@ -95,6 +96,7 @@ def _item(fault: Fault) -> WorkItem:
     return WorkItem.single(job_id=fault.digest, mutation=spec)
 
 
+@cache
 def equivalents() -> dict[str, str]:
     """Return the faults that change nothing a test could notice, each with the reason."""
     listed = tomllib.loads(EQUIVALENTS.read_text(encoding="utf-8"))

@@ -35,6 +35,7 @@ def test_tensors_that_overlap_each_other_are_found_together() -> None:
     assert found(index, MEMORY[40:45]) == ["part", "whole"]
     assert found(index, MEMORY[7:8]) == ["part", "whole"]
     assert found(index, MEMORY[:1]) == ["before"]
+    assert found(index, MEMORY[3:5]) == []
     touching = MemoryIndex({"one": MEMORY[:10], "two": MEMORY[10:20]})
     assert found(touching, MEMORY[10:11]) == ["two"]
     assert found(touching, MEMORY[9:10]) == ["one"]
