@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_bninvariants.selection.tensor_table import WatchedTensor
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
@@ -13,6 +13,7 @@ from pytest_bninvariants.state_change.value_patterns import (
     are_finite,
     casts_of,
     count_no_longer_finite,
+    has_initial_statistics,
     has_initial_values,
     uniform_factor,
 )
@@ -87,3 +88,11 @@ def test_a_new_layers_values_are_known_by_name(name: str, value: int) -> None:
     assert not has_initial_values(torch.tensor([value, 2.0]), name)
     assert not has_initial_values(torch.full((2,), 1.0 - value), name)
     assert not has_initial_values(torch.full((2,), float(value)), "other")
+
+
+@pytest.mark.parametrize(("mean", "var"), [(0.0, 1.0), (0.0, 2.0), (1.0, 1.0), (1.0, 2.0)])
+def test_statistics_are_those_of_a_new_layer_if_both_are(mean: float, var: float) -> None:
+    layer = nn.BatchNorm1d(2)
+    layer.running_mean[1] = mean
+    layer.running_var[1] = var
+    assert has_initial_statistics(layer) == ((mean, var) == (0, 1))

@@ -191,6 +191,17 @@ def test_an_optimizer_of_somebodys_own_that_grows_without_a_gradient(model: Bran
     assert "moved in a step of Shrinking (group 0) with no gradient" in cause.why
 
 
+def test_an_optimizer_that_writes_the_last_values_alone_without_a_gradient() -> None:
+    class Tail(Shrinking):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            with torch.no_grad():
+                self.param_groups[0]["params"][0][-1].mul_(0.5)
+
+    model = nn.ModuleDict({"frozen": nn.Linear(8, 8)})
+    cause = the_cause(verdict_of(model, Tail([model["frozen"].weight], 1.0).step))
+    assert "moved in a step of Tail (group 0) with no gradient" in cause.why
+
+
 def test_the_group_that_holds_the_tensor_is_named(model: Branches) -> None:
     groups = [{"params": model.head.parameters()}, {"params": model.frozen.parameters()}]
     cause = the_cause(verdict_of(model, lambda: train(model, torch.optim.SGD(groups, lr=0.1))))
