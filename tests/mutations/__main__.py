@@ -46,7 +46,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--survivors", action="store_true", help="only try again what survived")
     parser.add_argument("--fresh", action="store_true", help="try again what was tried before")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--within", type=float, help="only the quickest tests, in so many seconds")
+    parser.add_argument(
+        "--within", type=float, help="only the first and the quickest tests, in so many seconds"
+    )
     parser.add_argument("--at-least", type=float, default=0.0, help="fail below this share")
     parser.add_argument("--report", action="store_true", help="try none, and print the numbers")
     parser.add_argument(
@@ -105,7 +107,7 @@ def _jobs(
     for number, fault in enumerate(todo):
         names = reach.tests(place.tests, fault.module, fault.block)
         if within is not None:
-            names = reach.quickest(place.tests, names, within)
+            names = reach.first(place.tests, names, within)
         source = folder / f"{number}.py"
         source.write_text(fault.source(), encoding="utf-8")
         yield session.Job(
