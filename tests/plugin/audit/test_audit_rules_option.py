@@ -40,6 +40,24 @@ def failed(session: Session) -> set[str]:
     return {name for name, outcome in session.outcomes.items() if outcome == "failed"}
 
 
+def test_a_frozen_layer_among_several_findings_is_what_xfail_may_expect(
+    sessions: Sessions,
+) -> None:
+    session = sessions.run(
+        """
+        from pytest_bninvariants import FrozenStateChanged
+
+        @pytest.mark.xfail(raises=FrozenStateChanged, strict=True)
+        def test_both():
+            net = Net().train()
+            net.bn1.requires_grad_(False)
+            net(batch() * float("nan"))
+        """,
+        "--bn-audit=fail",
+    )
+    assert session.outcomes == {"test_both": "xfailed"}
+
+
 def test_by_default_faults_fail_and_what_can_be_meant_is_told(sessions: Sessions) -> None:
     session = sessions.run(SUITE, "--bn-audit=fail")
     assert failed(session) == FAULTS

@@ -71,6 +71,24 @@ def test_a_finding_that_is_gone_fails_the_run_and_names_the_line(
     )
 
 
+def test_a_finding_that_is_gone_leaves_the_exit_code_of_a_run_that_was_stopped(
+    sessions: Sessions,
+) -> None:
+    write(sessions, ALL[2])
+    stops = """
+    def test_stops():
+        pytest.exit("stop", returncode=7)
+"""
+    sessions.run(MENDED + stops, "--bn-audit", "--bn-audit-xfails=known.txt", exit_code=7)
+
+
+def test_one_test_that_still_has_a_finding_keeps_a_line_for_several(sessions: Sessions) -> None:
+    write(sessions, "test_it.py::*[frozen-moved-Net-bn1]: known")
+    source = SUITE.replace("drift(frozen_net)", "hold(frozen_net)")
+    session = sessions.run(source, "--bn-audit=fail", "--bn-audit-xfails=known.txt")
+    assert set(session.outcomes.values()) == {"passed"}
+
+
 def test_a_test_that_does_not_run_keeps_its_line(sessions: Sessions) -> None:
     write(sessions, *ALL)
     session = sessions.run(

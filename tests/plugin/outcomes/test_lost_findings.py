@@ -292,6 +292,8 @@ def test_a_gate_error_in_a_thread_is_not_lost(sessions: Sessions) -> None:
     )
     assert set(session.outcomes.values()) == {"failed"}
     assert len(session.outcomes) == 3
+    for name in session.outcomes:
+        assert "from which it did not reach the test" in session.says(name)
 
 
 def test_a_verdict_in_a_task_is_not_lost(sessions: Sessions) -> None:
