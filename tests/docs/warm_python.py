@@ -64,7 +64,7 @@ class WarmPython:
         if self._server is not None:
             assert self._server.stdin is not None
             self._server.stdin.close()
-            self._server.wait(timeout=30)
+            self._server.wait(timeout=120)
 
 
 def serve() -> None:
