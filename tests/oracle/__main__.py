@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.oracle.machines import COUNTS, OracleMachine
+from tests.oracle.machines import COUNTS, CauseMachine, OracleMachine
 
-MACHINES = {"frozen": OracleMachine}
+MACHINES = {"changes": OracleMachine, "causes": CauseMachine}
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.oracle", description=__doc__)
     parser.add_argument("--steps", type=int, default=20_000, help="actions to draw at least")
     parser.add_argument("--seed", type=int, default=0, help="what to draw them from")
-    parser.add_argument("--machine", choices=MACHINES, default="frozen")
+    parser.add_argument("--machine", choices=MACHINES, default="changes")
     parser.add_argument("--shrink", action="store_true", help="shrink what fails")
     parser.add_argument("--again", type=int, help="the number of one run, to run it alone")
     arguments = parser.parse_args()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pytest_bninvariants import Guard, Verdict
 from tests.oracle.deeds import bare
+from tests.oracle.judgement.averages import fates_of_average
 from tests.oracle.judgement.causes import complaints
 from tests.oracle.judgement.frozen import judge_frozen, said, surely_idle, surely_ran
 from tests.oracle.judgement.training import (
@@ -62,8 +63,6 @@ def compare_frozen(span: Span, stretch: Stretch) -> None:
     right = judge_frozen(span.ask, stretch, norms_only=bn)
     if span.verdict is not None and (what := said(span.verdict, stretch.deeds)) != right:
         raise Disagreement(f"{span}: said {what}, but {right}\n{span.verdict}")
-    if span.verdict is not None and (wrong := list(complaints(span.verdict, stretch))):
-        raise Disagreement(f"{span}: {wrong}\n{span.verdict}")
     if span.verdict is None and span.refused is None and not span.interrupted:
         raise Disagreement(f"{span}: neither a verdict nor a refusal")
     if span.verdict is not None and surely_idle(stretch):
@@ -73,6 +72,12 @@ def compare_frozen(span: Span, stretch: Stretch) -> None:
     if right.broken or surely_ran(span.ask, stretch, norms_only=bn):
         deeds = [deed.name for deed in stretch.deeds]
         raise Disagreement(f"{span}: refused, though {right} by {deeds}: {span.refused}")
+
+
+def compare_causes(span: Span, stretch: Stretch) -> None:
+    """Compare why tensors changed, and where, with what was done."""
+    if span.verdict is not None and (wrong := list(complaints(span.verdict, stretch))):
+        raise Disagreement(f"{span}: {wrong}\n{span.verdict}")
 
 
 def compare_updates(span: Span, stretch: Stretch) -> None:
@@ -108,6 +113,16 @@ def compare_training(span: Span, stretch: Stretch) -> None:
         _compare_fate(span, layer.names, fate_of_layer(layer))
 
 
+def compare_average(span: Span, stretch: Stretch) -> None:
+    """Compare which tensors of an average are not what the formula makes of them."""
+    if span.verdict is None:
+        return
+    told = {bare(change.name) for change in span.verdict.changes}
+    for name, fate in fates_of_average(stretch).items():
+        if fate != "unknown" and (fate == "breaks") != (name in told):
+            raise Disagreement(f"{span}: {name} {fate}, but it said\n{span.verdict}")
+
+
 def _insist_on_refusal(span: Span, judged: list[LayerHistory]) -> None:
     ran = [each.names for each in judged if each.is_whole and each.updates and not each.is_back]
     if ran and not (span.interrupted or span.is_unclear):
@@ -137,4 +152,5 @@ COMPARISONS = {
     "frozen_bn": compare_frozen,
     "bn_updates": compare_updates,
     "trains": compare_training,
+    "in_sync": compare_average,
 }

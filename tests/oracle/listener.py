@@ -94,11 +94,11 @@ class Listener:
 
     def _parameters(self, optimizer: optim.Optimizer) -> Iterator[tuple[str, Tensor, float]]:
         """Yield name, tensor and weight decay of what an optimizer holds of the model."""
-        names = {id(tensor): bare(name) for name, tensor in names_of(self._model).items()}
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) in names:
-                    yield names[id(parameter)], parameter, group.get("weight_decay", 0.0)
+        held = {id(p): (p, group) for group in optimizer.param_groups for p in group["params"]}
+        for name, tensor in names_of(self._model).items():
+            if id(tensor) in held:
+                parameter, group = held[id(tensor)]
+                yield bare(name), parameter, group.get("weight_decay", 0.0)
 
     def _names_of(self, module: nn.Module) -> tuple[str, ...]:
         named = self._model.named_modules(remove_duplicate=False)

@@ -21,12 +21,14 @@ from pytest_bninvariants import (
     frozen,
     frozen_bn,
     guard_registry,
+    in_sync,
     trains,
 )
 from pytest_bninvariants.errors import GateError
 from tests.engine import everything_wrapped
+from tests.oracle.actions.averages import DECAY
 from tests.oracle.actions.registry import FAMILIES, find
-from tests.oracle.comparison import COMPARISONS, Disagreement, Span
+from tests.oracle.comparison import COMPARISONS, Disagreement, Span, compare_causes
 from tests.oracle.models import ModelSpec, model_specs
 from tests.oracle.scopes import Ask, asks
 from tests.oracle.timeline import Stretch, Timeline, read
@@ -38,6 +40,7 @@ GUARDS: dict[str, Callable[..., Guard]] = {
     "frozen": frozen,
     "bn_updates": bn_updates,
     "trains": trains,
+    "in_sync": in_sync,
 }
 FROZEN_OPTIONS = ({"parameters": False}, {"buffers": False}, {"allow_batch_stats": True})
 UPDATE_OPTIONS = ({"times": 2}, {"times": 3}, {"times": "forwards"})
@@ -73,6 +76,8 @@ def acting(family: str) -> Any:
 
 class OracleMachine(RuleBasedStateMachine):
     """Two worlds in which the same happens: in one under guards, in the other bare."""
+
+    judges_causes = False
 
     @initialize(spec=model_specs())
     def build(self, spec: ModelSpec) -> None:
@@ -110,7 +115,7 @@ class OracleMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.open) < 3)
     @rule(
-        kind=st.sampled_from([*GUARDS]),
+        kind=st.sampled_from([kind for kind in GUARDS if kind != "in_sync"]),
         ask=asks(),
         seed=SEEDS,
         mode=st.sampled_from(["train_the_model", "eval_the_model", "eval_all_norms"]),
@@ -122,6 +127,24 @@ class OracleMachine(RuleBasedStateMachine):
         before = len(self.open)
         self.start(kind, ask)
         for number, name in enumerate(step):
+            self.do(name, seed + number)
+        if len(self.open) > before:
+            self.end(self.open.pop(), interrupted=False)
+        if not self.open:
+            self.settle()
+
+    @precondition(lambda self: len(self.open) < 3)
+    @rule(
+        seed=SEEDS,
+        step=st.lists(st.sampled_from(USUAL), min_size=1, max_size=2),
+        update=st.sampled_from([each for each in FAMILIES["averages"] if each != "make_a_teacher"]),
+    )
+    def guard_an_average(self, seed: int, step: list[str], update: str) -> None:
+        """Train, and update the model's average well or badly."""
+        self.do("make_a_teacher", seed)
+        before = len(self.open)
+        self.start("in_sync", Ask(options={"decay": DECAY}))
+        for number, name in enumerate([*step, update]):
             self.do(name, seed + number)
         if len(self.open) > before:
             self.end(self.open.pop(), interrupted=False)
@@ -152,7 +175,9 @@ class OracleMachine(RuleBasedStateMachine):
         COUNTS["guards"] += 1
         with _quiet():
             exclude = {"exclude": ask.exclude} if ask.exclude else {}
-            guard = GUARDS[kind](self.guarded.model, *ask.names, **ask.options, **exclude)
+            models = [self.guarded.model]
+            models += [self.guarded.teacher] if kind == "in_sync" else []
+            guard = GUARDS[kind](*models, *ask.names, **ask.options, **exclude)
             span = Span(kind, ask, guard, len(self.done))
             try:
                 guard.__enter__()
@@ -205,8 +230,16 @@ class OracleMachine(RuleBasedStateMachine):
         COUNTS[f"verdicts of {span.kind}"] += 1
         stretch = Stretch.of(self.timeline, span.start, span.end)
         COMPARISONS[span.kind](span, stretch)
+        if self.judges_causes and span.kind in ("frozen", "frozen_bn"):
+            compare_causes(span, stretch)
         state = "held" if span.verdict is not None and span.verdict.holds else "broken"
         COUNTS[f"{span.kind} refused" if span.refused else f"{span.kind} {state}"] += 1
+
+
+class CauseMachine(OracleMachine):
+    """Judges causes and their places, too."""
+
+    judges_causes = True
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -19,5 +19,5 @@ FEW = settings(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_frozen_and_frozen_bn_say_what_changed_and_leave_no_trace() -> None:
+def test_guards_say_what_the_slow_judgement_says_and_leave_no_trace() -> None:
     run_state_machine_as_test(OracleMachine, settings=FEW)

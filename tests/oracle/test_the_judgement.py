@@ -14,7 +14,7 @@ from pytest_bninvariants.instrumentation import observer_api
 from pytest_bninvariants.state_change.layer_activity import LayerActivity
 from pytest_bninvariants.verdict import Cause
 from tests.oracle.comparison import Disagreement
-from tests.oracle.machines import OracleMachine
+from tests.oracle.machines import CauseMachine
 from tests.oracle.models import ModelSpec
 from tests.oracle.scopes import Ask
 
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 Spoil = Callable[[Verdict], Verdict]
 
 
-def oracle(*blocks: str) -> OracleMachine:
+def oracle(*blocks: str) -> CauseMachine:
     """Return a machine with a model that is in eval."""
-    machine = OracleMachine()
+    machine = CauseMachine()
     spec = ModelSpec(blocks, wrapper="none", tie="none", frozen=0, warm=True, seed=0)
     machine.build(spec)
     machine.do("eval_the_model", 0)

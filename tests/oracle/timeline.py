@@ -23,12 +23,14 @@ class Reading:
         tensors: dtype, shape and bytes of each tensor by its bare name.
         parameters: the parameters, and whether they ask for a gradient.
         norms: the eps of each BN layer by its bare name; None if it has none.
+        teacher: the tensors of the model's average.
         rest: all else that a step may leave.
     """
 
     tensors: dict[str, Any]
     parameters: dict[str, bool]
     norms: dict[str, float | None]
+    teacher: dict[str, Any]
     rest: dict[str, object]
 
 
@@ -38,11 +40,16 @@ def read(world: World) -> Reading:
     modules = dict(model.named_modules(remove_duplicate=False))
     owned = model.named_parameters(remove_duplicate=False)
     return Reading(
-        tensors={bare(name): in_bytes(tensor) for name, tensor in names_of(model).items()},
+        tensors=_bytes(model),
         parameters={bare(name): parameter.requires_grad for name, parameter in owned},
         norms={bare(n): getattr(m, "eps", None) for n, m in modules.items() if is_norm(m)},
+        teacher={} if world.teacher is None else _bytes(world.teacher),
         rest=world.everything(),
     )
+
+
+def _bytes(model: nn.Module) -> dict[str, Any]:
+    return {bare(name): in_bytes(tensor) for name, tensor in names_of(model).items()}
 
 
 class Timeline:

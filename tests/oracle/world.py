@@ -29,6 +29,7 @@ class World:
         kept: state_dicts that were kept, by reference or copied.
         losses: losses whose backward is still to run.
         copies: copies of the model, such as its average.
+        teacher: the model's moving average.
         pick: what an action chooses by; the same numbers in each world.
     """
 
@@ -37,6 +38,7 @@ class World:
     kept: list[dict[str, Any]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     copies: list[nn.Module] = field(default_factory=list)
+    teacher: nn.Module | None = None
     pick: random.Random = field(default_factory=random.Random)
 
     @classmethod

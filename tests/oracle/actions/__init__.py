@@ -1,5 +1,5 @@
 """What people do with a model."""
 
-from tests.oracle.actions import conversions, forwards, loads, modes, training, writes
+from tests.oracle.actions import averages, conversions, forwards, loads, modes, training, writes
 
-__all__ = ["conversions", "forwards", "loads", "modes", "training", "writes"]
+__all__ = ["averages", "conversions", "forwards", "loads", "modes", "training", "writes"]

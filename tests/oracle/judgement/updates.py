@@ -67,6 +67,7 @@ def _history(names: frozenset[str], stretch: Stretch) -> LayerHistory | None:
         return None
     mine: list[Call] = []
     is_same = is_whole = all(modules.get(name) is layer for modules in stretch.modules)
+    is_whole &= not any(_are_shared(names, tensors) for tensors in stretch.tensors)
     for number, deed in enumerate(stretch.deeds):
         calls = [c for c in deed.calls if c.used_batch is not None and names & {*c.names}]
         mine += calls
@@ -85,6 +86,12 @@ def _history(names: frozenset[str], stretch: Stretch) -> LayerHistory | None:
         unusable=is_same and not (is_finite(mean) and is_finite(var) and is_positive(var)),
         is_back=read[0][:2] == read[-1][:2],
     )
+
+
+def _are_shared(names: frozenset[str], tensors: dict[str, Tensor]) -> bool:
+    """Tell whether another layer has a statistic of this one."""
+    mine = {id(tensors.get(f"{min(names)}.{each}")) for each in NAMES} - {id(None)}
+    return any(id(t) in mine and n.rpartition(".")[0] not in names for n, t in tensors.items())
 
 
 def _read(name: str, tensors: dict[str, Any]) -> tuple[object, ...]:
