@@ -153,7 +153,8 @@ def _table(tallies: list[Tally]) -> str:
     rows += ["|---|--:|--:|--:|--:|--:|--:|"]
     for each in tallies:
         counts = (each.every, each.tried, each.killed, each.equivalent, len(each.survivors))
-        rows += [f"| `{each.room}` | {' | '.join(map(str, counts))} | {each.share:.1%} |"]
+        share = f"{each.share:.1%}" if each.tried else "not tried"
+        rows += [f"| `{each.room}` | {' | '.join(map(str, counts))} | {share} |"]
     left = [f"- {fault.key}" for each in tallies for fault in each.survivors]
     return "\n".join(["", *rows, "", *left])
 

@@ -42,7 +42,16 @@ def warm_up() -> None:
     gc.freeze()  # no session need look through torch's own objects again
 
 
-class ChosenTests:
+class SeededTests:
+    """Begin each test with the same random state, whichever tests run before it."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        """Set the seed."""
+        sys.modules["torch"].manual_seed(0)
+
+
+class ChosenTests(SeededTests):
     """Keep these tests of those collected, in this order, and end with the first that fails."""
 
     def __init__(self, names: list[str]) -> None:
@@ -58,7 +67,7 @@ class ChosenTests:
         items[:] = sorted(kept, key=lambda item: self._rank[item.nodeid])
 
 
-class ReachedBlocks:
+class ReachedBlocks(SeededTests):
     """Tell probes which test runs, and note how long each takes and which fail."""
 
     def __init__(self) -> None:
