@@ -90,6 +90,11 @@ class Ranks:
         try:
             distributed.all_gather_object(gathered, message, group=self.group)
         except RuntimeError as error:
+            if "Numpy is not available" in str(error):  # torch reads what others sent by NumPy
+                raise Refusal(
+                    "torch.distributed needs NumPy to exchange what the ranks found: "
+                    "pip install 'pytest-bninvariants[ranks]'"
+                ) from error
             raise Refusal(
                 "the ranks could not exchange what they found; each must reach this call, and none "
                 f"may have ended: {error}"

@@ -63,7 +63,7 @@ def reference_bn() -> type[ReferenceBatchNorm]:
 
 @pytest.fixture(scope="session")
 def bn_device(request: pytest.FixtureRequest) -> torch.device:
-    """Take on each device of --bn-device in turn, as a torch.device."""
+    """Run the test on each device of --bn-device in turn, with the torch.device as the value."""
     import torch
 
     return torch.device(getattr(request, "param", request.config.stash[SETTINGS].run.devices[0]))

@@ -185,8 +185,8 @@ def _none_found(values: Mapping[str, TestValue], usage: str) -> str:
     )
     fixtures = f"its fixtures are {listed}" if listed else "it takes no fixtures"
     return (
-        f"the test has no model fixture ({fixtures}); add one, or use the fixture of the marker's "
-        f"name in the test: {usage}"
+        f"the test has no model fixture ({fixtures}); add one, or use the fixture of the same "
+        f"name in the test's body: {usage}"
     )
 
 

@@ -106,7 +106,7 @@ def _add_report_options(group: pytest.OptionGroup) -> None:
         metavar="DIR",
         help=(
             "write a report of what was guarded, audited and checked to DIR: index.html, with "
-            "pictures of what broke, and report.json"
+            "pictures of what broke, report.json and gl-code-quality.json"
         ),
     )
     group.addoption(

@@ -105,7 +105,7 @@ SAYS = {
         "batch_invariant [session scope]",
         "in_sync [session scope]",
         "bn_device [session scope]",
-        "Take on each device of --bn-device in turn",
+        "Run the test on each device of --bn-device in turn",
     ],
     "--help": [
         "--bn-device=DEVICE",

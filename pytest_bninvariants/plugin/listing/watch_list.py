@@ -112,7 +112,7 @@ def _marked(item: pytest.Item) -> Iterator[str]:
 
 def _unmarked(item: pytest.Item) -> Iterator[str]:
     for name in _fixtures_of(item):
-        yield f"  {name} is taken as a fixture: what it watches, the test's body says"
+        yield f"  {name} is used as a fixture: see the test's body for what it watches"
 
 
 def register_watch_list(config: pytest.Config) -> None:

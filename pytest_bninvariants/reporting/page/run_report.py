@@ -68,7 +68,8 @@ def _counts(
     ]
     if audited:
         findings = sum(len(test["audit"]["findings"]) for test in audited)
-        what = f"audit findings in {counted(len(audited), 'test')}"
+        noun = "finding" if findings == 1 else "findings"
+        what = f"audit {noun} in {counted(len(audited), 'audited test')}"
         items.append(_count(findings, what, "bad" if findings else "good"))
     if laws:
         good = sum(law["held"] for law in laws)

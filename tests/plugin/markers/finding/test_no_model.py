@@ -62,7 +62,7 @@ def test_without_a_model_the_message_says_what_there_is(sessions: Sessions) -> N
     )
     assert set(session.outcomes.values()) == {"failed"}
     hint = (
-        "add one, or use the fixture of the marker's name in the test: "
+        "add one, or use the fixture of the same name in the test's body: "
         'with frozen_bn(model, "backbone"): train_step(model, batch)'
     )
     said = {name: problem(session, name) for name in session.texts}
