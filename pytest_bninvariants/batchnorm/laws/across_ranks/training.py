@@ -37,7 +37,7 @@ def synced_tracking_off(trial: RankTrial, case: Case) -> None:
 
 @rank_law(("float32",), share=0.1)
 def synced_no_grad(trial: RankTrial, case: Case) -> None:
-    """Under no_grad training synchronises all the same, as where statistics are estimated anew."""
+    """Under no_grad training synchronises all the same, as where statistics are re-estimated."""
     twin = build_in_training(trial)
     shards = trial.bind_shards()
     trial.run("with torch.no_grad():\n    y = layer(x)")
