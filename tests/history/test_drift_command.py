@@ -214,4 +214,4 @@ def test_an_eps_below_0_is_refused(eps: str, drift: Drift) -> None:
 
 def test_one_checkpoint_is_refused(tmp_path: Path, drift: Drift) -> None:
     torch.save(states(1)[0], tmp_path / "0.pt")
-    assert "give two files or more" in drift("0.pt").stderr
+    assert "give two or more files" in drift("0.pt").stderr

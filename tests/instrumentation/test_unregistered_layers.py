@@ -122,7 +122,7 @@ def test_it_is_named_as_what_mixes_samples(kept: Any, name: str, fix: str) -> No
         batch_invariant(net, BATCH, rtol=1e-4, atol=1e-5)
     (cause,) = broken.value.verdict.causes
     assert (cause.name, cause.layers) == ("training-mode", (name,))
-    assert "the model's eval() did not reach" in cause.why
+    assert "the model's eval() does not reach" in cause.why
     assert fix in cause.fix
 
 
