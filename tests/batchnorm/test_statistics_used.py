@@ -107,6 +107,7 @@ def test_batch_statistics_that_are_the_stored_ones_are_no_violation() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.filterwarnings("ignore::pytest_bninvariants.InvariantHazard")
 def test_an_output_that_tells_nothing_is_a_hazard_in_training_mode(training: bool) -> None:
     verdict = judged(Pair(Doubled()).train(training), twice)
     assert verdict.holds

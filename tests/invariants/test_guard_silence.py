@@ -176,6 +176,7 @@ SOMETHING = [
 
 
 @pytest.mark.parametrize("step", SOMETHING)
+@pytest.mark.filterwarnings("ignore::pytest_bninvariants.InvariantHazard")
 def test_a_step_in_which_something_ran_holds(
     net: Any, batch: Tensor, step: Callable[[Any, Tensor], None]
 ) -> None:

@@ -106,7 +106,7 @@ def with_a_closure(model: nn.Module) -> list[torch.optim.Optimizer]:
         optimizer.zero_grad()
         loss = F.cross_entropy(model(batch), label)
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     optimizer.step(closure)  # type: ignore[arg-type]
     return [optimizer]

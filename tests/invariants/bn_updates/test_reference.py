@@ -23,6 +23,7 @@ LAYERS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNo
 
 @given(bn_cases(modes=(True, True), tracking=True))
 @settings(max_examples=150, deadline=None)
+@pytest.mark.filterwarnings("ignore::pytest_bninvariants.InvariantHazard")
 def test_torchs_layers_are_updated_rightly_whatever_the_batch(case: Case) -> None:
     assume(case.momentum != 0 and case.batches[0] != case.batches[1])
     layer, step = made(case)

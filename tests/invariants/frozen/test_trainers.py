@@ -52,6 +52,7 @@ def fit(model: Lit, folder: Path, *, accumulate: int = 1) -> None:
     trainer.fit(model, batches, batches)
 
 
+@pytest.mark.filterwarnings("ignore::pytest_bninvariants.InvariantHazard")
 def test_lightnings_fit_updates_once_a_step_and_trains_everything(tmp_path: Path) -> None:
     model = Lit()
     updates = watching(bn_updates(model, per="optimizer_step"), layers=1)
@@ -76,6 +77,7 @@ def test_a_validation_in_training_mode_is_told(tmp_path: Path) -> None:
     assert cause.name == "extra-forward"
 
 
+@pytest.mark.filterwarnings("ignore::pytest_bninvariants.InvariantHazard")
 def test_torchvisions_frozen_layers_are_frozen_in_any_mode() -> None:
     backbone = resnet_fpn_backbone(
         backbone_name="resnet18", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=2

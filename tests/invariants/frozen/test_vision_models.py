@@ -71,6 +71,7 @@ def test_timms_batch_norm_without_momentum_is_found_by_what_it_normalised_with()
 @pytest.mark.parametrize(
     "convert", [nn.SyncBatchNorm.convert_sync_batchnorm, convert_sync_batchnorm]
 )
+@pytest.mark.filterwarnings("ignore::pytest_bninvariants.InvariantHazard")
 def test_converting_a_resnet_inside_the_step_is_no_violation(
     convert: Callable[[Any], Any],
 ) -> None:

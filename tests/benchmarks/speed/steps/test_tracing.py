@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.benchmarks.speed.steps.tracing import rows
 
 
+@pytest.mark.filterwarnings("ignore::pytest_bninvariants.InvariantHazard")
 def test_each_guard_is_measured_in_both_ways() -> None:
     measured = list(rows(rounds=1))
     assert [name for name, _, _ in measured] == [
