@@ -57,8 +57,9 @@ def _as_optimizers(given: object) -> Iterator[Optimizer]:
     if given is None:
         return
     several = given.values() if isinstance(given, dict) else given
-    is_one = isinstance(several, str) or not isinstance(several, Iterable)
-    for each in [given] if is_one else several:
+    if isinstance(several, str) or not isinstance(several, Iterable):
+        several = [given]
+    for each in several:
         inner = getattr(each, "optimizer", each)  # accelerate and deepspeed wrap them
         optimizer = each if isinstance(each, Optimizer) else inner
         if not isinstance(optimizer, Optimizer):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from pytest_bninvariants.reporting.verdict_text import text_of
+from pytest_bninvariants.reporting.verdict_text import news
 from pytest_bninvariants.verdict import Cause, Change, Hazard, Place, Verdict, Write
 
 SCHEMA = 1
@@ -23,7 +23,7 @@ def as_data(verdict: Verdict) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "holds": verdict.holds,
-        "headline": text_of(verdict).partition("\n")[0],
+        "headline": news(verdict),
         **_plain(verdict),
         "changed_layers": _plain(verdict.changed_layers),
         "changed_tensors": _plain(verdict.changed_tensors),

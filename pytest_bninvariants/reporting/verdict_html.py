@@ -10,6 +10,7 @@ from pytest_bninvariants.reporting.trace_text import write_lines
 from pytest_bninvariants.reporting.verdict_text import (
     deed,
     hazard_texts,
+    news,
     subject,
     table_rows,
     tensor_count,
@@ -24,11 +25,10 @@ def as_html(verdict: Verdict) -> str:
     """Return a verdict as one `div`."""
     if verdict.holds:
         return f"<div><pre>{escape_html(text_of(verdict))}</pre></div>"
-    headline = text_of(verdict).partition("\n")[0]
     rows = (f"<tr>{_cells('td', row)}</tr>" for row in table_rows(verdict))
     remarks = (f"<tr>{_cells('td', remark)}</tr>" for remark in _remarks(verdict))
     return (
-        f"<div><p><strong>{escape_html(headline)}</strong></p>"
+        f"<div><p><strong>{escape_html(news(verdict))}</strong></p>"
         f"<p>{escape_html(subject(verdict) + tensor_count(verdict))}</p>"
         f"<table><tr>{_cells('th', (verdict.column, 'change'))}</tr>{''.join(rows)}</table>"
         f"<table>{''.join(remarks)}</table></div>"

@@ -59,10 +59,16 @@ def text_of(verdict: Verdict) -> str:
     """Return what a verdict says: the text of the failure, or in a line what held."""
     if not verdict.holds:
         return render((verdict,))
+    return "\n".join([*wrap(news(verdict), first="", rest="  "), *_remarks(verdict)])
+
+
+def news(verdict: Verdict) -> str:
+    """Return what a verdict says first, in one line however long it is."""
+    if not verdict.holds:
+        return first_line((verdict,))
     watched = [counted(verdict.layers, verdict.noun)]
     watched += [] if verdict.tensors is None else [counted(verdict.tensors, "tensor")]
-    lines = wrap(f"{subject(verdict)} holds: {' and '.join(watched)}", first="", rest="  ")
-    return "\n".join([*lines, *_remarks(verdict)])
+    return one_line(f"{subject(verdict)} holds: {' and '.join(watched)}")
 
 
 def first_line(verdicts: Sequence[Verdict]) -> str:

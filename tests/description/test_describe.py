@@ -167,6 +167,11 @@ def test_several_optimizers_are_given_in_a_list_or_a_dict(wrap: Callable[..., ob
     assert only(layer, optimizers).optimizer == "SGD, Adam"
 
 
+def test_a_name_in_the_place_of_an_optimizer_is_shown_whole() -> None:
+    with pytest.raises(GateError, match=r"got 'adam' \(str\)"):
+        describe(nn.BatchNorm1d(2), "adam")
+
+
 @pytest.mark.parametrize("wrong", [3, "adam", [3], torch.zeros(2)])
 def test_what_is_no_optimizer_is_refused_by_its_value(wrong: object) -> None:
     with pytest.raises(GateError, match=r"optimizer= takes a torch\.optim\.Optimizer.*got "):

@@ -32,6 +32,21 @@ def other() -> FaqNet:
     return FaqNet()
 
 
+class FaqTrainer:
+    def __init__(self) -> None:
+        self.net = FaqNet()
+
+
+@pytest.fixture
+def trainer() -> FaqTrainer:
+    return FaqTrainer()
+
+
+@pytest.mark.frozen_bn
+def test_a_model_inside(trainer: FaqTrainer) -> None:
+    trainer.net(X)
+
+
 @pytest.mark.frozen_bn
 def test_no_model() -> None:
     FaqNet()(X)

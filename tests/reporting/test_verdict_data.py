@@ -110,6 +110,17 @@ def test_a_holding_verdict_says_what_was_watched() -> None:
     assert str(guard.verdict) == "frozen_bn() on Sequential holds: 1 frozen BN layer and 5 tensors"
 
 
+def test_a_headline_is_one_line_however_long_the_guard_is_written() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2)).eval()
+    names = ["0.weight", "0.bias", "0.running_mean", "0.running_var", "0.num_batches_tracked"]
+    with frozen_bn(model, *names) as guard:
+        model(torch.ones(4, 2))
+    assert guard.verdict is not None
+    headline = round_trip(guard.verdict)["headline"]
+    assert headline.endswith("on Sequential holds: 1 frozen BN layer and 5 tensors")
+    assert len(headline) > 80
+
+
 def test_a_verdict_without_tensors_and_a_hazard_are_told_too() -> None:
     summed = accumulates(nn.Linear(2, 1), torch.ones(4, 2), 2, loss=lambda m, x: m(x).mean())
     assert str(summed).startswith("accumulates(k=2) on Linear holds: 2 gradients\nnote")

@@ -52,7 +52,8 @@ def _has_other_decay(each: WrongAverage) -> bool:
 
 
 def _is_averaged_buffer(each: WrongAverage) -> bool:
-    return _is_updated_buffer(each) and each.tensor.decay is None and each.fits_decay_used
+    must_be_copied = each.tensor.decay is None and not each.tensor.may_be_copied
+    return _is_updated_buffer(each) and must_be_copied and each.fits_decay_used
 
 
 def _is_copied_buffer(each: WrongAverage) -> bool:
@@ -132,7 +133,16 @@ def _explain_nothing_updated(group: list[WrongAverage]) -> tuple[str, str]:
 
 def _explain_statistics(group: list[WrongAverage]) -> tuple[str, str]:
     whole = group[0].whole
-    return explain_statistics(_layers(group), whole.average, whole.model, "did not move")
+    why, fix = explain_statistics(_layers(group), whole.average, whole.model, "did not move")
+    decays = [each.tensor.decay for each in group if each.tensor.decay is not None]
+    if decays:
+        pairs = f"zip({expression(whole.average, 'copy')}.buffers(), "
+        pairs += f"{expression(whole.model, 'model')}.buffers())"
+        fix = (
+            f"average the buffers, too: for mine, theirs in {pairs}: mine.lerp_(theirs, "
+            f"{1 - decays[0]:g}) if mine.is_floating_point() else mine.copy_(theirs)"
+        )
+    return why, fix
 
 
 def _explain_part(group: list[WrongAverage]) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -25,9 +26,20 @@ from pytest_bninvariants.state_change.before_after import StateBefore, read_stat
 from pytest_bninvariants.state_change.compare import StateDifference, compare
 from pytest_bninvariants.state_change.witness import Witness
 from pytest_bninvariants.torch_internals.sharding import awaits_root
-from pytest_bninvariants.verdict import Change, Verdict
+from pytest_bninvariants.verdict import Cause, Change, Verdict
 
 _NO_DIFFERENCE = StateDifference(changes=(), causes=(), hazards=(), touched=False)
+
+
+def _as_told_here(cause: Cause) -> Cause:
+    """Return a cause with advice for a step that is meant to replace modules."""
+    if cause.name != "replaced":
+        return cause
+    fix = (
+        "if the step is to convert the module, compare what replaced it with what was there: eps, "
+        "weight, bias, statistics, dtype; if only rounding differs, give rtol= or atol="
+    )
+    return replace(cause, fix=fix)
 
 
 class OutputGuard(EvalGuard):
@@ -92,7 +104,7 @@ class OutputGuard(EvalGuard):
             layers=sum(len(outputs.paths) for outputs in self._before.values()),
             tensors=None,
             changes=tuple(changes),
-            causes=findings.causes if changes else (),
+            causes=tuple(map(_as_told_here, findings.causes)) if changes else (),
             hazards=findings.hazards if changes else (),
             notes=(self._state_note(findings),) if changes else (),
         )

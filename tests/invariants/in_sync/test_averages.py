@@ -101,6 +101,34 @@ def test_buffers_that_are_averaged_and_not_copied_are_told(
     assert ("other-decay" in told) == (used == 0.9)
 
 
+def test_buffers_that_were_copied_before_the_model_went_on_are_not_told_to_be_averaged(
+    model: nn.Sequential,
+) -> None:
+    average = copy.deepcopy(model)
+
+    def step() -> None:
+        with in_sync(model, average, decay=0.99):
+            ema_step(average, model, 0.99)
+            model(torch.randn(4, 4))  # in training mode: its statistics move once more
+
+    assert "other-buffers" not in failure_text(step)
+
+
+def test_statistics_that_are_to_be_averaged_and_stayed_are_advised_to_be_averaged(
+    model: nn.Sequential,
+) -> None:
+    average = copy.deepcopy(model)
+
+    def step() -> None:
+        with in_sync(model, average, decay=0.99, buffers="averaged"):
+            ema_step(average, model, 0.99, buffers=False)
+
+    told = failure_text(step)
+    assert "left-behind: the running statistics of 1 in the second did not move" in told
+    assert "fix average the buffers, too: for mine, theirs in zip(copy.buffers()" in told
+    assert "mine.lerp_(theirs, 0.01) if mine.is_floating_point()" in told
+
+
 def test_buffers_that_are_copied_and_not_averaged_are_told(model: nn.Sequential) -> None:
     average = copy.deepcopy(model)
 

@@ -66,6 +66,20 @@ def test_a_conversion_that_drops_eps_is_told() -> None:
     assert "eps 1e-05 -> 0.1" in told
 
 
+def test_a_conversion_inside_the_guard_is_not_advised_to_leave_it() -> None:
+    from torchvision.ops import FrozenBatchNorm2d
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    converted = FrozenBatchNorm2d(4, eps=0.1)
+    converted.load_state_dict(model[1].state_dict())
+    with pytest.raises(InvariantBroken) as caught, same_output(model, torch.randn(2, 3, 8, 8)):
+        model[1] = converted
+    (cause,) = caught.value.verdict.causes
+    assert cause.name == "replaced"
+    assert cause.fix.startswith("if the step is to convert the module, compare what replaced it")
+
+
 def test_fusing_conv_and_bn_keeps_the_output_up_to_rounding() -> None:
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
