@@ -47,5 +47,5 @@ def test_an_unknown_name_is_refused_with_what_is_accepted() -> None:
 
 @pytest.mark.parametrize("terms", [["-all"], ["not-finite", "-not-finite"]])
 def test_a_choice_of_nothing_is_refused(terms: list[str]) -> None:
-    with pytest.raises(ValueError, match="no rule to go by"):
+    with pytest.raises(ValueError, match="no rule is left"):
         choose_rules(terms)

@@ -34,7 +34,7 @@ class Block:
     @property
     def is_excerpt(self) -> bool:
         """Tell whether the block is part of a file of the suite, which runs there."""
-        return self.text.startswith("# tests/")
+        return self.text.startswith("# tests/found/")
 
 
 def blocks(page: Path) -> list[Block]:
