@@ -73,7 +73,7 @@ def test_each_guarded_test_is_listed_and_none_runs(
         in (told["test_trains"])
     )
     assert "bn_updates('bn1') on Net" in told["test_async"]
-    assert "taken as a fixture" in told["test_fixture"]
+    assert "used as a fixture" in told["test_fixture"]
 
 
 def test_a_guard_with_nothing_to_watch_fails_as_it_would_in_a_run(sessions: Sessions) -> None:

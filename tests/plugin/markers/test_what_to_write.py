@@ -95,7 +95,7 @@ def test_a_test_without_a_model_is_told_of_its_markers_own_fixture(sessions: Ses
             pass
     """)
     assert session.outcomes == {"test_it": "failed"}
-    usage = 'in the test: with trains(model, "head"): train_step(model, batch) (asked for by'
+    usage = 'body: with trains(model, "head"): train_step(model, batch) (asked for by'
     assert usage in session.says("test_it")
 
 
