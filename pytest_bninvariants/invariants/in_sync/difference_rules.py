@@ -67,14 +67,18 @@ def explain_own_load(tensors: Sequence[str], behind: str, ahead: str) -> tuple[s
 
 
 def explain_statistics(
-    layers: Sequence[str], behind: str, ahead: str, state: str
+    layers: Sequence[str], behind: str, ahead: str, state: str, decay: float | None = None
 ) -> tuple[str, str]:
     """Explain running statistics in a model behind that did not follow those of a model ahead."""
+    verb, update = "copy", "mine.copy_(theirs)"
+    if decay is not None:
+        verb = "average"
+        update = f"mine.lerp_(theirs, {1 - decay:g}) if mine.is_floating_point() else {update}"
     return (
         f"the running statistics of {name_list(layers)} in {behind} {state}, unlike those in "
         f"{ahead}: they are buffers, which a loop over parameters() leaves behind",
-        f"copy the buffers, too: for mine, theirs in zip({expression(behind, 'copy')}"
-        f".buffers(), {expression(ahead, 'model')}.buffers()): mine.copy_(theirs)",
+        f"{verb} the buffers, too: for mine, theirs in zip({expression(behind, 'copy')}"
+        f".buffers(), {expression(ahead, 'model')}.buffers()): {update}",
     )
 
 

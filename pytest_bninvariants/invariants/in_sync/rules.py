@@ -133,16 +133,8 @@ def _explain_nothing_updated(group: list[WrongAverage]) -> tuple[str, str]:
 
 def _explain_statistics(group: list[WrongAverage]) -> tuple[str, str]:
     whole = group[0].whole
-    why, fix = explain_statistics(_layers(group), whole.average, whole.model, "did not move")
-    decays = [each.tensor.decay for each in group if each.tensor.decay is not None]
-    if decays:
-        pairs = f"zip({expression(whole.average, 'copy')}.buffers(), "
-        pairs += f"{expression(whole.model, 'model')}.buffers())"
-        fix = (
-            f"average the buffers, too: for mine, theirs in {pairs}: mine.lerp_(theirs, "
-            f"{1 - decays[0]:g}) if mine.is_floating_point() else mine.copy_(theirs)"
-        )
-    return why, fix
+    decay = next((each.tensor.decay for each in group if each.tensor.decay is not None), None)
+    return explain_statistics(_layers(group), whole.average, whole.model, "did not move", decay)
 
 
 def _explain_part(group: list[WrongAverage]) -> tuple[str, str]:
