@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from cosmic_ray.work_item import TestOutcome
 
-from tests.mutations import imported_source, session
+from tests.mutations import session
 from tests.mutations.faults import Fault, faults
 from tests.mutations.reach import Reach
 from tests.mutations.results import Results, Tally, equivalents
 from tests.mutations.rooms import ROOMS, ROOT, Room, room
+from tests.mutations.trials import Trial, Trials, Verdict
 
 FOLDER = ROOT / "build" / "mutations"
-FAILED, UNUSABLE = 1, (4, 5)  # exit codes of pytest: a test failed; no test could be found
 
 
 def main() -> int:
@@ -73,14 +70,11 @@ def _try_room(place: Room, options: argparse.Namespace, reach: Reach, results: R
     if todo:
         reach.measure(place.tests, options.workers)
     with tempfile.TemporaryDirectory() as folder:
-        jobs = _jobs(todo, place, reach, Path(folder), options.within)
-        by_key = {fault.key: fault for fault in todo}
-        for ending in session.run_all(jobs, options.workers):
-            outcome = _outcome(ending)
-            output = ending.job.output.read_text(errors="replace")
-            results.keep(by_key[ending.job.name], outcome, output)
-            print(f"{outcome.value:9} {ending.seconds:5.1f} s  {ending.job.name}", flush=True)
-    return results.tally(place.name, every, chosen if options.since else every)
+        trials = Trials(todo, place, reach, Path(folder), options.within)
+        for trial, verdict in trials.run(options.workers):
+            results.keep(trial.fault, verdict.outcome, trial.output)
+            print(_line(trial, verdict), flush=True)
+    return results.tally(place.name, every, chosen)
 
 
 def _chosen(every: list[Fault], options: argparse.Namespace) -> list[Fault]:
@@ -101,38 +95,11 @@ def _is_due(fault: Fault, results: Results, options: argparse.Namespace) -> bool
     return outcome is None or bool(options.fresh)
 
 
-def _jobs(
-    todo: list[Fault], place: Room, reach: Reach, folder: Path, within: float | None
-) -> Iterator[session.Job]:
-    for number, fault in enumerate(todo):
-        names = reach.tests(place.tests, fault.module, fault.block)
-        if within is not None:
-            names = reach.first(place.tests, names, within)
-        source = folder / f"{number}.py"
-        source.write_text(fault.source(), encoding="utf-8")
-        yield session.Job(
-            name=fault.key,
-            run=partial(_run_tests, fault.module, source, names),
-            seconds=30 + 5 * reach.seconds(place.tests, names),
-            output=folder / f"{number}.txt",
-        )
-
-
-def _run_tests(module: str, source: Path, names: list[str]) -> int:
-    if not names:
-        print("no test reaches this")
-        return 0
-    os.environ[imported_source.FAULT] = f"{module}={source}"
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    return session.run_tests(names, session.ChosenTests(names))
-
-
-def _outcome(ending: session.Ending) -> TestOutcome:
-    if ending.status in UNUSABLE and "ImportError while loading conftest" not in (
-        ending.job.output.read_text(errors="replace")
-    ):
-        raise SystemExit(ending.job.output.read_text(errors="replace"))
-    return TestOutcome.SURVIVED if ending.status == 0 else TestOutcome.KILLED
+def _line(trial: Trial, verdict: Verdict) -> str:
+    lines = [f"{verdict.outcome.value:9} {trial.seconds:5.1f} s  {trial.fault.key}"]
+    lines += [f"  by {verdict.killer}"] if verdict.killer else []
+    lines += [f"  UNRELIABLE, fails without the fault too: {test}" for test in verdict.unreliable]
+    return "\n".join(lines)
 
 
 def _changed_lines(ref: str) -> dict[Path, set[int]]:

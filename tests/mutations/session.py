@@ -52,10 +52,16 @@ class SeededTests:
 
 
 class ChosenTests(SeededTests):
-    """Keep these tests of those collected, in this order, and end with the first that fails."""
+    """Keep these tests of those collected, in this order, and end with the first that fails.
 
-    def __init__(self, names: list[str]) -> None:
+    Args:
+        names: the tests.
+        begun: the file into which to write the name of each that begins.
+    """
+
+    def __init__(self, names: list[str], begun: Path) -> None:
         self._rank = {name: rank for rank, name in enumerate(names)}
+        self._begun = begun
 
     def pytest_configure(self, config: pytest.Config) -> None:
         """End with the first that fails."""
@@ -65,6 +71,11 @@ class ChosenTests(SeededTests):
         """Sort the tests, and drop the others."""
         kept = [item for item in items if item.nodeid in self._rank]
         items[:] = sorted(kept, key=lambda item: self._rank[item.nodeid])
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Write down that a test begins."""
+        with self._begun.open("a", encoding="utf-8") as file:
+            file.write(f"{nodeid}\n")
 
 
 class ReachedBlocks(SeededTests):
