@@ -52,9 +52,11 @@ ROOMS["invariants/frozen"] += [
 ROOMS["invariants/in_sync"] += ["invariants/test_two_features_at_once.py"]
 ROOMS["invariants/trains"] += ["plugin/listing"]
 ROOMS["invariants/bn_updates"] += ["plugin/listing", "invariants/test_two_features_at_once.py"]
-ROOMS["invariants/accumulates"] += ["plugin/markers/test_accumulates.py", "evaluation"]
-ROOMS["invariants/batch_invariant"] += ["plugin/markers/test_outputs_and_sync.py", "evaluation"]
-ROOMS["invariants/same_output"] += ["plugin/markers/test_outputs_and_sync.py", "evaluation"]
+for name in ("accumulates", "batch_invariant", "same_output"):
+    ROOMS[f"invariants/{name}"] += ["evaluation", "simulated_device/test_float64.py"]
+ROOMS["invariants/accumulates"] += ["plugin/markers/test_accumulates.py"]
+ROOMS["invariants/batch_invariant"] += ["plugin/markers/test_outputs_and_sync.py"]
+ROOMS["invariants/same_output"] += ["plugin/markers/test_outputs_and_sync.py"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,7 +122,8 @@ class BatchTrial:
     ) -> str | None:
         with recorded_outputs(recorded) as whole:
             run_module(module, self._batch.arguments, self._name)
-        with recorded_outputs(recorded) as part:
+        # where fewer samples raise, the layers that ran before may tell
+        with recorded_outputs(recorded) as part, suppress(Exception):
             run_module(module, self._batch.part(order), self._name)
         return first_mixing_part(whole, part, order, rounding)
 

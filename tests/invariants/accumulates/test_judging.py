@@ -12,7 +12,10 @@ from pytest_bninvariants import Verdict
 from pytest_bninvariants.evaluation.gradient_pass import PassGradients
 from pytest_bninvariants.evaluation.rounding_bounds import rounding_bounds
 from pytest_bninvariants.invariants.accumulates.check import _judge
-from pytest_bninvariants.invariants.accumulates.gradient_comparison import GradientComparison
+from pytest_bninvariants.invariants.accumulates.gradient_comparison import (
+    GradientComparison,
+    compare_gradients,
+)
 
 U32, FINER = 2.0**-24, 2.0**-29
 
@@ -79,3 +82,12 @@ def test_a_value_that_has_no_digit_right_says_nothing_of_the_others() -> None:
 def test_the_largest_value_stands_in_for_the_size_of_one_that_is_0() -> None:
     bounds = rounding_bounds({"zero": 0.0, "large": 0.0}, {"zero": 0.0, "large": 8.0})
     assert bounds["zero"] == bounds["large"] == 256 * FINER * U32 * 8
+
+
+def test_a_gradient_that_cancels_over_micro_batches_has_the_size_of_its_parts() -> None:
+    def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return model(batch).mean()
+
+    batch = torch.tensor([[1000.0], [-999.0]])  # the parts are 500 and -499.5, the whole is 0.5
+    bounds = compare_gradients(nn.Linear(1, 1), batch, 2, loss, len).bounds
+    assert bounds["weight"] == 256 * FINER * U32 * 999.5

@@ -60,3 +60,10 @@ def test_infinities_and_nan_are_within_a_tolerance_only_of_themselves() -> None:
     assert differ(torch.tensor([inf, nan]), torch.tensor([inf, nan]), allowed) == []
     assert differ(torch.tensor([inf, 1.0]), torch.tensor([-inf, 1.0]), allowed) == ["out"]
     assert differ(torch.tensor([1.0]), torch.tensor([nan]), allowed) == ["out"]
+
+
+def test_an_output_of_another_kind_hides_no_other_change() -> None:
+    one, two = torch.ones(2), torch.zeros(2)
+    assert differ([one, one], ["text", two]) == ["out[0]", "out[1]"]
+    assert differ(["text", 1], [one, 2]) == ["out[0]", "out[1]"]
+    assert differ([one, one], ["text", one]) == ["out[0]"]

@@ -82,3 +82,19 @@ def test_what_cannot_be_judged_is_named(
 ) -> None:
     with pytest.raises(GateError, match=message), make(net, batch):
         net(batch)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "advice"),
+    [
+        (("head",), "write modules='head'"),
+        (("head", "neck"), r"write modules=\['head', 'neck'\]"),
+        (("hat",), "$"),
+    ],
+)
+def test_inputs_that_are_names_of_modules_are_taken_for_the_option(
+    net: Any, inputs: tuple[str, ...], advice: str
+) -> None:
+    raised = r"Net in eval raised on these inputs: TypeError: [^;]*"
+    with pytest.raises(GateError, match=f"{raised}(; to compare the .*, )?{advice}"):
+        same_output(net, *inputs).start()

@@ -192,3 +192,19 @@ def test_noise_below_rtol_is_none_and_noise_above_it_is() -> None:
     assert guard.verdict.holds
     with pytest.raises(InvariantBroken), same_output(model, x, rtol=1e-3):
         model.weight.data.mul_(1.1)
+
+
+def test_a_hazard_is_told_with_a_change_and_only_then(net: Any, batch: Tensor) -> None:
+    with same_output(net, batch) as guard:
+        net.neck.momentum = 0.5
+        net(batch)
+    assert guard.verdict.holds
+    assert guard.verdict.hazards == ()
+
+    def step() -> None:
+        net.neck.momentum = 0.1
+        net.head.bias.data += 1
+
+    with pytest.raises(InvariantBroken) as caught, same_output(net, batch):
+        step()
+    assert [hazard.name for hazard in caught.value.verdict.hazards] == ["neck"]
