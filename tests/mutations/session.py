@@ -67,6 +67,7 @@ class ChosenTests(SeededTests):
         """End with the first that fails."""
         config.option.maxfail = 1
 
+    @pytest.hookimpl(tryfirst=True)  # then pytest joins tests that share a fixture's parameter
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Sort the tests, and drop the others."""
         kept = [item for item in items if item.nodeid in self._rank]
@@ -84,26 +85,33 @@ class ReachedBlocks(SeededTests):
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.failed: list[str] = []
+        self._shared: dict[str, float] = {}  # how long fixtures of several tests took
+        self._shared_now = 0.0
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         """Name the test for the probes, and take its time."""
         imported_source.start_test(item.nodeid)
-        start = time.perf_counter()
+        start, self._shared_now = time.perf_counter(), 0.0
         result = yield
-        self.seconds[item.nodeid] = time.perf_counter() - start
+        own = time.perf_counter() - start - self._shared_now
+        fixtures = getattr(item, "fixturenames", ())
+        self.seconds[item.nodeid] = own + sum(self._shared.get(name, 0.0) for name in fixtures)
         return result
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
     ) -> Iterator[None]:
-        """Count what a fixture of a whole file reaches for all the file's tests."""
-        test = os.environ[imported_source.TEST]
-        if fixturedef.scope != "function":
-            imported_source.start_test(test.partition("::")[0])
+        """Count what a fixture of a whole file reaches, and its time, for all the file's tests."""
+        if fixturedef.scope == "function":
+            return (yield)
+        test, start = os.environ[imported_source.TEST], time.perf_counter()
+        imported_source.start_test(test.partition("::")[0])
         result = yield
         imported_source.start_test(test)
+        self._shared[fixturedef.argname] = seconds = time.perf_counter() - start
+        self._shared_now += seconds
         return result
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
