@@ -137,6 +137,7 @@ def test_a_marked_step_that_makes_a_copy_share_breaks_it(model: nn.Sequential) -
     told = failure_text(step)
     assert told.startswith("1 of 1 layer is not a copy: 1 (shared-memory)")
     assert "1.running_mean since the step the same tensor as in the second" in told
+    assert "the step made the second and the first share 1.running_mean" in told
 
 
 def test_a_constant_that_a_step_makes_both_hold_is_nothing_to_tell(model: nn.Sequential) -> None:
