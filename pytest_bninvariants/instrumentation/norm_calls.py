@@ -28,7 +28,7 @@ from pytest_bninvariants.torch_internals.patches import Patch, Patches, Switch
 
 _Function = Callable[..., Any]
 # Positions in torch.batch_norm and in torch.instance_norm.
-_WEIGHT, _RUNNING_MEAN, _USES_BATCH = 1, 3, 5
+_WEIGHT, _RUNNING_MEAN, _RUNNING_VAR, _USES_BATCH = 1, 3, 4, 5
 
 
 @dataclass(slots=True)
@@ -157,9 +157,11 @@ class NormCallHooks:
             if batch:
                 _tell_batch_statistics(call.module, "batches", known_values)
             return []
+        var = args[_RUNNING_VAR] if len(args) > _RUNNING_VAR else kwargs.get("running_var")
         weight = args[_WEIGHT] if len(args) > _WEIGHT else kwargs.get("weight")
-        state = mean if isinstance(mean, Tensor) else weight
-        if not isinstance(state, Tensor):
+        owned = (mean, var) if isinstance(mean, Tensor) else (weight,)
+        state = tuple(each for each in owned if isinstance(each, Tensor))
+        if not state:
             return []
         after = [
             observer.saw_call(name, state, known_values, sys._getframe(1), batch=bool(batch))

@@ -91,13 +91,19 @@ class Observer:
         """
 
     def saw_call(
-        self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
+        self,
+        name: str,
+        state: tuple[Tensor, ...],
+        values: Tensor | None,
+        frame: FrameType,
+        *,
+        batch: bool,
     ) -> AfterCall | None:
         """Observe a call of `batch_norm` or `instance_norm` that no BN layer made.
 
         Args:
             name: the function's name.
-            state: the running mean, or else the weight, which tells whose state the call uses.
+            state: the running mean and variance, or else the weight: whose state the call uses.
             values: what is normalised.
             frame: the frame that makes the call.
             batch: whether the call uses batch statistics, rather than stored ones.

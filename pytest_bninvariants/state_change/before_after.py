@@ -156,6 +156,15 @@ class StateAfter:
             return before
         return holders[-1] if holders else None
 
+    def unless_moved(self, key: str, before: nn.Module | None) -> nn.Module | None:
+        """Return the module that held a name, but None if it has only other names now.
+
+        What it did under those may not be what happened under this one.
+        """
+        if self.has_same_objects or before is self.module_at(key, before):
+            return before
+        return None if any(before is each for each in self.names.modules.values()) else before
+
     @cached_property
     def _holders(self) -> dict[str, list[nn.Module]]:
         holders: dict[str, list[nn.Module]] = {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from pytest_bninvariants.state_change.value_patterns import (
     casts_of,
     has_initial_statistics,
     has_initial_values,
+    only_became_plain,
     uniform_factor,
 )
 from pytest_bninvariants.state_change.witness import Witness
@@ -75,6 +77,7 @@ class ChangeEvidence:
         history: what operations did to the tensor.
         factor: the factor by which all of its values shrank, if there is one.
         casts: names of the dtypes to which a cast and back explains its values.
+        is_plain: whether each of its values that moved is plain now, so that this is no evidence.
         is_initial: whether it has the values that it has in a new BN layer.
         ran_outside: a module outside the model that ran and shares the tensor's memory.
         loaded_itself_at: where it was last loaded from itself, if nothing changed it after that.
@@ -91,6 +94,7 @@ class ChangeEvidence:
     history: TensorHistory
     factor: float | None = None
     casts: frozenset[str] = frozenset()
+    is_plain: bool = False
     is_initial: bool = False
     ran_outside: OutsideRun | None = None
     loaded_itself_at: Place | None = None
@@ -140,8 +144,21 @@ def gather_evidence(
     observation: Observation, changes: Collection[Change]
 ) -> Iterator[ChangeEvidence]:
     """Yield what an observation tells about each of these changes."""
-    if not changes:
-        return
+    yield from _with_sure_casts(list(_evidence_of_each(observation, changes)) if changes else [])
+
+
+def _with_sure_casts(found: list[ChangeEvidence]) -> Iterator[ChangeEvidence]:
+    """Yield evidence that tells of a cast to plain values only beside other values of the layer."""
+    sure: dict[str, set[str]] = defaultdict(set)
+    for each in found:
+        sure[each.layer.name].update(() if each.is_plain else each.casts)
+    for each in found:
+        yield replace(each, casts=each.casts & sure[each.layer.name]) if each.is_plain else each
+
+
+def _evidence_of_each(
+    observation: Observation, changes: Collection[Change]
+) -> Iterator[ChangeEvidence]:
     before, after = observation.before, observation.after
     names = dict.fromkeys(change.layer for change in changes)
     layers = {name: _layer_evidence(name, observation) for name in names}
@@ -166,13 +183,14 @@ def _tensor_evidence(
     tied: tuple[str, ...],
     witness: Witness,
 ) -> ChangeEvidence:
-    history = witness.operations.history_of(was.watched.tensor)
+    history, casts = witness.operations.history_of(was.watched.tensor), casts_of(was, now)
     return ChangeEvidence(
         change=change,
         layer=layer,
         history=history,
         factor=uniform_factor(was, now) if history.step else None,
-        casts=casts_of(was, now),
+        casts=casts,
+        is_plain=bool(casts) and only_became_plain(was, now),
         is_initial=layer.is_bn and has_initial_values(now, change.name.rpartition(".")[2]),
         ran_outside=witness.outside.run_of(was.watched.tensor),
         loaded_itself_at=witness.own_loads.place_of_last(was.watched.tensor, now),
@@ -199,10 +217,11 @@ def _layer_evidence(name: str, observation: Observation) -> LayerEvidence:
     key = before.names.bare.get(name, after.names.bare.get(name, name))
     old = before.names.modules.get(name)
     new = after.module_at(key, old)
-    old_normalised = old is not None and witness.layers.activity_of(old).normalised
+    earlier = after.unless_moved(key, old)
+    old_normalised = witness.layers.activity_of(earlier).normalised
     return LayerEvidence(
         name=name,
-        activity=witness.layers.activity_under_name(old, new),
+        activity=witness.layers.activity_under_name(earlier, new),
         is_bn=any(module is not None and is_bn_layer(module) for module in (old, new)),
         began_in_training=witness.layers.began_in_training(old),
         had_statistics=_had_statistics(key, before),

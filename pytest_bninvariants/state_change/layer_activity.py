@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import FrameType
@@ -16,8 +18,10 @@ from pytest_bninvariants.instrumentation.module_map import ModuleMap
 from pytest_bninvariants.instrumentation.observer_api import ForwardKind
 from pytest_bninvariants.selection.bn_layers import (
     BN_STATE,
+    STATISTICS,
     has_known_forward,
     has_stored_statistics,
+    holds_weight_as_buffer,
     is_bn_layer,
     uses_batch_statistics,
 )
@@ -54,7 +58,9 @@ class LayerActivity(ModeHistory):
         function: the function of torch that this code called.
         without_statistics: how many of `batches` it normalised in eval, for it had no statistics.
         shared_with: a layer that normalised batches and whose statistics share its memory.
+        shared_outside: whether that layer is outside the model.
         shared: the names of the statistics that share it.
+        shared_at: the line of the outermost call that led to that.
         recomputed: how many of `batches` it normalised inside a backward.
         ran_at: the line of the outermost call that led to its first such forward.
         outputs: by mode, what the first output of its own forward tells that it normalised with.
@@ -71,7 +77,9 @@ class LayerActivity(ModeHistory):
     function: str = ""
     without_statistics: int = 0
     shared_with: str = ""
+    shared_outside: bool = False
     shared: tuple[str, ...] = ()
+    shared_at: Place | None = None
     recomputed: int = 0
     ran_at: Place | None = None
     outputs: dict[bool, StatisticsUsed] = field(default_factory=dict)
@@ -99,7 +107,13 @@ class LayerActivity(ModeHistory):
 
 
 _IDLE = LayerActivity()
-_STATE = ("running_mean", "weight")
+
+
+def _state_of(key: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the statistics of the layer with a key, or else its weight."""
+    found = [tensors[each] for name in STATISTICS if (each := join(key, name)) in tensors]
+    weight = join(key, "weight")
+    return found or ([tensors[weight]] if weight in tensors else [])
 
 
 class ActivityRecorder:
@@ -203,9 +217,8 @@ class ActivityRecorder:
     def saw_batch_statistics(self, layer: nn.Module, kind: ForwardKind) -> None:
         """Note that a BN layer normalises a batch with batch statistics."""
         activity = self._entry(layer)
-        if id(layer) not in self._watched:
-            self._note_shared_memory(layer)
-        elif activity.ran_at is None:
+        self._note_shared_memory(layer, sys._getframe(1))
+        if activity.ran_at is None and id(layer) in self._watched:
             activity.ran_at = place_of_outermost_call(sys._getframe(1))
         if kind == "batches" and not layer.training and has_known_forward(layer):
             activity.without_statistics += 1
@@ -221,6 +234,8 @@ class ActivityRecorder:
             outputs[training] = statistics_used(layer, x, output)
         if outputs[training] == "batch" and not training:
             self.saw_batch_statistics(layer, "batches")
+        elif training and (outputs[training] == "stored" or holds_weight_as_buffer(layer)):
+            self._entry(layer).own_forwards -= 1  # this one, which wrote no statistics either
 
     def saw_call(self, layer: nn.Module, function: str, frame: FrameType) -> None:
         """Note that other code normalised a batch with a layer's tensors.
@@ -235,6 +250,7 @@ class ActivityRecorder:
         activity.ran_at = activity.ran_at or (place and replace(place, tool=None))
         activity.by_others += 1
         activity.function = function
+        self._note_shared_memory(layer, frame)
         activity.count("batches", in_eval=not layer.training)
 
     def saw_training_set(self, module: nn.Module, frame: FrameType) -> None:
@@ -247,22 +263,23 @@ class ActivityRecorder:
         restores = self.began_in_training(module) and frame.f_code.co_name != "train"
         activity.saw_training_set(module, frame, restores=restores)
 
-    def layers_with(self, state: Tensor) -> list[nn.Module]:
-        """Return the watched BN layers whose running mean, or else weight, has this memory."""
-        return self._by_state.get(address(state), [])
+    def layers_with(self, state: tuple[Tensor, ...]) -> list[nn.Module]:
+        """Return the watched BN layers whose statistics, or else weight, are this memory."""
+        return self._by_state.get(tuple(map(address, state)), [])
 
     @cached_property
-    def _by_state(self) -> dict[int, list[nn.Module]]:
-        """Return the watched BN layers by the address of the state that they had before the step.
+    def _by_state(self) -> dict[tuple[int, ...], list[nn.Module]]:
+        """Return the watched BN layers by the addresses of the state that they had before the step.
 
         During the step, `functional_call` may give them other state.
         """
-        tensors, states = self._selection.names.tensors.by_key, {}
-        for key, layer in self._selection.modules.items():
-            if is_bn_layer(layer) and layer not in states:  # it may have several names
-                names = (join(key, name) for name in _STATE)
-                states[layer] = next((tensors[name] for name in names if name in tensors), None)
-        return group_by_address((state, layer) for layer, state in states.items())
+        tensors, layers = self._selection.names.tensors.by_key, defaultdict(list)
+        keys = {layer: key for key, layer in self._selection.modules.items() if is_bn_layer(layer)}
+        for layer, key in keys.items():
+            at = tuple(map(address, _state_of(key, tensors)))
+            if at and all(at):
+                layers[at].append(layer)
+        return layers
 
     @cached_property
     def _by_statistic(self) -> dict[str, dict[int, list[nn.Module]]]:
@@ -274,26 +291,30 @@ class ActivityRecorder:
             for name in BN_STATE
         }
 
-    def _note_shared_memory(self, layer: nn.Module) -> None:
-        """Note which watched layers share the statistics that an unwatched layer updates."""
+    def _note_shared_memory(self, layer: nn.Module, frame: FrameType) -> None:
+        """Note which watched layers share the statistics that another layer updates."""
         for name in BN_STATE:
             statistic = getattr(layer, name, None)
             for watched in self._layers_with(name, statistic):
                 activity = self._entry(watched)
-                if name not in activity.shared:
-                    activity.shared += (name,)
-                    activity.shared_with = activity.shared_with or self._describe(layer)
-                    activity.ran_at = activity.ran_at or place_of_outermost_call(sys._getframe(2))
+                if watched is layer or name in activity.shared:
+                    continue
+                activity.shared += (name,)
+                if activity.shared_at is None:
+                    activity.shared_at = place_of_outermost_call(frame)
+                    activity.shared_with, activity.shared_outside = self._describe(layer)
 
     def _layers_with(self, name: str, statistic: object) -> list[nn.Module]:
         """Return the watched BN layers whose statistic of this name had this memory before."""
         start = address(statistic) if isinstance(statistic, Tensor) else 0
         return self._by_statistic[name].get(start, [])
 
-    def _describe(self, layer: nn.Module) -> str:
-        named = self._selection.names.modules.items()
-        names = (name for name, module in named if module is layer)
-        return next(names, f"a {type(layer).__name__} outside the model")
+    def _describe(self, layer: nn.Module) -> tuple[str, bool]:
+        """Return a layer's name for use in a sentence, and whether it is outside the model."""
+        for name, module in self._selection.names.modules.items():
+            if module is layer:
+                return name, False
+        return f"a {type(layer).__name__} outside the model", True
 
     def _entry(self, module: nn.Module) -> LayerActivity:
         """Return the activity of a module, to add to it."""

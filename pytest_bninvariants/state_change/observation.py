@@ -100,7 +100,8 @@ def _normalisation_changes(
     """
     for key, layer in before.selection.bn_layers.items():
         name = before.selection.bn_names[key]
-        activity = witness.layers.activity_under_name(layer, after.bn_layers[key])
+        earlier = after.unless_moved(key, layer)
+        activity = witness.layers.activity_under_name(earlier, after.bn_layers[key])
         if name in moved or not (
             witness.used_batch_statistics(activity)
             or witness.may_have_used_batch_statistics_unseen(layer, activity)

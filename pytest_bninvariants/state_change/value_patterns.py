@@ -119,6 +119,21 @@ def casts_of(kept: KeptTensor, tensor: Tensor) -> frozenset[str]:
     return frozenset(name for name, each in rounded.items() if same_bytes(each, now))
 
 
+def only_became_plain(kept: KeptTensor, tensor: Tensor) -> bool:
+    """Tell whether each value that moved is plain now, such as 0, 0.5 or 1.
+
+    An initialisation and a clamp leave such values, of at most four binary digits, as well as a
+    cast does.
+    """
+    both = _float_bytes(kept, tensor)
+    if both is None:
+        return False
+    old, new = (flat.view(kept.dtype).double() for flat in both)
+    moved = new[old != new]
+    sixteenths = torch.frexp(moved).mantissa * 16
+    return bool(((sixteenths == sixteenths.round()) | ~moved.isfinite()).all())
+
+
 _INITIAL = {
     "running_mean": 0,
     "running_var": 1,

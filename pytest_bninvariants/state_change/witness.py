@@ -85,7 +85,13 @@ class Witness(Watcher):
         self.layers.saw_own_forward(layer, x, output)
 
     def saw_call(
-        self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
+        self,
+        name: str,
+        state: tuple[Tensor, ...],
+        values: Tensor | None,
+        frame: FrameType,
+        *,
+        batch: bool,
     ) -> None:
         """Note that other code normalised with a layer's tensors, as if it were the layer."""
         for layer in self.layers.layers_with(state):

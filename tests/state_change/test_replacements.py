@@ -9,6 +9,7 @@ from torch import nn
 
 from pytest_bninvariants import frozen, frozen_bn
 from tests.state_change.pairs import (
+    BATCH,
     BATCH_STATISTICS,
     OwnForward,
     Pair,
@@ -42,6 +43,19 @@ def test_a_parameter_that_became_a_buffer_is_a_hazard() -> None:
     verdict = judged(Pair(nn.BatchNorm1d(2)).eval(), step, guard=frozen)
     assert "now a buffer, formerly a parameter" in said(verdict)["bn.weight"]
     assert "now a parameter, formerly a buffer" in said(verdict)["bn.running_mean"]
+
+
+@pytest.mark.parametrize("also", [True, False])
+def test_what_a_replaced_module_does_under_another_name_explains_nothing(also: bool) -> None:
+    def step(model: Pair) -> None:
+        old, model.bn = model.bn, nn.BatchNorm1d(2, momentum=1.0).train()
+        for layer in (old.train(), model.bn) if also else (model.bn,):
+            layer(BATCH)
+
+    model = Pair(nn.BatchNorm1d(2).eval())
+    model.again = model.bn
+    causes = {cause.name: cause.layers for cause in judged(model, step).causes}
+    assert causes == {"replaced": ("bn",)} | ({"mode-flip": ("again",)} if also else {})
 
 
 def test_an_equal_module_that_took_the_name_is_a_hazard_for_each_of_its_tensors() -> None:

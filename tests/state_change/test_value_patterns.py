@@ -15,6 +15,7 @@ from pytest_bninvariants.state_change.value_patterns import (
     count_no_longer_finite,
     has_initial_statistics,
     has_initial_values,
+    only_became_plain,
     uniform_factor,
 )
 from pytest_bninvariants.torch_internals.isolation import undisturbed
@@ -58,12 +59,23 @@ def test_values_that_shrank_alike_have_a_factor(
 
 
 def test_a_cast_and_back_is_recognised_by_the_values_that_it_leaves() -> None:
-    old = torch.tensor([1.0 + 2**-9, 1.0])
+    old = torch.tensor([1.1, 1.0])
     assert casts_of(kept(old), old.bfloat16().float()) == {"bfloat16"}
     assert casts_of(kept(old), old.clone()) == frozenset()
     assert casts_of(kept(old), old + 1) == frozenset()
-    coarse = torch.tensor([1.0 + 2**-12, 1.0])
-    assert casts_of(kept(coarse), torch.ones(2)) == {"bfloat16", "float16"}
+    coarse = torch.tensor([1 + 2**-4 + 2**-12, 1.0])
+    assert casts_of(kept(coarse), torch.tensor([1 + 2**-4, 1.0])) == {"bfloat16", "float16"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(1.0000001, 1.0), (0.5000001, 0.5), (1e-30, 0.0), (1e6, torch.inf)]
+)
+def test_values_that_a_cast_leaves_may_be_plain(old: float, new: float) -> None:
+    before = torch.tensor([old, 1.1])
+    assert torch.equal(before[:1].half().float(), torch.tensor([new]))
+    assert only_became_plain(kept(before), torch.tensor([new, 1.1]))
+    assert not only_became_plain(kept(before), before.half().float())
+    assert not only_became_plain(kept(torch.tensor([1])), torch.tensor([2]))
 
 
 def test_only_values_that_were_finite_count_as_no_longer_so() -> None:

@@ -34,6 +34,7 @@ from pytest_bninvariants.invariants.bn_updates.statistics_snapshot import (
     read_statistics,
     statistics_of,
 )
+from pytest_bninvariants.selection.bn_layers import STATISTICS
 from pytest_bninvariants.selection.layers_to_train import layers_to_train
 from pytest_bninvariants.selection.walk import all_tensors, named_modules
 from pytest_bninvariants.snapshot.addresses import address
@@ -197,16 +198,22 @@ class UpdateLog(Watcher):
         return False
 
     def saw_call(
-        self, name: str, state: Tensor, values: Tensor | None, frame: FrameType, *, batch: bool
+        self,
+        name: str,
+        state: tuple[Tensor, ...],
+        values: Tensor | None,
+        frame: FrameType,
+        *,
+        batch: bool,
     ) -> AfterCall | None:
         """Note the statistics of the layers whose tensors a call of torch's function gets."""
-        at = address(state)
+        at = [*map(address, state)]
         normalised = values if name == "batch_norm" else None
         with undisturbed():
             forwards = [
                 (record, LayerForward.begin_call(record.reader, normalised, batch=batch))
                 for record in self._records.values()
-                if at == _address_of_mean(record.layer)
+                if at == _addresses_of_statistics(record.layer)
             ]
 
         def finish() -> None:
@@ -286,7 +293,8 @@ class UpdateLog(Watcher):
         self.compiled = True
 
 
-def _address_of_mean(layer: nn.Module) -> int | None:
-    """Return the address of a layer's running mean; None if it has no memory."""
-    mean = statistics_of(layer).get("running_mean")
-    return None if mean is None else address(mean) or None
+def _addresses_of_statistics(layer: nn.Module) -> list[int]:
+    """Return the addresses of a layer's running mean and variance; none if one has no memory."""
+    statistics = statistics_of(layer)
+    found = [address(statistics[name]) for name in STATISTICS if name in statistics]
+    return found if all(found) else []

@@ -31,6 +31,10 @@ def _ran_at(evidence: ChangeEvidence) -> Place | None:
     return evidence.layer.activity.ran_at
 
 
+def _shared_at(evidence: ChangeEvidence) -> Place | None:
+    return evidence.layer.activity.shared_at
+
+
 def _ran_outside_at(evidence: ChangeEvidence) -> Place | None:
     return None if evidence.ran_outside is None else evidence.ran_outside.place
 
@@ -196,11 +200,14 @@ def _is_shared(evidence: ChangeEvidence) -> bool:
 
 
 def _explain_shared(evidence: list[ChangeEvidence]) -> tuple[str, str]:
-    others = list(dict.fromkeys(layer.activity.shared_with for layer in layers_of(evidence)))
-    return (
-        f"{_same_memory(evidence, name_list(others))}, which normalised with batch statistics",
-        give_own_memory("each model", "its"),
-    )
+    layers, names = layers_of(evidence), names_of(evidence)
+    others = name_list(list(dict.fromkeys(layer.activity.shared_with for layer in layers)))
+    its = one_or_many(names, "its", "their")
+    shared = dict.fromkeys(each.change.name.rpartition(".")[2] for each in evidence)
+    fix = f"give {name_list(names)} {its} own {name_list(list(shared))}: a clone() of {others}'s"
+    if any(layer.activity.shared_outside for layer in layers):
+        fix = give_own_memory("each model", "its")
+    return f"{_same_memory(evidence, others)}, which normalised with batch statistics", fix
 
 
 def _same_memory(evidence: list[ChangeEvidence], others: str) -> str:
@@ -284,7 +291,7 @@ UPDATE_OF_SHARED: Rule[ChangeEvidence] = Rule(
     cause="update-in-eval",
     applies=_is_shared,
     explain=_explain_shared,
-    place=_ran_at,
+    place=_shared_at,
     did="run by",
 )
 UPDATE_IN_GRAPH: Rule[ChangeEvidence] = Rule(

@@ -71,6 +71,17 @@ def test_a_call_with_a_layers_statistics_is_judged_by_the_layers_momentum() -> N
     assert "bn were not checked against the reference" in guard.verdict.notes[0]
 
 
+def test_a_call_is_that_of_the_layer_whose_mean_and_variance_it_gets() -> None:
+    model = Fused("counts before")
+    model.other = nn.BatchNorm1d(4)
+    model.other.running_mean = model.bn.running_mean
+    with watching(bn_updates(model, "bn"), layers=1):
+        model(values())
+    verdict = broken(model, lambda: model(values()), "other")
+    assert told(verdict) == [("other", "0 updates, expected 1; written to outside its updates")]
+    assert causes(verdict) == ["not-run", "in-place"]
+
+
 def test_a_call_that_leaves_the_counter_alone_is_a_hazard_and_one_in_eval_no_update() -> None:
     model = Fused("does not count")
     with (

@@ -21,9 +21,9 @@ def _fate(name: str, stretch: Stretch) -> Fate:
         return "holds" if after == model else "breaks"
     if "float32" not in after[0] or not after[1]:
         return "unknown"
-    right = DECAY * decode(before).double() + (1 - DECAY) * decode(model).double()
-    off = (decode(after).double() - right).abs().max()
-    size = max(1.0, float(right.abs().max()))
-    if off <= 1e-7 * size:
+    kept, new = DECAY * decode(before).double(), (1 - DECAY) * decode(model).double()
+    off = (decode(after).double() - kept - new).abs()
+    if bool((off <= 1e-7 * (kept.abs() + new.abs())).all()):
         return "holds"
-    return "breaks" if off > 1e-4 * size else "unknown"
+    size = max(1.0, float((kept + new).abs().max()))
+    return "breaks" if off.max() > 1e-4 * size else "unknown"

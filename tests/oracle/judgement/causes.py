@@ -12,7 +12,7 @@ from tests.invariants.neutral_runs import in_bytes
 from tests.oracle.deeds import Call, Deed, bare
 from tests.oracle.judgement.frozen import STATISTICS
 from tests.oracle.judgement.updates import decode
-from tests.oracle.layers import FrozenNorm
+from tests.oracle.layers import CarelessNorm
 from tests.oracle.timeline import Stretch
 
 LOADS = (
@@ -124,14 +124,7 @@ def _from_itself(name: str, stretch: Stretch) -> bool:
 
 
 def _training_mode(name: str, stretch: Stretch) -> bool:
-    return any(call.training for call in _calls(name, stretch)) or _ran_own_code(name, stretch)
-
-
-def _ran_own_code(name: str, stretch: Stretch) -> bool:
-    """Tell whether a layer ran that may have written to its statistics, for all that is seen."""
-    layer = _layer(name, stretch)
-    calls = [call for deed in stretch.deeds for call in deed.calls if layer in call.names]
-    return any(call.training and isinstance(call.module, FrozenNorm) for call in calls)
+    return any(call.training for call in _calls(name, stretch))
 
 
 def _mode_flip(name: str, stretch: Stretch) -> bool:
@@ -148,11 +141,28 @@ def _recomputed(name: str, stretch: Stretch) -> bool:
 
 
 def _in_eval(name: str, stretch: Stretch) -> bool:
-    return any(not call.training for call in _calls(name, stretch))
+    calls = _calls(name, stretch)
+    return any(not call.training for call in calls) or _updated_by_sharing(name, stretch)
+
+
+def _updated_by_sharing(name: str, stretch: Stretch) -> bool:
+    """Tell whether another layer that has the same tensor normalised with batch statistics."""
+    layer, _, own = name.rpartition(".")
+    for deed, tensors in zip(stretch.deeds, stretch.tensors, strict=False):
+        others = {n for call in deed.calls if call.used_batch for n in call.names} - {layer}
+        mine = tensors.get(name)
+        if mine is not None and any(tensors.get(f"{n}.{own}") is mine for n in others):
+            return True
+    return False
 
 
 def _without_statistics(name: str, stretch: Stretch) -> bool:
-    return any(call.before["running_mean"] is None for call in _calls(name, stretch))
+    """Tell whether a layer that obeys its mode used batch statistics all the same in eval."""
+    return any(
+        call.before["running_mean"] is None
+        or not (call.training or isinstance(call.module, CarelessNorm))
+        for call in _calls(name, stretch)
+    )
 
 
 def _reset(name: str, stretch: Stretch) -> bool:
@@ -165,7 +175,7 @@ def _reset(name: str, stretch: Stretch) -> bool:
 
 def _replaced(name: str, stretch: Stretch) -> bool:
     layer = _layer(name, stretch)
-    if any(deed.name in CASTS for deed in stretch.deeds):
+    if any(deed.name in CASTS for deed in _changing(name, stretch)):
         return True
     if any(modules.get(layer) is not stretch.modules[0].get(layer) for modules in stretch.modules):
         return True

@@ -105,5 +105,7 @@ def surely_ran(ask: Ask, stretch: Stretch, *, norms_only: bool) -> bool:
 def surely_idle(stretch: Stretch) -> bool:
     """Tell whether nothing ran and nothing whatever changed."""
     same = all(reading == stretch.first for reading in stretch.readings)
+    same &= len({tuple(map(id, names.values())) for names in stretch.modules}) == 1
+    same &= len({tuple(map(id, names.values())) for names in stretch.tensors}) == 1
     may_write = ("writes", "loads")
     return same and not any(d.steps or d.calls or d.family in may_write for d in stretch.deeds)

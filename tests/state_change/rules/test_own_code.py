@@ -216,6 +216,75 @@ def test_a_single_statistic_that_is_shared_is_told(name: str) -> None:
     assert "copy.deepcopy(model)" in cause.fix
 
 
+@pytest.mark.parametrize("ask", [(), ("0",)])
+def test_a_statistic_that_two_layers_of_the_model_share_is_told(ask: tuple[str, ...]) -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).eval()
+    net[0].running_mean = net[1].running_mean
+    net[1].train()
+    with pytest.raises(FrozenStateChanged) as caught, frozen_bn(net, *ask):
+        net(BATCH)
+    cause = caught.value.verdict.causes[-1]
+    assert (cause.name, cause.tensors) == ("update-in-eval", ("0.running_mean",))
+    assert cause.why == (
+        "0.running_mean is the same memory as that of 1, which normalised with batch statistics"
+    )
+    assert cause.fix == "give 0 its own running_mean: a clone() of 1's"
+
+
+def test_a_write_to_a_statistic_that_nothing_shares_is_not_put_down_to_sharing() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).eval()
+    net[1].train()
+
+    def step() -> None:
+        net(BATCH)
+        net[0].running_mean.add_(1)
+
+    assert {c.name: c.layers for c in verdict_of(net, step, frozen_bn).causes} == {
+        "training-mode": ("1",),
+        "in-place": ("0",),
+    }
+
+
+class FixedStatistics(nn.Module):
+    """As torchvision's FrozenBatchNorm2d: it normalises with what it holds, in each mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(3))
+        self.register_buffer("bias", torch.zeros(3))
+        self.register_buffer("running_mean", torch.full((3,), 0.5))
+        self.register_buffer("running_var", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        return x * scale + self.bias - self.running_mean * scale
+
+
+class UpdatedStatistics(FixedStatistics):
+    """Updates what it holds, and normalises with that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.running_mean.lerp_(x.mean(0), 0.1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"), [(FixedStatistics, "in-place"), (UpdatedStatistics, "training-mode")]
+)
+def test_a_layer_with_fixed_statistics_is_not_blamed_for_a_fill_in_training_mode(
+    layer: type[nn.Module], named: str
+) -> None:
+    net = nn.Sequential(layer()).train()
+
+    def step() -> None:
+        net(BATCH)
+        net[0].running_mean.fill_(2.0)
+
+    (cause,) = verdict_of(net, step, frozen_bn).causes
+    assert (cause.name, cause.tensors) == (named, ("0.running_mean",))
+
+
 class Counter(nn.Module):
     """Not a BN layer, with a BN layer's counter."""
 
