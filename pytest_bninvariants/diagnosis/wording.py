@@ -103,6 +103,22 @@ def name_the_writer() -> str:
     return "run this test with --bn-trace, which names the operator and the line"
 
 
+def describe_swap(name: str, before: str, now: str | None) -> str:
+    """Return a clause that says which module took a name.
+
+    Args:
+        name: the name; empty for the model itself.
+        before: the class name of the module that had it.
+        now: the class name of the one that has it now; None if none has.
+    """
+    return f"{name or 'the model'} was {before} and {is_now(now)}"
+
+
+def is_now(kind: str | None) -> str:
+    """Return the verb and the object of a clause that says what a layer is now, by class name."""
+    return "is gone" if kind is None else f"is another module now: {kind}"
+
+
 def give_own_memory(owner: str, its: str) -> str:
     """Return how to separate tensors that share memory.
 

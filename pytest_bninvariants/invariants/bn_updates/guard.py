@@ -120,6 +120,7 @@ class UpdatesGuard(Guard):
                 "update"
             )
         ran = any(each.record.forwards or each.provenance.written for each in results or found)
+        ran |= any(each.replaced and not each.holds for each in results)
         if not (ran or self._log.compiled):
             raise GateError(
                 f"nothing ran inside {self.spelling}: it saw no forward of a BN layer; run the "

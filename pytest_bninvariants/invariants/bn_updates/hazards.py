@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from pytest_bninvariants.diagnosis.wording import name_list
+from pytest_bninvariants.diagnosis.wording import is_now, name_list, one_or_many
 from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult
 from pytest_bninvariants.invariants.bn_updates.state_history import WrongStatistic
 from pytest_bninvariants.verdict import Hazard
@@ -30,7 +30,10 @@ def hazards_of(judged: list[LayerResult], found: list[LayerResult]) -> Iterator[
 
 def _hazard_texts(result: LayerResult) -> Iterator[str]:
     provenance = result.provenance
-    if result.undone:
+    if result.undone and result.replaced:
+        it_is = f"it {is_now(result.type_now)}"
+        yield f"the step leaves none of its updates in the model, where {it_is}"
+    elif result.undone:
         yield "its running statistics were put back: the step leaves no update in them"
     if provenance.constant:
         yield (
@@ -66,7 +69,12 @@ def _maybe_wrong_text(statistics: Iterable[WrongStatistic]) -> str:
 
 def notes_about(results: list[LayerResult]) -> Iterator[str]:
     """Yield a note for each way of judging layers other than by watching their forwards."""
-    by_counter = [each.name for each in results if each.by_counter]
+    others = [each for each in results if each.by_counter and each.replaced]
+    if others:
+        names = [each.name for each in others]
+        is_another = one_or_many(names, "is another module", "are other modules")
+        yield f"{name_list(names)} {is_another} now: judged by the counter"
+    by_counter = [each.name for each in results if each.by_counter and not each.replaced]
     if by_counter:
         yield (
             f"{name_list(by_counter)} ran in compiled code, or where forwards cannot be seen: "

@@ -44,6 +44,7 @@ class LayerResult:
         optimizer_steps: how many steps of an optimizer there were, whatever `times` counts for.
         updates_elsewhere: how many updates went to tensors that the layer had for one call only.
         replaced: whether another module has its name now, or no module has.
+        type_now: the class name of the module that has it; None if no module has.
         counter_change: by how much its counter moved; None if it has no counter that counts.
         unusable: names of statistics that no forward can use, with what is wrong.
         equally_often: whether all judged layers were updated equally often, except for those that
@@ -59,6 +60,7 @@ class LayerResult:
     optimizer_steps: int
     updates_elsewhere: int
     replaced: bool
+    type_now: str | None
     counter_change: int | None
     unusable: list[tuple[str, str]]
     equally_often: bool = True
@@ -96,6 +98,7 @@ class LayerResult:
             optimizer_steps=log.steps,
             updates_elsewhere=_updates_elsewhere(record, now),
             replaced=now is not layer,
+            type_now=None if now is None else type(now).__name__,
             counter_change=_counter_change(record, now, statistics),
             unusable=[] if now is None else list(_unusable(statistics)),
         )

@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pytest_bninvariants.diagnosis.wording import describe_swap, is_now
 from pytest_bninvariants.errors import Refusal
 from pytest_bninvariants.invariants.bn_updates.layer_result import LayerResult, results_from_log
 from pytest_bninvariants.invariants.bn_updates.rules.order import diagnose as diagnose_updates
@@ -67,6 +68,7 @@ class TrainsGuard(Guard):
         self._scope = scope
         self._kept: Snapshot
         self._elsewhere: list[str] = []
+        self._modules: Mapping[str, nn.Module] = {}
         self._layers: dict[str, tuple[str, nn.Module]] = {}
         self._parameter_log: ParameterLog | None = None
         self._update_log: UpdateLog | None = None
@@ -90,6 +92,7 @@ class TrainsGuard(Guard):
                 )
                 raise Refusal(f"{reason}: there is nothing to train")
             self._kept = take_snapshot(parameters)
+        self._modules = selection.names.by_bare_name
         self._layers = {
             key: (selection.bn_names[key], layer)
             for key, layer in selection.bn_layers.items()
@@ -161,7 +164,8 @@ class TrainsGuard(Guard):
     def _parameter_results(self) -> list[ParameterResult]:
         """Return what became of each parameter; the host waits for all of them together."""
         assert self._parameter_log is not None
-        log, now = self._parameter_log, ModelNames.from_model(self.model).tensors
+        log, names = self._parameter_log, ModelNames.from_model(self.model)
+        now = names.tensors
         olds = {key: kept.watched.tensor for key, kept in self._kept.items()}
         tensors = {key: now[key].tensor if key in now else old for key, old in olds.items()}
         distinct = {id(each): each for each in (*olds.values(), *tensors.values())}
@@ -192,9 +196,21 @@ class TrainsGuard(Guard):
                 overwritten=key in overwritten,
                 not_finite=0 if finite[key] else count_no_longer_finite(kept, tensors[key]),
                 twins=names_of[id(tensors[key])],
+                gone="" if key in now else self._why_gone(key, names.by_bare_name),
             )
             for key, kept in self._kept.items()
         ]
+
+    def _why_gone(self, key: str, now: Mapping[str, nn.Module]) -> str:
+        """Return why no parameter has a key any more."""
+        owner, _, own = key.rpartition(".")
+        before, after = self._modules.get(owner, self.model), now.get(owner)
+        if after is None and not owner:
+            after = self.model
+        if before is after:
+            return f"{owner or 'the model'} has no {own} now"
+        kind = None if after is None else type(after).__name__
+        return describe_swap(owner, type(before).__name__, kind)
 
     def _only_began(self, old: Tensor, now: Tensor) -> bool:
         """Tell whether a lazy parameter got its first values in the block, and none after them."""
@@ -224,6 +240,7 @@ class TrainsGuard(Guard):
         overwritten: bool,
         not_finite: int,
         twins: list[str],
+        gone: str,
     ) -> ParameterResult:
         assert self._parameter_log is not None
         log = self._parameter_log
@@ -238,6 +255,7 @@ class TrainsGuard(Guard):
             may_have_missed=log.may_have_missed,
             requires_grad=tensor.requires_grad,
             twins=twins,
+            gone=gone,
             shrank=record.moved
             and record.gradient == "none"
             and value_patterns.uniform_factor(kept, tensor) is not None,
@@ -296,6 +314,8 @@ def _change_of_layer(result: LayerResult) -> Change:
     text = "0 updates of its statistics"
     if result.unusable:
         text = "; ".join(f"{name}: {fault}" for name, fault in result.unusable)
+    elif result.replaced:
+        text = is_now(result.type_now)
     elif result.undone:
         text = "its running statistics were put back"
     return Change(name=result.name, layer=result.name, kind="still", text=text)

@@ -34,6 +34,7 @@ class ParameterResult:
         shrank: whether a step without a gradient scaled it by one factor, as weight decay does.
         dtype: its dtype.
         stepped: class names of the optimizers that stepped.
+        gone: why no tensor has its name now; empty if one has.
         zeros: other parameters that trained, of whose values none differed from 0 at the start.
     """
 
@@ -49,6 +50,7 @@ class ParameterResult:
     shrank: bool
     dtype: torch.dtype
     stepped: list[str]
+    gone: str = ""
     zeros: list[str] = field(default_factory=list)
 
     @property
@@ -110,6 +112,8 @@ class ParameterResult:
     def text(self) -> str:
         """Return how it failed to train."""
         record = self.record
+        if self.gone:
+            return "is gone"
         if self.not_finite:
             return f"{self.not_finite} of its values became NaN or infinite"
         if record.loaded and self.moved:

@@ -7,7 +7,7 @@ from math import isinf
 from typing import Any
 
 from pytest_bninvariants.diagnosis.rule import Rule, explain
-from pytest_bninvariants.diagnosis.wording import name_list, one_or_many
+from pytest_bninvariants.diagnosis.wording import clauses, name_list, one_or_many
 from pytest_bninvariants.invariants.trains.parameter_result import ParameterResult
 from pytest_bninvariants.verdict import Cause
 
@@ -119,6 +119,16 @@ def _is_unheld(result: ParameterResult) -> bool:
 _CLEAR_ELSEWHERE = "call zero_grad() before backward() or after step(), and not in between"
 
 RULES: tuple[Rule[ParameterResult], ...] = (
+    _rule(
+        "replaced",
+        lambda each: bool(each.gone),
+        lambda results: (
+            f"{_agree(results, 'is', 'are')} gone: "
+            f"{clauses(list(dict.fromkeys(each.gone for each in results)))}"
+        ),
+        "replace or convert modules before the guarded step, and build the optimizer after that; "
+        "or leave {names} out with exclude=",
+    ),
     _rule(
         "not-finite",
         lambda each: each.not_finite > 0,

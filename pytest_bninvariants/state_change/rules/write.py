@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pytest_bninvariants.diagnosis.rule import Rule
 from pytest_bninvariants.diagnosis.wording import (
     clauses,
+    describe_swap,
     give_own_memory,
     name_list,
     name_the_writer,
@@ -78,11 +79,9 @@ def _describe_casts(evidence: list[ChangeEvidence]) -> str:
 
 def _describe_swap(layer: LayerEvidence) -> str:
     """Say which module replaced a layer."""
-    was = f"{layer.name or 'the model'} was {layer.type_before} and is"
-    if layer.type_after is None:
-        return f"{was} gone"
     flipped = layer.in_training and not layer.began_in_training
-    return f"{was} another module now: {layer.type_after}{' in training mode' if flipped else ''}"
+    swap = describe_swap(layer.name, layer.type_before or "", layer.type_after)
+    return f"{swap} in training mode" if flipped else swap
 
 
 def _is_swapped(layer: LayerEvidence) -> bool:

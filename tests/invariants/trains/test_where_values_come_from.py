@@ -322,3 +322,34 @@ def test_no_step_and_a_parameter_without_an_optimizer_have_advice_of_their_own(n
     assert cause.layers == ("body.weight", "body.bias")
     assert "give body.weight and body.bias to the optimizer" in cause.fix
     assert "name only what is to train" in cause.fix
+
+
+@pytest.mark.parametrize(
+    ("lose", "why"),
+    [
+        (lambda m: setattr(m, "head", nn.Identity()), "head was Linear and is another module now"),
+        (lambda m: m.head.register_parameter("weight", None), "head has no weight now"),
+    ],
+)
+def test_a_parameter_that_is_gone_is_told_as_that(lose: Callable[[Net], None], why: str) -> None:
+    net = Net()
+    verdict = broken(net, lambda: lose(net))
+    (cause, other) = verdict.causes
+    assert cause.name == "replaced"
+    assert f"gone: {why}" in cause.why
+    assert cause.fix.startswith("replace or convert modules before the guarded step")
+    assert {c.text for c in verdict.changes if c.name in cause.layers} == {"is gone"}
+    assert other.name == "not-in-optimizer"
+
+
+def test_a_bn_layer_that_another_module_replaces_is_told_beside_its_parameters() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+
+    def run() -> None:
+        step(net, torch.optim.SGD(net.parameters(), lr=0.1))
+        net[1] = nn.BatchNorm1d(3)
+
+    verdict = broken(net, run)
+    assert causes(verdict) == {"not-in-optimizer": ("1.weight", "1.bias"), "replaced": ("1",)}
+    assert verdict.causes[1].why == "1 was BatchNorm1d and is another module now: BatchNorm1d"
+    assert verdict.changes[-1].text == "is another module now: BatchNorm1d"

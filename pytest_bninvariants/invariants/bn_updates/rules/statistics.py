@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from pytest_bninvariants.diagnosis.rule import Rule
-from pytest_bninvariants.diagnosis.wording import FIND_FIRST_BAD_BATCH
+from pytest_bninvariants.diagnosis.wording import (
+    FIND_FIRST_BAD_BATCH,
+    clauses,
+    describe_swap,
+    name_list,
+    one_or_many,
+)
 from pytest_bninvariants.invariants.bn_updates.layer_result import (
     LayerResult,
     names_of,
@@ -11,9 +17,29 @@ from pytest_bninvariants.invariants.bn_updates.layer_result import (
 )
 
 
-def _is_undone(result: LayerResult) -> bool:
+def _lost_updates(result: LayerResult) -> bool:
     partly = result.lacks_updates and result.own_updates > result.updates and not result.written
     return result.undone or partly
+
+
+def _is_replaced(result: LayerResult) -> bool:
+    too_often = result.expected is not None and result.updates > result.expected
+    hidden = result.unseen and not (too_often or result.unusable)
+    return result.replaced and (hidden or _lost_updates(result))
+
+
+def _explain_replaced(results: list[LayerResult]) -> tuple[str, str]:
+    before = [(each, type(each.record.layer).__name__) for each in results]
+    names = [each.name for each in results]
+    return (
+        clauses([describe_swap(each.name, kind, each.type_now) for each, kind in before]),
+        f"replace or convert {name_list(names)} before the guarded step, and build the optimizer "
+        f"after that; or leave {one_or_many(names, 'it', 'them')} out with exclude=",
+    )
+
+
+def _is_undone(result: LayerResult) -> bool:
+    return _lost_updates(result) and not result.replaced
 
 
 def _explain_undone(results: list[LayerResult]) -> tuple[str, str]:
@@ -70,6 +96,11 @@ def _explain_loaded(results: list[LayerResult]) -> tuple[str, str]:
     )
 
 
+def _is_reset(result: LayerResult) -> bool:
+    hidden = result.unknowable or result.replaced
+    return result.provenance.written == "reset" and not hidden
+
+
 def _explain_reset(results: list[LayerResult]) -> tuple[str, str]:
     return (
         f"running statistics of {names_of(results)} were set during the step to those of a new "
@@ -88,6 +119,7 @@ def _explain_in_place(results: list[LayerResult]) -> tuple[str, str]:
 
 
 WRONG_STATISTICS: tuple[Rule[LayerResult], ...] = (
+    Rule(cause="replaced", applies=_is_replaced, explain=_explain_replaced),
     Rule(cause="undone", applies=_is_undone, explain=_explain_undone),
     Rule(cause="wrong-update", applies=_is_wrong, explain=_explain_wrong),
     Rule(cause="not-finite", applies=_is_unusable, explain=_explain_unusable),
@@ -101,7 +133,7 @@ WRONG_STATISTICS: tuple[Rule[LayerResult], ...] = (
     ),
     Rule(
         cause="reset",
-        applies=lambda result: result.provenance.written == "reset" and not result.unknowable,
+        applies=_is_reset,
         explain=_explain_reset,
     ),
     Rule(
