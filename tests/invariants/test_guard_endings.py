@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from pytest_bninvariants import (
     GateError,
+    InvariantBroken,
+    bn_updates,
     frozen,
     frozen_bn,
 )
@@ -113,6 +115,24 @@ def test_an_exit_carries_the_drift_too(net: Any, batch: Tensor, findings: list[F
         drift_and_raise(net, batch, error)
     assert caught.value is error
     assert len(error.__notes__) == 1
+    findings.clear()
+
+
+@pytest.mark.parametrize(("kind", "told"), [(ValueError, True), (SystemExit, False)])
+def test_what_only_a_whole_step_can_break_is_kept_for_a_test_that_goes_on(
+    net: Any, batch: Tensor, kind: type[BaseException], told: bool, findings: list[Finding]
+) -> None:
+    error = kind("mine")
+
+    def step() -> None:
+        net(batch)  # in eval: nothing is updated
+        raise error
+
+    with pytest.raises(kind), bn_updates(net, "neck"):
+        step()
+    assert not hasattr(error, "__notes__")
+    assert [finding.carrier for finding in findings] == [error] * told
+    assert all(isinstance(finding.failure, InvariantBroken) for finding in findings)
     findings.clear()
 
 

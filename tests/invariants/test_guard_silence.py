@@ -221,6 +221,15 @@ def test_a_guard_that_was_never_started_cannot_finish(net: Any) -> None:
         guard.finish()
 
 
+def test_a_guard_judges_once(net: Any, batch: Tensor) -> None:
+    guard = frozen(net)
+    guard.start()
+    net(batch)
+    assert guard.finish().holds
+    with pytest.raises(GateError, match="was never started"):
+        guard.finish()
+
+
 @GUARDS
 def test_a_guard_that_is_never_entered_warns_and_is_noted(
     net: Any, guard: Any, unreported: dict[int, str]
