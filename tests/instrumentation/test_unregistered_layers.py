@@ -41,20 +41,20 @@ class Holder(nn.Module):
 
 
 KEPT = [
-    ([nn.BatchNorm1d(3)], "kept[0]", "nn.ModuleList"),
-    (((nn.BatchNorm1d(3),),), "kept[0][0]", "nn.ModuleList"),
-    ({"a": nn.BatchNorm1d(3)}, "kept['a']", "nn.ModuleDict"),
-    ([nn.Sequential(nn.BatchNorm1d(3))], "kept[0].0", "nn.ModuleList"),
-    (nn.BatchNorm1d(3), "kept", "register it"),
+    (lambda layer: [layer], "kept[0]", "nn.ModuleList"),
+    (lambda layer: ((layer,),), "kept[0][0]", "nn.ModuleList"),
+    (lambda layer: {"a": layer}, "kept['a']", "nn.ModuleDict"),
+    (lambda layer: [nn.Sequential(layer)], "kept[0].0", "nn.ModuleList"),
+    (lambda layer: layer, "kept", "register it"),
 ]
 
 
-@pytest.mark.parametrize(("kept", "name", "fix"), KEPT)
+@pytest.mark.parametrize(("keep", "name", "fix"), KEPT)
 @pytest.mark.parametrize("guard", [frozen, frozen_bn])
 def test_a_frozen_model_runs_a_layer_that_eval_does_not_reach(
-    guard: Any, kept: Any, name: str, fix: str
+    guard: Any, keep: Any, name: str, fix: str
 ) -> None:
-    net = nn.Sequential(Holder(kept)).eval()
+    net = nn.Sequential(Holder(keep(nn.BatchNorm1d(3)))).eval()
     with pytest.warns(InvariantHazard) as caught, guard(net):
         net(BATCH)
     said = str(caught[0].message)
@@ -115,9 +115,9 @@ def test_a_layer_that_the_step_registers_is_a_submodule() -> None:
         net(BATCH)
 
 
-@pytest.mark.parametrize(("kept", "name", "fix"), KEPT)
-def test_it_is_named_as_what_mixes_samples(kept: Any, name: str, fix: str) -> None:
-    net = Holder(kept).eval()
+@pytest.mark.parametrize(("keep", "name", "fix"), KEPT)
+def test_it_is_named_as_what_mixes_samples(keep: Any, name: str, fix: str) -> None:
+    net = Holder(keep(nn.BatchNorm1d(3))).eval()
     with pytest.raises(InvariantBroken) as broken:
         batch_invariant(net, BATCH, rtol=1e-4, atol=1e-5)
     (cause,) = broken.value.verdict.causes

@@ -25,7 +25,7 @@ def main() -> int:
     options = _options()
     FOLDER.mkdir(parents=True, exist_ok=True)
     results = Results(*options.results)
-    reach = Reach(FOLDER / "reach.json")
+    reach = Reach(FOLDER / "reach")
     if not options.report:
         session.warm_up()
     tallies = [_try_room(room(name), options, reach, results) for name in options.rooms or ROOMS]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,38 +17,42 @@ LIMIT = 900.0  # seconds for one file of tests
 
 
 class Reach:
-    """A file that says, for each file of tests, what its tests reach; measured once."""
+    """A folder that says, for each file of tests, what its tests reach; measured once."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._files: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[Path, Any] = {}
 
     def measure(self, tests: list[Path], workers: int) -> None:
         """Run the files of tests that are new or were changed, with probes in the package."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         stale = [file for file in tests if self._known(file).get("sum") != _sum(file)]
-        for ending in session.run_all(self._jobs(stale), workers):
+        for file in stale:
+            del self._files[file]
+            self._output(file).with_suffix(".json").unlink(missing_ok=True)
+        for ending in session.run_all(map(self._job, stale), workers):
             found = ending.job.output.with_suffix(".json")
             if not found.exists():
                 raise SystemExit(f"{ending.job.name} did not end: see {ending.job.output}")
-            self._files[ending.job.name] = json.loads(found.read_text())
-            self._path.write_text(json.dumps(self._files))
-            failed = self._files[ending.job.name]["failed"]
+            failed = self._known(ROOT / ending.job.name)["failed"]
             note = f", without these, which fail: {failed}" if failed else ""
             print(f"measured {ending.job.name} in {ending.seconds:.0f} s{note}", flush=True)
 
     def _known(self, file: Path) -> dict[str, Any]:
-        known: dict[str, Any] = self._files.get(str(file.relative_to(ROOT)), {})
+        if file not in self._files:
+            found = self._output(file).with_suffix(".json")
+            self._files[file] = json.loads(found.read_text()) if found.exists() else {}
+        known: dict[str, Any] = self._files[file]
         return known
 
-    def _jobs(self, tests: list[Path]) -> Iterator[session.Job]:
-        folder = self._path.parent / "reach"
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in tests:
-            name = str(file.relative_to(ROOT))
-            output = folder / f"{name.replace('/', '-')}.txt"
-            output.with_suffix(".json").unlink(missing_ok=True)
-            run = partial(_measure, name, output)
-            yield session.Job(name=name, run=run, seconds=LIMIT, output=output)
+    def _output(self, file: Path) -> Path:
+        return self._folder / f"{str(file.relative_to(ROOT)).replace('/', '-')}.txt"
+
+    def _job(self, file: Path) -> session.Job:
+        name, output = str(file.relative_to(ROOT)), self._output(file)
+        return session.Job(
+            name=name, run=partial(_measure, name, output), seconds=LIMIT, output=output
+        )
 
     def tests(self, files: list[Path], module: str, block: str | None) -> list[str]:
         """Return the tests that reach a block, or the module where none is named; its own first."""

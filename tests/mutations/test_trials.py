@@ -65,7 +65,7 @@ class Driver:
                 patch.setenv("FAULTY", "1")
             plugin = ChosenTests(run.tests, begun)
             done = self._pytester.inline_run("-p", "no:randomly", plugins=[plugin])
-        return Result(status=int(done.ret), begun=begun.read_text().splitlines())
+        return Result(status=done.ret, begun=begun.read_text().splitlines())
 
 
 @pytest.fixture
