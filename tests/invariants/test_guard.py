@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,8 +20,10 @@ from pytest_bninvariants import (
     GateError,
     frozen,
     frozen_bn,
+    run_config,
 )
 from pytest_bninvariants.errors import describe
+from pytest_bninvariants.run_config import RunConfig
 from tests.invariants.guard_steps import GUARDS
 from tests.watching import watching
 
@@ -72,6 +75,27 @@ def test_a_guard_is_spelled_as_its_user_wrote_it(
     with make(net) as guard:
         net(batch)
     assert guard.spelling == guard.verdict.guard == spelled
+
+
+@pytest.mark.parametrize(
+    ("histories", "kept"),
+    [("none", [False, False]), ("broken", [False, True]), ("all", [True, True])],
+)
+def test_the_history_of_statistics_is_kept_of_the_guards_that_a_report_shows(
+    net: Any, batch: Tensor, histories: Any, kept: list[bool]
+) -> None:
+    def step(training: bool) -> None:
+        with suppress(FrozenStateChanged), guard:
+            net.train(training)(batch)
+
+    has_history = []
+    with run_config.activate(RunConfig(histories=histories)):
+        for training in (False, True):
+            guard = frozen_bn(net.eval())
+            step(training)
+            assert guard.verdict is not None
+            has_history.append(guard.verdict.history is not None)
+    assert has_history == kept
 
 
 def test_a_guard_that_held_keeps_no_model_alive(net: Any, batch: Tensor) -> None:

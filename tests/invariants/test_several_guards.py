@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pytest_bninvariants import (
     FrozenStateChanged,
+    InvariantBroken,
     frozen,
     frozen_bn,
 )
@@ -129,3 +130,14 @@ def test_guards_that_end_together_are_told_apart(net: Any, batch: Tensor) -> Non
     assert lines[0].startswith("frozen('neck'): 1 of 1 frozen layer changed: neck")
     second = "frozen('backbone'): 1 of 2 frozen layers changed: backbone.bn"
     assert sum(second in line for line in lines) == 1
+
+
+def test_a_companion_judges_the_same_step(net: Any, batch: Tensor) -> None:
+    guard = frozen(net, "backbone", trains="head")
+    with pytest.raises(InvariantBroken) as caught, guard:
+        net(batch)
+    assert guard.companion is not None
+    assert guard.parts == (guard, guard.companion)
+    assert caught.value.verdicts == (guard.companion.verdict,)
+    assert guard.verdict is not None
+    assert guard.verdict.holds

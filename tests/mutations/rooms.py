@@ -45,7 +45,7 @@ ROOMS: dict[str, list[str]] = {
     "plugin/outcomes": ["invariants/test_guard_endings.py"],
     "plugin/outputs": [],
     "plugin/ranks": ["ranks"],
-    "invariants": ["plugin/markers/test_silence.py"],
+    "invariants": ["plugin/markers/test_silence.py", "simulated_device/test_graphs.py"],
     **{f"invariants/{name}": ["invariants/test_guard.py"] for name in INVARIANTS},
 }
 ROOMS["invariants/frozen"] += [
