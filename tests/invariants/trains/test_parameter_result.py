@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from pytest_bninvariants.invariants.trains.parameter_record import ParameterRecord
-from pytest_bninvariants.invariants.trains.parameter_result import ParameterResult
+from tests.invariants.trains.results import result
 
 EPS = torch.finfo(torch.float32).eps
-LEFT: dict[str, Any] = {"optimizer": "SGD", "gradient": "nonzero", "rate": 0.1, "size": 1e-3}
-"""A parameter with a gradient whose optimizer stepped, and left it as it was."""
-
-
-def result(record: dict[str, Any] | None = None, **options: Any) -> ParameterResult:
-    start = {"start": torch.ones(3).double()}
-    plain = ParameterResult(
-        name="w",
-        record=ParameterRecord(**{**start, **LEFT, **(record or {})}),
-        moved=False,
-        replaced=False,
-        overwritten=False,
-        not_finite=0,
-        may_have_missed=False,
-        requires_grad=True,
-        twins=[],
-        shrank=False,
-        dtype=torch.float32,
-        stepped=["SGD"],
-    )
-    return replace(plain, **options)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +41,7 @@ def test_a_step_that_the_dtype_would_show_was_left_out(
     start = torch.tensor([largest, -1e-3]).double()
     for record in (
         {"rate": EPS * largest * share, "size": 1.0},
+        {"rate": EPS * largest * share, "size": 1e6},
         {"rate": 1.0, "size": EPS * largest * share},
     ):
         assert result({"start": start, **record}).was_left == was_left
@@ -121,3 +99,44 @@ def test_a_parameter_trained_if_steps_moved_it_by_more_than_decay(
     record: dict[str, Any], options: dict[str, Any], trained: bool
 ) -> None:
     assert result(record, **{"moved": True, **options}).trained == trained
+
+
+SGD = "SGD (group 2) stepped with lr 0.1 and"
+
+
+@pytest.mark.parametrize(
+    ("record", "options", "text"),
+    [
+        ({}, {"gone": "deleted", "not_finite": 1}, "is gone"),
+        ({}, {"not_finite": 2, "overwritten": True}, "2 of its values became NaN or infinite"),
+        ({"loaded": True}, {"moved": True}, "got its values from a state_dict"),
+        ({"loaded": True}, {}, f"did not move; {SGD} a gradient of up to 1.0e-03"),
+        ({"moved": True}, {"overwritten": True}, "was written over after SGD stepped"),
+        ({}, {"requires_grad": False}, "did not move; requires_grad is False"),
+        ({"optimizer": ""}, {}, "did not move; no optimizer that holds it stepped"),
+        ({"gradient": "none"}, {}, f"did not move; {SGD} no gradient"),
+        ({"gradient": "zero"}, {}, f"did not move; {SGD} a gradient of zeros"),
+        ({"size": float("inf")}, {}, f"did not move; {SGD} a gradient that is not finite"),
+        ({}, {"moved": True}, f"moved outside of any step; {SGD} a gradient of up to 1.0e-03"),
+        (
+            {"moved": True, "gradient": "zero"},
+            {"moved": True},
+            f"moved by decay or moments alone; {SGD} a gradient of zeros",
+        ),
+        (
+            {"optimizer": ""},
+            {"moved": True, "replaced": True},
+            "is another tensor now; no optimizer that holds it stepped",
+        ),
+    ],
+)
+def test_the_text_tells_how_a_parameter_failed_to_train(
+    record: dict[str, Any], options: dict[str, Any], text: str
+) -> None:
+    found = result({"group": 2, **record}, **options)
+    assert found.text == text
+    assert found.group == (found.record.optimizer, 2)
+
+
+def test_the_hazard_tells_the_gradient_that_was_rounded_away() -> None:
+    assert result().hazard.startswith("did not move: a gradient of up to 1.0e-03 was rounded away")
