@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from pytest_bninvariants import FrozenStateChanged, Verdict, frozen, frozen_bn
+from pytest_bninvariants import FrozenStateChanged, Verdict, frozen, frozen_bn, run_config
 from pytest_bninvariants.invariants.frozen import earlier_runs
+from pytest_bninvariants.run_config import RunConfig
 from tests.watching import watching
 
 
@@ -150,3 +151,21 @@ def test_the_memory_in_use_is_put_back() -> None:
     with earlier_runs.remembering(earlier_runs.EarlierRuns()), earlier_runs.remembering(None):
         assert earlier_runs.active is None
     assert earlier_runs.active is before
+
+
+def test_what_only_fingerprints_showed_is_kept_exactly_by_the_next_guard() -> None:
+    class Large(nn.Linear):
+        """A class of its own: the memory goes by classes."""
+
+    net = Large(100, 100)
+    assert not earlier_runs.to_keep_exactly(net, "frozen()")
+    for budget in (0, None):
+        with (
+            run_config.activate(RunConfig(snapshot_budget=budget)),
+            pytest.raises(FrozenStateChanged) as caught,
+            frozen(net),
+        ):
+            net.weight.data[3, 4] += 1
+        assert [change.exact for change in caught.value.verdict.changes] == [budget is None]
+        assert set(earlier_runs.to_keep_exactly(net, "frozen()")) == {"weight"}
+    assert not earlier_runs.to_keep_exactly(net, "frozen_bn()")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from pytest_bninvariants.invariants.trains.parameter_record import ParameterRecord
@@ -43,3 +45,21 @@ def test_the_largest_size_of_a_gradient_counts_and_nan_is_infinite() -> None:
     record.note_size(float("nan"))
     record.note_size(4.0)
     assert record.size == float("inf")
+
+
+def test_values_without_anything_of_what_a_step_led_to_were_written_over() -> None:
+    after = torch.tensor([1.0, -1.0]).double().repeat(16)
+    written = torch.tensor([2.0, 2.0, -2.0, -2.0]).double().repeat(8)
+
+    def record(**others: Any) -> ParameterRecord:
+        return ParameterRecord(**{"moved": True, "after": after, **others})
+
+    assert record().was_overwritten(written)
+    assert not record().was_overwritten(after)
+    assert not record().was_overwritten(None)
+    assert not record(after=None).was_overwritten(written)
+    assert not record(moved=False).was_overwritten(written)
+    assert not record(loaded=True).was_overwritten(written)
+    known = record()
+    known.note_state(written)
+    assert not known.was_overwritten(written)

@@ -96,12 +96,12 @@ def test_the_first_reason_that_applies_is_told(
 
 
 def test_parameters_of_one_reason_share_a_cause_in_the_plural() -> None:
-    tied = {"requires_grad": False, "twins": ["a"]}
+    tied: dict[str, Any] = {"requires_grad": False, "twins": ["a"]}
     assert (
         "v and w are the same tensors as a, so"
         in only(result(name="v", **tied), result(**tied)).why
     )
-    off = {"requires_grad": False}
+    off: dict[str, Any] = {"requires_grad": False}
     cause = only(result(name="v", **off), result(**off))
     assert cause.why == "v and w have requires_grad=False"
     assert cause.fix.startswith("call requires_grad_(True) on v and w, or")
