@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from pytest_bninvariants import frames, frozen
 from pytest_bninvariants.frames import drop_our_frames, is_our_frame
+from pytest_bninvariants.instrumentation import installation
+from pytest_bninvariants.instrumentation.observer_api import Observer
 
 PACKAGE = Path(frames.PACKAGE)
 OURS = str(PACKAGE / "invariants" / "guard.py")
@@ -137,3 +142,60 @@ def test_a_guarded_failure_shows_what_a_bare_one_shows(net: Any) -> None:
         raise AssertionError("it raises")
 
     assert frames(guarded=True) == frames(guarded=False)
+
+
+class Everything(Observer):
+    """It overrides what makes wrappers go on."""
+
+    def ignores(self, module: nn.Module) -> bool:
+        return False
+
+    def saw_requires_grad_set(self, *_: object) -> None:
+        pass
+
+    def saw_parameters_read(self, module: nn.Module) -> None:
+        pass
+
+    def saw_call(self, *_: object, **__: object) -> None:
+        pass
+
+
+class Calling(nn.Module):
+    """A module that calls a function of torch outside of any BN layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, training=True)
+
+
+LINEAR = nn.Linear(2, 2)
+WEIGHT = nn.Parameter(torch.ones(2))
+SGD = torch.optim.SGD(nn.Linear(1, 1).parameters())
+INTEGERS = nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False)
+FAILING: dict[str, Callable[[], Any]] = {
+    "a forward": lambda: LINEAR(torch.ones(3)),
+    "a batch_norm": lambda: Calling()(torch.ones(1, 3)),
+    "a load": lambda: LINEAR.load_state_dict({}),
+    "a backward": lambda: torch.autograd.grad(WEIGHT.sum(), [LINEAR.weight]),
+    "a collective": lambda: torch.distributed.broadcast(torch.ones(1), 0),
+    "a state_dict": lambda: LINEAR.state_dict(unknown=1),
+    "a group": lambda: SGD.add_param_group({"params": SGD.param_groups[0]["params"]}),
+    "a switch": lambda: INTEGERS.requires_grad_(True),
+}
+
+
+@pytest.mark.parametrize("fail", FAILING.values(), ids=FAILING)
+def test_a_failure_below_a_wrapper_shows_no_frame_of_it(fail: Callable[[], Any]) -> None:
+    observer = Everything()
+    installation.add(observer)
+    try:
+        with pytest.raises((RuntimeError, ValueError, TypeError)) as caught:
+            fail()
+    finally:
+        installation.discard(observer)
+    ours = [
+        frame
+        for frame, _ in traceback.walk_tb(caught.value.__traceback__)
+        if Path(frame.f_code.co_filename).is_relative_to(frames.PACKAGE)
+    ]
+    assert ours
+    assert all(frame.f_locals.get("__tracebackhide__") for frame in ours)

@@ -29,6 +29,7 @@ ROOMS: dict[str, list[str]] = {
         "trace",
         "audit",
         "invariants/bn_updates",
+        "test_our_frames.py",
         "invariants/test_guard_endings.py",
         "invariants/test_neutrality.py",
         "invariants/test_compiled_neutrality.py",

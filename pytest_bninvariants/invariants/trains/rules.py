@@ -45,6 +45,11 @@ def _optimizer(results: list[ParameterResult]) -> str:
     return results[0].record.optimizer
 
 
+def _rate(results: list[ParameterResult]) -> str:
+    rates = {each.record.rate for each in results}
+    return f"{'up to ' if len(rates) > 1 else ''}{max(rates):g}"
+
+
 def _why_tied(results: list[ParameterResult]) -> str:
     twins = list(dict.fromkeys(twin for each in results for twin in each.twins))
     return (
@@ -101,12 +106,10 @@ def _why_beside_zeros(results: list[ParameterResult]) -> str:
 
 
 def _why_rounded_away(results: list[ParameterResult]) -> str:
-    rates = {each.record.rate for each in results}
-    rate = f"{'up to ' if len(rates) > 1 else ''}{max(rates):g}"
     dtypes = dict.fromkeys(str(each.dtype).removeprefix("torch.") for each in results)
     largest = max(each.record.size for each in results)
     return (
-        f"had a gradient of up to {largest:.1e} and a learning rate of {rate}: in "
+        f"had a gradient of up to {largest:.1e} and a learning rate of {_rate(results)}: in "
         f"{' and '.join(dtypes)} such a step is too small to change "
         f"{_agree(results, 'its', 'their')} values"
     )
@@ -268,7 +271,7 @@ RULES: tuple[Rule[ParameterResult], ...] = (
         "skipped",
         lambda each: each.was_left,
         lambda results: (
-            f"had a gradient and a learning rate of {results[0].record.rate:g} when "
+            f"had a gradient and a learning rate of {_rate(results)} when "
             f"{_optimizer(results)} stepped, which left {_agree(results, 'it', 'them')} as "
             f"{_agree(results, 'it was', 'they were')}"
         ),

@@ -117,6 +117,14 @@ def test_the_largest_gradient_and_rate_of_those_rounded_away_are_told() -> None:
     assert "float32 such a step is too small to change their values" in cause.why
 
 
+def test_the_largest_rate_of_those_that_were_left_is_told() -> None:
+    cause = only(result({"rate": 0.2}, name="v"), result())
+    assert (
+        "a learning rate of up to 0.2 when SGD stepped, which left them as they were" in cause.why
+    )
+    assert "a learning rate of 0.1 when SGD stepped, which left it as it was" in only(result()).why
+
+
 def test_a_load_is_told_with_its_place() -> None:
     cause = only(result({"loaded": True, "loaded_at": PLACE}, moved=True))
     assert PLACE.file in str(cause)

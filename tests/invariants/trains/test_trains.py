@@ -387,3 +387,8 @@ def test_an_optimizer_that_sets_its_own_learning_rate(net: Net) -> None:
     with watching(trains(net), layers=6):
         net(torch.randn(8, 3)).square().sum().backward()
         optimizer.step()
+
+
+def test_a_call_without_a_model_is_an_error_of_the_gate() -> None:
+    with pytest.raises(GateError, match=r"^trains\(\): missing a required"):
+        trains()  # type: ignore[call-arg]
