@@ -225,3 +225,18 @@ def test_weights_that_were_trained_before_they_were_frozen_are_no_average(batch:
         model(batch)
 
     assert leaks_of(step) == [("backbone.bn", "neck")]
+
+
+def test_a_model_that_trained_by_hand_and_was_frozen_then_is_no_average(batch: Tensor) -> None:
+    model, other = Net(), Net()
+
+    def step() -> None:
+        list(model.parameters())
+        model.train()(batch)
+        for parameter in model.parameters():
+            parameter.data.mul_(0.5)
+        train(other, batch)
+        model.requires_grad_(False)
+        model(batch)
+
+    assert leaks_of(step) == [("backbone.bn", "neck")]
