@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pytest_bninvariants.audit.averaging_check import FrozenParameters
+from pytest_bninvariants.torch_internals.isolation import undisturbed
 from tests.audit.audits import frozen_backbone, leaks_of, train
 from tests.engine import Net
 
@@ -240,3 +242,22 @@ def test_a_model_that_trained_by_hand_and_was_frozen_then_is_no_average(batch: T
         model(batch)
 
     assert leaks_of(step) == [("backbone.bn", "neck")]
+
+
+def test_one_parameter_tells_for_all_whether_an_optimizer_holds_it_or_has_its_gradient() -> None:
+    layer = nn.BatchNorm1d(2)
+    with undisturbed():
+        parameters = FrozenParameters(layer)
+    weight, bias = id(layer.weight), id(layer.bias)
+    assert [parameters.are_in(held) for held in ({weight}, {bias, 1}, {1})] == [True, True, False]
+    assert not parameters.have_gradients_in({weight, bias})
+    layer.weight.grad = torch.ones(2)
+    assert [parameters.have_gradients_in(held) for held in ({weight, bias}, {bias})] == [
+        True,
+        False,
+    ]
+    assert parameters.lie_in({layer.weight.data_ptr()})
+    assert not parameters.lie_in({1})
+    assert parameters.are_of(layer)
+    layer.weight = nn.Parameter(torch.ones(2))
+    assert not parameters.are_of(layer)

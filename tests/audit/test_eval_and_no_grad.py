@@ -285,3 +285,19 @@ def test_layers_are_named_in_the_models_order_and_with_all_their_classes() -> No
     (cause,) = verdict.causes
     assert cause.layers == ("first", "second")
     assert cause.why.startswith("first and second (BatchNorm2d, BatchNorm1d) each normalised")
+
+
+@pytest.mark.parametrize("thawed", [True, False])
+def test_what_was_thawed_and_ran_so_may_be_written_before_it_is_frozen_again(
+    batch: Tensor, thawed: bool
+) -> None:
+    model = frozen_backbone().eval()
+
+    def step() -> None:
+        model(batch)
+        model.backbone.requires_grad_(thawed)
+        model(batch)
+        model.backbone.bn.running_mean += 1
+        model.backbone.requires_grad_(False)
+
+    assert leaks_of(step) == [("backbone.bn",)] * (not thawed)
