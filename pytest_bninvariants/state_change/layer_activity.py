@@ -27,7 +27,7 @@ from pytest_bninvariants.selection.bn_layers import (
 )
 from pytest_bninvariants.selection.selection_plan import Selection
 from pytest_bninvariants.selection.walk import join, named_modules
-from pytest_bninvariants.snapshot.addresses import address, group_by_address
+from pytest_bninvariants.snapshot.addresses import address, group_by_address, share_memory
 from pytest_bninvariants.state_change.compiled_reach import CompiledReach
 from pytest_bninvariants.torch_internals.private_api import NormBase, current_graph_task_id
 from pytest_bninvariants.torch_internals.scripted import BakedIn, baked_in
@@ -99,11 +99,14 @@ class LayerActivity(ModeHistory):
             self.recomputed += 1
 
     @property
+    def may_have_run_unseen(self) -> bool:
+        """Tell whether compiled code or a device graph may have normalised more batches."""
+        return self.in_compiled_code or self.beside_compiled_code
+
+    @property
     def normalised(self) -> bool:
         """Tell whether it may have normalised with batch statistics, which explains a change."""
-        return bool(
-            self.batches or self.failed or self.in_compiled_code or self.beside_compiled_code
-        )
+        return bool(self.batches or self.failed or self.may_have_run_unseen)
 
 
 _IDLE = LayerActivity()
@@ -114,6 +117,14 @@ def _state_of(key: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     found = [tensors[each] for name in STATISTICS if (each := join(key, name)) in tensors]
     weight = join(key, "weight")
     return found or ([tensors[weight]] if weight in tensors else [])
+
+
+def _has(layer: nn.Module, state: tuple[Tensor, ...]) -> bool:
+    """Tell whether a layer's statistics, or else weight, are this memory now."""
+    names = STATISTICS if len(state) == len(STATISTICS) else ("weight",)
+    own = [getattr(layer, name, None) for name in names]
+    pairs = zip(own, state, strict=True)
+    return all(isinstance(mine, Tensor) and share_memory(mine, each) for mine, each in pairs)
 
 
 class ActivityRecorder:
@@ -264,15 +275,16 @@ class ActivityRecorder:
         activity.saw_training_set(module, frame, restores=restores)
 
     def layers_with(self, state: tuple[Tensor, ...]) -> list[nn.Module]:
-        """Return the watched BN layers whose statistics, or else weight, are this memory."""
-        return self._by_state.get(tuple(map(address, state)), [])
+        """Return the watched BN layers whose statistics, or else weight, are this memory.
+
+        If none had it before the step, `functional_call` may have given it to some for a while.
+        """
+        had = self._by_state.get(tuple(map(address, state)), [])
+        return had or [each for each in dict.fromkeys(self._bn_layers) if _has(each, state)]
 
     @cached_property
     def _by_state(self) -> dict[tuple[int, ...], list[nn.Module]]:
-        """Return the watched BN layers by the addresses of the state that they had before the step.
-
-        During the step, `functional_call` may give them other state.
-        """
+        """Return the watched BN layers by the addresses of the state that they had before."""
         tensors, layers = self._selection.names.tensors.by_key, defaultdict(list)
         keys = {layer: key for key, layer in self._selection.modules.items() if is_bn_layer(layer)}
         for layer, key in keys.items():

@@ -107,7 +107,7 @@ def _normalisation_changes(
             or witness.may_have_used_batch_statistics_unseen(layer, activity)
         ):
             continue
-        batches = activity.batches
+        batches = 0 if activity.may_have_run_unseen else activity.batches
         if _would_have_counted(layer, activity) and not witness.counted_a_batch(key):
             continue
         counted = f" {span([batches], 'batch', 'batches')}" if batches else ""

@@ -21,7 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.oracle", description=__doc__)
     parser.add_argument("--steps", type=int, default=20_000, help="actions to draw at least")
     parser.add_argument("--seed", type=int, default=0, help="what to draw them from")
-    parser.add_argument("--machine", choices=MACHINES, default="changes")
+    parser.add_argument("--machine", choices=MACHINES, default="causes")
     parser.add_argument("--shrink", action="store_true", help="shrink what fails")
     parser.add_argument("--again", type=int, help="the number of one run, to run it alone")
     arguments = parser.parse_args()

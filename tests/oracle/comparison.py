@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pytest_bninvariants import Guard, Verdict
@@ -14,6 +15,11 @@ from tests.oracle.judgement.training import (
     fate_of_layer,
     fate_of_parameter,
     parameters_to_train,
+)
+from tests.oracle.judgement.training_causes import (
+    complaints_about_average,
+    complaints_about_parameters,
+    complaints_about_updates,
 )
 from tests.oracle.judgement.updates import Fate, LayerHistory, fate_of, histories, is_judged
 from tests.oracle.scopes import Ask
@@ -76,20 +82,46 @@ def compare_frozen(span: Span, stretch: Stretch) -> None:
 
 def compare_causes(span: Span, stretch: Stretch) -> None:
     """Compare why tensors changed, and where, with what was done."""
-    if span.verdict is not None and (wrong := list(complaints(span.verdict, stretch))):
+    if span.verdict is not None and (wrong := list(_complaints(span, stretch, span.verdict))):
         raise Disagreement(f"{span}: {wrong}\n{span.verdict}")
+
+
+def _complaints(span: Span, stretch: Stretch, verdict: Verdict) -> Iterator[str]:
+    if span.kind in ("frozen", "frozen_bn"):
+        yield from complaints(verdict, stretch)
+    if span.kind in ("bn_updates", "trains"):
+        expected = 1 if span.kind == "trains" else _expected(span, stretch)
+        yield from complaints_about_updates(verdict, span.ask, stretch, expected)
+    if span.kind == "trains":
+        yield from complaints_about_parameters(verdict, stretch)
+    if span.kind == "in_sync":
+        yield from complaints_about_average(verdict, stretch)
+
+
+def _expected(span: Span, stretch: Stretch) -> int | None:
+    """Return how many updates a guard expects; None for one in each forward."""
+    times = span.ask.options.get("times", 1)
+    if times == "forwards":
+        return None
+    assert isinstance(times, int)
+    counts_steps = span.ask.options.get("per") == "optimizer_step"
+    return times * (sum(deed.whole_steps for deed in stretch.deeds) if counts_steps else 1)
 
 
 def compare_updates(span: Span, stretch: Stretch) -> None:
     """Compare which layers were updated as often as they should be, and how often they were."""
     layers = histories(span.ask, stretch)
     judged = {each.names: is_judged(each, span.ask, stretch) for each in layers}
-    times = span.ask.options.get("times", 1)
+    expected = _expected(span, stretch)
+    if span.ask.options.get("per") and not expected:
+        if span.verdict is not None:
+            raise Disagreement(f"{span}: no optimizer stepped, but it said\n{span.verdict}")
+        return
     if span.verdict is None:
         _insist_on_refusal(span, [each for each in layers if judged[each.names]])
         return
     for layer in layers:
-        fate = fate_of(layer, times)
+        fate = fate_of(layer, "forwards" if expected is None else expected)
         if judged[layer.names] is not None:
             _compare_fate(span, layer.names, fate if judged[layer.names] else "holds")
         _compare_count(span, layer)

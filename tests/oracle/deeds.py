@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ GradientKind = Literal["none", "zero", "finite", "not finite"]
 WRAPPING = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
+@cache
 def bare(name: str) -> str:
     """Return a name without what wrappers put into it."""
     return ".".join(part for part in name.split(".") if part not in WRAPPING)
@@ -30,6 +32,7 @@ class Call:
         by_hand: whether a layer of the user's own normalised, without a call of torch's function.
         by_instance: whether each sample has statistics of its own.
         momentum: of a BN layer.
+        tracks: whether a BN layer tracks running statistics.
         batch: what a BN layer normalised.
         before: the layer's statistics before the call.
         after: its statistics after it.
@@ -43,6 +46,7 @@ class Call:
     by_hand: bool = False
     by_instance: bool = False
     momentum: float | None = None
+    tracks: bool = True
     batch: Tensor | None = None
     before: Statistics = field(default_factory=dict)
     after: Statistics = field(default_factory=dict)
@@ -58,6 +62,7 @@ class Held:
         after: its values after it.
         weight_decay: of its group.
         has_moments: whether the optimizer had moments of it.
+        rate: the learning rate of its group.
     """
 
     gradient: GradientKind
@@ -65,6 +70,7 @@ class Held:
     after: Tensor
     weight_decay: float
     has_moments: bool
+    rate: float
 
 
 @dataclass(eq=False)
@@ -84,6 +90,11 @@ class Deed:
     outcome: object = None
     calls: list[Call] = field(default_factory=list)
     steps: list[dict[str, Held]] = field(default_factory=list)
+
+    @property
+    def whole_steps(self) -> int:
+        """Return how many steps of optimizers of the model it did."""
+        return sum(bool(step) for step in self.steps)
 
     @property
     def stepped(self) -> set[str]:

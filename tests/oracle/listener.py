@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -69,6 +70,7 @@ class Listener:
                 by_hand=isinstance(layer, NormByHand),
                 by_instance=isinstance(layer, _InstanceNorm),
                 momentum=getattr(layer, "momentum", 0.1),
+                tracks=getattr(layer, "track_running_stats", True),
                 batch=batch_of(module, *inputs),
                 before=statistics_of(layer),
             )
@@ -85,20 +87,23 @@ class Listener:
 
     def _stepped(self, optimizer: optim.Optimizer, *_: object) -> None:
         step = {}
-        for name, parameter, decay in self._parameters(optimizer):
+        for name, parameter, group in self._parameters(optimizer):
             # the gradient as it is now: a closure has made it after the step began
             before, had_moments = self._held[id(optimizer)][name]
             after = parameter.detach().clone()
-            step[name] = Held(kind_of(parameter.grad), before, after, decay, had_moments)
+            decay, rate = group.get("weight_decay", 0.0), group["lr"]
+            step[name] = Held(kind_of(parameter.grad), before, after, decay, had_moments, rate)
         self._deed.steps.append(step)
 
-    def _parameters(self, optimizer: optim.Optimizer) -> Iterator[tuple[str, Tensor, float]]:
-        """Yield name, tensor and weight decay of what an optimizer holds of the model."""
+    def _parameters(
+        self, optimizer: optim.Optimizer
+    ) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+        """Yield name, tensor and group of what an optimizer holds of the model."""
         held = {id(p): (p, group) for group in optimizer.param_groups for p in group["params"]}
         for name, tensor in names_of(self._model).items():
             if id(tensor) in held:
                 parameter, group = held[id(tensor)]
-                yield bare(name), parameter, group.get("weight_decay", 0.0)
+                yield bare(name), parameter, group
 
     def _names_of(self, module: nn.Module) -> tuple[str, ...]:
         named = self._model.named_modules(remove_duplicate=False)

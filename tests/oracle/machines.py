@@ -43,7 +43,13 @@ GUARDS: dict[str, Callable[..., Guard]] = {
     "in_sync": in_sync,
 }
 FROZEN_OPTIONS = ({"parameters": False}, {"buffers": False}, {"allow_batch_stats": True})
-UPDATE_OPTIONS = ({"times": 2}, {"times": 3}, {"times": "forwards"})
+UPDATE_OPTIONS = (
+    {"times": 2},
+    {"times": 3},
+    {"times": "forwards"},
+    {"per": "optimizer_step"},
+    {"times": 2, "per": "optimizer_step"},
+)
 USUAL = (
     "train_one_batch",
     "train_one_batch",
@@ -97,6 +103,7 @@ class OracleMachine(RuleBasedStateMachine):
     write = acting("writes")
     load = acting("loads")
     convert = acting("conversions")
+    run_translated = precondition(lambda self: len(self.done) % 8 == 7)(acting("rare"))
 
     @precondition(lambda self: len(self.open) < 3)
     @rule(kind=st.sampled_from(["frozen", "frozen_bn"]), ask=asks(*FROZEN_OPTIONS))
@@ -230,7 +237,7 @@ class OracleMachine(RuleBasedStateMachine):
         COUNTS[f"verdicts of {span.kind}"] += 1
         stretch = Stretch.of(self.timeline, span.start, span.end)
         COMPARISONS[span.kind](span, stretch)
-        if self.judges_causes and span.kind in ("frozen", "frozen_bn"):
+        if self.judges_causes:
             compare_causes(span, stretch)
         state = "held" if span.verdict is not None and span.verdict.holds else "broken"
         COUNTS[f"{span.kind} refused" if span.refused else f"{span.kind} {state}"] += 1

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.oracle.machines import OracleMachine
+from tests.oracle.machines import CauseMachine
 
 FEW = settings(
-    max_examples=12,
+    max_examples=14,
     stateful_step_count=30,
     derandomize=True,
     deadline=None,
@@ -19,5 +19,5 @@ FEW = settings(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_guards_say_what_the_slow_judgement_says_and_leave_no_trace() -> None:
-    run_state_machine_as_test(OracleMachine, settings=FEW)
+def test_guards_say_what_happened_and_why_and_leave_no_trace() -> None:
+    run_state_machine_as_test(CauseMachine, settings=FEW)

@@ -13,6 +13,7 @@ from pytest_bninvariants import Verdict
 from pytest_bninvariants.instrumentation import observer_api
 from pytest_bninvariants.state_change.layer_activity import LayerActivity
 from pytest_bninvariants.verdict import Cause
+from tests.oracle.actions.averages import DECAY
 from tests.oracle.comparison import Disagreement
 from tests.oracle.machines import CauseMachine
 from tests.oracle.models import ModelSpec
@@ -34,7 +35,8 @@ def oracle(*blocks: str) -> CauseMachine:
 def ends(kind: str, *actions: str, spoil: Spoil = lambda verdict: verdict) -> None:
     """Guard some actions, spoil the verdict, and let the oracle judge it."""
     machine = oracle("bn")
-    machine.start(kind, Ask())
+    machine.do("make_a_teacher", 0)
+    machine.start(kind, Ask(options={"decay": DECAY} if kind == "in_sync" else {}))
     (span,) = machine.open
     for seed, name in enumerate(actions):
         machine.do(name, seed)
@@ -76,6 +78,17 @@ SPOILT: dict[str, tuple[str, tuple[str, ...], Spoil]] = {
     ),
     "an update too many": ("bn_updates", (*LEAK, "forward_and_backward"), without_changes),
     "what did not train": ("trains", LEAK, without_changes),
+    "another cause of an update too many": (
+        "bn_updates",
+        (*LEAK, "forward_and_backward"),
+        with_cause(name="recomputation"),
+    ),
+    "another cause of what did not train": ("trains", LEAK, with_cause(name="zero-gradient")),
+    "another cause of an average": (
+        "in_sync",
+        ("train_one_batch", "update_the_teacher_with_another_decay"),
+        with_cause(name="updated-early"),
+    ),
 }
 
 

@@ -55,6 +55,16 @@ def test_a_compiled_module_without_stored_statistics_is_found(compiled: str, war
     assert found(verdict) == BATCH_STATISTICS
 
 
+@pytest.mark.parametrize("also", [True, False])
+def test_a_number_of_batches_is_not_all_where_compiled_code_ran_too(also: bool) -> None:
+    model = Pair(nn.BatchNorm1d(2).train())
+    forward = COMPILED["torch.compile"](model)
+    verdict = judged(model, lambda m: [m(BATCH), *([forward(BATCH)] if also else [])])
+    why = verdict.causes[0].why
+    assert "bn normalised 1 batch with batch statistics" in why
+    assert (", and perhaps more in compiled code" in why) == also
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("compiled", ["torch.compile", "in place"])

@@ -173,7 +173,9 @@ def _did(evidence: list[ChangeEvidence]) -> str:
     eager = [layer.activity.batches or layer.activity.failed for layer in layers]
     own = [layer.activity.own_forwards for layer in layers]
     if all(eager):
-        return f"normalised {_batches(eager)} with batch statistics{_in_backward(layers)}"
+        unseen = any(layer.activity.may_have_run_unseen for layer in layers)
+        more = ", and perhaps more in compiled code" if unseen else ""
+        return f"normalised {_batches(eager)} with batch statistics{_in_backward(layers)}{more}"
     if all(own):
         its = one_or_many(names_of(evidence), "its", "their")
         mode = "" if all(layer.activity.in_eval for layer in layers) else " in training mode"

@@ -158,7 +158,21 @@ def _fail(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
 
 @action("rare")
 def run_compiled(world: World) -> Tensor:
-    return torch.compile(world.model, backend="eager")(world.batch)
+    batch, model = world.batch, world.model
+    try:
+        return torch.compile(model, backend="eager")(batch)
+    finally:
+        vars(model).pop("_is_torch_compile", None)  # the bare run is not compiled
+
+
+@action("rare")
+def run_in_a_compiled_function(world: World) -> Tensor:
+    batch, model = world.batch, world.model
+
+    def run(batch: Tensor) -> Tensor:
+        return model(batch)
+
+    return torch.compile(run, backend="eager")(batch)
 
 
 @action("rare")

@@ -70,7 +70,10 @@ def _wrong_count(cause: Cause, stretch: Stretch) -> Iterator[str]:
         return
     for layer in map(bare, cause.layers):
         mine = _calls(layer, stretch)
-        if len({id(call.module) for call in mine}) == 1 and len(mine) != int(told[1]):
+        right = int(told[1]) == len(mine)
+        if "perhaps more in compiled code" in cause.why:
+            right = int(told[1]) <= len(mine)
+        if len({id(call.module) for call in mine}) == 1 and not right:
             yield f"{layer} normalised {len(mine)} batches"
 
 

@@ -30,6 +30,7 @@ class LayerHistory:
         calls: all of its calls.
         unusable: whether its statistics are not finite, or a variance is below 0.
         is_back: whether the statistics are those from the start.
+        written: whether something other than its calls set them.
     """
 
     names: frozenset[str]
@@ -39,6 +40,7 @@ class LayerHistory:
     calls: list[Call]
     unusable: bool
     is_back: bool
+    written: bool
 
     @property
     def is_clean(self) -> bool:
@@ -66,6 +68,7 @@ def _history(names: frozenset[str], stretch: Stretch) -> LayerHistory | None:
     if read[0][0] is None or read[0][1] is None:
         return None
     mine: list[Call] = []
+    written = False
     is_same = is_whole = all(modules.get(name) is layer for modules in stretch.modules)
     is_whole &= not any(_are_shared(names, tensors) for tensors in stretch.tensors)
     for number, deed in enumerate(stretch.deeds):
@@ -73,18 +76,19 @@ def _history(names: frozenset[str], stretch: Stretch) -> LayerHistory | None:
         mine += calls
         chain = [read[number], *(_bytes(s) for c in calls for s in (c.before, c.after))]
         chain.append(read[number + 1])
-        is_whole &= all(one == other for one, other in zip(chain[::2], chain[1::2], strict=True))
+        written |= any(one != other for one, other in zip(chain[::2], chain[1::2], strict=True))
     mean, var = (stretch.last.tensors.get(f"{name}.{each}") for each in NAMES[:2])
     if mean is None or var is None:
         return None
     return LayerHistory(
         names=names,
         is_frozen_type=isinstance(layer, FrozenNorm),
-        is_whole=is_whole,
+        is_whole=is_whole and not written,
         updates=[call for call in mine if _moved(call)],
         calls=mine,
         unusable=is_same and not (is_finite(mean) and is_finite(var) and is_positive(var)),
         is_back=read[0][:2] == read[-1][:2],
+        written=written,
     )
 
 

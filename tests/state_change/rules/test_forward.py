@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_a_call_of_batch_norm_with_a_layers_statistics() -> None:
     assert "on 1 batch" in cause.why
     assert (cause.place.function, cause.place.tool) == ("forward", None)
     assert cause.fix.endswith("training=bn.training")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_such_a_call_with_other_tensors_that_the_layer_has_for_one_call(training: bool) -> None:
+    model = Norms(training=training).eval()
+    others = {name: each.clone() for name, each in model.named_buffers()}
+    with contextlib.suppress(FrozenStateChanged), frozen_bn(model) as guard:
+        torch.func.functional_call(model, others, (batch(),))
+    assert [change.text for change in guard.verdict.changes] == (
+        ["normalised 1 batch with batch statistics"] if training else []
+    )
 
 
 def test_such_a_call_while_the_layer_is_in_training_mode() -> None:
