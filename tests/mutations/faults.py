@@ -122,21 +122,24 @@ class Outline:
         holders = [each for each in self._functions if each[0] <= line <= each[1]]
         if not holders:
             return "", None
-        _, _, name, cached = max(holders, key=lambda each: each[0])
-        if cached:  # only the first of all tests reaches the function
+        _, _, name, start = max(holders, key=lambda each: each[0])
+        if start is None or line < start:
             return name, None
         within = [each for each in self._blocks if each[0] <= line <= each[1]]
         within = [each for each in within if each[2].rpartition(":")[0] == name]
         return name, max(within, key=lambda each: (each[0], -each[1]))[2] if within else f"{name}:0"
 
 
-def _functions(node: ast.AST, name: str) -> Iterator[tuple[int, int, str, bool]]:
+def _functions(node: ast.AST, name: str) -> Iterator[tuple[int, int, str, int | None]]:
+    """Yield the first and the last line of each function, its name, and where a test reaches it."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             inner = f"{name}.{child.name}".lstrip(".")
             decorators = {_called(each) for each in child.decorator_list}
             first = min([child.lineno, *(each.lineno for each in child.decorator_list)])
-            yield first, child.end_lineno or 0, inner, bool(decorators & CACHES)
+            # only the first of all tests reaches the body of a function that has a cache
+            start = None if decorators & CACHES else child.lineno
+            yield first, child.end_lineno or 0, inner, start
             yield from _functions(child, inner)
         elif isinstance(child, ast.ClassDef):
             yield from _functions(child, f"{name}.{child.name}".lstrip("."))

@@ -55,15 +55,20 @@ class Reach:
         )
 
     def tests(self, files: list[Path], module: str, block: str | None) -> list[str]:
-        """Return the tests that reach a block, or the module where none is named; its own first."""
+        """Return the tests that reach a block, or are beside one that reaches the module.
+
+        Those of the module's own file come first.
+        """
         chosen: list[str] = []
         own = f"test_{module.rpartition('.')[2]}"
         for file in sorted(files, key=lambda file: file.stem != own):
             known = self._known(file)
             reached: set[str] = set()
             for each, names in known["reached"].items():
-                if each == block or (block is None and each.partition(":")[0] == module):
+                if each == block:
                     reached.update(names)
+                elif block is None and each.partition(":")[0] == module:
+                    reached.update(known["seconds"])  # an import is no test's own
             usable = reached & known["seconds"].keys() - set(known["failed"])
             some = sorted(usable, key=lambda name: known["seconds"][name])
             chosen += _one_of_each_first(some)

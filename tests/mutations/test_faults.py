@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("cosmic_ray")
 
 from tests.mutations import faults as faults_module, results
-from tests.mutations.faults import Fault, faults
+from tests.mutations.faults import Fault, Outline, faults
 from tests.mutations.rooms import ROOMS, room
 
 SOURCE = """
@@ -67,6 +67,14 @@ def test_a_key_outlives_edits_above(found: list[Fault], tmp_path: Path) -> None:
     keys = [fault.key.replace("package.moved.", "package.") for fault in faults(path)]
     assert keys == [fault.key for fault in found]
     assert len({fault.digest for fault in found}) == len(found)
+
+
+def test_a_test_need_not_run_a_function_to_notice_a_fault_of_its_decorator() -> None:
+    outline = Outline(
+        "@checked(1)\n@cache\ndef f():\n    return 1\n\n@checked(2)\ndef g(): return 2\n"
+    )
+    places = [outline.place(line) for line in (1, 4, 5, 6, 7)]
+    assert places == [("f", None), ("f", None), ("", None), ("g", None), ("g", "g:0")]
 
 
 def test_each_fault_that_is_listed_as_equivalent_is_still_there() -> None:
