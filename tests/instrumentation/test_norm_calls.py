@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_bninvariants import frozen_bn
-from tests.instrumentation.recorder import outcome_of, recording
+from tests.instrumentation.recorder import Recorder, outcome_of, recording
 
 
 class Functional(nn.BatchNorm1d):
@@ -151,6 +152,45 @@ def test_a_call_outside_of_any_bn_layer_is_nobodys() -> None:
     with recording() as recorder:
         Bare()(torch.randn(4, 2))
     assert recorder.events("batches") == []
+
+
+class Bare(nn.Module):
+    """A module that calls a function of torch by its name."""
+
+    def forward(self, name: str, first: list[Any], rest: dict[str, Any]) -> Tensor:
+        result: Tensor = getattr(torch, name)(*first, **rest)
+        return result
+
+
+NORMS = {"batch_norm": "training", "instance_norm": "use_input_stats"}
+
+
+@pytest.mark.parametrize("positional", range(10))
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("name", NORMS)
+def test_a_call_is_told_in_the_same_way_however_its_arguments_are_passed(
+    name: str, positional: int, *, batch: bool
+) -> None:
+    class Listener(Recorder):
+        def saw_call(
+            self, name: str, state: Any, values: Any, frame: FrameType, *, batch: bool
+        ) -> None:
+            self.recorded.append((name, ([id(each) for each in state], id(values), batch)))
+
+    flag = NORMS[name]
+    values, weight, bias = torch.randn(4, 2, 3), torch.ones(2), torch.zeros(2)
+    mean, var = torch.zeros(2), torch.ones(2)
+    for stored in ((mean, var), (None, None)) if batch else ((mean, var),):
+        arguments = {"input": values, "weight": weight, "bias": bias, "running_mean": stored[0]}
+        arguments |= {"running_var": stored[1], flag: batch, "momentum": 0.1, "eps": 1e-5}
+        arguments |= {"cudnn_enabled": False}
+        names = [*arguments]
+        first = [arguments[each] for each in names[:positional]]
+        rest = {each: arguments[each] for each in names[positional:]}
+        with recording(Listener()) as recorder:
+            Bare()(name, first, rest)
+        state = [id(weight)] if stored[0] is None else [id(mean), id(var)]
+        assert recorder.events(name) == [(state, id(values), batch)]
 
 
 def test_a_bn_layer_inside_a_bn_layer_is_heard_as_itself() -> None:

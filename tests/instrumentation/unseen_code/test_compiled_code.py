@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.callback import callback_handler
 
 from pytest_bninvariants import frozen
+from pytest_bninvariants.instrumentation.norm_calls import norm_hooks
 from pytest_bninvariants.torch_internals import dynamo
 from tests.instrumentation.recorder import outcome_of, recording
 
@@ -70,6 +71,15 @@ def test_code_that_was_compiled_before_is_heard_of_when_it_runs(net: Any, batch:
         assert not recorder.events("compilation")
         compiled(batch)
         assert recorder.events("compilation")
+        assert not norm_hooks.off_for_compiled_code
+
+
+def test_a_module_that_was_compiled_in_place_is_heard_to_run(net: Any) -> None:
+    net.head.compile(backend="eager")
+    with recording() as recorder:
+        net.head(torch.ones(1, 3))
+        assert recorder.events("forward")[0] is net.head
+        assert not norm_hooks.off_for_compiled_code
 
 
 def test_code_that_was_not_compiled_is_not_taken_for_it(net: Any, batch: Tensor) -> None:
