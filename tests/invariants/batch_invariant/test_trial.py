@@ -7,11 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants import InvariantBroken, Verdict, batch_invariant
+from pytest_bninvariants.errors import Refusal
 from pytest_bninvariants.evaluation.rounding import Tolerance
 from pytest_bninvariants.invariants.batch_invariant.precision_levels import tolerated_level
-from pytest_bninvariants.invariants.batch_invariant.sample_batch import SampleBatch
+from pytest_bninvariants.invariants.batch_invariant.sample_batch import Order, SampleBatch
+from pytest_bninvariants.invariants.batch_invariant.shrinking import smallest_differing_batch
 from pytest_bninvariants.invariants.batch_invariant.trial import BatchTrial
 from pytest_bninvariants.invariants.batch_invariant.whole_output import WholeOutput
+from pytest_bninvariants.verdict import Change
 
 
 def broken(module: nn.Module, batch: Tensor, **options: float) -> Verdict:
@@ -72,6 +75,32 @@ def test_an_error_beyond_its_bound_is_a_change_and_counts_for_nothing_else() -> 
     assert compared.largest_errors == {}
 
 
+def test_the_same_batches_are_drawn_each_time() -> None:
+    drawn: list[Order] = []
+
+    def compare(order: Order) -> list[Change]:
+        drawn.append(order)
+        return []
+
+    assert smallest_differing_batch(compare, 9, 10) is None
+    first = [*drawn]
+    assert smallest_differing_batch(compare, 9, 10) is None
+    assert drawn == first * 2
+    assert len(set(first)) > 5
+
+
+class Mixing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1e-6 * x.mean(0)
+
+
+def test_the_place_is_found_below_the_rounding_of_the_modules_dtype_with_a_tolerance() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Mixing(), nn.ReLU())
+    batch = torch.randn(8, 4) + 1
+    assert broken(model, batch, atol=1e-8).notes[0].endswith("first mixed in 1 (Mixing)")
+
+
 class Counting(nn.Module):
     def __init__(self, step: float) -> None:
         super().__init__()
@@ -116,6 +145,20 @@ def test_only_outputs_that_follow_the_number_of_samples_have_rows() -> None:
     whole = WholeOutput.run(Summary(), "y", SampleBatch.read(torch.randn(3, 3)))
     assert list(whole.rows) == ["y['rows']"]
     assert whole.left_out == ["y['columns']", "y['sum']", "y['few']"]
+
+
+class Counts(nn.Module):
+    def forward(self, x: Tensor) -> int:
+        return len(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "returned"), [(nn.Flatten(0), r"y \(9,\)"), (Counts(), "no tensor")]
+)
+def test_a_module_without_rows_is_told_what_it_returned(module: nn.Module, returned: str) -> None:
+    batch = SampleBatch.read(torch.randn(3, 3))
+    with pytest.raises(Refusal, match=f"each of the 3 samples; the module returned {returned}$"):
+        WholeOutput.run(module, "y", batch)
 
 
 class WholeOnly(nn.Module):
