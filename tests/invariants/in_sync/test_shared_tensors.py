@@ -156,3 +156,10 @@ def test_tensors_that_are_tied_within_each_model_are_copies(model: nn.Sequential
     model.append(model[1])
     average = copy.deepcopy(model)
     assert in_sync(model, average, parameters=True).layers == 6
+
+
+def test_all_that_both_models_have_may_be_shared_though_one_has_more(model: nn.Sequential) -> None:
+    more = nn.Sequential(*model, nn.BatchNorm1d(1))
+    for one, other in ((model, more), (more, model)):
+        with pytest.raises(GateError, match="both models hold the very same tensors, so there is"):
+            in_sync(one, other)

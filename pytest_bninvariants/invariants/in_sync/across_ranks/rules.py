@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_bninvariants.diagnosis.rule import Rule, explain
-from pytest_bninvariants.diagnosis.wording import name_list, one_or_many
+from pytest_bninvariants.diagnosis.wording import name_list, one_or_many, span
 from pytest_bninvariants.evaluation.rank_exchange import rank_list
 from pytest_bninvariants.invariants.in_sync.across_ranks.rank_tensor import ComparedTensor
 from pytest_bninvariants.selection.bn_layers import BN_STATE, STATISTICS
@@ -136,11 +136,10 @@ def _explain_new(group: list[RankDifference]) -> tuple[str, str]:
 
 
 def _explain_own_statistics(group: list[RankDifference]) -> tuple[str, str]:
-    counts = sorted({count for each in group for count in each.counts or ()})
-    counted = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    batches = span(group[0].counts or (), "batch", "batches")
     return (
-        f"{_names(group)} counted {counted} batch{'' if counts == [1] else 'es'} on each rank, as "
-        "where each rank updates the running statistics from its own batches: "
+        f"{_names(group)} counted {batches} on each rank, as where each rank updates the running "
+        "statistics from its own batches: "
         "DistributedDataParallel averages gradients, not statistics",
         "before you wrap the model, convert it with "
         "nn.SyncBatchNorm.convert_sync_batchnorm(model), which normalises the ranks' batches as "

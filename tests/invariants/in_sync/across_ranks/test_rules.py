@@ -80,7 +80,7 @@ def test_statistics_that_were_counted_together_are_each_ranks_own(prefix: str) -
     assert "counted 1 batch on each rank" in cause.why
 
 
-def test_the_batches_that_several_layers_counted_are_a_span() -> None:
+def test_layers_that_counted_other_batches_have_a_cause_each() -> None:
     several = [*layer([0.5, 0.6], [2.0, 3.0], [2, 2]), *layer([5, 6], [7, 8], [4, 4], "neck.")]
     causes = causes_of(several)
     assert [cause.name for cause in causes] == ["per-rank-statistics"] * 2
