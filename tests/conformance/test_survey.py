@@ -142,13 +142,15 @@ def test_the_pages_have_each_deviation_with_its_reason_and_its_smallest_case() -
     assert "The smallest case, of `momentum`: layer.running_var is off\n\n    import torch" in page
 
 
-def test_the_pages_replace_those_of_an_earlier_run(
+def test_the_pages_replace_those_of_an_earlier_run_and_no_file_of_somebody_elses(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "gone.md").write_text("a package that broke laws once")
+    for name, text in render_pages([RESULT], 6).items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "notes.md").write_text("# Notes\n\nof somebody")
     monkeypatch.setattr(command, "PUBLIC_LAYERS", (replace(LAYER, laws="counter", judgements=()),))
     assert command.main(["--effort=1", f"--write={tmp_path}"]) == 0
-    assert [file.name for file in tmp_path.iterdir()] == ["index.md"]
+    assert {file.name for file in tmp_path.iterdir()} == {"index.md", "notes.md"}
 
 
 @pytest.mark.parametrize("layer", PUBLIC_LAYERS, ids=lambda layer: layer.name)

@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_bninvariants.batchnorm.laws import choose_laws
 from pytest_bninvariants.conformance.survey.entries import PublicLayer
 from pytest_bninvariants.conformance.survey.findings import unexpected_findings
-from pytest_bninvariants.conformance.survey.page import render_pages
+from pytest_bninvariants.conformance.survey.page import is_of_a_package, render_pages
 from pytest_bninvariants.conformance.survey.public_layers import PUBLIC_LAYERS
 from pytest_bninvariants.conformance.survey.run import SurveyedLayer, survey_layers
 from pytest_bninvariants.option_values import count_cases
@@ -104,7 +104,8 @@ def _write(folder: Path, pages: dict[str, str]) -> None:
     """Write the pages, and remove those of packages that have no deviation any more."""
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.md"):
-        old.unlink()
+        if is_of_a_package(old.read_text(encoding="utf-8")):
+            old.unlink()
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")
 

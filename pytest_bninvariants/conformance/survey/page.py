@@ -37,6 +37,7 @@ python -m pytest_bninvariants.conformance.survey --effort={examples} --write doc
 The list of layers is `pytest_bninvariants/conformance/survey/public_layers.py`;
 [how to add one](../conformance.md#the-survey-of-public-layers).
 """
+_TITLE = "# Deviations of "
 _PACKAGE = """\
 Each layer's deviations from the [laws of BatchNorm](../conformance-laws.md), each with the smallest
 case that shows it. [The survey](index.md) explains the terms.
@@ -69,9 +70,14 @@ def render_pages(results: Sequence[SurveyedLayer], examples: int) -> dict[str, s
     for package in packages:
         broken = [each for each in results if each.broken and each.layer.package == package]
         sections = ["\n".join(_section(each)) + "\n" for each in broken]
-        title = f"# Deviations of {package}\n"
+        title = f"{_TITLE}{package}\n"
         pages[_file_name(package)] = "\n".join([title, _PACKAGE, *sections])
     return pages
+
+
+def is_of_a_package(page: str) -> bool:
+    """Return whether a page's text is one that `render_pages` made for a package."""
+    return page.startswith(_TITLE)
 
 
 def _file_name(package: str) -> str:
