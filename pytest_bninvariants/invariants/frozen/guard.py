@@ -174,7 +174,8 @@ def _guard(
     guard = FrozenGuard(_spelling(invariant, scope, names), noun, model, scope)
     if not names:
         return guard
-    return guard.attach(TrainsGuard(model, Scope(modules=names), spell("trains", names)))
+    beside = TrainsGuard(model, Scope(modules=names), spell("trains", names), frozen=scope)
+    return guard.attach(beside)
 
 
 def _spelling(invariant: str, scope: Scope, trains: tuple[str, ...]) -> str:
@@ -213,7 +214,7 @@ def frozen_bn(
         allow_batch_stats: let the layers normalise with batch statistics.
         exclude: names to leave out.
         trains: names of modules or tensors that must train in the same step, as the invariant
-            `trains` checks it.
+            `trains` checks it; what the guard freezes among them need not.
 
     Returns:
         A context manager for one step.

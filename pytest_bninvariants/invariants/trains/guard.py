@@ -22,6 +22,7 @@ from pytest_bninvariants.invariants.signature import (
     refuse_wrong_calls,
     spell,
 )
+from pytest_bninvariants.invariants.trains.beside_frozen import frozen_part
 from pytest_bninvariants.invariants.trains.parameter_log import ParameterLog
 from pytest_bninvariants.invariants.trains.parameter_result import ParameterResult
 from pytest_bninvariants.invariants.trains.rules import diagnose
@@ -61,11 +62,15 @@ class TrainsGuard(Guard):
         model: the model.
         scope: what must train.
         spelling: the guard as its user wrote it.
+        frozen: what a guard that this one belongs to freezes; it need not train.
     """
 
-    def __init__(self, model: nn.Module, scope: Scope, spelling: str) -> None:
+    def __init__(
+        self, model: nn.Module, scope: Scope, spelling: str, frozen: Scope | None = None
+    ) -> None:
         super().__init__(model, spelling)
         self._scope = scope
+        self._frozen = frozen
         self._kept: Snapshot
         self._elsewhere: list[str] = []
         self._modules: Mapping[str, nn.Module] = {}
@@ -76,10 +81,11 @@ class TrainsGuard(Guard):
     def _begin(self) -> None:
         with undisturbed():
             selection = select(self.model, self._scope)
+            stay, layers_stay = self._frozen_part()
             parameters = {
                 key: each
                 for key, each in selection.tensors.items()
-                if each.kind == "parameter" and self._must_train(each.tensor)
+                if key not in stay and each.kind == "parameter" and self._must_train(each.tensor)
             }
             elsewhere = holds_none_of(parameters)
             parameters = {key: each for key, each in parameters.items() if key not in elsewhere}
@@ -97,6 +103,7 @@ class TrainsGuard(Guard):
             key: (selection.bn_names[key], layer)
             for key, layer in selection.bn_layers.items()
             if self._scope.buffers
+            and key not in layers_stay
             and has_stored_statistics(layer)
             and not holds_weight_as_buffer(layer)
         }
@@ -115,6 +122,12 @@ class TrainsGuard(Guard):
         """Return the names of the layers of which something must train."""
         owners = {key.rpartition(".")[0] for key in self._kept}
         return frozenset(owners.union(self._layers))
+
+    def _frozen_part(self) -> tuple[set[str], set[str]]:
+        """Return the keys of the parameters, and of the layers whose buffers, need not train."""
+        if self._frozen is None:
+            return set(), set()
+        return frozen_part(self.model, self._scope, self._frozen)
 
     def _must_train(self, parameter: Tensor) -> bool:
         return bool(self._scope.modules) or parameter.requires_grad
