@@ -11,13 +11,34 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pytest_bninvariants.frames import place_of
+from pytest_bninvariants.frames import callers, place_of
 from pytest_bninvariants.snapshot.host_copies import read_flags
 from pytest_bninvariants.snapshot.tensor_bytes import values_of
 from pytest_bninvariants.verdict import Place
 
 Gradient = Literal["nonzero", "zero", "none"]
 _MACHINERY = re.compile(r"torch\.(optim|_dynamo)\b|pytest_bninvariants\b")
+
+
+class OuterSteps:
+    """Count the steps of optimizers, but no step inside another's, as that which SAM wraps."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._running: set[FrameType] = set()
+
+    def begins(self, frame: FrameType | None) -> bool:
+        """Tell whether the step that torch is about to run in this frame is inside no other."""
+        if frame is None or any(caller in self._running for caller in callers(frame)):
+            return False
+        self._running.add(frame)
+        return True
+
+    def ended(self, frame: FrameType | None) -> None:
+        """Count a step that began; one that raises is none."""
+        assert frame is not None
+        self._running.discard(frame)
+        self.count += 1
 
 
 def held_by(optimizer: Optimizer) -> set[int]:

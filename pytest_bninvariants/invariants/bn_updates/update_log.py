@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pytest_bninvariants.frames import callers, place_of
+from pytest_bninvariants.frames import place_of
 from pytest_bninvariants.instrumentation.call_sites import (
     place_of_mode_call,
     place_of_outermost_call,
@@ -19,7 +19,7 @@ from pytest_bninvariants.instrumentation.call_sites import (
 from pytest_bninvariants.instrumentation.installation import Watcher
 from pytest_bninvariants.instrumentation.norm_calls import OutermostCall, norm_hooks
 from pytest_bninvariants.instrumentation.observer_api import AfterCall, AfterForward, ForwardKind
-from pytest_bninvariants.instrumentation.optimizers import gradient_of, held_by
+from pytest_bninvariants.instrumentation.optimizers import OuterSteps, gradient_of, held_by
 from pytest_bninvariants.instrumentation.unregistered_layers import UnregisteredLayers
 from pytest_bninvariants.invariants.bn_updates.layer_forward import LayerForward
 from pytest_bninvariants.invariants.bn_updates.layer_record import LayerRecord
@@ -69,17 +69,20 @@ class UpdateLog(Watcher):
         self._model = model
         self.unregistered = UnregisteredLayers(model)
         self._running: dict[int, LayerForward] = {}
-        self._stepping: set[FrameType] = set()
+        self._outer_steps = OuterSteps()
         self._parts = {id(part) for _, part in named_modules(model)}
         self._model_forwards = 0
         self._model_runs_in: OutermostCall | None = None
         self._placed: tuple[OutermostCall | None, Place | None] = (None, None)
         self._last_backward_was_dummy = False
         self._has_stopped = False
-        self.steps = 0
-        """How many steps of optimizers that hold parameters of the model have ended."""
         self.compiled = False
         """Whether compiled code ran, in which forwards cannot be seen."""
+
+    @property
+    def steps(self) -> int:
+        """Return how many steps of optimizers that hold parameters of the model have ended."""
+        return self._outer_steps.count
 
     def stop(self) -> None:
         """Stop recording, and note which layers are to train by now."""
@@ -235,17 +238,15 @@ class UpdateLog(Watcher):
         """Return a function that counts an optimizer's step, but not a step inside another."""
         if held_by(optimizer).isdisjoint(map(id, all_tensors(self._model))):
             return None
-        if frame is None or any(caller in self._stepping for caller in callers(frame)):
+        if not self._outer_steps.begins(frame):
             return None
-        self._stepping.add(frame)
         is_dummy = not closure and self._all_gradients_are_zero()
 
         def finish() -> None:
-            self._stepping.discard(frame)
             if is_dummy or (closure and self._all_gradients_are_zero()):
                 self._note_dummy_step()
             self._last_backward_was_dummy = False
-            self.steps += 1
+            self._outer_steps.ended(frame)
 
         return finish
 

@@ -35,6 +35,8 @@ class WholeAverage:
         nothing_updated: whether nothing in the average was updated.
         written: whether it was seen to be written to.
         ran_first: whether an update ran before the optimizer's step; None if no step was seen.
+        steps: how many steps optimizers made that hold the model.
+        any_right: whether any averaged tensor is what the expected decay gives.
     """
 
     model: str
@@ -46,6 +48,8 @@ class WholeAverage:
     nothing_updated: bool
     written: bool
     ran_first: bool | None
+    steps: int
+    any_right: bool
 
     @property
     def has_plain_decay(self) -> bool:
@@ -180,6 +184,8 @@ def _whole_average(
         nothing_updated=nothing_updated,
         written=_saw_writes(by_key, log),
         ran_first=log.average_ran_first,
+        steps=log.steps,
+        any_right=any(each.holds and each.has_moved and each.decay for each in averages),
     )
     if swapped or nothing_updated or (used is not None and whole.has_plain_decay):
         return whole

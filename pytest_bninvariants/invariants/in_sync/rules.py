@@ -60,6 +60,10 @@ def _is_copied_buffer(each: WrongAverage) -> bool:
     return _is_updated_buffer(each) and each.tensor.decay is not None and each.tensor.is_copy
 
 
+def _is_of_several_steps(each: WrongAverage) -> bool:
+    return _is_updated(each) and each.whole.steps > 1 and not each.whole.any_right
+
+
 def _is_moved_by_forward(each: WrongAverage) -> bool:
     is_bn_state = each.tensor.watched.name.rpartition(".")[2] in BN_STATE
     return _is_updated_buffer(each) and is_bn_state and each.in_training
@@ -228,6 +232,16 @@ def _explain_training_mode(group: list[WrongAverage]) -> tuple[str, str]:
     )
 
 
+def _explain_several_steps(group: list[WrongAverage]) -> tuple[str, str]:
+    whole = group[0].whole
+    return (
+        f"{whole.steps} optimizer steps ran inside the guard: {whole.average} took the values of "
+        f"{whole.model} after more than one of them, which no single update with decay "
+        f"{whole.decay:g} gives",
+        f"put a guard around each step and the update of {whole.average} that follows it",
+    )
+
+
 AVERAGE_RULES: tuple[Rule[WrongAverage], ...] = (
     Rule(cause="swapped", applies=lambda each: each.whole.swapped, explain=_explain_swapped),
     Rule(cause="shared-memory", applies=lambda each: each.is_shared, explain=_explain_shared),
@@ -254,6 +268,7 @@ AVERAGE_RULES: tuple[Rule[WrongAverage], ...] = (
     Rule(cause="other-buffers", applies=_is_averaged_buffer, explain=_explain_averaged_buffers),
     Rule(cause="other-buffers", applies=_is_copied_buffer, explain=_explain_copied_buffers),
     Rule(cause="training-mode", applies=_is_moved_by_forward, explain=_explain_training_mode),
+    Rule(cause="several-steps", applies=_is_of_several_steps, explain=_explain_several_steps),
 )
 """The first rule that applies explains a tensor."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 
 from pytest_bninvariants.instrumentation.installation import Watcher
 from pytest_bninvariants.instrumentation.observer_api import AfterCall
-from pytest_bninvariants.instrumentation.optimizers import held_by
+from pytest_bninvariants.instrumentation.optimizers import OuterSteps, held_by
 from pytest_bninvariants.instrumentation.own_loads import OwnLoads
 from pytest_bninvariants.invariants.in_sync.pair import Tensors
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
@@ -39,8 +40,14 @@ class StepLog(Watcher):
         self._versions = self._read_versions()
         self._versions_at_step: dict[str, int | None] | None = None
         self._own_loads = OwnLoads([each.tensor for each in (*model.values(), *other.values())])
+        self._outer_steps = OuterSteps()
         self.average_ran_first: bool | None = None
         """Whether the average was updated before the model's optimizer stepped, if that did."""
+
+    @property
+    def steps(self) -> int:
+        """Return how many steps of optimizers that hold parameters of the model have ended."""
+        return self._outer_steps.count
 
     @skipped_by_dynamo
     def ignores(self, module: nn.Module) -> bool:
@@ -50,15 +57,18 @@ class StepLog(Watcher):
     def before_step(
         self, optimizer: Optimizer, frame: FrameType | None, *, closure: bool
     ) -> AfterCall | None:
-        """Look at the average before the first step of an optimizer that holds the model."""
-        if self._versions_at_step is None and not self._model.isdisjoint(held_by(optimizer)):
+        """Count steps of optimizers that hold the model; look at the average before the first."""
+        if self._model.isdisjoint(held_by(optimizer)):
+            return None
+        if self._versions_at_step is None:
             with undisturbed():
                 self._versions_at_step = self._read_versions()
                 self.average_ran_first = self._versions_at_step != self._versions or any(
                     has_content(kept.content, self._other[key]) is False
                     for key, kept in self._kept.items()
                 )
-        return None
+        is_outer = self._outer_steps.begins(frame)
+        return partial(self._outer_steps.ended, frame) if is_outer else None
 
     def before_load(
         self, module: nn.Module, state: Mapping[str, Any], frame: FrameType | None

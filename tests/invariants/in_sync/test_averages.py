@@ -84,6 +84,36 @@ def test_one_layer_that_is_off_is_no_other_decay(model: nn.Sequential) -> None:
     assert "why" not in told
 
 
+def test_two_right_steps_in_one_guard_are_told_to_be_guarded_one_by_one(
+    model: nn.Sequential,
+) -> None:
+    average = copy.deepcopy(model)
+    ema_step(average, model, 0.99)
+
+    def step() -> None:
+        with in_sync(model, average, decay=0.99):
+            ema_step(average, model, 0.99)
+            ema_step(average, model, 0.99)
+
+    told = failure_text(step)
+    assert "why several-steps: 2 optimizer steps ran inside the guard" in told
+    assert "put a guard around each step and the update of the second" in told
+
+
+def test_a_tensor_that_is_off_after_two_steps_and_one_update_is_not_told_as_of_several_steps(
+    model: nn.Sequential,
+) -> None:
+    average = copy.deepcopy(model)
+
+    def step() -> None:
+        with in_sync(model, average, decay=0.99):
+            train(model)
+            ema_step(average, model, 0.99)
+            average[2].bias.data += 1
+
+    assert "why" not in failure_text(step)
+
+
 @pytest.mark.parametrize("used", [0.99, 0.9])
 def test_buffers_that_are_averaged_and_not_copied_are_told(
     model: nn.Sequential, used: float
