@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 # threads that share small tensors mostly wait for each other, the more so where workers share cores
@@ -24,11 +27,40 @@ import pytest_bninvariants.plugin.guarded_call  # noqa: F401
 from pytest_bninvariants import guard_registry
 from pytest_bninvariants.guard_registry import Finding
 from pytest_bninvariants.instrumentation import installation, observer_api
-from tests.engine import Net, everything_wrapped, run_ranks
+from tests.engine import Net, everything_wrapped
+from tests.ranks.runs import run_script
+from tests.warm_python import WarmPython
 
 pytest_plugins = ["pytester"]
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile("suite")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give one worker a file whose tests share a costly fixture, so that it is made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneWorkerForSharedFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if shares_a_fixture(config.rootpath / file) else nodeid
+
+    return OneWorkerForSharedFixtures(config, log)
+
+
+@cache
+def shares_a_fixture(file: Path) -> bool:
+    """Tell whether a file of tests has a fixture for all of them, and none within a string."""
+    return re.search(r'^@pytest\.fixture\(scope="module"', file.read_text(), re.M) is not None
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[WarmPython]:
+    """A Python that has imported torch, for commands in processes of their own."""
+    python = WarmPython()
+    yield python
+    python.close()
 
 
 @pytest.fixture
@@ -86,6 +118,7 @@ def findings() -> list[Finding]:
 
 
 @pytest.fixture
-def ranks(request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
+def ranks(request: pytest.FixtureRequest, warm_python: WarmPython) -> Callable[..., list[Any]]:
     """Run a script beside the test in two processes that find each other."""
-    return lambda script, *arguments: run_ranks(request.path.parent / script, *arguments)
+    folder = request.path.parent
+    return lambda script, *arguments: run_script(warm_python, folder / script, *arguments)

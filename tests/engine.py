@@ -1,12 +1,8 @@
-"""What the engine's tests share: a small model, a look at what torch must be left as, ranks."""
+"""What the engine's tests share: a small model, a look at what torch must be left as."""
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,17 +52,3 @@ def everything_wrapped() -> dict[str, Any]:
         "grad": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
     }
-
-
-def run_ranks(script: Path, *arguments: str) -> list[Any]:
-    """Run a script in two processes that find each other, and return what each prints."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(n), port, *arguments], stdout=subprocess.PIPE
-        )
-        for n in range(2)
-    ]
-    return [json.loads(rank.communicate(timeout=120)[0]) for rank in ranks]

@@ -6,14 +6,13 @@ import os
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.docs.warm_python import WarmPython
+from tests.warm_python import WarmPython
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -58,13 +57,6 @@ settings.load_profile("docs")
 """
 
 
-@pytest.fixture(scope="module")
-def python() -> Iterator[WarmPython]:
-    python = WarmPython()
-    yield python
-    python.close()
-
-
 @dataclass(frozen=True)
 class Example:
     """The files of a page, in a folder in which its commands run."""
@@ -78,7 +70,7 @@ class Example:
 
 
 @pytest.fixture
-def example(page: Path, tmp_path: Path, python: WarmPython) -> Example:
+def example(page: Path, tmp_path: Path, warm_python: WarmPython) -> Example:
     """Write the files of a page, and the helpers that the first page of its folder shows."""
     (tmp_path / "conftest.py").write_text(NO_DEADLINE)
     for block in [*helpers(page), *blocks(page)]:
@@ -86,7 +78,7 @@ def example(page: Path, tmp_path: Path, python: WarmPython) -> Example:
             file = tmp_path / block.name
             file.parent.mkdir(exist_ok=True)
             file.write_text(block.text)
-    return Example(tmp_path, python)
+    return Example(tmp_path, warm_python)
 
 
 def helpers(page: Path) -> list[Block]:

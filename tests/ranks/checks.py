@@ -1,6 +1,6 @@
 """A process of a distributed run: it runs checks in order, and writes down what each says.
 
-A script of such checks is a module that `run_checks` starts under torchrun.
+A script of such checks is a module that `run_checks` starts.
 """
 
 from __future__ import annotations

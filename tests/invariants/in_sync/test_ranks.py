@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.ranks.runs import run_checks
+from tests.warm_python import WarmPython
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch has no torch.distributed"
@@ -16,8 +17,10 @@ Told = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids="{} ranks".format)
-def told(request: pytest.FixtureRequest) -> list[dict[str, dict[str, Any]]]:
-    return run_checks("tests.invariants.in_sync.syncing_ranks", request.param)
+def told(
+    request: pytest.FixtureRequest, warm_python: WarmPython
+) -> list[dict[str, dict[str, Any]]]:
+    return run_checks(warm_python, "tests.invariants.in_sync.syncing_ranks", request.param)
 
 
 def of(told: list[dict[str, dict[str, Any]]], name: str) -> dict[str, Any]:

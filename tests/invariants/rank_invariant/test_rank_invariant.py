@@ -10,6 +10,7 @@ from torch import nn
 
 from pytest_bninvariants import GateError, rank_invariant
 from tests.ranks.runs import run_checks
+from tests.warm_python import WarmPython
 
 Told = list[dict[str, dict[str, Any]]]
 pytestmark = pytest.mark.skipif(
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids="{} ranks".format)
-def told(request: pytest.FixtureRequest) -> Told:
-    return run_checks("tests.invariants.rank_invariant.training_ranks", request.param)
+def told(request: pytest.FixtureRequest, warm_python: WarmPython) -> Told:
+    return run_checks(warm_python, "tests.invariants.rank_invariant.training_ranks", request.param)
 
 
 def of(told: Told, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.ranks.runs import run_checks
+from tests.warm_python import WarmPython
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch has no torch.distributed"
@@ -22,8 +23,8 @@ WRAPPERS = [
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids="{} ranks".format)
-def told(request: pytest.FixtureRequest) -> Told:
-    return run_checks("tests.invariants.sharded.wrapped_ranks", request.param)
+def told(request: pytest.FixtureRequest, warm_python: WarmPython) -> Told:
+    return run_checks(warm_python, "tests.invariants.sharded.wrapped_ranks", request.param)
 
 
 @pytest.fixture(params=WRAPPERS)
