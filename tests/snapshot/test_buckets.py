@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bninvariants.snapshot import buckets
+from pytest_bninvariants.snapshot.bucket_readings import compare_with_buckets
 from pytest_bninvariants.snapshot.buckets import Bucket, fill_buckets
 
 
@@ -186,3 +187,38 @@ def test_a_copy_within_a_step_leaves_the_plan_for_the_next_guard_alone() -> None
     assert buckets._latest is latest
     fill_buckets(plan, within_step=True)
     assert buckets._latest is latest
+
+
+def test_a_bucket_is_full_at_32768_values() -> None:
+    tensors = {str(number): torch.zeros(2**12) for number in range(9)}
+    buckets = fill_buckets(tensors, within_step=True)
+    assert [bucket.keys for bucket in buckets] == [[*"01234567"], ["8"]]
+    assert [bucket.total for bucket in buckets] == [2**17, 2**14]
+
+
+def test_buckets_compare_with_what_tensors_hold_and_where_they_lie_now() -> None:
+    def compare(**others: torch.Tensor) -> tuple[set[str], bool]:
+        return tuple(compare_with_buckets(buckets, tensors | others))  # type: ignore[return-value]
+
+    tensors = {"a": torch.zeros(3), "b": torch.ones(2), "large": torch.zeros(2**13)}
+    buckets = fill_buckets(tensors, within_step=True)
+    assert compare() == ({"a", "b", "large"}, True)
+    assert compare(a=torch.zeros(3)) == ({"a", "b", "large"}, False)
+    assert compare(a=torch.ones(3)) == ({"b", "large"}, False)
+    assert compare(a=torch.zeros(3, dtype=torch.float64)) == ({"large"}, False)
+    assert compare(large=torch.ones(2**13)) == ({"a", "b"}, False)
+    tensors["b"].add_(1)
+    assert compare() == ({"a", "large"}, False)
+    del tensors["large"]
+    assert compare() == ({"a"}, False)
+
+
+def test_the_bytes_of_each_tensor_are_where_its_key_is() -> None:
+    tensors = {"a": torch.zeros(3), "b": torch.ones(2), "c": torch.full((4,), 2.0)}
+    (bucket,) = fill_buckets(tensors, within_step=True)
+    for number, tensor in enumerate(tensors.values()):
+        piece = bucket.bytes_of(number)
+        assert piece is not None
+        assert torch.equal(piece.view(torch.float32), tensor)
+    assert bucket.is_small
+    assert not bucket.is_large

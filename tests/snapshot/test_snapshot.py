@@ -11,12 +11,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from pytest_bninvariants import FrozenStateChanged, GateError, frozen
+from pytest_bninvariants import FrozenStateChanged, GateError, frozen, run_config
+from pytest_bninvariants.run_config import RunConfig
 from pytest_bninvariants.selection.scope import Scope
 from pytest_bninvariants.selection.select import select
+from pytest_bninvariants.snapshot.arena import aligned_size
 from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
+from pytest_bninvariants.snapshot.operation_snapshot import OperationSnapshot
 from pytest_bninvariants.snapshot.snapshot import take_snapshot
 from pytest_bninvariants.snapshot.tensor_bytes import are_backed
+from pytest_bninvariants.torch_internals.isolation import undisturbed
 from tests.snapshot.holding import Holder, told
 from tests.watching import watched
 
@@ -132,3 +136,62 @@ def test_a_step_that_changes_nothing_has_no_row_made_for_each_tensor() -> None:
     assert ["_content" in vars(mapping) for mapping in mappings] == [False] * 3
     assert kept["1.running_mean"].watched is selection.tensors["1.running_mean"]
     assert ["_content" in vars(mapping) for mapping in mappings] == [True, True, False]
+
+
+def kept_of(tensor: Tensor, budget: int | None = None) -> KeptTensor:
+    with run_config.activate(RunConfig(snapshot_budget=budget)):
+        selection = select(Holder(tensor), Scope())
+        (kept,) = take_snapshot(selection.tensors).values()
+    return kept
+
+
+KINDS: dict[str, Callable[[], Tensor]] = {
+    "small": lambda: torch.arange(6.0).view(2, 3),
+    "large": lambda: torch.arange(9000.0).view(3, 3000),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(2, 3), 0.5, 0, torch.qint8),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_kept_of_a_tensor_is_its_spec_and_its_bytes(kind: str) -> None:
+    tensor = KINDS[kind]()
+    kept = kept_of(tensor)
+    assert kept.is_exact
+    assert (kept.dtype, kept.shape, kept.device) == (tensor.dtype, tensor.shape, tensor.device)
+    assert kept.spec.layout == tensor.layout
+    if kind in ("small", "large"):
+        assert torch.equal(kept.values, tensor)
+        assert kept.value_bytes is not None
+        assert torch.equal(kept.value_bytes.view(torch.float32).view(tensor.shape), tensor)
+        assert len(kept.content) == 1
+    else:
+        assert kept.value_bytes is None or kind == "quantized"
+        assert sum(piece.numel() for piece in kept.content) > 0
+
+
+def test_of_a_large_tensor_above_the_budget_no_bytes_are_kept() -> None:
+    tensor = KINDS["large"]()
+    kept = kept_of(tensor, budget=0)
+    assert not kept.is_exact
+    assert kept.tensor_copy is None
+    assert kept.value_bytes is None
+    assert (kept.dtype, kept.shape) == (torch.float32, (3, 3000))
+    aligned = aligned_size(tensor.nbytes)
+    assert not kept_of(tensor, budget=aligned - 1).is_exact
+    assert kept_of(tensor, budget=aligned).is_exact
+
+
+@pytest.mark.parametrize("budget", [None, 0])
+def test_an_operation_is_told_by_the_tensors_that_it_moved(budget: int | None) -> None:
+    with run_config.activate(RunConfig(snapshot_budget=budget)), undisturbed():
+        for moved in range(len(KINDS)):
+            tensors = [make() for make in KINDS.values()]
+            snapshot = OperationSnapshot(tensors)
+            assert snapshot.moved() == [False] * len(KINDS)
+            if list(KINDS)[moved] == "sparse":
+                tensors[moved]._values()[1] += 1
+            else:
+                tensors[moved][1, 2] = 7
+            assert snapshot.moved() == [number == moved for number in range(len(KINDS))]
+    assert OperationSnapshot([]).moved() == []
