@@ -58,6 +58,8 @@ ROOMS["invariants/frozen"] += [
     "invariants/sharded/test_wrapped.py",
 ]
 ROOMS["invariants/in_sync"] += ["invariants/test_two_features_at_once.py"]
+for name in ("accumulates", "batch_invariant", "in_sync"):
+    ROOMS[f"invariants/{name}"] += ["simulated_device/test_graphs.py"]
 ROOMS["invariants/trains"] += ["plugin/listing"]
 ROOMS["invariants/bn_updates"] += ["plugin/listing", "invariants/test_two_features_at_once.py"]
 for name in ("accumulates", "batch_invariant", "same_output"):

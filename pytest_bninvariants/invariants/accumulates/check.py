@@ -72,7 +72,6 @@ def accumulates(
         ...     print(str(failure).splitlines()[0])
         2 of 4 gradients do not add up: 0.weight, 1.weight (training-mode)
     """
-    __tracebackhide__ = True
     _check_arguments(batch, k, loss=loss, weight=weight)
     refuse_during_capture([model], "called")
     require_float64(all_tensors(model), "tell rounding from a real difference")

@@ -68,7 +68,6 @@ def rank_invariant(
         ...     print(error)
         rank_invariant compares the ranks of a distributed run, and there is none: ...
     """
-    __tracebackhide__ = True
     _check_arguments(model, loss=loss, wrap=wrap)
     ranks = _ranks_of(group)
     wrap = wrap or _data_parallel(group)

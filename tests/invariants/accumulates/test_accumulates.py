@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
-from pytest_bninvariants import GateError, InvariantBroken, accumulates
+from pytest_bninvariants import GateError, InvariantBroken, accumulates, guard_registry
 from tests.engine import Net, everything_wrapped
 from tests.invariants.accumulates.losses import around, broken, cross_entropy, squares
 
@@ -212,3 +212,15 @@ def test_a_resnet_adds_up_when_frozen_and_differs_everywhere_when_not() -> None:
     verdict = broken(model.train(), batch, 2, loss=cross_entropy)
     assert len(verdict.changed_tensors) == 62
     assert len(verdict.causes[0].layers) == 20
+
+
+def test_two_samples_can_be_cut_and_the_verdict_is_handed_on(net: Net, seven: Tensor) -> None:
+    with guard_registry.collect_findings():
+        held = accumulates(net, seven[:2], 2, loss=squares)
+        assert guard_registry.verdicts is not None
+        assert [each.guard for each in guard_registry.verdicts] == [held.guard]
+        broken(net.train(), seven, 2, loss=squares)
+        assert [each.holds for each in guard_registry.verdicts] == [True, False]
+        guard_registry.verdicts.clear()
+        assert guard_registry.findings is not None
+        guard_registry.findings.clear()

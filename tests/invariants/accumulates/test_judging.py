@@ -91,3 +91,10 @@ def test_a_gradient_that_cancels_over_micro_batches_has_the_size_of_its_parts() 
     batch = torch.tensor([[1000.0], [-999.0]])  # the parts are 500 and -499.5, the whole is 0.5
     bounds = compare_gradients(nn.Linear(1, 1), batch, 2, loss, len).bounds
     assert bounds["weight"] == 256 * FINER * U32 * 999.5
+
+
+@pytest.mark.parametrize(("others", "broke"), [({}, "does not"), ({"b": 0.5}, "do not")])
+def test_one_gradient_does_not_add_up_and_of_two_some_do_not(
+    others: dict[str, float], broke: str
+) -> None:
+    assert judged(None, a=2.0, **others).broke == f"{broke} add up"

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bninvariants import GateError, InvariantBroken, same_output
+from pytest_bninvariants import GateError, InvariantBroken, run_config, same_output
+from pytest_bninvariants.run_config import RunConfig, Trace
 from tests.invariants.same_output.steps import message, train_forward
 
 
@@ -208,3 +209,26 @@ def test_a_hazard_is_told_with_a_change_and_only_then(net: Any, batch: Tensor) -
     with pytest.raises(InvariantBroken) as caught, same_output(net, batch):
         step()
     assert [hazard.name for hazard in caught.value.verdict.hazards] == ["neck"]
+
+
+def test_a_module_without_tensors_is_judged_by_its_output(batch: Tensor) -> None:
+    module = nn.LeakyReLU(0.1)
+    with same_output(module, batch) as guard:
+        pass
+    assert (guard.verdict.holds, guard.verdict.layers) == (True, 1)
+    with pytest.raises(InvariantBroken) as caught, same_output(module, batch):
+        module.negative_slope = 0.5
+    assert "its forward reads something else that did" in message(caught)
+
+
+def test_a_trace_tells_who_wrote(net: Any, batch: Tensor) -> None:
+    def step() -> None:
+        net.head.bias.data += 1
+
+    with (
+        run_config.activate(RunConfig(trace=Trace())),
+        pytest.raises(InvariantBroken) as caught,
+        same_output(net, batch),
+    ):
+        step()
+    assert [write.name for write in caught.value.verdict.writes] == ["head.bias"]
