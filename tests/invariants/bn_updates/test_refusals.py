@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_bninvariants import GateError, bn_updates
+from pytest_bninvariants import GateError, InvariantHazard, bn_updates
 from pytest_bninvariants.invariants.bn_updates import note_queue, state_history
 from tests.invariants.bn_updates.steps import Net, train, values
 from tests.watching import watching
@@ -25,7 +25,12 @@ def test_a_step_in_which_nothing_ran_fails_and_so_does_a_model_without_such_laye
     ):
         with pytest.raises(GateError, match=text), bn_updates(model):
             pass
-    frozen = Net().eval().requires_grad_(False)
+
+
+def test_only_a_model_of_which_no_layer_began_in_training_has_nothing_to_update() -> None:
+    frozen = nn.Sequential(nn.BatchNorm1d(3)).requires_grad_(False)
+    with pytest.warns(InvariantHazard, match="there was nothing to update"), bn_updates(frozen):
+        frozen.eval()(values())
     with pytest.raises(GateError, match="no BN layer is in training"), bn_updates(frozen):
         frozen(values())
 
