@@ -6,6 +6,7 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,13 +125,23 @@ class OracleMachine(RuleBasedStateMachine):
     @rule(
         kind=st.sampled_from([kind for kind in GUARDS if kind != "in_sync"]),
         ask=asks(),
+        counting=st.sampled_from([{}, *UPDATE_OPTIONS]),
         seed=SEEDS,
         mode=st.sampled_from(["train_the_model", "eval_the_model", "eval_all_norms"]),
         step=st.lists(st.sampled_from(USUAL), min_size=1, max_size=3),
     )
-    def guard_a_step(self, kind: str, ask: Ask, seed: int, mode: str, step: list[str]) -> None:
+    def guard_a_step(
+        self,
+        kind: str,
+        ask: Ask,
+        counting: dict[str, object],
+        seed: int,
+        mode: str,
+        step: list[str],
+    ) -> None:
         """Do what people do: set a mode, and guard a step right after it."""
         self.do(mode, seed)
+        ask = replace(ask, options=counting) if kind == "bn_updates" else ask
         before = len(self.open)
         self.start(kind, ask)
         for number, name in enumerate(step):

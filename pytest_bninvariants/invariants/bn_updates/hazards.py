@@ -69,23 +69,26 @@ def _maybe_wrong_text(statistics: Iterable[WrongStatistic]) -> str:
 
 def notes_about(results: list[LayerResult]) -> Iterator[str]:
     """Yield a note for each way of judging layers other than by watching their forwards."""
-    others = [each for each in results if each.by_counter and each.replaced]
-    if others:
-        names = [each.name for each in others]
-        is_another = one_or_many(names, "is another module", "are other modules")
-        yield f"{name_list(names)} {is_another} now: judged by the counter"
-    by_counter = [each.name for each in results if each.by_counter and not each.replaced]
-    if by_counter:
-        yield (
-            f"{name_list(by_counter)} ran in compiled code, or where forwards cannot be seen: "
-            "judged by the counter"
-        )
-    unknowable = [each.name for each in results if each.unknowable]
-    if unknowable:
-        yield (
-            f"{name_list(unknowable)} ran where forwards cannot be seen, and without a counter: "
-            "how many updates that made is unknown"
-        )
+    by_counter = [each for each in results if each.by_counter]
+    unknowable = [each for each in results if each.unknowable]
+    for group, ran, judged in (
+        (
+            by_counter,
+            "ran in compiled code, or where forwards cannot be seen",
+            "judged by the counter",
+        ),
+        (
+            unknowable,
+            "ran where forwards cannot be seen, and without a counter",
+            "how many updates that made is unknown",
+        ),
+    ):
+        replaced = [each.name for each in group if each.replaced]
+        others = [each.name for each in group if not each.replaced]
+        is_another = one_or_many(replaced, "is another module now", "are other modules now")
+        for names, what in ((replaced, is_another), (others, ran)):
+            if names:
+                yield f"{name_list(names)} {what}: {judged}"
     unjudged = [each.name for each in results if each.provenance.unjudged and not each.unseen]
     if unjudged:
         yield f"the values of {name_list(unjudged)} were not checked against the reference"

@@ -178,7 +178,7 @@ class TrainsGuard(Guard):
         """Return what became of each parameter; the host waits for all of them together."""
         assert self._parameter_log is not None
         log, names = self._parameter_log, ModelNames.from_model(self.model)
-        now = names.tensors
+        now = {key: each for key, each in names.tensors.items() if each.kind == "parameter"}
         olds = {key: kept.watched.tensor for key, kept in self._kept.items()}
         tensors = {key: now[key].tensor if key in now else old for key, old in olds.items()}
         distinct = {id(each): each for each in (*olds.values(), *tensors.values())}
@@ -209,19 +209,19 @@ class TrainsGuard(Guard):
                 overwritten=key in overwritten,
                 not_finite=0 if finite[key] else count_no_longer_finite(kept, tensors[key]),
                 twins=names_of[id(tensors[key])],
-                gone="" if key in now else self._why_gone(key, names.by_bare_name),
+                gone="" if key in now else self._why_gone(key, names),
             )
             for key, kept in self._kept.items()
         ]
 
-    def _why_gone(self, key: str, now: Mapping[str, nn.Module]) -> str:
+    def _why_gone(self, key: str, names: ModelNames) -> str:
         """Return why no parameter has a key any more."""
         owner, _, own = key.rpartition(".")
-        before, after = self._modules.get(owner, self.model), now.get(owner)
-        if after is None and not owner:
-            after = self.model
+        before = self._modules.get(owner, self.model)
+        after = names.by_bare_name.get(owner) if owner else self.model
         if before is after:
-            return f"{owner or 'the model'} has no {own} now"
+            verb = "holds it as a buffer" if key in names.tensors else f"has no {own}"
+            return f"{owner or 'the model'} {verb} now"
         kind = None if after is None else type(after).__name__
         return describe_swap(owner, type(before).__name__, kind)
 

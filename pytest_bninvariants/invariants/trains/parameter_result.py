@@ -34,7 +34,7 @@ class ParameterResult:
         shrank: whether a step without a gradient scaled it by one factor, as weight decay does.
         dtype: its dtype.
         stepped: class names of the optimizers that stepped.
-        gone: why no tensor has its name now; empty if one has.
+        gone: why no parameter has its name now; empty if one has.
         zeros: other parameters that trained, of whose values none differed from 0 at the start.
     """
 
@@ -113,7 +113,7 @@ class ParameterResult:
         """Return how it failed to train."""
         record = self.record
         if self.gone:
-            return "is gone"
+            return "is no parameter now"
         if self.not_finite:
             return f"{self.not_finite} of its values became NaN or infinite"
         if record.loaded and self.moved:

@@ -126,7 +126,7 @@ RULES: tuple[Rule[ParameterResult], ...] = (
         "replaced",
         lambda each: bool(each.gone),
         lambda results: (
-            f"{_agree(results, 'is', 'are')} gone: "
+            f"{_agree(results, 'is no parameter', 'are no parameters')} of the model now: "
             f"{clauses(list(dict.fromkeys(each.gone for each in results)))}"
         ),
         "replace or convert modules before the guarded step, and build the optimizer after that; "

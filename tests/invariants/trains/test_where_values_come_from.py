@@ -324,11 +324,18 @@ def test_no_step_and_a_parameter_without_an_optimizer_have_advice_of_their_own(n
     assert "name only what is to train" in cause.fix
 
 
+def hold_as_buffer(layer: nn.Linear) -> None:
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.register_buffer("weight", weight)
+
+
 @pytest.mark.parametrize(
     ("lose", "why"),
     [
         (lambda m: setattr(m, "head", nn.Identity()), "head was Linear and is another module now"),
-        (lambda m: m.head.register_parameter("weight", None), "head has no weight now"),
+        (lambda m: delattr(m.head, "weight"), "head has no weight now"),
+        (lambda m: hold_as_buffer(m.head), "head holds it as a buffer now"),
     ],
 )
 def test_a_parameter_that_is_gone_is_told_as_that(lose: Callable[[Net], None], why: str) -> None:
@@ -336,9 +343,9 @@ def test_a_parameter_that_is_gone_is_told_as_that(lose: Callable[[Net], None], w
     verdict = broken(net, lambda: lose(net))
     (cause, other) = verdict.causes
     assert cause.name == "replaced"
-    assert f"gone: {why}" in cause.why
+    assert f"of the model now: {why}" in cause.why
     assert cause.fix.startswith("replace or convert modules before the guarded step")
-    assert {c.text for c in verdict.changes if c.name in cause.layers} == {"is gone"}
+    assert {c.text for c in verdict.changes if c.name in cause.layers} == {"is no parameter now"}
     assert other.name == "not-in-optimizer"
 
 

@@ -135,8 +135,9 @@ def _mode_flip(name: str, stretch: Stretch) -> bool:
 
 
 def _began_in_training(name: str, stretch: Stretch) -> bool:
-    modes = {bare(k): v for k, v in stretch.first.rest.items() if k.endswith(" training")}
-    return bool(modes.get(f"{_layer(name, stretch)} training", False))
+    kept = stretch.first.rest.items()
+    modes = {bare(k.removesuffix(" training")): v for k, v in kept if k.endswith(" training")}
+    return bool(modes.get(_layer(name, stretch), False))
 
 
 def _recomputed(name: str, stretch: Stretch) -> bool:

@@ -9,7 +9,14 @@ from pytest_bninvariants import Verdict
 from tests.invariants.neutral_runs import in_bytes
 from tests.oracle.deeds import Call, Deed, Held, bare
 from tests.oracle.judgement.causes import LOADS
-from tests.oracle.judgement.updates import LayerHistory, histories, is_finite, is_right
+from tests.oracle.judgement.updates import (
+    NAMES,
+    LayerHistory,
+    histories,
+    is_finite,
+    is_positive,
+    is_right,
+)
 from tests.oracle.scopes import Ask
 from tests.oracle.timeline import Stretch
 
@@ -39,6 +46,12 @@ class Updates:
         name = min(self.layer.names)
         return any(m.get(name) is not self.stretch.modules[0][name] for m in self.stretch.modules)
 
+    @property
+    def ends_unusable(self) -> bool:
+        """Tell whether what has the layer's name in the end has statistics that none can use."""
+        mean, var = (self.stretch.last.tensors[f"{min(self.layer.names)}.{n}"] for n in NAMES[:2])
+        return not (is_finite(mean) and is_finite(var) and is_positive(var))
+
     def did(self, *names: str) -> bool:
         """Tell whether any of these actions was done."""
         return any(deed.name in names for deed in self.stretch.deeds)
@@ -66,7 +79,7 @@ UPDATE_CHECKS: dict[str, Callable[[Updates], bool]] = {
     "not-written": lambda each: any(call not in each.layer.updates for call in each.used_batch),
     "fewer-forwards": lambda each: len(each.layer.updates) < (each.expected or 0),
     "wrong-update": lambda each: any(not is_right(call) for call in each.layer.updates),
-    "not-finite": lambda each: each.layer.unusable,
+    "not-finite": lambda each: each.ends_unusable,
     "miscounted": lambda each: any(_counted(call) != 1 for call in each.layer.updates),
     "replaced": lambda each: each.is_replaced,
     "undone": lambda each: bool(each.layer.updates) and (each.layer.is_back or each.layer.written),
@@ -113,8 +126,8 @@ class Parameter:
 
     @property
     def is_gone(self) -> bool:
-        """Tell whether no tensor has its name at the end."""
-        return self.name not in self.stretch.last.tensors
+        """Tell whether no parameter has its name at the end."""
+        return self.name not in self.stretch.last.parameters
 
     @property
     def was_rebound(self) -> bool:
