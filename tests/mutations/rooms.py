@@ -67,6 +67,7 @@ for name in ("accumulates", "batch_invariant", "same_output"):
 ROOMS["invariants/accumulates"] += ["plugin/markers/test_accumulates.py"]
 ROOMS["invariants/batch_invariant"] += ["plugin/markers/test_outputs_and_sync.py"]
 ROOMS["invariants/same_output"] += ["plugin/markers/test_outputs_and_sync.py"]
+ROOMS["invariants/same_output"] += ["invariants/sharded/test_one_rank.py"]
 
 
 @dataclass(frozen=True, kw_only=True)
