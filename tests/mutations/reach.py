@@ -60,8 +60,9 @@ class Reach:
         Those of the module's own file come first.
         """
         chosen: list[str] = []
-        own = f"test_{module.rpartition('.')[2]}"
-        for file in sorted(files, key=lambda file: file.stem != own):
+        *folders, name = module.split(".")
+        own = ROOT.joinpath("tests", *folders[1:], f"test_{name}.py")
+        for file in sorted(files, key=lambda file: file != own):
             known = self._known(file)
             reached: set[str] = set()
             for each, names in known["reached"].items():

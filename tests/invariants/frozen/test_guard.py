@@ -14,6 +14,7 @@ from pytest_bninvariants import (
     frozen,
     frozen_bn,
 )
+from pytest_bninvariants.guard_registry import Finding
 from tests.watching import watching
 
 OF_BOTH = pytest.mark.parametrize("invariant", [frozen, frozen_bn])
@@ -68,3 +69,18 @@ def test_a_guard_keeps_its_snapshot_only_while_it_guards(
         assert guard.watched_layers == {"neck"}
         net(batch)
     assert not guard._traced()
+
+
+@OF_BOTH
+def test_a_change_before_a_step_raised_is_told_beside_its_exception(
+    net: Any, invariant: Any, findings: list[Finding]
+) -> None:
+    def step() -> None:
+        net.neck.running_mean.add_(1)
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine") as caught, invariant(net, "neck"):
+        step()
+    assert "neck.running_mean" in "".join(caught.value.__notes__)
+    assert [finding.carrier for finding in findings] == [caught.value]
+    findings.clear()
