@@ -126,6 +126,22 @@ def test_the_outermost_module_that_runs_is_told_with_the_line_that_called_it() -
     assert place.call == "a forward"
 
 
+class Calling(nn.Module):
+    """A module with a method that runs another one; the module itself does not run."""
+
+    def run(self, other: nn.Module, x: Tensor) -> None:
+        other.forward(x)
+
+
+def test_only_modules_whose_forward_runs_are_running() -> None:
+    looking = Looking()
+    Calling().run(looking, torch.ones(1))
+    assert looking.running == [looking]
+    Calling().run(nn.Sequential(looking), torch.ones(1))
+    assert [type(each) for each in looking.running][-1] is nn.Sequential
+    assert not any(isinstance(each, Calling) for each in looking.running)
+
+
 class Context:
     def __init__(self, *needs: bool) -> None:
         self.needs_input_grad = needs

@@ -208,6 +208,26 @@ def test_a_bn_layer_inside_a_bn_layer_is_heard_as_itself() -> None:
     assert recorder.events("batches") == [layer.inner]
 
 
+def test_a_layer_around_a_layer_around_a_layer_does_nothing_by_itself() -> None:
+    class Around(nn.BatchNorm1d):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__(2)
+            self.inner = inner
+
+        def forward(self, batch: Tensor) -> Tensor:
+            return self.inner(batch)
+
+    class Listener(Recorder):
+        def saw_own_forward(self, layer: nn.Module, x: Any, output: object) -> None:
+            self.recorded.append(("own", layer))
+
+    other = calling(FALSE["nothing"])
+    with recording(Listener()) as recorder:
+        Around(Around(nn.BatchNorm1d(2))).eval()(torch.randn(4, 2))
+        Around(Around(other)).eval()(torch.randn(4, 2))
+    assert recorder.events("own") == [other]
+
+
 def test_a_call_with_a_copy_of_a_mean_is_the_innermost_layers() -> None:
     class Outer(nn.BatchNorm1d):
         def __init__(self) -> None:

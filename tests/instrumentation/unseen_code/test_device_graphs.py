@@ -10,6 +10,7 @@ from torch import nn
 
 from pytest_bninvariants import frozen_bn
 from pytest_bninvariants.devices import graph_classes
+from tests.instrumentation.recorder import recording
 
 CLASSES = {
     f"{owner.__module__}.{owner.__name__}": owner
@@ -32,3 +33,15 @@ def test_a_replay_of_each_kind_of_graph_is_heard(name: str) -> None:
     assert guard.verdict is not None
     assert guard.verdict.holds
     assert owner.replay is bare
+
+
+def test_graphs_are_wrapped_only_while_somebody_observes() -> None:
+    def methods() -> list[object]:
+        names = ("capture_begin", "capture_end", "replay")
+        return [getattr(owner, name) for owner in graph_classes() for name in names]
+
+    before = methods()
+    assert before
+    with recording():
+        assert not any(now is bare for now, bare in zip(methods(), before, strict=True))
+    assert methods() == before
