@@ -36,6 +36,14 @@ settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile("suite")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let sessions inside a test begin with Python's own filters, not with those of this suite."""
+    for item in items:
+        if "pytester" in getattr(item, "fixturenames", ()):
+            for rule in ("default", "ignore::ResourceWarning"):
+                item.add_marker(pytest.mark.filterwarnings(rule))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give one worker a file whose tests share a costly fixture, so that it is made once."""

@@ -90,6 +90,7 @@ def test_a_cast_is_a_violation(step: Callable[[Any], object], names: set[str]) -
     assert found(verdict) == {(name, "dtype") for name in names}
 
 
+@pytest.mark.filterwarnings("ignore::pytest_bninvariants.InvariantHazard")
 def test_a_cast_there_and_back_is_no_violation_where_no_bit_is_lost() -> None:
     def step(model: Pair) -> None:
         model.double().float()
@@ -169,6 +170,7 @@ def test_the_state_of_a_parametrized_layer_that_is_the_model_itself() -> None:
     assert change.name == "parametrizations.weight.original"
 
 
+@pytest.mark.filterwarnings("ignore::pytest_bninvariants.InvariantHazard")
 def test_an_expanded_parameter_in_an_optimizer_of_ones_own() -> None:
     class Mine(torch.optim.SGD):
         pass

@@ -28,6 +28,7 @@ def train_the_head(model: Any) -> None:
         optimizer.step()
 
 
+@pytest.mark.filterwarnings("ignore::pytest_bninvariants.InvariantHazard")
 def test_a_model_whose_head_trains_has_no_writes_but_those_to_the_head() -> None:
     model = resnet18(num_classes=10).eval()
     with override(trace=ALL), frozen(model, exclude="fc") as guard:

@@ -12,6 +12,9 @@ from pytest_bninvariants import GateError, InvariantBroken, frozen, frozen_bn
 from pytest_bninvariants.invariants.guard import Guard
 from tests.engine import Net
 
+# what is to train and is in no optimizer is a hazard, and not what is tried here
+pytestmark = pytest.mark.filterwarnings("ignore::pytest_bninvariants.InvariantHazard")
+
 
 def train(net: Net, batch: Tensor, *names: str) -> None:
     """Train the parameters whose names begin so."""

@@ -140,6 +140,7 @@ def test_several_causes_of_one_layer_are_told_apart_by_tensor() -> None:
     }
 
 
+@pytest.mark.filterwarnings("ignore::pytest_bninvariants.InvariantHazard")
 def test_a_long_loop_keeps_no_more_than_a_short_one(model: Branches) -> None:
     ours = tracemalloc.Filter(True, f"{Path(pytest_bninvariants.__file__).parent}/*")
     model.frozen.requires_grad_(False)
