@@ -19,8 +19,15 @@ from pytest_bninvariants import (
     same_output,
 )
 from pytest_bninvariants.run_config import override
+from pytest_bninvariants.snapshot.fingerprints import fingerprints
 from tests.simulated_device.device import peak, spare
 from tests.simulated_device.models import DEVICE, MIB, batch, large_model, sgd
+
+
+@pytest.fixture(autouse=True, scope="module")
+def first_fingerprints() -> None:
+    """Make what the first fingerprints leave on a device for all later ones."""
+    fingerprints(torch.zeros(8, dtype=torch.uint8, device=DEVICE), "torch operators")
 
 
 def zero_gradients(model: nn.Module) -> None:
