@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, Optimizer
 
 from pytest_bninvariants.instrumentation.optimizers import (
+    OuterSteps,
     gradient_of,
     gradients_of,
     has_gradients,
@@ -88,3 +91,21 @@ def test_torchs_own_optimizers_but_lbfgs_skip_parameters_without_a_gradient() ->
     kinds = (SGD(held), Adam(held), LBFGS(held), Own(held))
     told = [skips_parameters_without_gradient(each) for each in kinds]
     assert told == [True, True, False, False]
+
+
+def test_a_step_inside_another_is_part_of_it_and_one_that_raises_is_none() -> None:
+    steps = OuterSteps()
+
+    def step(*inner: Callable[[], bool], fails: bool = False) -> bool:
+        frame = sys._getframe()
+        begins = steps.begins(frame)
+        assert [each() for each in inner] == [False] * len(inner)
+        if begins and not fails:
+            steps.ended(frame)
+        return begins
+
+    assert step(step, lambda: step(step))
+    assert steps.count == 1
+    assert step(fails=True)
+    assert steps.count == 1
+    assert not steps.begins(None)

@@ -161,6 +161,9 @@ def test_a_change_remembers_whether_the_same_object_holds_the_name() -> None:
 
     assert verdict(lambda holder: holder.x.add_(1)).changes[0].same_object
     assert not verdict(replaced_by(torch.ones(2))).changes[0].same_object
+    assert not verdict(lambda holder: delattr(holder, "x")).changes[0].same_object
+    (new,) = verdict(lambda holder: holder.register_buffer("y", holder.x)).changes
+    assert not new.same_object
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from pytest_bninvariants import FrozenStateChanged, frozen
 from pytest_bninvariants.run_config import override
-from pytest_bninvariants.snapshot.fingerprints import CHUNK, Method, fingerprints, method_on
+from pytest_bninvariants.snapshot.fingerprints import (
+    CHUNK,
+    Method,
+    _weights,
+    fingerprints,
+    method_on,
+)
 
 METHODS: list[Method] = ["xxhash", "torch operators"]
 
@@ -168,3 +174,9 @@ def test_a_cast_is_told_without_a_look_at_the_bytes() -> None:
         "weight": "float32 -> float16",
         "small": "float32 -> float16",
     }
+
+
+def test_each_word_of_a_chunk_has_an_odd_weight_of_its_own() -> None:
+    weights = _weights(torch.device("cpu"))
+    assert bool((weights & 1).all())
+    assert len(weights.unique()) > 0.999 * CHUNK / 8
