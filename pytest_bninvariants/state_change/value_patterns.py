@@ -96,6 +96,15 @@ def count_no_longer_finite(kept: KeptTensor, tensor: Tensor) -> int:
     return count - (0 if old is None else int((~old.cpu().view(kept.dtype).isfinite()).sum()))
 
 
+def only_nan_moved(kept: KeptTensor, tensor: Tensor) -> bool:
+    """Tell whether each value that moved was NaN and is NaN, of which a cast keeps no bits."""
+    both = _float_bytes(kept, tensor)
+    if both is None:
+        return False
+    old, new = (flat.view(kept.dtype) for flat in both)
+    return bool(((old == new) | (old.isnan() & new.isnan())).all())
+
+
 _TYPES = [(name, getattr(torch, name)) for name in ("float32", "bfloat16", "float16")]
 
 

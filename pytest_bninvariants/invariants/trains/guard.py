@@ -40,7 +40,11 @@ from pytest_bninvariants.snapshot.kept_tensor import KeptTensor
 from pytest_bninvariants.snapshot.snapshot import Snapshot, take_snapshot
 from pytest_bninvariants.snapshot.tensor_bytes import values_of
 from pytest_bninvariants.state_change import value_patterns
-from pytest_bninvariants.state_change.value_patterns import are_finite, count_no_longer_finite
+from pytest_bninvariants.state_change.value_patterns import (
+    are_finite,
+    count_no_longer_finite,
+    only_nan_moved,
+)
 from pytest_bninvariants.torch_internals.isolation import undisturbed
 from pytest_bninvariants.torch_internals.sharding import is_shard
 from pytest_bninvariants.verdict import Change, Hazard, Verdict
@@ -204,7 +208,8 @@ class TrainsGuard(Guard):
             self._parameter_result(
                 kept,
                 tensors[key],
-                moved=key not in unmoved,
+                moved=key not in unmoved
+                and (finite[key] or not only_nan_moved(kept, tensors[key])),
                 replaced=replaced[key],
                 overwritten=key in overwritten,
                 not_finite=0 if finite[key] else count_no_longer_finite(kept, tensors[key]),

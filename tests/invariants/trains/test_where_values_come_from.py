@@ -360,3 +360,22 @@ def test_a_bn_layer_that_another_module_replaces_is_told_beside_its_parameters()
     assert causes(verdict) == {"not-in-optimizer": ("1.weight", "1.bias"), "replaced": ("1",)}
     assert verdict.causes[1].why == "1 was BatchNorm1d and is another module now: BatchNorm1d"
     assert verdict.changes[-1].text == "is another module now: BatchNorm1d"
+
+
+@pytest.mark.parametrize("all_nan", [True, False])
+def test_a_nan_that_is_cast_to_another_nan_has_not_trained(all_nan: bool) -> None:
+    net = nn.Linear(2, 2)
+    nan = torch.tensor([0x7FC00001], dtype=torch.int32).view(torch.float32)
+    net.bias.data[: 2 if all_nan else 1] = nan
+
+    def run() -> None:
+        torch.optim.SGD(net.parameters(), lr=0.1).step()
+        net.half().float()
+
+    net.weight.requires_grad_(False)
+    net.bias.grad = torch.tensor([torch.nan, torch.nan if all_nan else 1.0])
+    if all_nan:
+        assert causes(broken(net, run)) == {"not-finite": ("bias",)}
+    else:
+        with trains(net):
+            run()

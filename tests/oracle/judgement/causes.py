@@ -14,14 +14,16 @@ from tests.oracle.judgement.frozen import STATISTICS
 from tests.oracle.judgement.updates import decode
 from tests.oracle.layers import CarelessNorm
 from tests.oracle.timeline import Stretch
+from tests.snapshot.flips import WAYS
 
+FLIP = "flip_a_bit"
 LOADS = (
     "load_what_was_kept",
     "load_its_own",
     "load_other_values",
     "load_a_part",
     "save_and_load_a_file",
-    "flip_a_bit",
+    FLIP,
 )
 CASTS = ("to_half_and_back", "to_double_and_back")
 
@@ -49,6 +51,7 @@ def _wrong_place(cause: Cause, stretch: Stretch) -> Iterator[str]:
     if place is None:
         return
     done = {deed.name for deed in stretch.deeds} | {"_loaded", "backward", "closure", "forward"}
+    done |= {way.__name__ for way in WAYS.values()} if FLIP in done else set()
     if place.function not in done:
         yield f"{cause.name} is placed in {place.function}, which did not run"
     line = linecache.getline(place.file, place.line)
@@ -105,7 +108,8 @@ def _stepped(deed: Deed, name: str, kinds: tuple[str, ...]) -> bool:
 
 
 def _gradient_step(name: str, stretch: Stretch) -> bool:
-    return any(_stepped(deed, name, ("finite", "not finite")) for deed in stretch.deeds)
+    by_flip = any(deed.name == FLIP for deed in _changing(name, stretch))  # some of them step
+    return by_flip or any(_stepped(d, name, ("finite", "not finite")) for d in stretch.deeds)
 
 
 def _weight_decay(name: str, stretch: Stretch) -> bool:

@@ -12,6 +12,7 @@ from tests.oracle.judgement.causes import LOADS
 from tests.oracle.judgement.updates import (
     NAMES,
     LayerHistory,
+    decode,
     histories,
     is_finite,
     is_positive,
@@ -62,6 +63,15 @@ def _repeats(updates: Updates) -> bool:
     return any(batches.count(batch) > 1 for batch in batches)
 
 
+def _counter_says_more(updates: Updates) -> bool:
+    """Tell whether the counter, by which another module of the name is judged, counts too much."""
+    name = f"{min(updates.layer.names)}.{NAMES[2]}"
+    read = [reading.tensors.get(name) for reading in (updates.stretch.first, updates.stretch.last)]
+    if not updates.is_replaced or read[0] is None or read[1] is None:
+        return False
+    return int(decode(read[1])) - int(decode(read[0])) > (updates.expected or 0)
+
+
 def _counted(call: Call) -> int | None:
     before, after = (s["num_batches_tracked"] for s in (call.before, call.after))
     return None if before is None or after is None else int(after) - int(before)
@@ -69,7 +79,9 @@ def _counted(call: Call) -> int | None:
 
 UPDATE_CHECKS: dict[str, Callable[[Updates], bool]] = {
     "recomputation": lambda each: any(call.in_backward for call in each.used_batch),
-    "extra-forward": lambda each: len(each.used_batch) > (each.expected or 0) or _repeats(each),
+    "extra-forward": lambda each: (
+        len(each.used_batch) > (each.expected or 0) or _repeats(each) or _counter_says_more(each)
+    ),
     "update-in-eval": lambda each: any(not call.training for call in each.used_batch),
     "stuck-in-eval": lambda each: any(not call.training for call in each.layer.calls),
     "not-run": lambda each: not each.layer.calls,
