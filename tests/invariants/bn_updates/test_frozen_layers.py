@@ -134,3 +134,25 @@ def test_a_layer_that_holds_its_weight_as_a_buffer_is_left_alone_in_any_mode() -
     alone = nn.Sequential(FrozenBatchNorm2d(3)).train()
     with pytest.raises(GateError, match="no BN layer is in training"), bn_updates(alone):
         alone(values(shape=(2, 3, 4, 4)))
+
+
+class FixedStatistics(nn.Module):
+    """As torchvision's FrozenBatchNorm2d."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.running_mean) * self.running_var.rsqrt() * self.weight + self.bias
+
+
+def test_a_layer_with_fixed_statistics_that_is_named_is_not_said_to_use_those_of_the_batch() -> (
+    None
+):
+    model = nn.Sequential(FixedStatistics(), nn.BatchNorm1d(3))
+    (cause,) = broken(model, lambda: model(torch.randn(4, 3)), "0", "1").causes
+    assert (cause.name, cause.layers) == ("not-written", ("0",))
+    assert "such as FrozenBatchNorm2d" in cause.why
+    assert "batch statistics" not in cause.why

@@ -9,6 +9,7 @@ from pytest_bninvariants.invariants.bn_updates.layer_result import (
     names_of,
     names_were,
 )
+from pytest_bninvariants.selection.bn_layers import holds_weight_as_buffer
 from pytest_bninvariants.torch_internals.private_api import InstanceNorm
 
 
@@ -102,6 +103,19 @@ def _wrote_nothing(result: LayerResult) -> bool:
     return result.lacks_updates and record.idle > explained
 
 
+def _has_fixed_statistics(result: LayerResult) -> bool:
+    return _wrote_nothing(result) and holds_weight_as_buffer(result.record.layer)
+
+
+def _explain_fixed(results: list[LayerResult]) -> tuple[str, str]:
+    names = names_of(results)
+    return (
+        f"{names} ran and updated nothing: its weight is a buffer, as in a layer that normalises "
+        "with fixed statistics, such as FrozenBatchNorm2d",
+        f"leave {names} out with exclude=, or use nn.BatchNorm where statistics are to be updated",
+    )
+
+
 def _explain_wrote_nothing(results: list[LayerResult]) -> tuple[str, str]:
     return (
         f"{names_of(results)} normalised with batch statistics and did not write them into "
@@ -147,6 +161,11 @@ MISSING_UPDATES: tuple[Rule[LayerResult], ...] = (
     Rule(cause="momentum-zero", applies=_has_no_momentum, explain=_explain_no_momentum),
     Rule(cause="tracking-off", applies=_has_no_tracking, explain=_explain_no_tracking),
     Rule(cause="updated-elsewhere", applies=_wrote_elsewhere, explain=_explain_elsewhere),
-    Rule(cause="not-written", applies=_wrote_nothing, explain=_explain_wrote_nothing),
+    Rule(cause="not-written", applies=_has_fixed_statistics, explain=_explain_fixed),
+    Rule(
+        cause="not-written",
+        applies=lambda result: _wrote_nothing(result) and not _has_fixed_statistics(result),
+        explain=_explain_wrote_nothing,
+    ),
     Rule(cause="fewer-forwards", applies=_ran_too_seldom, explain=_explain_too_seldom),
 )
