@@ -107,7 +107,7 @@ SGD = "SGD (group 2) stepped with lr 0.1 and"
 @pytest.mark.parametrize(
     ("record", "options", "text"),
     [
-        ({}, {"gone": "deleted", "not_finite": 1}, "is gone"),
+        ({}, {"gone": "deleted", "not_finite": 1}, "is no parameter now"),
         ({}, {"not_finite": 2, "overwritten": True}, "2 of its values became NaN or infinite"),
         ({"loaded": True}, {"moved": True}, "got its values from a state_dict"),
         ({"loaded": True}, {}, f"did not move; {SGD} a gradient of up to 1.0e-03"),

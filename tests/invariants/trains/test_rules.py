@@ -24,7 +24,12 @@ def only(*results: Any) -> Cause:
 @pytest.mark.parametrize(
     ("record", "options", "name", "why"),
     [
-        (EMPTY, {"gone": "it was deleted", "not_finite": 1}, "replaced", "w is gone: it was del"),
+        (
+            EMPTY,
+            {"gone": "it was deleted", "not_finite": 1},
+            "replaced",
+            "w is no parameter of the model now: it was deleted",
+        ),
         (EMPTY, {"not_finite": 1, "moved": True}, "not-finite", "w became NaN or infinite, and st"),
         ({"size": INF}, EMPTY, "not-finite", "w had a gradient that is not finite, and did not"),
         ({"size": INF, "loaded": True}, {"moved": True}, "loaded", "w got its values from a state"),
