@@ -99,6 +99,7 @@ def test_a_wrapper_that_is_as_it_was_holds(scale: object) -> None:
     assert watched(guard) == (1, 1)
 
 
+@pytest.mark.filterwarnings("ignore:as_strided is not implemented:UserWarning")
 def test_a_tensor_that_refuses_to_be_read_is_refused_by_name() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
