@@ -29,7 +29,7 @@ from pytest_bninvariants.guard_registry import Finding
 from pytest_bninvariants.instrumentation import installation, observer_api
 from tests.engine import Net, everything_wrapped
 from tests.ranks.runs import run_script
-from tests.warm_python import WarmPython
+from tests.ranks.warm_python import WarmPython
 
 pytest_plugins = ["pytester"]
 settings.register_profile("suite", derandomize=True, deadline=None)

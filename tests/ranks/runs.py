@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.warm_python import WarmPython
+from tests.ranks.warm_python import WarmPython
 
 ROOT = Path(__file__).parents[2]
 _SECONDS = 150
@@ -20,7 +20,7 @@ def run_checks(python: WarmPython, module: str, ranks: int) -> list[dict[str, di
 
     Args:
         python: what starts the processes.
-        module: its name, such as `tests.invariants.in_sync.syncing_ranks`.
+        module: its name, such as `tests.invariants.in_sync.across_ranks.syncing_ranks`.
         ranks: how many processes to start.
     """
     with tempfile.TemporaryDirectory() as told_in:

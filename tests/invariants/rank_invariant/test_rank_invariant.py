@@ -10,7 +10,7 @@ from torch import nn
 
 from pytest_bninvariants import GateError, rank_invariant
 from tests.ranks.runs import run_checks
-from tests.warm_python import WarmPython
+from tests.ranks.warm_python import WarmPython
 
 Told = list[dict[str, dict[str, Any]]]
 pytestmark = pytest.mark.skipif(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.ranks.runs import run_checks
-from tests.warm_python import WarmPython
+from tests.ranks.warm_python import WarmPython
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch has no torch.distributed"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.ranks.runs import run_checks
-from tests.warm_python import WarmPython
+from tests.ranks.warm_python import WarmPython
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch has no torch.distributed"
@@ -20,7 +20,9 @@ Told = list[dict[str, Any]]
 def told(
     request: pytest.FixtureRequest, warm_python: WarmPython
 ) -> list[dict[str, dict[str, Any]]]:
-    return run_checks(warm_python, "tests.invariants.in_sync.syncing_ranks", request.param)
+    return run_checks(
+        warm_python, "tests.invariants.in_sync.across_ranks.syncing_ranks", request.param
+    )
 
 
 def of(told: list[dict[str, dict[str, Any]]], name: str) -> dict[str, Any]:
