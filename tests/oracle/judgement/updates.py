@@ -12,7 +12,7 @@ from tests.invariants.neutral_runs import in_bytes
 from tests.oracle.deeds import Call, Statistics
 from tests.oracle.layers import FrozenNorm, is_norm
 from tests.oracle.scopes import Ask
-from tests.oracle.timeline import Stretch
+from tests.oracle.timeline import EAGER, Stretch
 
 Fate = Literal["holds", "breaks", "unknown"]
 NAMES = ("running_mean", "running_var", "num_batches_tracked")
@@ -70,7 +70,10 @@ def _history(names: frozenset[str], stretch: Stretch) -> LayerHistory | None:
     mine: list[Call] = []
     written = False
     is_same = is_whole = all(modules.get(name) is layer for modules in stretch.modules)
-    is_whole &= not any(_are_shared(names, tensors) for tensors in stretch.tensors)
+    is_shared = any(_are_shared(names, tensors) for tensors in stretch.tensors)
+    # a guard counts what compiled code does by the counter
+    unheard = read[0][2] is None and any(deed.name in EAGER for deed in stretch.deeds)
+    is_whole &= not (is_shared or unheard)
     for number, deed in enumerate(stretch.deeds):
         calls = [c for c in deed.calls if c.used_batch is not None and names & {*c.names}]
         mine += calls
@@ -89,7 +92,7 @@ def _history(names: frozenset[str], stretch: Stretch) -> LayerHistory | None:
         calls=mine,
         unusable=is_same and not (is_finite(mean) and is_finite(var) and is_positive(var)),
         is_back=read[0][:2] == read[-1][:2],
-        written=written,
+        written=written or is_shared,
     )
 
 
