@@ -111,7 +111,9 @@ def _bytes(statistics: Statistics) -> tuple[object, ...]:
 
 
 def _moved(call: Call) -> bool:
-    return _bytes(call.before)[:2] != _bytes(call.after)[:2]
+    before, after = _bytes(call.before), _bytes(call.after)
+    again = call.momentum == 1 and before != after  # with a batch that it had, only the counter
+    return before[:2] != after[:2] or again
 
 
 def decode(read: tuple[str, tuple[int, ...], bytes]) -> Tensor:
