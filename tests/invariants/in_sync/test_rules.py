@@ -31,6 +31,8 @@ WHOLE = WholeAverage(
     nothing_updated=False,
     written=True,
     ran_first=None,
+    steps=1,
+    any_right=False,
 )
 
 
