@@ -42,6 +42,7 @@ class LayerResult:
         steps: how many such steps there were.
         compiled: whether compiled code ran.
         optimizer_steps: how many steps of an optimizer there were, whatever `times` counts for.
+        optimizers: how many optimizers made them.
         updates_elsewhere: how many updates went to tensors that the layer had for one call only.
         replaced: whether another module has its name now, or no module has.
         type_now: the class name of the module that has it; None if no module has.
@@ -58,6 +59,7 @@ class LayerResult:
     steps: int
     compiled: bool
     optimizer_steps: int
+    optimizers: int
     updates_elsewhere: int
     replaced: bool
     type_now: str | None
@@ -96,6 +98,7 @@ class LayerResult:
             steps=steps,
             compiled=log.compiled,
             optimizer_steps=log.steps,
+            optimizers=log.optimizers,
             updates_elsewhere=_updates_elsewhere(record, now),
             replaced=now is not layer,
             type_now=None if now is None else type(now).__name__,

@@ -70,6 +70,7 @@ class UpdateLog(Watcher):
         self.unregistered = UnregisteredLayers(model)
         self._running: dict[int, LayerForward] = {}
         self._outer_steps = OuterSteps()
+        self._stepped: set[int] = set()
         self._parts = {id(part) for _, part in named_modules(model)}
         self._model_forwards = 0
         self._model_runs_in: OutermostCall | None = None
@@ -83,6 +84,11 @@ class UpdateLog(Watcher):
     def steps(self) -> int:
         """Return how many steps of optimizers that hold parameters of the model have ended."""
         return self._outer_steps.count
+
+    @property
+    def optimizers(self) -> int:
+        """Return how many optimizers began these steps."""
+        return len(self._stepped)
 
     def stop(self) -> None:
         """Stop recording, and note which layers are to train by now."""
@@ -240,6 +246,7 @@ class UpdateLog(Watcher):
             return None
         if not self._outer_steps.begins(frame):
             return None
+        self._stepped.add(id(optimizer))
         is_dummy = not closure and self._all_gradients_are_zero()
 
         def finish() -> None:

@@ -31,7 +31,7 @@ def test_accumulation_is_told_with_what_it_does_to_the_momentum() -> None:
     batches = [values(seed) for seed in range(4)]
     (cause,) = broken(model, lambda: train(model, *batches)).causes
     assert "4 updates with momentum 0.1 weigh the new batches 1 - (1 - 0.1)^4 = 0.344" in cause.why
-    assert "times=4, and use momentum 1 - (1 - 0.1)^(1/4) = 0.026" in cause.fix
+    assert "times=4, and for micro-batches use momentum 1 - (1 - 0.1)^(1/4) = 0.026" in cause.fix
     assert cause.place is not None
     assert cause.place.function == "train"
     with watching(bn_updates(model, times=4), layers=1):
@@ -51,7 +51,7 @@ def test_what_is_advised_for_each_step_of_an_optimizer_holds() -> None:
     assert told(verdict) == [("bn", "4 updates, expected 2")]
     (cause,) = verdict.causes
     assert "in 4 forwards of 2 optimizer steps; 2 updates with momentum 0.1 weigh" in cause.why
-    assert "times=2, and use momentum 1 - (1 - 0.1)^(1/2) = 0.0513" in cause.fix
+    assert "times=2, and for micro-batches use momentum 1 - (1 - 0.1)^(1/2) = 0.0513" in cause.fix
     with watching(bn_updates(model, per="optimizer_step", times=2), layers=1):
         accumulate(model, 2, 2)
 
@@ -159,7 +159,7 @@ def test_accumulation_over_several_steps_is_counted_and_weighed_for_each() -> No
     model = Net()
     (cause,) = broken(model, lambda: epoch(model, 4, 4)).causes
     assert "4 updates with momentum 0.1 weigh the new batches" in cause.why
-    assert 'pass times=4, per="optimizer_step", and use momentum' in cause.fix
+    assert 'pass times=4, per="optimizer_step", and for micro-batches use momentum' in cause.fix
     assert "(1/4) = 0.026" in cause.fix
     with watching(bn_updates(model, times=4, per="optimizer_step"), layers=1):
         epoch(model, 4, 4)

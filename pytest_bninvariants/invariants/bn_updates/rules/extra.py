@@ -97,15 +97,18 @@ def _advised_times(results: list[LayerResult]) -> str:
     each_step = first.updates_per_step
     if each_step is None or not first.equally_often:
         return (
-            'if the step accumulates over micro-batches, pass times="forwards", without per=: no '
+            'if the step means to run them so often, pass times="forwards", without per=: no '
             "number fits all layers and steps"
         )
     per = ', per="optimizer_step"' if first.optimizer_steps > first.steps else ""
     if first.is_one_per_step:
         return f'pass per="optimizer_step": each of the {first.optimizer_steps} steps has one'
     momentum = _equal_momentum(first)
-    rest = f", and use {momentum}" if momentum else ""
-    return f"if the step accumulates over micro-batches, pass times={each_step}{per}{rest}"
+    rest = f", and for micro-batches use {momentum}" if momentum else ""
+    return (
+        "if the step means to run it so often, as over micro-batches or on two views, pass "
+        f"times={each_step}{per}{rest}"
+    )
 
 
 def _extra_place(result: LayerResult) -> Place | None:

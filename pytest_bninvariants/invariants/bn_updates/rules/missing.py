@@ -134,12 +134,13 @@ def _explain_too_seldom(results: list[LayerResult]) -> tuple[str, str]:
     times, steps = results[0].times, results[0].steps
     if steps == 1:
         return why, "run as many forwards as times= says, or pass their number as times="
-    return (
-        f"{why}: {times} for each of {counted(steps, 'step')} of optimizers",
-        f"run {counted(int(times), 'forward')} in training mode before each step; where several "
-        "optimizers step after one forward, each of their steps counts: leave out per=, and pass "
-        "the number of forwards as times=",
-    )
+    fix = f"run {counted(int(times), 'forward')} in training mode before each step"
+    if results[0].optimizers > 1:
+        fix += (
+            "; where several optimizers step after one forward, each of their steps counts: leave "
+            "out per=, and pass the number of forwards as times="
+        )
+    return f"{why}: {times} for each of {counted(steps, 'step')} of optimizers", fix
 
 
 MISSING_UPDATES: tuple[Rule[LayerResult], ...] = (

@@ -45,6 +45,7 @@ def result(
         "steps": 1,
         "compiled": False,
         "optimizer_steps": 1,
+        "optimizers": 1,
         "updates_elsewhere": 0,
         "replaced": False,
         "type_now": type(layer).__name__,

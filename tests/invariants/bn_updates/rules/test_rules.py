@@ -42,14 +42,19 @@ CASES: list[tuple[dict[str, Any], dict[str, list[str]]]] = [
         {
             "extra-forward": [
                 "bn was updated in 2 forwards of the step; 2 updates with momentum 0.1 weigh",
-                "; if the step accumulates over micro-batches, pass times=2, and use momentum",
+                "on two views, pass times=2, and for micro-batches use momentum 1 - (1 - 0.1)^",
                 "(1/2) = 0.0513, with which 2 updates weigh as much as one",
             ]
         },
     ),
     (
         {"provenance": {"updates": 2}, "layer": nn.BatchNorm1d(2, momentum=None)},
-        {"extra-forward": ["in 2 forwards of the step -> run", "micro-batches, pass times=2"]},
+        {
+            "extra-forward": [
+                "in 2 forwards of the step -> run",
+                "micro-batches or on two views, pass times=2",
+            ]
+        },
     ),
     (
         {"provenance": {"updates": 2}, "equally_often": False},
@@ -78,7 +83,11 @@ CASES: list[tuple[dict[str, Any], dict[str, list[str]]]] = [
             "optimizer_steps": 2,
             "record": {"by_step": groups(2, 2)},
         },
-        {"extra-forward": ['pass times=2, per="optimizer_step", and use momentum 1 - (1 - 0.1)']},
+        {
+            "extra-forward": [
+                'pass times=2, per="optimizer_step", and for micro-batches use momentum 1 -'
+            ]
+        },
     ),
     (
         {
@@ -87,7 +96,7 @@ CASES: list[tuple[dict[str, Any], dict[str, list[str]]]] = [
             "steps": 2,
             "record": {"by_step": groups(3, 3)},
         },
-        {"extra-forward": ["pass times=3, and use momentum"]},
+        {"extra-forward": ["pass times=3, and for micro-batches use momentum"]},
     ),
     (
         {"provenance": {"updates": 2}, "record": {"by_forward": groups(2)}},
@@ -196,6 +205,12 @@ def test_a_result_has_its_causes(options: dict[str, Any], causes: dict[str, list
     assert list(found) == list(causes)
     for name, texts in causes.items():
         assert [text for text in texts if text not in found[name]] == []
+
+
+@pytest.mark.parametrize("optimizers", [1, 2])
+def test_steps_of_several_optimizers_are_told_of_where_there_are_several(optimizers: int) -> None:
+    found = told(result(times=3, steps=2, optimizer_steps=2, optimizers=optimizers))
+    assert ("where several optimizers step" in found["fewer-forwards"]) == (optimizers == 2)
 
 
 def test_the_place_of_an_extra_forward_is_that_of_the_first_that_is_too_many() -> None:
