@@ -20,6 +20,8 @@ class TensorDifference:
         behind: the model that did not follow.
         ahead: the other model.
         is_initial: whether it is a running statistic, and that of a new layer in the model behind.
+        beside_parameters: whether parameters differ between the two models, too, as far as they
+            are compared.
         is_shared: whether both models hold it.
         loaded_itself_at: where the model behind loaded it from itself.
     """
@@ -29,6 +31,7 @@ class TensorDifference:
     behind: str
     ahead: str
     is_initial: bool = False
+    beside_parameters: bool = False
     is_shared: bool = False
     loaded_itself_at: Place | None = None
 
@@ -97,7 +100,16 @@ def _explain_own_load(group: list[TensorDifference]) -> tuple[str, str]:
 
 def _explain_initial(group: list[TensorDifference]) -> tuple[str, str]:
     layers = list(dict.fromkeys(each.layer for each in group))
-    return explain_statistics(layers, group[0].behind, group[0].ahead, "are the initial ones")
+    behind, ahead = group[0].behind, group[0].ahead
+    if not group[0].beside_parameters:
+        return explain_statistics(layers, behind, ahead, "are the initial ones")
+    return (
+        f"the running statistics of {name_list(layers)} in {behind} are the initial ones, and its "
+        f"parameters differ from those of {ahead}, too: its state was not copied or loaded as a "
+        "whole",
+        f"copy all of it: {expression(behind, 'copy')}.load_state_dict("
+        f"{expression(ahead, 'model')}.state_dict()), or load the checkpoint that holds it",
+    )
 
 
 SYNC_RULES: tuple[Rule[TensorDifference], ...] = (

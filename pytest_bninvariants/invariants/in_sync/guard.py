@@ -81,6 +81,8 @@ class SyncGuard(PairGuard):
         """Yield what is known of each tensor that differs, or that both models hold."""
         one, other = self._pair.names
         keys = {watched.name: key for key, watched in tensors[0].items()}
+        kinds = {watched.name: watched.kind for watched in tensors[0].values()}
+        beside_parameters = any(kinds.get(change.name) == "parameter" for change in changes)
         for change in changes:
             key = keys.get(change.name)
             if key is None or key not in tensors[1]:
@@ -95,6 +97,7 @@ class SyncGuard(PairGuard):
                     behind=behind,
                     ahead=ahead,
                     is_initial=change.kind == "values" and _is_initial(tensor.tensor, key),
+                    beside_parameters=beside_parameters,
                     is_shared=key in shared and behind == other,
                     loaded_itself_at=None
                     if self._log is None

@@ -26,6 +26,18 @@ def test_a_target_network_that_was_updated_without_its_buffers(model: nn.Sequent
     assert verdict.layers == 3
 
 
+def test_a_model_that_nothing_was_loaded_into_is_told_as_that(model: nn.Sequential) -> None:
+    train(model)
+    torch.manual_seed(1)
+    fresh = nn.Sequential(*(copy.deepcopy(part) for part in model))
+    for part in fresh:
+        part.reset_parameters()
+    told = failure_text(lambda: in_sync(model, fresh, parameters=True))
+    assert "and its parameters differ from those of the first, too: its state was not" in told
+    assert "fix copy all of it: copy.load_state_dict(model.state_dict()), or load the" in told
+    assert "which a loop over parameters() leaves" not in told
+
+
 def test_parameters_are_compared_only_if_asked_for(model: nn.Sequential) -> None:
     other = copy.deepcopy(model)
     with torch.no_grad():
