@@ -121,7 +121,8 @@ def _explain_nothing_updated(group: list[WrongAverage]) -> tuple[str, str]:
         return (
             f"{nothing}: no update ran, or it looked for names and found none, since "
             f"{_differing_names(group)}",
-            _match_names(group),
+            f"update {whole.average} after each step of the optimizer; if that runs, "
+            f"{_match_names(group)}",
         )
     if whole.written:
         return (

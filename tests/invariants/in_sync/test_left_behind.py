@@ -107,6 +107,7 @@ def test_names_that_a_wrapper_changes_are_not_found(critic: Critic, wraps_model:
     wrapper = "_orig_mod." if wraps_model else "module."
     assert "no update ran, or it looked for names and found none" in said
     assert f"differ by the wrapper's '{wrapper}'" in said
+    assert "after each step of the optimizer; if that runs, give the update the module" in said
     assert f"give the update the module inside the wrapper, its .{wrapper[:-1]}" in said
 
 
