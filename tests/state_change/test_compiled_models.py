@@ -185,6 +185,7 @@ def test_a_compiled_layer_with_a_forward_of_its_own_and_no_statistics_is_found(
     assert [cause.name for cause in verdict.causes] == ["no-stored-statistics"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest_bninvariants.InvariantHazard")
 @pytest.mark.parametrize("compiled", COMPILED.values(), ids=COMPILED)
 @pytest.mark.parametrize("excluded", [True, False])
 def test_a_counter_that_is_excluded_or_put_back_does_not_hide_a_compiled_forward(
