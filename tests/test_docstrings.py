@@ -31,6 +31,7 @@ def example_of(name: str) -> doctest.DocTest:
     return doctest.DocTestParser().get_doctest(example, {}, name, None, None)
 
 
+@pytest.mark.filterwarnings("default::pytest_bninvariants.InvariantHazard")  # one shows it
 @pytest.mark.parametrize("name", PUBLIC)
 def test_the_docstring_has_an_example_that_runs(name: str, unreported: dict[int, str]) -> None:
     example = example_of(name)
