@@ -13,7 +13,7 @@ from pytest_bninvariants.audit.findings.leaks import RULES
 from pytest_bninvariants.diagnosis.rule import explain
 from pytest_bninvariants.verdict import Cause, Place
 
-RAN = Place(file="/work/train.py", line=12, function="fit", call="Net()")
+RAN = Place(file="/project/train.py", line=12, function="fit", call="Net()")
 PUT = replace(RAN, line=9, call="Net.train(True)")
 
 
@@ -120,7 +120,7 @@ def test_the_advice_goes_to_whoever_can_follow_it(
     ],
 )
 def test_the_line_that_ran_the_model_is_told_if_it_is_known(place: Place | None, told: str) -> None:
-    said = cause(found(place=place, put=None)).why.replace("/work/", "")
+    said = cause(found(place=place, put=None)).why.replace("/project/", "")
     assert told in said.replace("../", "")
 
 
