@@ -60,12 +60,11 @@ def explain_shared(tensors: Sequence[str], behind: str, ahead: str) -> tuple[str
 
 def explain_own_load(tensors: Sequence[str], behind: str, ahead: str) -> tuple[str, str]:
     """Explain tensors that were loaded from themselves, rather than from the other model."""
-    mine, theirs = expression(behind, "copy"), expression(ahead, "model")
     return (
         f"{behind} was loaded from itself: the state_dict that load_state_dict() got holds "
         f"{one_or_many(tensors, 'its own tensor', 'its own tensors')} {name_list(tensors)}, so "
         "nothing changed",
-        f"load the other model's state: {mine}.load_state_dict({theirs}.state_dict())",
+        f"load the other model's state: {_load(behind, ahead)}",
     )
 
 
@@ -90,6 +89,13 @@ def expression(name: str, default: str) -> str:
     return name.strip("'") if name.startswith("'") else default
 
 
+def _load(behind: str, ahead: str) -> str:
+    """Return the code that loads the state of the model ahead into the one behind."""
+    return (
+        f"{expression(behind, 'copy')}.load_state_dict({expression(ahead, 'model')}.state_dict())"
+    )
+
+
 def _explain_shared(group: list[TensorDifference]) -> tuple[str, str]:
     return explain_shared([each.name for each in group], group[0].behind, group[0].ahead)
 
@@ -107,8 +113,7 @@ def _explain_initial(group: list[TensorDifference]) -> tuple[str, str]:
         f"the running statistics of {name_list(layers)} in {behind} are the initial ones, and its "
         f"parameters differ from those of {ahead}, too: its state was not copied or loaded as a "
         "whole",
-        f"copy all of it: {expression(behind, 'copy')}.load_state_dict("
-        f"{expression(ahead, 'model')}.state_dict()), or load the checkpoint that holds it",
+        f"copy all of it: {_load(behind, ahead)}, or load the checkpoint that holds it",
     )
 
 

@@ -81,8 +81,8 @@ class SyncGuard(PairGuard):
         """Yield what is known of each tensor that differs, or that both models hold."""
         one, other = self._pair.names
         keys = {watched.name: key for key, watched in tensors[0].items()}
-        kinds = {watched.name: watched.kind for watched in tensors[0].values()}
-        beside_parameters = any(kinds.get(change.name) == "parameter" for change in changes)
+        differing = [keys[change.name] for change in changes if change.name in keys]
+        beside_parameters = any(tensors[0][key].kind == "parameter" for key in differing)
         for change in changes:
             key = keys.get(change.name)
             if key is None or key not in tensors[1]:
