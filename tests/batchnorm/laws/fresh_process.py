@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.ranks.runs import environments_of
 
 ROOT = Path(__file__).parents[3]  # snippets import the layers of `tests`
 # torch is imported once, and what torch imports late; a child is forked for each snippet, before
@@ -60,11 +61,7 @@ class SnippetRunner:
 
     def run_on_ranks(self, snippet: str, size: int) -> list[str]:
         """Return the errors that a snippet ends with on each rank, in torchrun's environment."""
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        every = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environments = [{**every, "RANK": rank, "OMP_NUM_THREADS": 1} for rank in range(size)]
-        return self._run(snippet, [{k: str(v) for k, v in e.items()} for e in environments])
+        return self._run(snippet, environments_of(size, {}))
 
     def _run(self, snippet: str, environments: list[dict[str, str]]) -> list[str]:
         """Return the errors of processes, one for each environment."""
